@@ -1,0 +1,1 @@
+"""sit_rl: reinforcement learning of SiT flow models with distribution-wise rewards."""
