@@ -1,3 +1,21 @@
 """fastfid: exact Fréchet distances of many sample swaps at once, and the distribution metrics around them."""
 
+from fastfid.features import FeatureExtractor, feature_extractor
+from fastfid.frechet import frechet_distance, frechet_terms
+from fastfid.kernel_distance import kid, mmd
+from fastfid.moments import FeatureMoments
+from fastfid.neighbours import prdc, precision_recall
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "FeatureExtractor",
+    "FeatureMoments",
+    "feature_extractor",
+    "frechet_distance",
+    "frechet_terms",
+    "kid",
+    "mmd",
+    "prdc",
+    "precision_recall",
+]
