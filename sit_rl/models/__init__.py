@@ -1,0 +1,1 @@
+"""Generators: SiT, in the official checkpoint's key layout."""

@@ -1,0 +1,240 @@
+"""SiT, a transformer over image patches that predicts the velocity of a flow (Ma et al. 2024, arXiv 2401.08740).
+
+Blocks are DiT's adaLN-Zero (Peebles & Xie 2023, arXiv 2212.09748): the class and the time give each block a shift, a
+scale and a gate for its attention and its MLP, all zero at initialisation, so that every block starts as the identity.
+Parameter names and shapes are the official checkpoint's. Labels are never dropped inside the model: pretraining passes
+the null class itself, so no mode of the module can change a log-probability behind a trainer's back.
+
+Shape legend: n images, C channels, H height = width, P patch, T = (H/P)² tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sit_rl.attention import attention
+
+# Frequencies of the time embedding: as published, 256 of them with periods up to 10,000 (· 2π).
+TIME_FREQUENCIES, TIME_MAX_PERIOD = 256, 10_000
+
+
+@dataclass(frozen=True)
+class SiTConfig:
+    """Shape of a SiT: everything a checkpoint's tensors determine, plus the number of heads."""
+
+    image_size: int = 32
+    patch_size: int = 2
+    channels: int = 4
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    num_classes: int = 1000
+    learn_sigma: bool = True  # the last layer has 2·C outputs, of which the velocity is the first half
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, H)."""
+        return self.channels, self.image_size, self.image_size
+
+    def to_dict(self) -> dict:
+        """Plain values, for a file's metadata."""
+        return asdict(self)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches [n, C, H, H] → tokens [n, T, D]."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The strided convolution as one matrix product over flattened patches."""
+        n, channels, height, _ = x.shape
+        patch = self.proj.kernel_size[0]
+        grid = height // patch
+        patches = x.view(n, channels, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5).reshape(n, grid * grid, -1)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class TimeEmbed(nn.Module):
+    """t in [0, 1] [n] → [n, D]: sinusoids (cosines first), then a two-layer MLP."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        """Embed times t [n]."""
+        half = TIME_FREQUENCIES // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angles = t.float()[:, None] * torch.exp(-math.log(TIME_MAX_PERIOD) * exponent)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbed(nn.Module):
+    """Class labels [n] → [n, D]; the last row, index `num_classes`, is the null class."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        """Look labels up."""
+        return self.embedding_table(y)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused qkv projection."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads, self.backend = heads, "sdpa"
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend over the tokens of x [n, T, D]."""
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(n, tokens, 3, self.heads, width // self.heads).unbind(2)
+        return self.proj(attention(q, k, v, self.backend).reshape(n, tokens, width))
+
+
+class Mlp(nn.Module):
+    """Two linear layers, four times as wide inside, with the tanh form of GELU."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply to tokens [n, T, D]."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x (1 + scale) + shift, with shift and scale [n, D] over tokens [n, T, D]."""
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+def normalise(x: torch.Tensor) -> torch.Tensor:
+    """LayerNorm without parameters; ε = 1e-6 as published."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class Block(nn.Module):
+    """Transformer block whose shifts, scales and gates come from the condition c [n, D]."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.attn = SelfAttention(config.width, config.heads)
+        self.mlp = Mlp(config.width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """x + gate·attention(modulated x), then the same with the MLP."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=-1)
+        x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(normalise(x), shift_a, scale_a)))
+        return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(normalise(x), shift_m, scale_m)))
+
+
+class FinalLayer(nn.Module):
+    """Tokens [n, T, D] → flattened output patches [n, T, P·P·out_channels]."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        out_channels = config.channels * (2 if config.learn_sigma else 1)
+        self.linear = nn.Linear(config.width, config.patch_size**2 * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Modulate and project."""
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+        return self.linear(modulate(normalise(x), shift, scale))
+
+
+class SiT(nn.Module):
+    """Velocity v(x, t, y) of the flow from noise (t = 0) to data (t = 1)."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        if config.image_size % config.patch_size:
+            raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
+        if config.width % config.heads:
+            raise ValueError(f"width {config.width} is not a multiple of heads {config.heads}")
+        self.config = config
+        self.x_embedder = PatchEmbed(config)
+        self.t_embedder = TimeEmbed(config.width)
+        self.y_embedder = LabelEmbed(config.num_classes, config.width)
+        grid = config.image_size // config.patch_size
+        self.pos_embed = nn.Parameter(sincos_positions(config.width, grid)[None], requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Published initialisation: Xavier for linear layers, N(0, 0.02²) embeddings, zero modulation and output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        for weight in (self.y_embedder.embedding_table.weight, self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight):
+            nn.init.normal_(weight, std=0.02)
+        for layer in [block.adaLN_modulation[1] for block in self.blocks] + [self.final_layer.adaLN_modulation[1], self.final_layer.linear]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def set_attention(self, backend: str) -> None:
+        """Use a resolved back end of `sit_rl.attention` in every block."""
+        for block in self.blocks:
+            block.attn.backend = backend
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Velocity [n, C, H, H] at x [n, C, H, H], times t [n] in [0, 1], labels y int64 [n] (num_classes = null)."""
+        config = self.config
+        c = self.t_embedder(t) + self.y_embedder(y)
+        tokens = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens, c)
+        patches = self.final_layer(tokens, c)
+        grid, patch = config.image_size // config.patch_size, config.patch_size
+        image = patches.view(-1, grid, grid, patch, patch, patches.shape[-1] // patch**2)
+        image = image.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, config.image_size, config.image_size)
+        return image[:, : config.channels]
+
+
+def sincos_positions(width: int, grid: int) -> torch.Tensor:
+    """Fixed 2-D sine-cosine position table [grid², width], float32: the first half encodes columns, the second rows."""
+    omega = 1 / 10_000 ** (np.arange(width // 4) / (width / 4))
+    rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+    tables = [np.concatenate([np.sin(a), np.cos(a)], axis=1) for a in (np.outer(p.ravel(), omega) for p in (columns, rows))]
+    return torch.from_numpy(np.concatenate(tables, axis=1)).float()
+
+
+def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> SiTConfig:
+    """Read a SiT's shape off its tensors; `heads` defaults to the published 72, 64 or 32 channels a head.
+
+    Raises ValueError naming the first key that is missing when `state` is not a SiT's.
+    """
+    try:
+        width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+        outputs = state["final_layer.linear.weight"].shape[0]
+        tokens = state["pos_embed"].shape[1]
+        classes = state["y_embedder.embedding_table.weight"].shape[0] - 1
+    except KeyError as error:
+        raise ValueError(f"not a SiT checkpoint: it has no tensor {error}") from None
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    if heads is None:
+        heads = next(width // size for size in (72, 64, 32, width) if width % size == 0)
+    return SiTConfig(
+        image_size=math.isqrt(tokens) * patch, patch_size=patch, channels=channels, width=width, depth=depth, heads=heads,
+        num_classes=classes, learn_sigma=outputs == 2 * channels * patch**2,
+    )  # fmt: skip

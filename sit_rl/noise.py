@@ -1,0 +1,41 @@
+"""Random numbers that belong to a sample, not to a process: the same images on one rank or on many.
+
+Every draw is a Philox-4x64 stream (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") addressed by
+(seed, sample index, stream, step): the first two are its key, the last two its counter's high words, so streams never
+overlap, nothing needs saving for a resume, and the number of ranks or the batch size changes no draw.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """What a draw is for; each value is a separate stream of the same (seed, index, step)."""
+
+    INITIAL = 0  # the noise a sample starts from
+    SDE = 1  # the noise of the sampler's stochastic steps
+    LABEL = 2  # class labels
+    SUBSET = 3  # which rows of the reference a candidate replaces
+    MATCHING = 4  # times and noise of the flow-matching surrogate
+    SHUFFLE = 5  # order of the update's minibatches
+    PRETRAIN = 6  # everything random in pretraining
+
+
+def generator(seed: int, stream: Stream, step: int, index: int = 0) -> np.random.Generator:
+    """A NumPy generator addressed by (seed, stream, step, index), all non-negative."""
+    return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, int(stream), step]))
+
+
+def sample_normal(seed: int, stream: Stream, step: int, indices: range | list[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal float32 [len(indices), *shape], row i drawn from the stream of sample `indices[i]` alone."""
+    rows = [generator(seed, stream, step, int(i)).standard_normal(shape, dtype=np.float32) for i in indices]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty((0, *shape))
+
+
+def balanced_labels(count: int, num_classes: int) -> torch.Tensor:
+    """Class of sample i is i mod num_classes: int64 [count], every class as often as every other (± 1)."""
+    return torch.arange(count) % num_classes

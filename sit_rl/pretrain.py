@@ -1,0 +1,229 @@
+"""Make the embedded default: image subsets, feature networks and the base generator, in this order.
+
+    python -m sit_rl.pretrain images --source DIR      DIR holds Fashion-MNIST's four *-ubyte.gz files
+    python -m sit_rl.pretrain features [--source DIR]  fashion-a (the reward's) and fashion-b (only a judge's)
+    python -m sit_rl.pretrain base [--source DIR]      SiT by flow matching, with the curve of its held-out FD
+
+Without --source, the last two train on the 10,000 embedded images; the committed files were made with all 60,000.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from fastfid import FeatureMoments, frechet_distance
+from fastfid.features import ASSETS as FEATURE_ASSETS
+from fastfid.features import FASHION_NETS, build_fashion_net, load_fashion_net
+from sit_rl.ema import EMA
+from sit_rl.images import ASSETS, NUM_CLASSES, ImageSet, balanced_subset, load_embedded, load_official, to_float, to_uint8
+from sit_rl.interpolant import interpolate, target_velocity
+from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.noise import Stream, balanced_labels, generator, sample_normal
+from sit_rl.samplers import SamplerConfig, sample
+
+# SiT of 1.3M parameters for 28×28 grey images: patch 7 makes 16 tokens of 49 pixels.
+FASHION_SIT = SiTConfig(image_size=28, patch_size=7, channels=1, width=128, depth=4, heads=4, num_classes=NUM_CLASSES, learn_sigma=False)
+# Label dropout as published for SiT; the null class then serves classifier-free guidance.
+LABEL_DROPOUT = 0.1
+# Sampler of the curve: enough steps that its own error is far below the differences the curve shows.
+CURVE_SAMPLER = SamplerConfig("ode", "heun", 10)
+
+
+@dataclass
+class Images:
+    """Cut balanced subsets out of the official files."""
+
+    source: Path  # folder with the four official .gz files
+    out: Path = ASSETS
+    train: int = 10_000  # images, from the official training split
+    heldout: int = 5_000  # images, from the official test split
+
+    def run(self) -> None:
+        """Write fashion_mnist_{train,heldout}.npz."""
+        for split, count in (("train", self.train), ("heldout", self.heldout)):
+            subset = balanced_subset(load_official(self.source, split), count)
+            path = self.out / f"fashion_mnist_{split}.npz"
+            np.savez_compressed(path, images=subset.images.numpy(), labels=subset.labels.numpy().astype(np.uint8))
+            print(f"{path}: {count} images, {path.stat().st_size / 1e6:.2f} MB")
+
+
+@dataclass
+class Features:
+    """Train the two feature networks as classifiers."""
+
+    source: Path | None = None  # folder with the official files; default: the embedded subset
+    out: Path = FEATURE_ASSETS
+    passes: int = 6  # over the training images
+    batch: int = 128
+    lr: float = 2e-3  # peak of a one-cycle schedule
+
+    def run(self) -> None:
+        """Write fashion-a.safetensors and fashion-b.safetensors, with their held-out accuracy."""
+        train, heldout = _load(self.source, "train"), load_embedded("heldout")
+        self.out.mkdir(parents=True, exist_ok=True)
+        for seed, name in enumerate(FASHION_NETS):
+            torch.manual_seed(seed)
+            net = build_fashion_net(name)
+            self.fit(net, train, seed, name)
+            accuracy = (_classify(net, heldout.as_float()) == heldout.labels).float().mean().item()
+            metadata = {"heldout_accuracy": f"{accuracy:.4f}", "train_images": str(len(train)), "passes": str(self.passes), "seed": str(seed)}
+            save_file({k: v.contiguous() for k, v in net.state_dict().items()}, self.out / f"{name}.safetensors", metadata)
+            print(f"{name}: held-out accuracy {accuracy:.2%}")
+
+    def fit(self, net: nn.Module, data: ImageSet, seed: int, name: str) -> None:
+        """Cross-entropy, AdamW, one-cycle learning rate, images mirrored at random."""
+        steps = self.passes * (len(data) // self.batch)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, steps)
+        net.train()
+        for rows, rng in tqdm(_batches(len(data), self.batch, steps, seed), total=steps, desc=f"train {name}"):
+            x = to_float(data.images[rows])
+            mirrored = torch.from_numpy(rng.random(len(rows)) < 0.5)
+            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+            loss = F.cross_entropy(net(x), data.labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        net.eval()
+
+
+@dataclass
+class Base:
+    """Pretrain the base generator by flow matching."""
+
+    source: Path | None = None  # folder with the official files; default: the embedded subset
+    out: Path = ASSETS
+    iterations: int = 16_000
+    batch: int = 128
+    lr: float = 1e-3  # peak: linear warm-up over the first 2%, then cosine to zero
+    ema: float = 0.999  # decay per iteration
+    seed: int = 0
+    curve_every: int = 1_000  # iterations between points of the held-out FD curve
+    curve_images: int = 2_500
+
+    def run(self) -> None:
+        """Write base.safetensors (EMA weights) and base_curve.csv (iteration, loss, held-out FD of the EMA)."""
+        train = _load(self.source, "train")
+        heldout_fd = heldout_distance("fashion-a", self.curve_images, self.seed)
+        torch.manual_seed(self.seed)
+        model = SiT(FASHION_SIT)
+        average = EMA(model, self.ema)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.0, fused=True)
+        losses, started = [], time.perf_counter()
+        with open(self.out / "base_curve.csv", "w", newline="") as file:
+            curve = csv.writer(file)
+            curve.writerow(["iteration", "loss", "heldout_fd_fashion_a", "seconds"])
+            bar = tqdm(_batches(len(train), self.batch, self.iterations, self.seed), total=self.iterations, desc="pretrain base")
+            for i, (rows, rng) in enumerate(bar, start=1):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * warmup_cosine(i / self.iterations)
+                loss = flow_matching_loss(model, train, rows, rng)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                average.update(model, decay=min(self.ema, i / (i + 10)))  # a short memory while the weights are far off
+                losses.append(loss.item())
+                if i % self.curve_every == 0 or i == self.iterations:
+                    fd = heldout_fd(average.module)
+                    curve.writerow([i, f"{np.mean(losses[-self.curve_every :]):.5f}", f"{fd:.4f}", f"{time.perf_counter() - started:.0f}"])
+                    file.flush()
+                    bar.set_postfix(loss=f"{np.mean(losses[-500:]):.4f}", fd=f"{fd:.3f}")
+                    self.save(average.module, i)
+
+    def save(self, model: SiT, iteration: int) -> None:
+        """base.safetensors, shape and origin in its metadata."""
+        metadata = {key: str(value) for key, value in model.config.to_dict().items()} | {"iteration": str(iteration), "seed": str(self.seed)}
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, self.out / "base.safetensors", metadata)
+
+
+def flow_matching_loss(model: SiT, data: ImageSet, rows: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Mean of |v(x_t, t, y) − (x₁ − ε)|² over a batch; t logit-normal(0, 1) (Esser et al. 2024), 10% null labels."""
+    x1, n = to_float(data.images[rows]), len(rows)
+    noise = torch.from_numpy(rng.standard_normal(x1.shape, dtype=np.float32))
+    t = torch.sigmoid(torch.from_numpy(rng.standard_normal(n, dtype=np.float32)))
+    dropped = torch.from_numpy(rng.random(n) < LABEL_DROPOUT)
+    y = torch.where(dropped, model.config.num_classes, data.labels[rows])
+    return (model(interpolate(x1, noise, t), t, y) - target_velocity(x1, noise)).square().mean()
+
+
+def warmup_cosine(progress: float, warmup: float = 0.02) -> float:
+    """Learning-rate factor at `progress` in [0, 1]: linear up to 1 at `warmup`, then half a cosine down to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], float]:
+    """A function from a model to the FD between `images` of its samples (fixed noise, balanced labels) and held-out."""
+    net = load_fashion_net(extractor)
+    real = FeatureMoments.from_features(_features(net, load_embedded("heldout").images))
+    labels, shape = balanced_labels(images, NUM_CLASSES), FASHION_SIT.image_shape
+    noise = sample_normal(seed, Stream.PRETRAIN, 1, range(images), shape)
+
+    @torch.no_grad()
+    def distance(model: SiT) -> float:
+        parts = [
+            to_uint8(sample(lambda x, t, y=y: model(x, torch.full((len(x),), t), y), z, CURVE_SAMPLER))
+            for z, y in zip(noise.split(250), labels.split(250), strict=True)
+        ]
+        return float(frechet_distance(real, FeatureMoments.from_features(_features(net, torch.cat(parts)))))
+
+    return distance
+
+
+@torch.no_grad()
+def _features(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([net.features(to_float(part)) for part in images.split(500)])
+
+
+@torch.no_grad()
+def _classify(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([net(part).argmax(1) for part in x.split(500)])
+
+
+def _load(source: Path | None, split: str) -> ImageSet:
+    return load_official(source, split) if source is not None else load_embedded(split)
+
+
+def _batches(count: int, batch: int, steps: int, seed: int) -> Iterator[tuple[torch.Tensor, np.random.Generator]]:
+    """`steps` batches of row numbers, reshuffled at every pass, each with a generator of its own."""
+    per_pass = count // batch
+    for i in range(steps):
+        if i % per_pass == 0:
+            order = generator(seed, Stream.PRETRAIN, 0, i // per_pass).permutation(count)
+        start = i % per_pass * batch
+        yield torch.from_numpy(order[start : start + batch]), generator(seed, Stream.PRETRAIN, 2, i)
+
+
+def main() -> None:
+    """Command line: one of images, features, base."""
+    command = tyro.cli(
+        Annotated[Images, tyro.conf.subcommand("images")]
+        | Annotated[Features, tyro.conf.subcommand("features")]
+        | Annotated[Base, tyro.conf.subcommand("base")],
+        description=__doc__,
+    )
+    try:
+        command.run()
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
