@@ -5,12 +5,15 @@ from fastfid.frechet import frechet_distance, frechet_terms
 from fastfid.kernel_distance import kid, mmd
 from fastfid.moments import FeatureMoments
 from fastfid.neighbours import prdc, precision_recall
+from fastfid.swap import RealFactor, SwapEngine, swap_change_ref
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FeatureExtractor",
     "FeatureMoments",
+    "RealFactor",
+    "SwapEngine",
     "feature_extractor",
     "frechet_distance",
     "frechet_terms",
@@ -18,4 +21,5 @@ __all__ = [
     "mmd",
     "prdc",
     "precision_recall",
+    "swap_change_ref",
 ]

@@ -1,0 +1,62 @@
+"""Which code computes the log-determinants of a swap engine, and why.
+
+    cpp      fused C++ kernel of csrc/cpu: host memory, no gradient
+    torch    batched torch operations: any device, differentiable in the added rows
+"""
+
+from typing import NamedTuple
+
+import torch
+
+try:
+    from fastfid import _C
+except ImportError as error:  # a source tree that was never built; the torch route computes the same numbers
+    _C = None
+    _MISSING = f"the compiled extension could not be imported ({error})"
+else:
+    _MISSING = ""
+
+BACKENDS = ("auto", "cpp", "torch")
+
+# The kernel factors one Gram matrix per thread inside its cache; wider changes are left to torch's blocked LU.
+MAX_KERNEL_RANK = 512
+
+
+class Choice(NamedTuple):
+    """A backend and the reason it was chosen."""
+
+    name: str
+    why: str
+
+
+def choose(requested: str, device: torch.device, rank: int = 0, needs_grad: bool = False) -> Choice:
+    """Backend for changes of this rank on this device; ValueError when the one asked for cannot do it."""
+    if requested not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {requested!r}")
+    if requested == "torch":
+        return Choice("torch", "asked for")
+    obstacle = _cpp_obstacle(device, rank, needs_grad)
+    if not obstacle:
+        instructions = _C.cpu_kernel_name()
+        return Choice("cpp", f"{'asked for' if requested == 'cpp' else 'data in host memory'}; {instructions} kernel")
+    if requested == "cpp":
+        raise ValueError(f"backend='cpp' cannot be used: {obstacle}; pass backend='auto' or 'torch'")
+    return Choice("torch", obstacle)
+
+
+def _cpp_obstacle(device: torch.device, rank: int, needs_grad: bool) -> str:
+    """Why the C++ kernel cannot serve, or an empty string."""
+    if needs_grad:
+        return "added rows require a gradient"
+    if device.type != "cpu":
+        return f"data lives on {device}"
+    if rank > MAX_KERNEL_RANK:
+        return f"rank {rank} of the change exceeds the kernel's {MAX_KERNEL_RANK}"
+    return _MISSING
+
+
+def extension():
+    """The compiled module `fastfid._C`; ImportError with the reason when it was not built."""
+    if _C is None:
+        raise ImportError(f"{_MISSING}; reinstall fastfid with a C++ compiler")
+    return _C
