@@ -2,6 +2,7 @@
 
 from fastfid.features import FeatureExtractor, feature_extractor
 from fastfid.frechet import frechet_distance, frechet_terms
+from fastfid.images import open_images
 from fastfid.kernel_distance import kid, mmd
 from fastfid.moments import FeatureMoments
 from fastfid.neighbours import prdc, precision_recall
@@ -19,6 +20,7 @@ __all__ = [
     "frechet_terms",
     "kid",
     "mmd",
+    "open_images",
     "prdc",
     "precision_recall",
     "swap_change_ref",

@@ -99,7 +99,9 @@ def _stage(c_in: int, c_out: int, kernel_size: int, activation: str, downsample:
 
 
 def build_fashion_net(name: str, num_classes: int = 10) -> FashionNet:
-    """Untrained FashionNet of the shape that `FASHION_NETS[name]` describes."""
+    """Untrained FashionNet of the shape that `FASHION_NETS[name]` describes; ValueError for an unknown name."""
+    if name not in FASHION_NETS:
+        raise ValueError(f"unknown fashion network {name!r}; choose one of {', '.join(FASHION_NETS)}")
     return FashionNet(num_classes=num_classes, **asdict(FASHION_NETS[name]))
 
 
@@ -108,17 +110,16 @@ def load_fashion_net(name: str, path: str | Path | None = None) -> FashionNet:
 
     ValueError for an unknown name; FileNotFoundError, naming the command that trains them, for missing weights.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    net = build_fashion_net(_known_fashion_net(name))
-    net.load_state_dict(load_file(_fashion_weights(name, path)))
+    net, weights = build_fashion_net(name), _fashion_weights(name, path)
+    try:
+        net.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as unfit:
+        reason = str(unfit).splitlines()[0]
+        raise ValueError(f"{weights} does not hold the weights of {name} ({reason}); pass the right file") from None
     return net.eval().requires_grad_(False)
-
-
-def _known_fashion_net(name: str) -> str:
-    if name not in FASHION_NETS:
-        raise ValueError(f"unknown fashion network {name!r}; choose one of {', '.join(FASHION_NETS)}")
-    return name
 
 
 def _fashion_weights(name: str, path: str | Path | None) -> Path:
@@ -224,9 +225,10 @@ def feature_extractor(
 ) -> FeatureExtractor:
     """Extractor called `name` ("fashion-a", "fashion-b" or "inception"), its weights from the file `weights` if given.
 
-    ValueError for an unknown name or a file of the wrong hash, FileNotFoundError for missing weights, ImportError
-    naming the extra when "inception" lacks torch-fidelity.
+    ValueError for an unknown name, an unusable device or a file of the wrong hash, FileNotFoundError for missing
+    weights, ImportError naming the extra when "inception" lacks torch-fidelity.
     """
+    device = _usable_device(device)
     if name in FASHION_NETS:
         return _fashion_extractor(name, weights, device)
     if name == "inception":
@@ -235,6 +237,14 @@ def feature_extractor(
 
 
 EXTRACTOR_NAMES = (*FASHION_NETS, "inception")
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as unusable:  # AssertionError: torch built without that backend
+        reason = str(unusable).splitlines()[0]
+        raise ValueError(f"the device {device} cannot be used here ({reason}); pass device='cpu'") from None
 
 
 def _fashion_extractor(name: str, weights: str | Path | None, device: str | torch.device) -> FeatureExtractor:

@@ -143,12 +143,12 @@ class FeatureMoments:
 
 def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
     """ValueError unless a and b agree in dimension and, where both tell, in extractor and weights."""
-    if a.dim != b.dim:
-        raise ValueError(f"moments of d = {a.dim} and d = {b.dim} cannot be compared; use one extractor for both")
     for key in ("extractor", "weights_sha256", "preprocessing"):
         ours, theirs = a.provenance.get(key), b.provenance.get(key)
         if ours is not None and theirs is not None and ours != theirs:
             raise ValueError(f"the {key} differs: {ours} against {theirs}; extract both sets with the same network")
+    if a.dim != b.dim:
+        raise ValueError(f"moments of d = {a.dim} and d = {b.dim} cannot be compared; use one extractor for both")
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------
