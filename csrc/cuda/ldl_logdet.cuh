@@ -1,0 +1,104 @@
+// Batched log|det(J + G)| by LDLᵀ, one matrix a block, the lower triangle in shared memory.
+//
+//   J + G = L D Lᵀ,   J = diag(−1 … −1, +1 … +1),   log|det| = Σ_j log|d_j|
+//
+// J + G is quasi-definite (fastfid/swap.py), so no pivoting: column after column,
+//
+//   G[i, x] −= G[i, j] G[x, j] / d_j      for j < x ≤ i < k,
+//
+// J is never added to the matrix: where G is small beside 1, log1p(g) keeps the digits that 1 + g would round away.
+// One warp a row, its lanes along the row.  k³/6 multiply-adds against k²/2 loads of G from memory: the whole factorisation
+// runs at shared-memory speed, two barriers a column.  Packed rows (row i starts at i(i+1)/2) halve the memory: k = 256 takes
+// 128 kB in float32, within an A100's 163 kB.
+//
+// The file compiles as CUDA and, with a header that supplies threadIdx, blockIdx, blockDim, __syncthreads and
+// FASTFID_SHARED_MEMORY, as C++: tests/test_csrc.py runs it block by block on the CPU.
+//
+// Legend: k order, removed number of leading negative pivots, i row, x and j columns.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastfid {
+
+constexpr int LDL_THREADS = 256;
+constexpr int LDL_WARP = 32;
+
+__host__ __device__ inline int packed_row(int i) { return i * (i + 1) / 2; }
+
+// Bytes of shared memory: reduction buffers, packed triangle, the current column, the diagonal before elimination.
+template <class T>
+__host__ __device__ inline size_t ldl_shared_bytes(int k) {
+    return LDL_THREADS * (sizeof(double) + sizeof(int)) + (packed_row(k) + 2 * k) * sizeof(T);
+}
+
+// |d_j| − 1 for the pivot d_j = J_j + g, where exact arithmetic has it: 1 − g > 0 for a removed row, g ≥ 0 for an added one.
+template <class T>
+__device__ inline double pivot_excess(T g, bool removed) {
+    const double least = sizeof(T) == 4 ? 4.8e-7 : 8.9e-16;  // 4 ε
+    if (removed) return g <= 1 - least ? -static_cast<double>(g) : least - 1;
+    return g >= 0 ? static_cast<double>(g) : 0;
+}
+
+// Whether rounding explains the pivot; false for NaN.
+template <class T>
+__device__ inline bool plausible(T g, bool removed, T diagonal, double slack) {
+    return removed ? g <= 1 + slack : g >= -slack * (1 + diagonal);
+}
+
+// matrices [gridDim.x, k, k] → logdets [gridDim.x], bad [gridDim.x] the first implausible pivot's column or −1.
+template <class T>
+__global__ void __launch_bounds__(LDL_THREADS)
+ldl_logdet(const T* matrices, double* logdets, int* bad, int k, int removed, double slack) {
+    FASTFID_SHARED_MEMORY(memory);
+    double* sums = reinterpret_cast<double*>(memory);
+    int* firsts = reinterpret_cast<int*>(sums + LDL_THREADS);
+    T* triangle = reinterpret_cast<T*>(firsts + LDL_THREADS);
+    T* column = triangle + packed_row(k);
+    T* diagonal = column + k;
+    const int thread = threadIdx.x, lane = thread % LDL_WARP, warp = thread / LDL_WARP, warps = LDL_THREADS / LDL_WARP;
+    const T* matrix = matrices + static_cast<int64_t>(blockIdx.x) * k * k;
+
+    for (int i = warp; i < k; i += warps)
+        for (int x = lane; x <= i; x += LDL_WARP) {
+            T value = matrix[static_cast<int64_t>(i) * k + x];
+            if (x == i) diagonal[i] = value;
+            triangle[packed_row(i) + x] = value;
+        }
+
+    for (int j = 0; j < k; j++) {
+        __syncthreads();  // column j is final
+        for (int i = j + 1 + thread; i < k; i += LDL_THREADS) column[i] = triangle[packed_row(i) + j];
+        const T inverse_pivot = T((j < removed ? -1 : 1) / (1 + pivot_excess(triangle[packed_row(j) + j], j < removed)));
+        __syncthreads();  // its copy is complete
+        for (int i = j + 1 + warp; i < k; i += warps) {
+            const T factor = column[i] * inverse_pivot;
+            for (int x = j + 1 + lane; x <= i; x += LDL_WARP) triangle[packed_row(i) + x] -= factor * column[x];
+        }
+    }
+    __syncthreads();
+
+    double sum = 0;
+    int first = k;
+    for (int j = thread; j < k; j += LDL_THREADS) {
+        const T g = triangle[packed_row(j) + j];
+        sum += log1p(pivot_excess(g, j < removed));
+        if (first == k && !plausible(g, j < removed, diagonal[j], slack)) first = j;
+    }
+    sums[thread] = sum;
+    firsts[thread] = first;
+    for (int half = LDL_THREADS / 2; half > 0; half /= 2) {  // a fixed tree: the same bits every run
+        __syncthreads();
+        if (thread < half) {
+            sums[thread] += sums[thread + half];
+            firsts[thread] = firsts[thread] < firsts[thread + half] ? firsts[thread] : firsts[thread + half];
+        }
+    }
+    if (thread == 0) {
+        const bool wrong = firsts[0] < k;
+        logdets[blockIdx.x] = wrong ? NAN : sums[0];
+        bad[blockIdx.x] = wrong ? firsts[0] : -1;
+    }
+}
+
+}  // namespace fastfid

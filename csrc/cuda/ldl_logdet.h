@@ -1,0 +1,19 @@
+// Batched log|det(J + G)| on a CUDA device; the launch side of ldl_logdet.cuh, free of CUDA headers.
+#pragma once
+
+#include <cstdint>
+
+namespace fastfid {
+
+constexpr int LDL_MAX_K = 256;
+
+// Error codes are cudaError_t: 0 launched, 35 and 100 no usable device, 1 k too large for the device's shared memory.
+// matrices [count, k, k] (lower triangles are read), logdets [count], bad [count] are device addresses; stream a cudaStream_t.
+int launch_ldl_logdet(const float* matrices, double* logdets, int* bad, int64_t count, int k, int removed, double slack,
+                      void* stream);
+int launch_ldl_logdet(const double* matrices, double* logdets, int* bad, int64_t count, int k, int removed, double slack,
+                      void* stream);
+
+int cuda_device_status();
+
+}  // namespace fastfid
