@@ -259,6 +259,8 @@ def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
 def _checked_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     """Both sides as float64; ValueError for shapes or devices that differ, empty sides or values not finite."""
     real, generated = (torch.as_tensor(x).detach().to(torch.float64) for x in (real, generated))
+    if real.device != generated.device:
+        raise ValueError(f"real is on {real.device}, generated on {generated.device}; move one of them")
     for name, x in (("real", real), ("generated", generated)):
         if x.dim() != 2 or 0 in x.shape:
             raise ValueError(f"{name} features must be [n, d] with n, d > 0, got shape {tuple(x.shape)}")
@@ -269,6 +271,4 @@ def _checked_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"real has d = {real.shape[1]}, generated has d = {generated.shape[1]}; use one extractor for both"
         )
-    if real.device != generated.device:
-        raise ValueError(f"real is on {real.device}, generated on {generated.device}; move one of them")
     return real, generated

@@ -169,6 +169,8 @@ def _checked_pair(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tens
     real, generated = torch.as_tensor(real).detach(), torch.as_tensor(generated).detach()
     if k < 1:
         raise ValueError(f"nearest_k is {k}; it counts neighbours from 1")
+    if real.device != generated.device:
+        raise ValueError(f"real is on {real.device}, generated on {generated.device}; move one of them")
     for name, x in (("real", real), ("generated", generated)):
         if x.dim() != 2 or 0 in x.shape:
             raise ValueError(f"{name} features must be [n, d] with n, d > 0, got shape {tuple(x.shape)}")
@@ -181,6 +183,4 @@ def _checked_pair(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tens
         raise ValueError(
             f"real has d = {real.shape[1]}, generated has d = {generated.shape[1]}; use one extractor for both"
         )
-    if real.device != generated.device:
-        raise ValueError(f"real is on {real.device}, generated on {generated.device}; move one of them")
     return real, generated
