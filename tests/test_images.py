@@ -1,0 +1,184 @@
+"""Folders, zips, npz files and arrays give the same batches, and every unfit image is named."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastfid import open_images
+
+
+def picture(seed, height=6, width=5, channels=3):
+    """uint8 [H, W, C], noise."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def encoded(pixels, form="PNG", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def pack(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def all_images(source, size=2, **options):
+    return torch.cat(list(open_images(source, **options).batches(size)))
+
+
+def channels_first(pictures):
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+# --- what can be read --------------------------------------------------------------------------------------------
+
+FILES = {"b.png": encoded(picture(1)), "a/z.PNG": encoded(picture(0)), "c.txt": b"no image", "._b.png": b"no image"}
+EXPECTED = channels_first([picture(0), picture(1)])  # a/z.PNG sorts before b.png
+
+
+def test_folder_and_zip_agree(tmp_path):
+    folder, archive = write(tmp_path / "f", FILES), pack(tmp_path / "f.zip", FILES)
+    for source in (folder, str(folder), archive, pack(tmp_path / "r.ZIP", dict(reversed(FILES.items())))):
+        assert len(open_images(source)) == 2
+        assert torch.equal(all_images(source), EXPECTED)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "f.zip", "r.ZIP"]  # nothing was unpacked
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".jpeg", ".JPEG", ".webp", ".bmp", ".tif"])
+def test_every_format(tmp_path, extension):
+    form = Image.registered_extensions()[extension.lower()]
+    content = encoded(picture(3), form)
+    images = all_images(write(tmp_path, {f"x{extension}": content}))
+    assert torch.equal(images, channels_first([np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))]))
+
+
+def test_batches_cover_all_images_in_order(tmp_path):
+    pictures = [picture(i, channels=1) for i in range(7)]
+    folder = write(tmp_path, {f"{i}.png": encoded(p) for i, p in enumerate(pictures)})
+    batches = list(open_images(folder).batches(3))
+    assert [tuple(batch.shape) for batch in batches] == [(3, 1, 6, 5), (3, 1, 6, 5), (1, 1, 6, 5)]
+    assert all(batch.dtype == torch.uint8 for batch in batches)
+    assert torch.equal(torch.cat(batches), channels_first(pictures))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK"])
+def test_colour_modes_become_rgb(tmp_path, mode):
+    image = Image.fromarray(picture(0)).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    images = all_images(write(tmp_path, {"x.tif": buffer.getvalue()}))
+    assert torch.equal(images, channels_first([np.asarray(image.convert("RGB"))]))
+
+
+def test_arrays_of_every_layout(tmp_path):
+    pixels = np.stack([picture(0), picture(1), picture(2)])
+    np.savez(tmp_path / "adm.npz", arr_0=pixels, labels=np.zeros(3))
+    np.savez_compressed(tmp_path / "ours.npz", images=pixels.transpose(0, 3, 1, 2))
+    np.save(tmp_path / "x.npy", pixels)
+    first = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+    for source in (pixels, first, tmp_path / "adm.npz", tmp_path / "ours.npz", tmp_path / "x.npy"):
+        assert len(open_images(source)) == 3
+        assert torch.equal(all_images(source), first)
+    assert torch.equal(all_images(pixels[..., 0]), first[:, :1])  # [n, H, W]
+    assert open_images(open_images(pixels)).name == "the array"
+
+
+@pytest.mark.parametrize("value_range", [(0, 1), (-1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_floats_of_a_stated_range_round_to_the_nearest_level(value_range, dtype):
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    lo, hi = value_range
+    floats = levels.to(dtype) / 255 * (hi - lo) + lo
+    assert torch.equal(all_images(floats, value_range=value_range), levels)
+    assert torch.equal(all_images(floats + 1e-4, value_range=value_range), levels)  # a hair outside is still white
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+def error_of(source, **options):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        all_images(source, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_missing_and_empty_sources(tmp_path):
+    assert "nowhere does not exist; pass a folder" in error_of(tmp_path / "nowhere")
+    assert "holds no images; expected files ending in .bmp" in error_of(write(tmp_path / "f", {"c.txt": b""}))
+    assert "holds no images" in error_of(pack(tmp_path / "f.zip", {"c.txt": b""}))
+    assert "the array holds no images" in error_of(torch.zeros(0, 3, 4, 4, dtype=torch.uint8))
+    (tmp_path / "x.png").write_bytes(encoded(picture(0)))
+    assert "x.png is not a folder" in error_of(tmp_path / "x.png")
+
+
+def test_damaged_images_are_named(tmp_path):
+    good = encoded(picture(0, 64, 64))
+    for name, content in {"short.png": good[: len(good) // 2], "empty.png": b"", "text.jpg": b"hello"}.items():
+        folder = write(tmp_path / name, {"a.png": good, name: content})
+        assert f"{name} in {folder} cannot be read as an 8-bit image" in error_of(folder)
+        assert f"{name} in " in error_of(pack(tmp_path / f"{name}.zip", {name: content}))
+    deep = Image.fromarray(np.zeros((4, 4), np.uint16))
+    deep.save(tmp_path / "short.png" / "a.png")
+    assert "more than 8 bits a channel (mode I;16)" in error_of(tmp_path / "short.png")
+
+
+def test_mixed_sizes_and_channels_are_named(tmp_path):
+    sizes = write(tmp_path / "s", {"a.png": encoded(picture(0)), "b.png": encoded(picture(0, 7, 9))})
+    assert "b.png in" in error_of(sizes)
+    assert "is 9x7 pixels, a.png is 5x6; resize all images to one size" in error_of(sizes)
+    assert "is 9x7 pixels" in error_of(sizes, size=1)  # also across batches
+    channels = write(tmp_path / "c", {"a.png": encoded(picture(0)), "b.png": encoded(picture(0, channels=1))})
+    assert "b.png in" in error_of(channels)
+    assert "has 1 channels, a.png has 3; convert all images to RGB or all to grey" in error_of(channels)
+
+
+@pytest.mark.parametrize("member", ["../x.png", "/x.png", "a/../../x.png", "..\\x.png"])
+def test_zips_that_escape_are_refused(tmp_path, member):
+    archive = pack(tmp_path / "evil.zip", {member: encoded(picture(0))})
+    assert "which leaves the archive" in error_of(archive)
+
+
+def test_damaged_archives_are_named(tmp_path):
+    (tmp_path / "x.zip").write_bytes(b"PK no zip")
+    assert "x.zip is not a readable zip" in error_of(tmp_path / "x.zip")
+    for name in ("x.npz", "x.npy"):
+        (tmp_path / name).write_bytes(b"no array")
+        assert f"{name} cannot be read by NumPy" in error_of(tmp_path / name)
+    np.savez(tmp_path / "y.npz", feats=np.zeros(3))
+    assert "has neither arr_0 nor images (only feats); save the images as arr_0" in error_of(tmp_path / "y.npz")
+    pixels = encoded(picture(0, 64, 64))
+    archive = bytearray(pack(tmp_path / "z.zip", {"a.png": pixels}).read_bytes())
+    archive[len(pixels) // 2] ^= 255  # one wrong byte: the checksum tells
+    (tmp_path / "z.zip").write_bytes(archive)
+    assert "a.png in" in error_of(tmp_path / "z.zip")
+
+
+def test_arrays_that_are_no_images():
+    assert "has shape (4, 5); images are" in error_of(np.zeros((4, 5), np.uint8))
+    assert "has shape (4, 5, 6, 7)" in error_of(np.zeros((4, 5, 6, 7), np.uint8))
+    assert "is int64; images are uint8" in error_of(torch.zeros(2, 3, 4, 4, dtype=torch.int64))
+    assert "the batch size is 0" in error_of(np.zeros((4, 5, 6), np.uint8), size=0)
+
+
+def test_float_ranges_are_never_guessed():
+    unit = torch.rand(2, 3, 4, 4)
+    assert "is float32 and does not tell its range; pass value_range=(0, 1) or (-1, 1)" in error_of(unit)
+    assert "outside value_range=(0, 1)" in error_of(2 * unit - 1, value_range=(0, 1))
+    assert "outside value_range=(-1, 1)" in error_of(255 * unit.numpy(), value_range=(-1, 1))
+    assert "values from nan to nan in images 0 to 1" in error_of(unit * torch.nan, value_range=(0, 1))
