@@ -49,7 +49,9 @@ def load_embedded(split: str) -> ImageSet:
     """The committed balanced subset, `train` or `heldout`."""
     path = ASSETS / f"fashion_mnist_{split}.npz"
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is missing from sit_rl/assets; make it with `python -m sit_rl.pretrain images --source DIR`")
+        raise FileNotFoundError(
+            f"{path.name} is missing from sit_rl/assets; make it with `python -m sit_rl.pretrain images --source DIR`"
+        )
     with np.load(path) as arrays:
         return ImageSet(torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long())
 
@@ -60,13 +62,17 @@ def load_official(folder: Path, split: str) -> ImageSet:
     pixels = _read_idx(Path(f"{stem}-images-idx3-ubyte.gz"), IMAGE_HEADER)
     labels = _read_idx(Path(f"{stem}-labels-idx1-ubyte.gz"), LABEL_HEADER)
     if len(pixels) != len(labels) * 28 * 28:
-        raise ValueError(f"{stem}-*: {len(pixels)} pixels do not make {len(labels)} images of 28×28; download the files again")
+        raise ValueError(
+            f"{stem}-*: {len(pixels)} pixels do not make {len(labels)} images of 28×28; download the files again"
+        )
     return ImageSet(torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy()), torch.from_numpy(labels.astype(np.int64)))
 
 
 def _read_idx(path: Path, header: int) -> np.ndarray:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; point --source at a folder with Fashion-MNIST's four .gz files")
+        raise FileNotFoundError(
+            f"{path} does not exist; point --source at a folder with Fashion-MNIST's four .gz files"
+        )
     return np.frombuffer(gzip.open(path).read(), np.uint8, offset=header)
 
 

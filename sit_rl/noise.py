@@ -23,6 +23,10 @@ class Stream(IntEnum):
     MATCHING = 4  # times and noise of the flow-matching surrogate
     SHUFFLE = 5  # order of the update's minibatches
     PRETRAIN = 6  # everything random in pretraining
+    EVALUATE = 7  # the noise evaluations start from
+    EVALUATE_SDE = 8  # and that of their stochastic steps
+    REFERENCE = 9  # the noise a reference set starts from
+    REFERENCE_SDE = 10  # and that of its stochastic steps
 
 
 def generator(seed: int, stream: Stream, step: int, index: int = 0) -> np.random.Generator:
@@ -30,7 +34,9 @@ def generator(seed: int, stream: Stream, step: int, index: int = 0) -> np.random
     return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, int(stream), step]))
 
 
-def sample_normal(seed: int, stream: Stream, step: int, indices: range | list[int], shape: tuple[int, ...]) -> torch.Tensor:
+def sample_normal(
+    seed: int, stream: Stream, step: int, indices: range | list[int], shape: tuple[int, ...]
+) -> torch.Tensor:
     """Standard normal float32 [len(indices), *shape], row i drawn from the stream of sample `indices[i]` alone."""
     rows = [generator(seed, stream, step, int(i)).standard_normal(shape, dtype=np.float32) for i in indices]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty((0, *shape))

@@ -29,14 +29,25 @@ from fastfid import FeatureMoments, frechet_distance
 from fastfid.features import ASSETS as FEATURE_ASSETS
 from fastfid.features import FASHION_NETS, build_fashion_net, load_fashion_net
 from sit_rl.ema import EMA
-from sit_rl.images import ASSETS, NUM_CLASSES, ImageSet, balanced_subset, load_embedded, load_official, to_float, to_uint8
+from sit_rl.images import (
+    ASSETS,
+    NUM_CLASSES,
+    ImageSet,
+    balanced_subset,
+    load_embedded,
+    load_official,
+    to_float,
+    to_uint8,
+)
 from sit_rl.interpolant import interpolate, target_velocity
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.noise import Stream, balanced_labels, generator, sample_normal
 from sit_rl.samplers import SamplerConfig, sample
 
 # SiT of 1.3M parameters for 28×28 grey images: patch 7 makes 16 tokens of 49 pixels.
-FASHION_SIT = SiTConfig(image_size=28, patch_size=7, channels=1, width=128, depth=4, heads=4, num_classes=NUM_CLASSES, learn_sigma=False)
+FASHION_SIT = SiTConfig(
+    image_size=28, patch_size=7, channels=1, width=128, depth=4, heads=4, num_classes=NUM_CLASSES, learn_sigma=False
+)
 # Label dropout as published for SiT; the null class then serves classifier-free guidance.
 LABEL_DROPOUT = 0.1
 # Sampler of the curve: enough steps that its own error is far below the differences the curve shows.
@@ -80,8 +91,15 @@ class Features:
             net = build_fashion_net(name)
             self.fit(net, train, seed, name)
             accuracy = (_classify(net, heldout.as_float()) == heldout.labels).float().mean().item()
-            metadata = {"heldout_accuracy": f"{accuracy:.4f}", "train_images": str(len(train)), "passes": str(self.passes), "seed": str(seed)}
-            save_file({k: v.contiguous() for k, v in net.state_dict().items()}, self.out / f"{name}.safetensors", metadata)
+            metadata = {
+                "heldout_accuracy": f"{accuracy:.4f}",
+                "train_images": str(len(train)),
+                "passes": str(self.passes),
+                "seed": str(seed),
+            }
+            save_file(
+                {k: v.contiguous() for k, v in net.state_dict().items()}, self.out / f"{name}.safetensors", metadata
+            )
             print(f"{name}: held-out accuracy {accuracy:.2%}")
 
     def fit(self, net: nn.Module, data: ImageSet, seed: int, name: str) -> None:
@@ -128,7 +146,11 @@ class Base:
         with open(self.out / "base_curve.csv", "w", newline="") as file:
             curve = csv.writer(file)
             curve.writerow(["iteration", "loss", "heldout_fd_fashion_a", "seconds"])
-            bar = tqdm(_batches(len(train), self.batch, self.iterations, self.seed), total=self.iterations, desc="pretrain base")
+            bar = tqdm(
+                _batches(len(train), self.batch, self.iterations, self.seed),
+                total=self.iterations,
+                desc="pretrain base",
+            )
             for i, (rows, rng) in enumerate(bar, start=1):
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr * warmup_cosine(i / self.iterations)
@@ -141,14 +163,24 @@ class Base:
                 losses.append(loss.item())
                 if i % self.curve_every == 0 or i == self.iterations:
                     fd = heldout_fd(average.module)
-                    curve.writerow([i, f"{np.mean(losses[-self.curve_every :]):.5f}", f"{fd:.4f}", f"{time.perf_counter() - started:.0f}"])
+                    curve.writerow(
+                        [
+                            i,
+                            f"{np.mean(losses[-self.curve_every :]):.5f}",
+                            f"{fd:.4f}",
+                            f"{time.perf_counter() - started:.0f}",
+                        ]
+                    )
                     file.flush()
                     bar.set_postfix(loss=f"{np.mean(losses[-500:]):.4f}", fd=f"{fd:.3f}")
                     self.save(average.module, i)
 
     def save(self, model: SiT, iteration: int) -> None:
         """base.safetensors, shape and origin in its metadata."""
-        metadata = {key: str(value) for key, value in model.config.to_dict().items()} | {"iteration": str(iteration), "seed": str(self.seed)}
+        metadata = {key: str(value) for key, value in model.config.to_dict().items()} | {
+            "iteration": str(iteration),
+            "seed": str(self.seed),
+        }
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, self.out / "base.safetensors", metadata)
 
 

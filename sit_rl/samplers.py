@@ -58,7 +58,9 @@ class SamplerConfig:
         if self.diffusion not in DIFFUSIONS:
             raise ValueError(f"diffusion is {self.diffusion!r}; choose one of {', '.join(DIFFUSIONS)}")
         if self.kind == "sde" and self.method == "exponential" and self.diffusion != "sigma":
-            raise ValueError(f"the exponential step is derived for diffusion 'sigma', not {self.diffusion!r}; use method 'euler'")
+            raise ValueError(
+                f"the exponential step is derived for diffusion 'sigma', not {self.diffusion!r}; use method 'euler'"
+            )
         if self.steps < 1:
             raise ValueError(f"sampler steps is {self.steps}; it must be at least 1")
 
@@ -100,13 +102,15 @@ def time_grid(config: SamplerConfig) -> list[float]:
     return [i / config.steps for i in range(config.steps + 1)]
 
 
-def sample(velocity: VelocityField, noise: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource | None = None) -> torch.Tensor:
+def sample(
+    velocity: VelocityField, noise: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource | None = None
+) -> torch.Tensor:
     """Samples of noise's shape [n, C, H, W]; an SDE draws its steps' noise from `step_noise`."""
     if config.kind == "ode":
         return sample_ode(velocity, noise, config)
     if step_noise is None:
         raise ValueError("an SDE sampler needs step_noise, a function from the step number to standard normal noise")
-    return sample_sde(velocity, noise, config, step_noise)[-1]
+    return sample_sde(velocity, noise, config, step_noise).states[-1]
 
 
 def sample_ode(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig) -> torch.Tensor:
@@ -115,7 +119,9 @@ def sample_ode(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig) 
         from torchdiffeq import odeint
 
         ends = torch.tensor([0.0, 1.0], device=x.device)
-        return odeint(lambda t, y: velocity(y, float(t)), x, ends, method="dopri5", atol=DOPRI5_ATOL, rtol=DOPRI5_RTOL)[-1]
+        return odeint(lambda t, y: velocity(y, float(t)), x, ends, method="dopri5", atol=DOPRI5_ATOL, rtol=DOPRI5_RTOL)[
+            -1
+        ]
     grid = time_grid(config)
     for t, s in zip(grid, grid[1:]):
         v = velocity(x, t)
@@ -125,13 +131,23 @@ def sample_ode(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig) 
     return x
 
 
-def sample_sde(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource) -> list[torch.Tensor]:
-    """States x_0, …, x_steps of one SDE path, each [n, C, H, W]; the last is the sample."""
-    grid, states = time_grid(config), [x]
+@dataclass
+class Path:
+    """An SDE path: states x_0 … x_steps, each [n, C, H, W], and log p(x_{i+1} | x_i) [n] of its noisy steps."""
+
+    states: list[torch.Tensor]
+    log_prob: list[torch.Tensor]
+
+
+def sample_sde(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource) -> Path:
+    """Follow one SDE path per sample; the last step is noiseless and has no log-probability."""
+    grid, path = time_grid(config), Path([x], [])
     for i in range(config.steps):
-        step = transition(velocity(states[-1], grid[i]), states[-1], i, config)
-        states.append(step.sample(step_noise(i)) if step.std else step.mean)
-    return states
+        step = transition(velocity(path.states[-1], grid[i]), path.states[-1], i, config)
+        path.states.append(step.sample(step_noise(i)) if step.std else step.mean)
+        if step.std:
+            path.log_prob.append(step.log_prob(path.states[-1]))
+    return path
 
 
 def transition(v: torch.Tensor, x: torch.Tensor, i: int, config: SamplerConfig) -> Transition:

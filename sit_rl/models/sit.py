@@ -186,9 +186,16 @@ class SiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)
-        for weight in (self.y_embedder.embedding_table.weight, self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight):
+        for weight in (
+            self.y_embedder.embedding_table.weight,
+            self.t_embedder.mlp[0].weight,
+            self.t_embedder.mlp[2].weight,
+        ):
             nn.init.normal_(weight, std=0.02)
-        for layer in [block.adaLN_modulation[1] for block in self.blocks] + [self.final_layer.adaLN_modulation[1], self.final_layer.linear]:
+        for layer in [block.adaLN_modulation[1] for block in self.blocks] + [
+            self.final_layer.adaLN_modulation[1],
+            self.final_layer.linear,
+        ]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -215,7 +222,9 @@ def sincos_positions(width: int, grid: int) -> torch.Tensor:
     """Fixed 2-D sine-cosine position table [grid², width], float32: the first half encodes columns, the second rows."""
     omega = 1 / 10_000 ** (np.arange(width // 4) / (width / 4))
     rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
-    tables = [np.concatenate([np.sin(a), np.cos(a)], axis=1) for a in (np.outer(p.ravel(), omega) for p in (columns, rows))]
+    tables = [
+        np.concatenate([np.sin(a), np.cos(a)], axis=1) for a in (np.outer(p.ravel(), omega) for p in (columns, rows))
+    ]
     return torch.from_numpy(np.concatenate(tables, axis=1)).float()
 
 

@@ -1,0 +1,44 @@
+"""Rewards → advantages, and which samples train."""
+
+from __future__ import annotations
+
+import torch
+
+# Rewards that differ by less than this fraction of their own size are one value: float64 rounding of a sum of N terms.
+CONSTANT = 1e-12
+
+
+def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: float) -> torch.Tensor:
+    """(r − mean)/std, over the batch or within each class, clipped at ±clip: float64 [n].
+
+    Within a class: labels are given to the generator, so differences between classes are not its choice.
+    A class of one sample gets 0. ValueError if all rewards are equal, which no gradient can come from.
+    """
+    if not torch.isfinite(rewards).all():
+        raise ValueError(
+            f"{int((~torch.isfinite(rewards)).sum())} of {len(rewards)} rewards are NaN or infinite; look at the features of that step"
+        )
+    if rewards.std() <= CONSTANT * rewards.abs().max():
+        raise ValueError(
+            f"all {len(rewards)} rewards equal {rewards[0]:.6g}: nothing distinguishes the samples, so nothing can be learned"
+        )
+    out = torch.zeros_like(rewards, dtype=torch.float64)
+    groups = (
+        [torch.arange(len(rewards))]
+        if how == "batch"
+        else [torch.nonzero(labels == c).flatten() for c in labels.unique()]
+    )
+    for rows in groups:
+        r = rewards[rows].double()
+        if len(rows) > 1 and r.std() > 0:
+            out[rows] = (r - r.mean()) / r.std()
+    return out.clamp(-clip, clip)
+
+
+def select(advantage: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Rows of the best `fraction` of samples over all ranks and groups (the paper's "global top 25%"), in row order.
+
+    Equal values, such as the one reward of a subset, are taken in row order.
+    """
+    count = max(1, round(fraction * len(advantage)))
+    return torch.argsort(advantage, descending=True, stable=True)[:count].sort().values

@@ -1,0 +1,226 @@
+"""One dataclass holds every choice of a run; it makes the command line, is printed, saved, and read back on resume."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from sit_rl.samplers import SamplerConfig
+
+Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]
+# Fields that say where and how to run, not what is computed: a resume may change them.
+MACHINE_FIELDS = ("out", "resume", "threads", "keep_checkpoints")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. Counts of images are global: they do not change with the number of ranks."""
+
+    preset: str = "fashion"
+    out: Path | None = None
+    """run folder; default runs/<preset>-<estimator>-<seed>"""
+    resume: bool | None = None
+    """continue from the run folder's checkpoint; default: when there is one. --no-resume starts afresh"""
+    seed: int = 0
+    steps: int = 30
+    """training steps: each rolls out, scores, selects and updates once"""
+
+    # The reward (arXiv 2607.02291): m new images take the place of m of the N reference images.
+    reference: Literal["rolling", "refresh"] = "rolling"
+    """rolling: each step's images replace the oldest of the reference; refresh: regenerated every --refresh-every steps"""
+    reference_size: int = 5_000
+    """N, images"""
+    replace: int = 50
+    """m, images of one candidate subset"""
+    candidates: int = 32
+    """B, subsets a step; B·m images are rolled out"""
+    refresh_every: int = 10
+    """steps between regenerations (reference = refresh)"""
+    credit: Literal["subset", "image", "influence"] = "image"
+    """reward of a subset, exact change of each single image, or its first-order influence"""
+    normalise: Literal["batch", "class"] = "class"
+    """advantages are standardised over the batch (the paper) or within each class"""
+    advantage_clip: float = 3.0
+    """bound on |advantage|, standard deviations"""
+    keep: float | Literal["all"] | None = None
+    """fraction of samples, best reward first, that trains; default: the estimator's (all, or the paper's 0.25)"""
+
+    # The update
+    estimator: Estimator = "advantage_matching"
+    updates: int = 8
+    """optimiser steps a training step"""
+    minibatch: int = 400
+    """images an optimiser step"""
+    lr: float = 2e-4
+    """AdamW"""
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: int = 2
+    """training steps over which the rate rises from 0"""
+    anchor: float = 0.5
+    """advantage_matching: weight that holds the velocity near the base model's"""
+    negative: float = 1.0
+    """advantage_matching: weight of negative advantages"""
+    clip_range: float = 1e-4
+    """sde_policy_gradient: clip of the ratio at 4·32·32 dimensions, rescaled by √(4096/dimension)"""
+    grad_clip: float = 1.0
+    """largest norm of the gradient"""
+    ema: float = 0.98
+    """decay per optimiser step of the averaged weights that are evaluated"""
+
+    # Samplers
+    rollout: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "heun", 6))
+    """advantage_matching and rejection"""
+    rollout_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "exponential", 20))
+    """sde_policy_gradient"""
+    rollout_batch: int = 200
+    """images sampled at once; fixes the grouping of samples whatever the number of ranks"""
+    evaluate_ode: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "heun", 8))
+    evaluate_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "exponential", 32))
+    evaluate_images: int = 5_000
+    """images of the evaluations before and after"""
+    evaluate_every: int = 10
+    """steps between evaluations on the way; 0: none"""
+    evaluate_every_images: int = 1_000
+    """images of the evaluations on the way: the first of the same noise and labels"""
+
+    # What to train and measure with; the embedded default needs none of these paths.
+    checkpoint: Path | None = None
+    """SiT weights: .safetensors, or an official .pt (bare state dict or {model, ema, ...})"""
+    vae: Path | None = None
+    """folder of a diffusers AutoencoderKL, for models of latents"""
+    real: Path | None = None
+    """the reward's real images or statistics (.npz with mu, sigma)"""
+    heldout: Path | None = None
+    """the judge's real images or statistics"""
+    reward_features: str = "fashion-a"
+    judge_features: str = "fashion-b"
+    attention: Literal["auto", "flash", "sdpa", "math"] = "auto"
+    threads: int = 0
+    """CPU threads of a rank; 0: the cores divided among the ranks"""
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        """Refuse, in one sentence each, what could not work."""
+        check(self)
+
+    @property
+    def images_per_step(self) -> int:
+        """B·m."""
+        return self.candidates * self.replace
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the outputs go."""
+        return self.out or Path("runs") / f"{self.preset}-{self.estimator}-{self.seed}"
+
+    @property
+    def kept_fraction(self) -> float:
+        """Fraction of a step's samples that trains: `keep`, or the estimator's own."""
+        if self.keep is None:
+            return 0.25 if self.estimator in ("sde_policy_gradient", "rejection") else 1.0
+        return 1.0 if self.keep == "all" else float(self.keep)
+
+    def to_dict(self) -> dict:
+        """Plain values, paths as strings."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    def save(self, path: Path) -> None:
+        """Write as YAML."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def check(c: Config) -> None:
+    """Raise ValueError for a config whose numbers contradict each other."""
+    for name in (
+        "steps",
+        "reference_size",
+        "replace",
+        "candidates",
+        "refresh_every",
+        "updates",
+        "minibatch",
+        "rollout_batch",
+    ):
+        if getattr(c, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(c, name)}; it must be at least 1")
+    if c.seed < 0:
+        raise ValueError(f"--seed is {c.seed}; it must not be negative")
+    if c.replace > c.reference_size - 2:
+        raise ValueError(
+            f"--replace {c.replace} leaves fewer than 2 of the --reference-size {c.reference_size} images; lower it"
+        )
+    if c.reference == "rolling" and c.images_per_step > c.reference_size:
+        raise ValueError(
+            f"--candidates {c.candidates} × --replace {c.replace} = {c.images_per_step} images a step exceed the rolling reference "
+            f"of {c.reference_size}; lower one, raise --reference-size, or use --reference refresh"
+        )
+    if not 0 < c.kept_fraction <= 1:
+        raise ValueError(f"--keep is {c.keep}; it must be 'all' or a fraction in (0, 1]")
+    if c.lr <= 0:
+        raise ValueError(f"--lr is {c.lr}; it must be positive")
+    if c.rollout_sde.kind != "sde":
+        raise ValueError(
+            "--rollout-sde.kind must be 'sde': a policy gradient needs the log-probabilities of an SDE's steps"
+        )
+    if c.evaluate_ode.kind != "ode" or c.evaluate_sde.kind != "sde":
+        raise ValueError(
+            "--evaluate-ode.kind must be 'ode' and --evaluate-sde.kind 'sde': both columns of the table are reported"
+        )
+    if c.evaluate_images < 2:
+        raise ValueError(f"--evaluate-images is {c.evaluate_images}; a covariance needs at least 2")
+
+
+PRESETS = {
+    "fashion": ("Fashion-MNIST with the embedded model, on a CPU (default)", Config()),
+    "smoke": (
+        "seconds-long run of every part, for tests: numbers mean nothing",
+        Config(
+            preset="smoke", steps=2, reference_size=200, replace=10, candidates=4, updates=2, minibatch=20, rollout_batch=20,
+            rollout=SamplerConfig("ode", "heun", 2), rollout_sde=SamplerConfig("sde", "exponential", 3),
+            evaluate_ode=SamplerConfig("ode", "heun", 2), evaluate_sde=SamplerConfig("sde", "exponential", 3),
+            evaluate_images=200, evaluate_every=1, evaluate_every_images=100,
+        ),
+    ),
+    "sit-xl-imagenet256": (
+        "the paper's settings; needs --checkpoint, --vae, --real and --heldout",
+        Config(
+            preset="sit-xl-imagenet256", steps=450, estimator="sde_policy_gradient", credit="subset", normalise="batch",
+            reference="refresh", candidates=32, keep=0.25, updates=4, minibatch=100, lr=1e-5, lr_schedule="constant", warmup=0,
+            rollout=SamplerConfig("ode", "heun", 25), rollout_sde=SamplerConfig("sde", "euler", 50), rollout_batch=50,
+            evaluate_ode=SamplerConfig("ode", "dopri5", 250), evaluate_sde=SamplerConfig("sde", "euler", 250),
+            evaluate_images=50_000, evaluate_every=50, evaluate_every_images=5_000, ema=0.99,
+            reward_features="inception", judge_features="none",
+        ),
+    ),
+}  # fmt: skip
+
+
+def load_config(path: Path) -> Config:
+    """Read a saved config; ValueError naming a field that does not belong."""
+    values = yaml.safe_load(path.read_text())
+    unknown = sorted(set(values) - {f.name for f in fields(Config)})
+    if unknown:
+        raise ValueError(f"{path} has an unknown field {unknown[0]!r}: it was not written by this version")
+    for f in fields(Config):
+        if isinstance(values.get(f.name), dict):
+            values[f.name] = SamplerConfig(**values[f.name])
+    for name in ("out", "checkpoint", "vae", "real", "heldout"):
+        values[name] = Path(values[name]) if values.get(name) else None
+    return Config(**values)
+
+
+def differences(saved: Config, asked: Config) -> list[str]:
+    """Names of the fields that decide the result and differ between two configs."""
+    return [
+        f.name
+        for f in fields(Config)
+        if f.name not in MACHINE_FIELDS and getattr(saved, f.name) != getattr(asked, f.name)
+    ]
+
+
+def with_folder(config: Config) -> Config:
+    """The same config with its run folder filled in."""
+    return replace(config, out=config.run_folder)

@@ -1,0 +1,23 @@
+"""Ways to turn scored samples into an update of the generator; one file each, all behind `Estimator`."""
+
+from __future__ import annotations
+
+from sit_rl.config import Config
+from sit_rl.estimators.advantage_matching import AdvantageMatching
+from sit_rl.estimators.base import Estimator
+from sit_rl.estimators.pretraining import Pretraining
+from sit_rl.estimators.rejection import Rejection
+from sit_rl.estimators.sde_policy_gradient import SDEPolicyGradient
+from sit_rl.setting import Setting
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "advantage_matching": AdvantageMatching,
+    "sde_policy_gradient": SDEPolicyGradient,
+    "rejection": Rejection,
+    "pretraining": Pretraining,
+}
+
+
+def build_estimator(config: Config, setting: Setting) -> Estimator:
+    """The estimator that `config.estimator` names."""
+    return ESTIMATORS[config.estimator](config, setting)

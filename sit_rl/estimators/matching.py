@@ -1,0 +1,31 @@
+"""The flow-matching error of a model at given samples: the surrogate of −log p(x) that several estimators share.
+
+E_{t,ε} |v(x_t, t) − (x − ε)|² bounds −log p(x) up to a weighting of t (Kingma & Gao 2023, arXiv 2303.00848), so its
+gradient weighted by advantages is a policy gradient that needs no path: one pass an image instead of one a step.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sit_rl.interpolant import interpolate, target_velocity
+from sit_rl.noise import Stream, generator, sample_normal
+
+# Successive times of one sample step by the golden ratio mod 1, the sequence that fills [0, 1) most evenly.
+GOLDEN = 0.6180339887498949
+
+
+def matching_points(samples: torch.Tensor, indices: list[int], seed: int, draw: int) -> tuple[torch.Tensor, ...]:
+    """Where each sample's error is taken: (t [n], x_t [n, ...], target velocity [n, ...]).
+
+    t is uniform; ε and t belong to (seed, draw, sample index).
+    """
+    starts = torch.tensor([generator(seed, Stream.MATCHING, 0, i).random() for i in indices], dtype=torch.float64)
+    t = ((starts + draw * GOLDEN) % 1.0).float().to(samples.device)
+    noise = sample_normal(seed, Stream.MATCHING, draw + 1, indices, tuple(samples.shape[1:])).to(samples.device)
+    return t, interpolate(samples, noise, t), target_velocity(samples, noise)
+
+
+def squared_error(v: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean over a sample's dimensions of |v − target|²: [n]."""
+    return (v - target).square().flatten(1).mean(1)

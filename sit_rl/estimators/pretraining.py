@@ -1,0 +1,58 @@
+"""The control: go on pretraining on real images with the compute that RL would have spent.
+
+A run of RL spends, per training step, B·m samples × the sampler's evaluations, and updates × minibatch × 4 (forward,
+backward = 2 forwards, the anchor's forward). Here all of it goes into minibatches of real images at 3 evaluations an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from sit_rl.distributed import rank, world_size
+from sit_rl.estimators.base import Estimator, Minibatch
+from sit_rl.estimators.matching import matching_points, squared_error
+from sit_rl.images import to_float
+from sit_rl.models.sit import SiT
+from sit_rl.noise import Stream, generator
+from sit_rl.rollout import Rollout
+
+
+class Pretraining(Estimator):
+    """Flow matching on real images."""
+
+    rolls_out = False
+
+    def __init__(self, config, setting):
+        super().__init__(config, setting)
+        if setting.real_images is None:
+            raise ValueError(
+                "--estimator pretraining needs real images with labels; it runs on the embedded default only"
+            )
+
+    @property
+    def updates(self) -> int:
+        """As many minibatches as the evaluations of an RL step pay for."""
+        c = self.config
+        evaluations = c.images_per_step * c.rollout.evaluations() + c.updates * c.minibatch * 4
+        return max(1, round(evaluations / (3 * c.minibatch)))
+
+    def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:
+        """Rows of the real images, drawn without replacement inside a minibatch."""
+        total = len(self.setting.real_images)
+        for u in range(self.updates):
+            yield (
+                generator(self.config.seed, Stream.SHUFFLE, step, u)
+                .choice(total, self.config.minibatch, replace=False)
+                .tolist()
+            )
+
+    def losses(self, model: SiT, rollout: Rollout | None, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
+        """|v_θ(x_t, t) − u|² on this rank's share of the real images."""
+        mine = batch.indices[rank() :: world_size()]
+        rows = torch.tensor(mine)
+        real, device = self.setting.real_images, self.setting.device
+        t, x_t, target = matching_points(to_float(real.images[rows]).to(device), mine, self.config.seed, batch.draw)
+        matching = squared_error(model(x_t, t, real.labels[rows].to(device)), target)
+        yield matching, {"matching": matching.detach()}

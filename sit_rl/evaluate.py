@@ -1,0 +1,96 @@
+"""How good a model is: the paper's table on held-out real images, under both samplers, from fixed noise and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastfid import FeatureMoments, frechet_distance, kid, mmd, prdc
+from sit_rl.config import Config
+from sit_rl.distributed import gather_owned, is_main
+from sit_rl.models.sit import SiT
+from sit_rl.noise import Stream, balanced_labels
+from sit_rl.rollout import generate
+from sit_rl.samplers import SamplerConfig
+from sit_rl.setting import RealSide, Setting
+
+# The paper's k of precision, recall, density and coverage (Naeem et al. 2020), and torch-fidelity's KID subsets.
+NEAREST_K, KID_SUBSETS, KID_SUBSET_SIZE = 5, 100, 1_000
+METRICS = ("fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage")
+# Fixed draw number of evaluation noise, apart from any training step's.
+EVALUATION_STEP = 0
+
+
+@dataclass
+class Evaluation:
+    """Metrics of one model under one sampler, and the first images it made."""
+
+    metrics: dict[str, float | None]
+    images: torch.Tensor  # uint8 [≤ grid, C, H, W]
+
+
+def evaluate_model(
+    config: Config,
+    setting: Setting,
+    model: SiT,
+    sampler: SamplerConfig,
+    count: int,
+    grid: int = 0,
+    label: str = "evaluate",
+) -> Evaluation:
+    """Sample `count` images and compare them with the held-out real ones.
+
+    Image i always has the noise of (seed, i) and class i mod classes, so two models are compared like for like, and
+    a smaller count uses the first of the same images. Metrics a statistics file cannot give are None.
+    """
+    labels = balanced_labels(count, setting.num_classes)
+    made = generate(
+        setting, model, labels, sampler, seed=config.seed, step=EVALUATION_STEP, batch=config.rollout_batch,
+        initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label,
+    )  # fmt: skip
+    features = gather_owned(made.features, count, config.rollout_batch)
+    features_b = None
+    if setting.judge_net is not None:
+        features_b = gather_owned(_in_batches(setting.judge_net, made.images), count, config.rollout_batch)
+    metrics = measure(setting.heldout, features) | {
+        "fd_b": None if features_b is None else distance(setting.heldout_b, features_b)
+    }
+    images = gather_owned(made.images, count, config.rollout_batch)[:grid] if grid else made.images[:0]
+    return Evaluation({name: metrics[name] for name in METRICS}, images.cpu())
+
+
+def measure(heldout: RealSide, features: torch.Tensor) -> dict[str, float | None]:
+    """Every metric of one network but fd_b. Subsets of KID shrink to the smaller set where that is below 1,000."""
+    out: dict[str, float | None] = dict.fromkeys(METRICS)
+    out["fd"] = distance(heldout, features)
+    if heldout.features is None or not is_main():
+        return out
+    real = heldout.features
+    size = min(KID_SUBSET_SIZE, len(real), len(features))
+    out["kid"] = float(kid(real, features, subsets=KID_SUBSETS, subset_size=size))
+    out["mmd"] = float(mmd(real, features, kernel="gaussian", bandwidth="median"))
+    return out | prdc(real, features, nearest_k=NEAREST_K)
+
+
+def distance(real: RealSide, features: torch.Tensor) -> float:
+    """Fréchet distance of features [n, d] from the real moments."""
+    return float(frechet_distance(real.moments, FeatureMoments.from_features(features)))
+
+
+def floor(setting: Setting) -> dict[str, float | None]:
+    """Real against real: the reward's real images against the held-out ones, through both networks."""
+    return {
+        "fd": float(frechet_distance(setting.heldout.moments, setting.real.moments)),
+        "fd_b": None
+        if setting.real_b is None
+        else float(frechet_distance(setting.heldout_b.moments, setting.real_b.moments)),
+    }
+
+
+def _in_batches(net, images: torch.Tensor, size: int = 250) -> torch.Tensor:
+    """Features of images [n, ...], a batch at a time."""
+    parts = (
+        [net(part) for part in images.split(size)] if len(images) else [torch.empty((0, net.dim), device=images.device)]
+    )
+    return torch.cat(parts)

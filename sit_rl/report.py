@@ -1,0 +1,243 @@
+"""report.html and the terminal's table, made from the files of a run folder: `python -m sit_rl.report runs/NAME`."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sit_rl.runlog import PHASES, read_metrics
+
+# Rows of the table: key in summary.json, name, whether lower is better.
+ROWS = (
+    ("fd", "FD", True), ("kid", "KID", True), ("mmd", "MMD", True), ("fd_b", "FD, second network", True),
+    ("precision", "Precision", False), ("recall", "Recall", False), ("density", "Density", False), ("coverage", "Coverage", False),
+)  # fmt: skip
+COLUMNS = 10  # of a sample grid; evaluation labels cycle through the classes, so each column is one class of ten
+BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#888888"
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def save_samples(folder: Path, name: str, images: torch.Tensor) -> None:
+    """Keep the first evaluation images uint8 [n, C, H, W] for the report: figures/<name>.npy."""
+    (folder / "figures").mkdir(exist_ok=True)
+    np.save(folder / "figures" / f"{name}.npy", images.numpy())
+
+
+def table_rows(summary: dict) -> list[list[str]]:
+    """Cells: metric, then before, after and change for each sampler; metrics that were not computed are left out."""
+    rows = []
+    for key, name, lower in ROWS:
+        cells = [f"{name} {'↓' if lower else '↑'}"]
+        for sampler in ("ode", "sde"):
+            before, after = (summary[when][sampler].get(key) for when in ("before", "after"))
+            if before is None or after is None:
+                break
+            cells += [f"{before:.4f}", f"{after:.4f}", f"{(after - before) / abs(before):+.1%}" if before else "–"]
+        else:
+            rows.append(cells)
+    return rows
+
+
+def summary_table(summary: dict) -> str:
+    """The paper's table as text, with the real-against-real floor under it."""
+    protocol = summary["protocol"]
+    head = ["", "ODE before", "after", "change", "SDE before", "after", "change"]
+    rows = [head, *table_rows(summary)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    names = {key: net["name"] for key, net in protocol["networks"].items()}
+    lines.append(
+        f"FD: {names['fd']}; second network: {names.get('fd_b', 'none')}; {protocol['generated_images']} images against "
+        f"{protocol['heldout_images']} held-out; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
+    )
+    floor = "  ".join(f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None)
+    lines.append(
+        f"real against real: {floor}; {summary['images_generated']} images generated; {summary['seconds']['total']:.0f} s"
+    )
+    return "\n".join(lines)
+
+
+def write_report(folder: Path) -> Path:
+    """Draw the figures and write report.html, self-contained, from what is in the folder."""
+    summary = json.loads((folder / "summary.json").read_text())
+    records = read_metrics(folder)
+    figures = {
+        "Fréchet distance over training": draw_curve(summary, records),
+        "Samples from the same noise and labels": draw_samples(folder),
+        "Reward of the candidate subsets": draw_rewards(records),
+        "Where the time went": draw_time(summary),
+    }
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in zip(("curve", "samples", "rewards", "time"), figures.values(), strict=True):
+        if figure is not None:
+            (folder / "figures" / f"{name}.png").write_bytes(figure)
+    path = folder / "report.html"
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(_page(folder.name, summary, figures))
+    os.replace(temporary, path)
+    return path
+
+
+def draw_curve(summary: dict, records: list[dict]) -> bytes:
+    """Reference FD every step; held-out FD before and after in full, and on fewer images on the way."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7.5, 4))
+    steps = summary["config"]["steps"]
+    reference = [(r["step"], r["reference_fd"]) for r in records if r.get("reference_fd") is not None]
+    if reference:
+        axes.plot(
+            *zip(*reference, strict=True), color=GREY, lw=1.5, label="reference set against the reward's real images"
+        )
+    for sampler, color in (("ode", BLUE), ("sde", ORANGE)):
+        ends = [summary[when][sampler]["fd"] for when in ("before", "after")]
+        axes.plot(
+            [0, steps],
+            ends,
+            "o",
+            color=color,
+            ms=8,
+            label=f"{summary['protocol']['samplers'][sampler]}: {summary['config']['evaluate_images']} images",
+        )
+        way = [(r["step"] + 1, r["evaluation"][sampler]["fd"]) for r in records if r.get("evaluation")]
+        if way:
+            axes.plot(
+                *zip(*way, strict=True),
+                "x--",
+                color=color,
+                lw=1,
+                label=f"{sampler.upper()}: {summary['config']['evaluate_every_images']} images (biased up)",
+            )
+    if summary["floor"]["fd"] is not None:
+        axes.axhline(summary["floor"]["fd"], color="black", lw=0.8, ls=":", label="real against real")
+    axes.set(xlabel="training step", ylabel=f"FD ({summary['protocol']['networks']['fd']['name']})", ylim=(0, None))
+    axes.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def draw_samples(folder: Path) -> bytes | None:
+    """Grids before and after, side by side, a row for each sampler."""
+    names = [[f"{when}_{sampler}" for when in ("before", "after")] for sampler in ("ode", "sde")]
+    paths = [[folder / "figures" / f"{name}.npy" for name in row] for row in names]
+    if not all(p.is_file() for row in paths for p in row):
+        return None
+    plt = _pyplot()
+    figure, axes = plt.subplots(2, 2, figsize=(9, 9.4))
+    for row, samplers in enumerate(("ODE", "SDE")):
+        for column, when in enumerate(("before", "after")):
+            axes[row, column].imshow(
+                _tile(np.load(paths[row][column])), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+            )
+            axes[row, column].set_title(f"{samplers}, {when}", fontsize=10)
+            axes[row, column].axis("off")
+    return _png(figure)
+
+
+def draw_rewards(records: list[dict]) -> bytes | None:
+    """Histogram of the subsets' FD change in the first and the last quarter of training."""
+    scored = [r for r in records if r.get("subset_rewards")]
+    if not scored:
+        return None
+    plt = _pyplot()
+    quarter = max(1, len(scored) // 4)
+    figure, axes = plt.subplots(figsize=(7.5, 3.2))
+    parts = {"first quarter": (scored[:quarter], GREY), "last quarter": (scored[-quarter:], BLUE)}
+    changes = {
+        name: np.concatenate([-np.array(r["subset_rewards"]) - r["reference_fd"] for r in part])
+        for name, (part, _) in parts.items()
+    }
+    edges = np.histogram_bin_edges(np.concatenate(list(changes.values())), bins=40)
+    for name, values in changes.items():
+        axes.hist(values, bins=edges, alpha=0.6, label=f"{name} of training", color=parts[name][1])
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set(xlabel="change of the reference FD by one subset (below 0 is better)", ylabel="subsets")
+    axes.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def draw_time(summary: dict) -> bytes:
+    """Seconds of each phase as bars, with their share of the total."""
+    plt = _pyplot()
+    seconds = summary["seconds"]
+    phases = [p for p in PHASES if seconds.get(p)]
+    other = seconds["total"] - sum(seconds[p] for p in phases)
+    values = [*(seconds[p] for p in phases), max(other, 0.0)]
+    figure, axes = plt.subplots(figsize=(7.5, 2.6))
+    bars = axes.barh([*phases, "other"], values, color=BLUE)
+    axes.bar_label(bars, [f"{v:.1f} s, {v / seconds['total']:.0%}" for v in values], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="seconds", xlim=(0, max(values) * 1.2))
+    return _png(figure)
+
+
+def _tile(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, C, H, W] → one picture with COLUMNS columns: [rows·H, COLUMNS·W] or […, 3]."""
+    n, channels, height, width = images.shape
+    rows = n // COLUMNS
+    tiled = images[: rows * COLUMNS].reshape(rows, COLUMNS, channels, height, width).transpose(0, 3, 1, 4, 2)
+    tiled = tiled.reshape(rows * height, COLUMNS * width, channels)
+    return tiled[..., 0] if channels == 1 else tiled
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _png(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, bbox_inches="tight")
+    _pyplot().close(figure)
+    return buffer.getvalue()
+
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse}td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ddd}
+td:first-child,th:first-child{text-align:left}img{max-width:100%}pre{background:#f6f6f6;padding:1rem;overflow:auto}"""
+
+
+def _page(name: str, summary: dict, figures: dict[str, bytes | None]) -> str:
+    """The whole HTML document; everything that came from outside is escaped."""
+    cell = lambda tag, text: f"<{tag}>{html.escape(text)}</{tag}>"  # noqa: E731
+    head = "".join(cell("th", t) for t in ("", "ODE before", "after", "change", "SDE before", "after", "change"))
+    body = "".join("<tr>" + "".join(cell("td", c) for c in row) + "</tr>" for row in table_rows(summary))
+    notes = summary_table(summary).splitlines()[-2:]
+    pictures = "".join(
+        f"<h2>{html.escape(title)}</h2><img alt='{html.escape(title)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+        for title, png in figures.items() if png is not None
+    )  # fmt: skip
+    details = html.escape(json.dumps({"config": summary["config"], "protocol": summary["protocol"]}, indent=2))
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(name)}</title><style>{STYLE}</style>"
+        f"<h1>{html.escape(name)}</h1><table><tr>{head}</tr>{body}</table>"
+        + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+        + f"{pictures}<h2>Settings</h2><pre>{details}</pre></html>\n"
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m sit_rl.report RUN_FOLDER")
+    print(write_report(Path(sys.argv[1])))

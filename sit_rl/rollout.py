@@ -1,0 +1,109 @@
+"""Generate images with the current model, sharded over ranks by global sample index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from sit_rl.distributed import is_main, owned
+from sit_rl.models.sit import SiT
+from sit_rl.noise import Stream, sample_normal
+from sit_rl.samplers import SamplerConfig, VelocityField, sample, sample_sde
+from sit_rl.setting import Setting
+
+
+@dataclass
+class Rollout:
+    """This rank's part of a set of generated images, n of them.
+
+    indices   their global numbers
+    labels    int64 [n]
+    samples   float32 [n, C, H, W], before decoding
+    images    uint8 [n, c, h, w]
+    features  float32 [n, d] of the reward's network
+    states    float32 [n, steps + 1, C, H, W], the SDE's path, where it was asked for
+    log_prob  float32 [n, steps − 1] of the path's noisy steps under the model that made it
+    """
+
+    indices: range
+    labels: torch.Tensor
+    samples: torch.Tensor
+    images: torch.Tensor
+    features: torch.Tensor
+    states: torch.Tensor | None = None
+    log_prob: torch.Tensor | None = None
+
+
+def bind(model: SiT, labels: torch.Tensor) -> VelocityField:
+    """The model's velocity with its labels filled in."""
+    return lambda x, t: model(x, torch.full((len(x),), t, device=x.device), labels)
+
+
+@torch.no_grad()
+def generate(
+    setting: Setting,
+    model: SiT,
+    labels: torch.Tensor,
+    sampler: SamplerConfig,
+    *,
+    seed: int,
+    step: int,
+    batch: int,
+    initial: Stream = Stream.INITIAL,
+    noisy: Stream = Stream.SDE,
+    keep_path: bool = False,
+    label: str = "sample",
+) -> Rollout:
+    """Sample image i of class labels[i] from the noise of (seed, step, i), for this rank's share of len(labels) images.
+
+    Batches are `batch` consecutive global indices, whatever the number of ranks, so that every matrix product has
+    the same shape and a sample the same bits on one rank and on many (given equal threads per rank).
+    """
+    mine = owned(len(labels), batch)
+    parts: list[Rollout] = []
+    bar = tqdm(total=len(mine), desc=label, unit="image", leave=False, disable=not is_main())
+    for start in range(mine.start, mine.stop, batch):
+        rows = range(start, min(start + batch, mine.stop))
+        y = labels[rows.start : rows.stop].to(setting.device)
+        noise = sample_normal(seed, initial, step, rows, setting.sample_shape).to(setting.device)
+        step_noise = _step_noise(seed, noisy, step, rows, sampler, noise) if sampler.kind == "sde" else None
+        velocity, states, log_prob = bind(model, y), None, None
+        if keep_path:
+            path = sample_sde(velocity, noise, sampler, step_noise)
+            states, log_prob, x = torch.stack(path.states, dim=1), torch.stack(path.log_prob, dim=1), path.states[-1]
+        else:
+            x = sample(velocity, noise, sampler, step_noise)
+        images = setting.decode(x)
+        parts.append(Rollout(rows, y, x, images, setting.reward_net(images), states, log_prob))
+        bar.update(len(rows))
+    bar.close()
+    return _join(mine, parts, setting)
+
+
+def _step_noise(seed: int, stream: Stream, step: int, rows: range, sampler: SamplerConfig, like: torch.Tensor):
+    """All noise of a batch of SDE paths, drawn a sample at a time; the last step of either solver needs none."""
+    draws = sample_normal(seed, stream, step, rows, (max(sampler.steps - 1, 1), *like.shape[1:]))
+    return lambda i: draws[:, i].to(like.device)
+
+
+def _join(indices: range, parts: list[Rollout], setting: Setting) -> Rollout:
+    """Concatenate batches; a rank that owns nothing gets empty tensors of the right shapes."""
+    if not parts:
+        samples = torch.empty((0, *setting.sample_shape), device=setting.device)
+        return Rollout(
+            indices,
+            torch.empty(0, dtype=torch.long),
+            samples,
+            setting.decode(samples),
+            torch.empty((0, setting.reward_net.dim)),
+        )
+
+    def cat(name: str) -> torch.Tensor | None:
+        values = [getattr(p, name) for p in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    return Rollout(
+        indices, cat("labels"), cat("samples"), cat("images"), cat("features"), cat("states"), cat("log_prob")
+    )

@@ -1,0 +1,101 @@
+"""What a run tells while it goes: metrics.jsonl, TensorBoard, the terminal, and where its time went."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sit_rl.distributed import is_main
+
+PHASES = ("rollout", "reward", "update", "refresh", "evaluate", "save")
+
+
+class Clock:
+    """Seconds spent in each phase and in total, over the whole run (resumes included) and since the last `lap`."""
+
+    def __init__(self, seconds: dict[str, float] | None = None):
+        self.seconds = {phase: 0.0 for phase in PHASES} | (seconds or {})
+        self._earlier, self._started = self.seconds.pop("total", 0.0), time.perf_counter()
+        self._lap = self.state_dict()
+
+    @contextmanager
+    def phase(self, name: str):
+        """Count the time inside a with-block towards `name`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+    def state_dict(self) -> dict[str, float]:
+        """Seconds of every phase, and `total`: wall time of every process that worked on the run."""
+        return self.seconds | {"total": self._earlier + time.perf_counter() - self._started}
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of each phase since the last call."""
+        now, before = self.state_dict(), self._lap
+        self._lap = now
+        return {k: v - before[k] for k, v in now.items()}
+
+
+class RunLog:
+    """Writes one line a step; a resumed run first drops the lines of steps it will repeat."""
+
+    def __init__(self, folder: Path, first_step: int):
+        self.enabled = is_main()
+        if not self.enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "metrics.jsonl"
+        kept = [r for r in read_metrics(folder) if r["step"] < first_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        temporary.replace(self.path)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def step(self, record: dict) -> None:
+        """Append a record, a flat dict with an integer `step`, and show its numbers in TensorBoard."""
+        if not self.enabled:
+            return
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in _flatten(record):
+            if name != "step" and isinstance(value, (int, float)):
+                self.board.add_scalar(name, value, record["step"])
+        self.board.flush()
+
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
+        if self.enabled:
+            self.board.close()
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """Records of metrics.jsonl; a last line that a crash cut short is left out."""
+    path = folder / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def say(text: str) -> None:
+    """Print on the main rank, without breaking a progress bar."""
+    if is_main():
+        tqdm.write(text)
+
+
+def _flatten(record: dict, prefix: str = ""):
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value

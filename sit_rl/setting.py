@@ -1,0 +1,119 @@
+"""What a run stands on: the generator, the feature networks, the reward's real moments and the judge's real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fastfid import FeatureExtractor, FeatureMoments, feature_extractor
+from fastfid.images import open_images
+from sit_rl.config import Config
+from sit_rl.images import ASSETS, ImageSet, load_embedded, to_uint8
+from sit_rl.models.autoencoder import load_decoder
+from sit_rl.models.loading import load_sit
+from sit_rl.models.sit import SiT
+
+# Paths that a preset without embedded assets cannot do without.
+NEEDED_PATHS = {"sit-xl-imagenet256": ("checkpoint", "vae", "real", "heldout")}
+FEATURE_BATCH = 250  # images; large enough for the CPU's convolutions, small enough for their workspace
+
+
+@dataclass(frozen=True)
+class RealSide:
+    """Real images seen through one network: their moments, and their features [n, d] where images were given."""
+
+    moments: FeatureMoments
+    features: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that a run reads and never changes."""
+
+    model: SiT  # the base generator, on the device
+    decode: Callable[[torch.Tensor], torch.Tensor]  # samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
+    reward_net: FeatureExtractor
+    judge_net: FeatureExtractor | None  # a second network, which no reward sees
+    real: RealSide  # through reward_net: the reward's
+    real_b: RealSide | None  # through judge_net: for the floor alone
+    heldout: RealSide  # through reward_net: the judge's
+    heldout_b: RealSide | None  # through judge_net
+    real_images: ImageSet | None  # with labels, for the control that goes on pretraining
+    device: torch.device
+
+    @property
+    def num_classes(self) -> int:
+        """Classes the generator knows."""
+        return self.model.config.num_classes
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Shape of one sample, before decoding."""
+        return self.model.config.image_shape
+
+
+def build_setting(config: Config, device: torch.device, progress: bool = True) -> Setting:
+    """Load and check everything a run needs; errors come here, before any work."""
+    check_paths(config)
+    model = load_sit(config.checkpoint or ASSETS / "base.safetensors").to(device).requires_grad_(False)
+    check_labels(config, model)
+    reward_net = feature_extractor(config.reward_features, device=device)
+    judge_net = None if config.judge_features == "none" else feature_extractor(config.judge_features, device=device)
+    train = load_embedded("train") if config.real is None else None
+    sides = {}
+    for split, path in (("real", config.real), ("heldout", config.heldout)):
+        source = load_embedded("train" if split == "real" else "heldout").images if path is None else path
+        for key, net in ((split, reward_net), (f"{split}_b", judge_net)):
+            sides[key] = None if net is None else see(source, net, f"{split} images → {net.name}", progress)
+    decode = to_uint8 if config.vae is None else load_decoder(config.vae, device)
+    return Setting(model, decode, reward_net, judge_net, real_images=train, device=device, **sides)
+
+
+def check_paths(config: Config) -> None:
+    """ValueError, in one sentence, for paths that the preset needs and lacks or that do not exist."""
+    missing = [name for name in NEEDED_PATHS.get(config.preset, ()) if getattr(config, name) is None]
+    if missing:
+        flags = ", ".join(f"--{name}" for name in missing)
+        raise ValueError(
+            f"preset {config.preset} needs {flags}: paths of the SiT weights, a diffusers autoencoder folder, and real images or statistics"
+        )
+    for name in ("checkpoint", "vae", "real", "heldout"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).exists():
+            raise FileNotFoundError(f"--{name} {path} does not exist")
+
+
+def check_labels(config: Config, model: SiT) -> None:
+    """ValueError where the sets are too small for the model's classes, or the embedded images are not the model's."""
+    classes, shape = model.config.num_classes, model.config.image_shape
+    if min(config.reference_size, config.evaluate_images) < classes:
+        raise ValueError(
+            f"--reference-size {config.reference_size} and --evaluate-images {config.evaluate_images} must each hold an image "
+            f"of each of the model's {classes} classes"
+        )
+    if config.real is None and (shape != (1, 28, 28) or classes != 10):
+        raise ValueError(
+            f"the checkpoint makes samples of shape {shape} in {classes} classes; pass --real and --heldout, the embedded images are 1×28×28 in 10"
+        )
+
+
+def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress: bool) -> RealSide:
+    """Moments and features of images (tensor, folder, zip, npz), or the moments of a statistics file."""
+    if isinstance(source, Path) and source.suffix == ".npz":
+        try:
+            return RealSide(FeatureMoments.load(source), None)
+        except ValueError:
+            pass  # an npz of images, not of statistics
+    images = open_images(source)
+    bar = tqdm(total=len(images), desc=label, unit="image", disable=not progress, leave=False)
+    parts = []
+    for batch in images.batches(FEATURE_BATCH):
+        parts.append(net(batch))
+        bar.update(len(batch))
+    bar.close()
+    features = torch.cat(parts)
+    return RealSide(FeatureMoments.from_features(features), features)
