@@ -19,15 +19,15 @@ import numpy as np
 from scipy.special import ellipj, ellipkm1
 
 # The bound's constant.  Measured for all pairs x, y in [lo, hi], lo/hi from 0.1 to 1e-16, Q from 2 to 60: the error of
-# √x − √y stays below 2.6·exp(−2π²Q/(log(hi/lo)+3))·√max(x, y).  tests/test_quadrature.py repeats the scan.
-BOUND_CONSTANT = 4.0
+# √x − √y stays below 1.9·exp(−2π²Q/(log(hi/lo)+3))·√hi.  tests/test_quadrature.py repeats the scan.
+BOUND_CONSTANT = 2.0
 
 # Below this many nodes the asymptotic bound says little, and the cost is already negligible.
 MIN_NODES = 4
 
 
 def error_bound(nodes: int, lo: float, hi: float) -> float:
-    """Bound on the rule's error for √x − √y over the larger root, x and y in [lo, hi] (HHT 2008, theorem 4.1)."""
+    """Bound on the rule's error for √x − √y, x and y in [lo, hi], in units of √hi (HHT 2008, theorem 4.1)."""
     return BOUND_CONSTANT * math.exp(-2 * math.pi**2 * nodes / (math.log(hi / lo) + 3))
 
 

@@ -1,0 +1,19 @@
+// The kernel of csrc/cuda/ldl_logdet.cuh behind a C interface, for tests/test_csrc.py.
+#include "cuda_block.h"
+
+#include "../csrc/cuda/ldl_logdet.cuh"
+
+template <class T>
+int run(const T* matrices, double* logdets, int* bad, int count, int k, int removed, double slack, int order) {
+    using namespace fastfid;
+    return cuda_block::launch(ldl_logdet<T>, count, LDL_THREADS, ldl_shared_bytes<T>(k), cuda_block::Order(order), matrices,
+                              logdets, bad, k, removed, slack);
+}
+
+extern "C" int ldl_logdet_float(const float* m, double* l, int* b, int n, int k, int r, double slack, int order) {
+    return run(m, l, b, n, k, r, slack, order);
+}
+
+extern "C" int ldl_logdet_double(const double* m, double* l, int* b, int n, int k, int r, double slack, int order) {
+    return run(m, l, b, n, k, r, slack, order);
+}
