@@ -16,11 +16,13 @@ def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: floa
     """
     if not torch.isfinite(rewards).all():
         raise ValueError(
-            f"{int((~torch.isfinite(rewards)).sum())} of {len(rewards)} rewards are NaN or infinite; look at the features of that step"
+            f"{int((~torch.isfinite(rewards)).sum())} of {len(rewards)} rewards are NaN or infinite; "
+            "look at the features of that step"
         )
     if rewards.std() <= CONSTANT * rewards.abs().max():
         raise ValueError(
-            f"all {len(rewards)} rewards equal {rewards[0]:.6g}: nothing distinguishes the samples, so nothing can be learned"
+            f"all {len(rewards)} rewards equal {rewards[0]:.6g}: nothing distinguishes the samples, "
+            "so nothing can be learned"
         )
     out = torch.zeros_like(rewards, dtype=torch.float64)
     groups = (

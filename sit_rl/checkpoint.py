@@ -26,7 +26,8 @@ def save(folder: Path, step: int, state: dict, keep: int) -> Path:
         temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(folder).free / 1e6
         raise OSError(
-            f"could not save {path} ({error}; {free:.0f} MB free): make room and run the same command, it resumes from the last checkpoint"
+            f"could not save {path} ({error}; {free:.0f} MB free): make room and run the same command, "
+            "it resumes from the last checkpoint"
         ) from None
     for old in checkpoints(folder)[:-keep]:
         old.unlink()

@@ -30,7 +30,7 @@ class Config:
 
     # The reward (arXiv 2607.02291): m new images take the place of m of the N reference images.
     reference: Literal["rolling", "refresh"] = "rolling"
-    """rolling: each step's images replace the oldest of the reference; refresh: regenerated every --refresh-every steps"""
+    """rolling: a step's images replace the oldest of the reference; refresh: renewed whole every --refresh-every steps"""
     reference_size: int = 5_000
     """N, images"""
     replace: int = 50
@@ -154,8 +154,8 @@ def check(c: Config) -> None:
         )
     if c.reference == "rolling" and c.images_per_step > c.reference_size:
         raise ValueError(
-            f"--candidates {c.candidates} × --replace {c.replace} = {c.images_per_step} images a step exceed the rolling reference "
-            f"of {c.reference_size}; lower one, raise --reference-size, or use --reference refresh"
+            f"--candidates {c.candidates} × --replace {c.replace} = {c.images_per_step} images a step exceed the "
+            f"rolling reference of {c.reference_size}; lower one, raise --reference-size, or use --reference refresh"
         )
     if not 0 < c.kept_fraction <= 1:
         raise ValueError(f"--keep is {c.keep}; it must be 'all' or a fraction in (0, 1]")
@@ -178,7 +178,8 @@ PRESETS = {
     "smoke": (
         "seconds-long run of every part, for tests: numbers mean nothing",
         Config(
-            preset="smoke", steps=2, reference_size=200, replace=10, candidates=4, updates=2, minibatch=20, rollout_batch=20,
+            preset="smoke", steps=2, reference_size=200, replace=10, candidates=4, updates=2, minibatch=20,
+            rollout_batch=20,
             rollout=SamplerConfig("ode", "heun", 2), rollout_sde=SamplerConfig("sde", "exponential", 3),
             evaluate_ode=SamplerConfig("ode", "heun", 2), evaluate_sde=SamplerConfig("sde", "exponential", 3),
             evaluate_images=200, evaluate_every=1, evaluate_every_images=100,
@@ -188,8 +189,9 @@ PRESETS = {
         "the paper's settings; needs --checkpoint, --vae, --real and --heldout",
         Config(
             preset="sit-xl-imagenet256", steps=450, estimator="sde_policy_gradient", credit="subset", normalise="batch",
-            reference="refresh", candidates=32, keep=0.25, updates=4, minibatch=100, lr=1e-5, lr_schedule="constant", warmup=0,
-            rollout=SamplerConfig("ode", "heun", 25), rollout_sde=SamplerConfig("sde", "euler", 50), rollout_batch=50,
+            reference="refresh", candidates=32, keep=0.25, updates=4, minibatch=100, lr=1e-5, lr_schedule="constant",
+            warmup=0, rollout_batch=50,
+            rollout=SamplerConfig("ode", "heun", 25), rollout_sde=SamplerConfig("sde", "euler", 50),
             evaluate_ode=SamplerConfig("ode", "dopri5", 250), evaluate_sde=SamplerConfig("sde", "euler", 250),
             evaluate_images=50_000, evaluate_every=50, evaluate_every_images=5_000, ema=0.99,
             reward_features="inception", judge_features="none",

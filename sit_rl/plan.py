@@ -8,7 +8,6 @@ import torch
 
 from sit_rl.config import Config
 from sit_rl.distributed import world_size
-from sit_rl.estimators import ESTIMATORS
 from sit_rl.setting import Setting
 
 # Evaluations that an image of a minibatch costs: forward 1, backward 2, and the anchor's forward for matching.
@@ -26,12 +25,15 @@ def describe_plan(config: Config, setting: Setting) -> str:
     size = sum(p.numel() for p in setting.model.parameters()) / 1e6
     parts = ", ".join(f"{phase} {m:.1f}" for phase, m in minutes.items() if m)
     keep = "all samples" if config.kept_fraction == 1 else f"best {config.kept_fraction:.0%} of samples"
+    c, shape = config, setting.sample_shape
+    reward = f"−FD ({setting.reward_net.name}) of {c.reference_size} images with {c.replace} replaced"
     lines = {
-        "outputs": config.run_folder,
-        "generator": f"SiT, {size:.2f}M parameters, samples {setting.sample_shape}, {setting.num_classes} classes, on {setting.device} × {world_size()}",
-        "reward": f"−FD ({setting.reward_net.name}) of {config.reference_size} images with {config.replace} replaced, against {setting.real.moments.count} real; reference {config.reference}",
-        "step": f"{config.candidates} × {config.replace} images, credit per {config.credit}, {keep} train; {config.estimator}, {ESTIMATORS[config.estimator].__doc__.splitlines()[0].rstrip('.').lower()}",
-        "judge": f"{config.evaluate_images} images against {setting.heldout.moments.count} held-out, {config.evaluate_ode} and {config.evaluate_sde}",
+        "outputs": c.run_folder,
+        "generator": f"SiT, {size:.2f}M parameters, samples {shape}, on {setting.device} × {world_size()}",
+        "reward": f"{reward}, against {setting.real.moments.count} real; {c.reference} reference",
+        "step": f"{c.candidates} × {c.replace} images, credit per {c.credit}; {keep} train; {c.estimator}",
+        "judge": f"{c.evaluate_images} images against {setting.heldout.moments.count} held-out",
+        "samplers": f"{c.evaluate_ode}; {c.evaluate_sde}",
         "predicted": f"about {sum(minutes.values()):.1f} minutes ({parts})",
     }
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())

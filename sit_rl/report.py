@@ -18,7 +18,8 @@ from sit_rl.runlog import PHASES, read_metrics
 # Rows of the table: key in summary.json, name, whether lower is better.
 ROWS = (
     ("fd", "FD", True), ("kid", "KID", True), ("mmd", "MMD", True), ("fd_b", "FD, second network", True),
-    ("precision", "Precision", False), ("recall", "Recall", False), ("density", "Density", False), ("coverage", "Coverage", False),
+    ("precision", "Precision", False), ("recall", "Recall", False),
+    ("density", "Density", False), ("coverage", "Coverage", False),
 )  # fmt: skip
 COLUMNS = 10  # of a sample grid; evaluation labels cycle through the classes, so each column is one class of ten
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#888888"
@@ -66,12 +67,13 @@ def summary_table(summary: dict) -> str:
     ]
     names = {key: net["name"] for key, net in protocol["networks"].items()}
     lines.append(
-        f"FD: {names['fd']}; second network: {names.get('fd_b', 'none')}; {protocol['generated_images']} images against "
-        f"{protocol['heldout_images']} held-out; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
+        f"FD: {names['fd']}; second network: {names.get('fd_b', 'none')}; {protocol['generated_images']} images "
+        f"against {protocol['heldout_images']} held-out; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
     )
     floor = "  ".join(f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None)
     lines.append(
-        f"real against real: {floor}; {summary['images_generated']} images generated; {summary['seconds']['total']:.0f} s"
+        f"real against real: {floor}; {summary['images_generated']} images generated; "
+        f"{summary['seconds']['total']:.0f} s"
     )
     return "\n".join(lines)
 
@@ -225,7 +227,8 @@ def _page(name: str, summary: dict, figures: dict[str, bytes | None]) -> str:
     body = "".join("<tr>" + "".join(cell("td", c) for c in row) + "</tr>" for row in table_rows(summary))
     notes = summary_table(summary).splitlines()[-2:]
     pictures = "".join(
-        f"<h2>{html.escape(title)}</h2><img alt='{html.escape(title)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+        f"<h2>{html.escape(title)}</h2>"
+        f"<img alt='{html.escape(title)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
         for title, png in figures.items() if png is not None
     )  # fmt: skip
     details = html.escape(json.dumps({"config": summary["config"], "protocol": summary["protocol"]}, indent=2))

@@ -123,7 +123,7 @@ def sample_ode(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig) 
             -1
         ]
     grid = time_grid(config)
-    for t, s in zip(grid, grid[1:]):
+    for t, s in zip(grid[:-1], grid[1:], strict=True):
         v = velocity(x, t)
         if config.method == "heun" and s < 1:
             v = (v + velocity(x + (s - t) * v, s)) / 2

@@ -79,7 +79,8 @@ def check_paths(config: Config) -> None:
     if missing:
         flags = ", ".join(f"--{name}" for name in missing)
         raise ValueError(
-            f"preset {config.preset} needs {flags}: paths of the SiT weights, a diffusers autoencoder folder, and real images or statistics"
+            f"preset {config.preset} needs {flags}: paths of the SiT weights, a diffusers autoencoder folder, "
+            "and real images or statistics"
         )
     for name in ("checkpoint", "vae", "real", "heldout"):
         path = getattr(config, name)
@@ -92,12 +93,13 @@ def check_labels(config: Config, model: SiT) -> None:
     classes, shape = model.config.num_classes, model.config.image_shape
     if min(config.reference_size, config.evaluate_images) < classes:
         raise ValueError(
-            f"--reference-size {config.reference_size} and --evaluate-images {config.evaluate_images} must each hold an image "
-            f"of each of the model's {classes} classes"
+            f"--reference-size {config.reference_size} and --evaluate-images {config.evaluate_images} must each hold "
+            f"an image of each of the model's {classes} classes"
         )
     if config.real is None and (shape != (1, 28, 28) or classes != 10):
         raise ValueError(
-            f"the checkpoint makes samples of shape {shape} in {classes} classes; pass --real and --heldout, the embedded images are 1×28×28 in 10"
+            f"the checkpoint makes samples of shape {shape} in {classes} classes, the embedded images are 1×28×28 "
+            "in 10; pass --real and --heldout"
         )
 
 

@@ -88,7 +88,8 @@ def open_run(config: Config) -> dict | None:
         changed = differences(load_config(folder / "config.yaml"), config)
         if changed:
             raise ValueError(
-                f"{folder} holds a run with another --{changed[0].replace('_', '-')}; choose another --out, or --no-resume to start it afresh"
+                f"{folder} holds a run with another --{changed[0].replace('_', '-')}; choose another --out, "
+                "or --no-resume to start it afresh"
             )
     barrier()
     if is_main() and saved is None:

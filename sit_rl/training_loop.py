@@ -109,7 +109,8 @@ def train_step(config: Config, setting: Setting, state: State, estimator: Estima
         labels = state.reward.reference.labels[removed.flatten()]
         with clock.phase("rollout"):
             rollout = generate(
-                setting, state.model, labels, estimator.sampler, seed=config.seed, step=step, batch=config.rollout_batch,
+                setting, state.model, labels, estimator.sampler,
+                seed=config.seed, step=step, batch=config.rollout_batch,
                 keep_path=estimator.keeps_path, label="roll out",
             )  # fmt: skip
             state.images_generated += len(labels)
@@ -188,6 +189,7 @@ def require_finite(features: torch.Tensor, step: int) -> None:
     if bad.any():
         first = int(torch.nonzero(bad)[0])
         raise FloatingPointError(
-            f"{int(bad.sum())} of {len(features)} images of step {step} have NaN or infinite features, the first is image {first}: "
+            f"{int(bad.sum())} of {len(features)} images of step {step} have NaN or infinite features, "
+            f"the first is image {first}: "
             "the generator has diverged; lower --lr and resume from an earlier checkpoint"
         )

@@ -1,7 +1,7 @@
 """The control: go on pretraining on real images with the compute that RL would have spent.
 
 A run of RL spends, per training step, B·m samples × the sampler's evaluations, and updates × minibatch × 4 (forward,
-backward = 2 forwards, the anchor's forward). Here all of it goes into minibatches of real images at 3 evaluations an image.
+backward = 2 forwards, the anchor's forward). Here all of it goes into minibatches of real images, 3 evaluations each.
 """
 
 from __future__ import annotations

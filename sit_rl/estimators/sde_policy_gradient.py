@@ -1,6 +1,7 @@
 """The paper's estimator: a clipped policy gradient through the steps of an SDE sampler (Flow-GRPO, arXiv 2505.05470).
 
-    L = −E_x (1/S) Σ_i min( A ρ_i, A clip(ρ_i, 1 − c, 1 + c) ),   ρ_i = exp( log p_θ(x_{i+1}|x_i) − log p_old(x_{i+1}|x_i) ),
+    L = −E_x (1/S) Σ_i min( A ρ_i, A clip(ρ_i, 1 − c, 1 + c) ),
+    ρ_i = exp( log p_θ(x_{i+1}|x_i) − log p_old(x_{i+1}|x_i) ),
 
 over the S noisy steps of a path; log-probabilities are means over dimensions. Every step costs one pass, so an image
 costs S of them where matching costs one.
@@ -71,6 +72,6 @@ class SDEPolicyGradient(Estimator):
         worst = float((ratio.detach() - 1).abs().max())
         if worst > RATIO_TOLERANCE:
             raise FloatingPointError(
-                f"the ratio departs from 1 by {worst:.1e} at sampler step {i} before any update: rollout and update disagree about "
-                "the policy; check that both run the same weights in the same precision"
+                f"the ratio departs from 1 by {worst:.1e} at sampler step {i} before any update: rollout and update "
+                "disagree about the policy; check that both run the same weights in the same precision"
             )

@@ -14,7 +14,7 @@ LATENT_SCALE = 0.18215
 
 
 def load_decoder(folder: Path, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function from latents float32 [n, 4, h, w] to images uint8 [n, 3, 8h, 8w]: uint8(clamp(127.5·D(z/0.18215) + 128)).
+    """A function from latents [n, 4, h, w] to images uint8 [n, 3, 8h, 8w]: uint8(clamp(127.5·D(z/0.18215) + 128)).
 
     `folder` is a diffusers AutoencoderKL such as sd-vae-ft-ema, with config.json and its weights.
     """

@@ -244,6 +244,6 @@ def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> Si
     if heads is None:
         heads = next(width // size for size in (72, 64, 32, width) if width % size == 0)
     return SiTConfig(
-        image_size=math.isqrt(tokens) * patch, patch_size=patch, channels=channels, width=width, depth=depth, heads=heads,
-        num_classes=classes, learn_sigma=outputs == 2 * channels * patch**2,
+        image_size=math.isqrt(tokens) * patch, patch_size=patch, channels=channels, width=width, depth=depth,
+        heads=heads, num_classes=classes, learn_sigma=outputs == 2 * channels * patch**2,
     )  # fmt: skip
