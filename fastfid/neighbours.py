@@ -99,9 +99,9 @@ def _points(features: Tensor, centre: Tensor) -> _Points:
 def _squared_distances(x: _Points, rows: slice, y: _Points) -> Tensor:
     """|x_i − y_j|² by |x|² + |y|² − 2x·y about the centre, float64 [rows, m], within `_product_error`."""
     left = x.centred(rows)
-    squared = torch.empty(len(left), len(y), dtype=torch.float64, device=left.device)
+    squared = y.norms.repeat(len(left), 1)
     for columns in _blocks(len(y), BLOCK_COLUMNS):
-        squared[:, columns] = torch.addmm(y.norms[columns].expand(len(left), -1), left, y.centred(columns).T, alpha=-2)
+        squared[:, columns].addmm_(left, y.centred(columns).T, alpha=-2)  # |y|² − 2x·y, in place
     return squared.add_(x.norms[rows, None])
 
 
