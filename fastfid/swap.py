@@ -22,7 +22,8 @@ c(Λ − W_rᵀW_r + W_aᵀW_a), and
 
 a k×k determinant, k = m_r + m_a (fastfid/quadrature.py has the nodes).  J + G is quasi-definite: its leading block is
 −(I − G_rr), negative definite because what stays after the removal is still a covariance, and the Schur complement of
-that block is I + G_aa plus a positive term.  LDLᵀ therefore needs no pivoting: m_r negative pivots, then m_a positive.
+that block is I + G_aa plus a positive term.  LDLᵀ therefore exists without pivoting: m_r negative pivots, then m_a
+positive.  It is accurate while I − G_rr is not nearly singular, that is while the rows that stay span what Λ spans.
 
 The change itself is summed, never the difference of two distances, with δ = (m_a ȳ_a − m_r ȳ_r)/n':
 
@@ -54,7 +55,8 @@ SINGULAR = 1e-11
 # Smallest shift: w·w/(s + τ²) of a new row, relative to λ_max, keeps a digit in float64 (ε = 2e-16).
 MIN_SHIFT = 1e-15
 
-# A removed row's leverage w(Λ+τ²)⁻¹wᵀ is below 1 in exact arithmetic; rounding never lifts it further than this.
+# A removed row's leverage w(Λ+τ²)⁻¹wᵀ is below 1 in exact arithmetic.  Chosen: rounding a float32 sum of 2048 products
+# can add 2048·6e-8 = 1.2e-4, and a row foreign to the reference that stays within 1e-3 of it cannot be told from one.
 LEVERAGE_SLACK = 1e-3
 
 # Covariances may differ from their transpose by float32 accumulation error, not by more.
@@ -369,16 +371,17 @@ class SwapEngine:
         spectrum = self._spectrum + shift
         rank = w_r.shape[1] + w_a.shape[1]
         if w_r.shape[1] <= 1 and w_a.shape[1] <= 1:
-            return math.sqrt(self._scale) * swap_trace_single(w_r, w_a, spectrum, tau, omega)
-        self._choice = backends.choose(self.requested_backend, w_a.device, rank, needs_grad)
+            return math.sqrt(self._scale) * swap_trace_single(w_r, w_a, spectrum, tau, omega, first)
+        exhausting = self.count - 1 - w_r.shape[1] < self.real.rank
+        self._choice = backends.choose(self.requested_backend, w_a.device, rank, needs_grad, exhausting)
         compute = _swap_trace_cpp if self._choice.name == "cpp" else _swap_trace_torch
         return math.sqrt(self._scale) * compute(w_r, w_a, spectrum, tau, omega, first=first)
 
     def _nodes(self, energy: float, removed: int):
         """Shift and nodes for changed spectra of at most λ_max + energy, all in units of λ_max.
 
-        The upper end is rounded up to 2·4^j so that one typical size of change keeps one set of nodes.  Below, λ_min of
-        the rows that stay shrinks about as the square of their share, with a factor 2 to spare.
+        The upper end is rounded up to 2·4^j so that one typical size of change keeps one set of nodes.  The lower end
+        is a choice, not a bound: λ_min by the square of the share of rows that stay, halved; below, convergence slows.
         """
         hi = 2.0 if self._lambda_max else 4.0 ** math.ceil(math.log(energy, 4))
         while hi < self._lambda_max + energy:
@@ -524,25 +527,24 @@ def _swap_trace_cpp(w_r, w_a, spectrum, tau, omega, first: int = 0) -> torch.Ten
     return torch.from_numpy(logdets) @ omega / math.pi
 
 
-def swap_trace_single(w_r, w_a, spectrum, tau, omega) -> torch.Tensor:
+def swap_trace_single(w_r, w_a, spectrum, tau, omega, first: int = 0) -> torch.Tensor:
     """Δ of equation 3 for at most one row each way, w_r [b, 0 or 1, r], w_a [b, 0 or 1, r] → [b] float64.
 
     det(J + G) = −[(1 + g_aa)(1 − g_rr) + g_ar²]; the bracket minus one is summed and passed to log1p.
     """
     weights = (spectrum[:, None] + tau.square()).reciprocal().to(w_a.dtype)  # [r, Q]
+    batch = w_a.shape[0]
     w_r, w_a = (w[:, 0] if w.shape[1] else None for w in (w_r, w_a))
-    change = 0.0
+    change = weights.new_zeros((batch, len(tau)), dtype=torch.float64)
     if w_a is not None:
         g_aa = (w_a.square() @ weights).to(torch.float64)
         change = g_aa
     if w_r is not None:
         g_rr = (w_r.square() @ weights).to(torch.float64)
-        _check_leverage(g_rr.amax(1), 0) if len(g_rr) else None
+        _check_leverage(g_rr.amax(1), first)
         change = change - g_rr
     if w_r is not None and w_a is not None:
         change = change - g_aa * g_rr + ((w_r * w_a) @ weights).to(torch.float64).square()
-    if isinstance(change, float):
-        return spectrum.new_zeros(0)
     # rounding may carry a leverage to 1 or past it; half an ε of what is left keeps the logarithm finite
     least = torch.finfo(torch.float64).eps / 2 - 1
     return torch.log1p(change.clamp(min=least)) @ omega / math.pi

@@ -1,8 +1,8 @@
 """Every number recomputed from scratch with NumPy, SciPy and mpmath; shares no code with the package.
 
-tr √(Σ_a Σ_b) is the nuclear norm of A_c B_cᵀ/√((n_a−1)(n_b−1)) for centred samples A_c, B_c, since that matrix's singular
-values are the roots wanted.  Taken through the triangles of two QR factorisations they are accurate to about 1e-16 of the
-largest, however small: no eigenvalue of a product, and no square root of a rounding error, is involved.
+tr √(Σ_a Σ_b) is the nuclear norm of A_c B_cᵀ/√((n_a−1)(n_b−1)) for centred samples A_c, B_c, since the singular values
+of that matrix are the roots wanted.  Through the triangles of two QR factorisations they are accurate to some 1e-16 of
+the largest, however small: no eigenvalue of a product, and no square root of a rounding error, is involved.
 """
 
 import mpmath

@@ -30,14 +30,12 @@ def problem(removed, added, rank, dtype, batch=2, nodes=3, seed=0):
 
 
 def tolerance(rows_r, rows_a, dtype):
-    """Rounding of a Gram entry is at most ε·rank/2 of the product of norms, met by k pivots of weight up to their inverse.
-
-    Measured, the sum of log-determinants stays below 4·ε·k for leverages that leave 1 − h above a tenth; 40 covers k = 512.
-    """
-    return 40 * EPS[dtype] * max(1, rows_r.shape[1] + rows_a.shape[1])
+    """k pivots rounded at some ε each: measured over all shapes below, at most 3.6·ε·k (float32: 1.2·ε·k)."""
+    return 10 * EPS[dtype] * max(1, rows_r.shape[1] + rows_a.shape[1])
 
 
-SHAPES = [(1, 0), (0, 1), (1, 1), (2, 3), (5, 1), (6, 0), (7, 9), (15, 17), (33, 31), (50, 50), (0, 101), (101, 0), (120, 136)]
+SHAPES = [(1, 0), (0, 1), (1, 1), (2, 3), (5, 1), (6, 0), (7, 9), (15, 17), (33, 31), (50, 50)]
+SHAPES += [(0, 101), (101, 0), (120, 136)]
 
 
 @pytest.mark.parametrize("baseline", [False, True], ids=["chosen", "baseline"])
@@ -114,7 +112,7 @@ def test_bindings_name_what_is_wrong():
 
 @pytest.fixture(scope="module")
 def kernel_on_cpu(tmp_path_factory):
-    """The CUDA kernel compiled by the C++ compiler over tests/cuda_block.h: (matrices, removed, order) → logdets, bad."""
+    """The CUDA kernel as C++ over tests/cuda_block.h: (matrices, removed, order) → logdets, bad."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     library = tmp_path_factory.mktemp("cuda") / "ldl_logdet.so"
     source = HERE / "ldl_logdet_on_cpu.cpp"
@@ -140,7 +138,7 @@ def grams(removed, added, dtype, rank=60):
     gram = np.einsum("bkr,qr,blr->bqkl", rows, 1 / (spectrum + tau_squares[:, None]), rows).astype(dtype)
     signs = np.diag(np.where(np.arange(removed + added) < removed, -1.0, 1.0))
     expected = np.linalg.slogdet(gram.astype(np.float64) + signs)[1].ravel()
-    gram[..., *np.triu_indices(removed + added, 1)] = np.nan
+    gram[:, :, np.triu(np.ones(gram.shape[2:], bool), 1)] = np.nan
     return np.ascontiguousarray(gram.reshape(-1, removed + added, removed + added)), expected
 
 
@@ -150,12 +148,14 @@ def test_cuda_kernel_matches_numpy(kernel_on_cpu, removed, added, dtype):
     matrices, expected = grams(removed, added, dtype)
     logdets, bad = kernel_on_cpu(matrices, removed)
     np.testing.assert_array_equal(bad, -1)
-    np.testing.assert_allclose(logdets, expected, rtol=0, atol=40 * EPS[dtype] * (removed + added))
+    np.testing.assert_allclose(logdets, expected, rtol=0, atol=10 * EPS[dtype] * (removed + added))
 
 
 def test_cuda_kernel_has_its_barriers(kernel_on_cpu):
-    matrices, _ = grams(20, 23, np.float32)
+    # a thread that runs ahead may read NaN, which equals NaN in the comparison of orders: values count too
+    matrices, expected = grams(20, 23, np.float32)
     forwards = kernel_on_cpu(matrices, 20, order=0)[0]
+    np.testing.assert_allclose(forwards, expected, rtol=0, atol=10 * EPS[np.float32] * 43)
     for order in (1, 2):
         np.testing.assert_array_equal(kernel_on_cpu(matrices, 20, order)[0], forwards)
 

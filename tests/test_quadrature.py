@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastfid.quadrature import MIN_NODES, error_bound, node_count, sqrt_nodes
 
-# Logarithms of up to 37 are rounded at 4e-15; the weights that multiply their differences sum to some 100 √hi at 60 nodes.
+# Logarithms of up to 37 are rounded at 4e-15; the weights that multiply their differences sum to 178 √hi at most here.
 ROUNDING = 1e-12
 
 

@@ -4,7 +4,7 @@
 // C library are used: a standard template instantiated here would carry this file's instructions, and the linker might keep
 // that copy for everybody.
 //
-// One node costs k²r/2 multiply-adds for the lower half of G and k³/6 for its factor.  G, some 40 kB at k = 100, is made in
+// One node costs k²r/2 multiply-adds for the lower half of G and k³/6 for its factor.  G, 102×112 floats or 46 kB at k = 100, is made in
 // cache and consumed there.  W is packed twice, once per candidate: as left panels of MR rows, scaled by 1/(λ+τ²) a slice at
 // a time on the way into the product, and as right panels of NR rows.
 //
