@@ -73,7 +73,10 @@ def _read_idx(path: Path, header: int) -> np.ndarray:
         raise FileNotFoundError(
             f"{path} does not exist; point --source at a folder with Fashion-MNIST's four .gz files"
         )
-    return np.frombuffer(gzip.open(path).read(), np.uint8, offset=header)
+    try:
+        return np.frombuffer(gzip.open(path).read(), np.uint8, offset=header)
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} cannot be unpacked ({error}); download it again") from None
 
 
 def balanced_subset(data: ImageSet, count: int) -> ImageSet:

@@ -63,22 +63,25 @@ def generate(
     """
     mine = owned(len(labels), batch)
     parts: list[Rollout] = []
-    bar = tqdm(total=len(mine), desc=label, unit="image", leave=False, disable=not is_main())
-    for start in range(mine.start, mine.stop, batch):
-        rows = range(start, min(start + batch, mine.stop))
-        y = labels[rows.start : rows.stop].to(setting.device)
-        noise = sample_normal(seed, initial, step, rows, setting.sample_shape).to(setting.device)
-        step_noise = _step_noise(seed, noisy, step, rows, sampler, noise) if sampler.kind == "sde" else None
-        velocity, states, log_prob = bind(model, y), None, None
-        if keep_path:
-            path = sample_sde(velocity, noise, sampler, step_noise)
-            states, log_prob, x = torch.stack(path.states, dim=1), torch.stack(path.log_prob, dim=1), path.states[-1]
-        else:
-            x = sample(velocity, noise, sampler, step_noise)
-        images = setting.decode(x)
-        parts.append(Rollout(rows, y, x, images, setting.reward_net(images), states, log_prob))
-        bar.update(len(rows))
-    bar.close()
+    with tqdm(total=len(mine), desc=label, unit="image", leave=False, disable=not is_main()) as bar:
+        for start in range(mine.start, mine.stop, batch):
+            rows = range(start, min(start + batch, mine.stop))
+            y = labels[rows.start : rows.stop].to(setting.device)
+            noise = sample_normal(seed, initial, step, rows, setting.sample_shape).to(setting.device)
+            step_noise = _step_noise(seed, noisy, step, rows, sampler, noise) if sampler.kind == "sde" else None
+            velocity, states, log_prob = bind(model, y), None, None
+            if keep_path:
+                path = sample_sde(velocity, noise, sampler, step_noise)
+                states, log_prob, x = (
+                    torch.stack(path.states, dim=1),
+                    torch.stack(path.log_prob, dim=1),
+                    path.states[-1],
+                )
+            else:
+                x = sample(velocity, noise, sampler, step_noise)
+            images = setting.decode(x)
+            parts.append(Rollout(rows, y, x, images, setting.reward_net(images), states, log_prob))
+            bar.update(len(rows))
     return _join(mine, parts, setting)
 
 

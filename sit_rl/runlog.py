@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from sit_rl.distributed import is_main
 
-PHASES = ("rollout", "reward", "update", "refresh", "evaluate", "save")
+PHASES = ("setup", "rollout", "reward", "update", "refresh", "evaluate", "save")
 
 
 class Clock:

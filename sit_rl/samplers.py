@@ -4,14 +4,17 @@ Time runs from 0 (noise) to 1 (data). The probability-flow ODE is dx = v dt; eve
     dx = [v + w·score] dt + √(2w) dW
 has the same marginals for any diffusion w(t) ≥ 0 (SiT, arXiv 2401.08740, eq. 5). `sigma`, SiT's default, is w = 1 − t.
 
-**Exponential step of the sigma SDE.** With D = x + (1−t)v the predicted data, its drift (1+t)v − x is linear in x:
-    dx = [ (1+t)/(1−t) D − 2/(1−t) x ] dt + √(2(1−t)) dW.
-Holding D over a step t → s and writing ρ = (1−s)/(1−t), the integrating factor (1−t)² gives the step exactly:
-    x_s ~ N( ρ²·x + (s − ρ²t)·D,  (1−s)²(1 − ρ²) ).
-Put x = tD + (1−t)ε: the mean becomes sD + ρ(1−s)ε and the variances add up to (1−s)², the path's own marginal, so the
-only error left is that of holding D; at s = 1 the step is the posterior mean D and needs no special last step.
+**Euler step** of any w: μ = x + h(v + w·score), σ = √(2wh), the form of SiT, Flow-GRPO and DDPO. Gaussian, so it has a
+log-probability, and a policy gradient can be taken through it.
 
-**Euler step** of any w: μ = x + h(v + w·score), σ = √(2wh), the form of SiT, Flow-GRPO and DDPO.
+**Heun step** of an SDE, whose noise is additive: the same noise in a predictor and a corrector,
+    b = v + w·score,  x̃ = x + h·b(x, t) + σξ,  x_s = x + h/2·(b(x, t) + b(x̃, s)) + σξ,  σ² = ∫_t^s 2w,
+which is of weak order 2 (Kloeden & Platen 1992, §15.1) where Euler is of order 1. The sigma drift is written as
+(1+t)v − x, free of the score's 1/(1−t). Its last step is the posterior mean x + (1−t)v, which adds no noise. It has no
+density in closed form: it evaluates and does not train.
+
+**Grid.** t = 1 − (1−u)^power, u uniform. Towards the data the velocity contracts at a rate 1/(1−t), which an explicit
+solver only follows where its step is shorter than 1−t: power > 1 makes it so.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -28,7 +32,7 @@ VelocityField = Callable[[torch.Tensor, float], torch.Tensor]  # (x [n, C, H, W]
 NoiseSource = Callable[[int], torch.Tensor]  # step number → standard normal of x's shape
 
 ODE_METHODS = ("euler", "heun", "dopri5")
-SDE_METHODS = ("exponential", "euler")
+SDE_METHODS = ("euler", "heun")
 DIFFUSIONS = ("sigma", "flow_grpo")
 
 # dopri5 tolerances of the official SiT sampler.
@@ -43,10 +47,16 @@ FLOW_GRPO_LEVEL = 0.7
 class SamplerConfig:
     """Which solver, and how many steps of it."""
 
-    kind: str = "ode"  # ode or sde
-    method: str = "heun"  # ode: euler, heun, dopri5; sde: exponential (sigma only), euler
-    steps: int = 10  # grid intervals; dopri5 chooses its own and ignores this
-    diffusion: str = "sigma"  # sde only: sigma w = 1 − t; flow_grpo w = a²(1−t)/2t
+    kind: Literal["ode", "sde"] = "ode"
+    """ode or sde"""
+    method: Literal["euler", "heun", "dopri5"] = "heun"
+    """ode: euler, heun, dopri5; sde: euler, heun (sigma only, no log-probabilities)"""
+    steps: int = 10
+    """grid intervals; dopri5 chooses its own and ignores this"""
+    power: float = 1.0
+    """grid t = 1 − (1−u)^power; above 1: shorter steps near the data"""
+    diffusion: Literal["sigma", "flow_grpo"] = "sigma"
+    """sde: sigma w = 1 − t; flow_grpo w = a²(1−t)/2t"""
 
     def __post_init__(self):
         """Refuse what does not exist, naming what does."""
@@ -57,16 +67,16 @@ class SamplerConfig:
             raise ValueError(f"{self.kind} method is {self.method!r}; choose one of {', '.join(methods)}")
         if self.diffusion not in DIFFUSIONS:
             raise ValueError(f"diffusion is {self.diffusion!r}; choose one of {', '.join(DIFFUSIONS)}")
-        if self.kind == "sde" and self.method == "exponential" and self.diffusion != "sigma":
-            raise ValueError(
-                f"the exponential step is derived for diffusion 'sigma', not {self.diffusion!r}; use method 'euler'"
-            )
+        if self.kind == "sde" and self.method == "heun" and self.diffusion != "sigma":
+            raise ValueError(f"Heun's SDE step is written for diffusion 'sigma', not {self.diffusion!r}; use 'euler'")
         if self.steps < 1:
             raise ValueError(f"sampler steps is {self.steps}; it must be at least 1")
+        if self.power < 1:
+            raise ValueError(f"sampler power is {self.power}; it must be at least 1")
 
     def __str__(self) -> str:
         """E.g. 'ODE heun, 10 steps'."""
-        return f"{self.kind.upper()} {self.method}, {self.steps} steps"
+        return f"{self.kind.upper()} {self.method}" + ("" if self.method == "dopri5" else f", {self.steps} steps")
 
     def evaluations(self) -> int:
         """Velocity evaluations a sample costs (dopri5: about 50, which its tolerance decides)."""
@@ -96,10 +106,10 @@ class Transition:
 
 
 def time_grid(config: SamplerConfig) -> list[float]:
-    """Grid 0 = t_0 < … < t_steps = 1, uniform; the Euler SDE keeps its last interval at LAST_STEP as SiT does."""
+    """Grid 0 = t_0 < … < t_steps = 1; the Euler SDE's is uniform with LAST_STEP as its last interval, as SiT's."""
     if config.kind == "sde" and config.method == "euler" and config.steps > 1:
         return [(1 - LAST_STEP) * i / (config.steps - 1) for i in range(config.steps)] + [1.0]
-    return [i / config.steps for i in range(config.steps + 1)]
+    return [1 - (1 - i / config.steps) ** config.power for i in range(config.steps + 1)]
 
 
 def sample(
@@ -110,6 +120,8 @@ def sample(
         return sample_ode(velocity, noise, config)
     if step_noise is None:
         raise ValueError("an SDE sampler needs step_noise, a function from the step number to standard normal noise")
+    if config.method == "heun":
+        return sample_sde_heun(velocity, noise, config, step_noise)
     return sample_sde(velocity, noise, config, step_noise).states[-1]
 
 
@@ -140,7 +152,7 @@ class Path:
 
 
 def sample_sde(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource) -> Path:
-    """Follow one SDE path per sample; the last step is noiseless and has no log-probability."""
+    """Follow one Euler path per sample; the last step is noiseless and has no log-probability."""
     grid, path = time_grid(config), Path([x], [])
     for i in range(config.steps):
         step = transition(velocity(path.states[-1], grid[i]), path.states[-1], i, config)
@@ -150,16 +162,26 @@ def sample_sde(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, 
     return path
 
 
-def transition(v: torch.Tensor, x: torch.Tensor, i: int, config: SamplerConfig) -> Transition:
-    """The Gaussian of step i of an SDE's grid, given the velocity v at its start x."""
+def sample_sde_heun(
+    velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource
+) -> torch.Tensor:
+    """Heun steps of the sigma SDE (equation above), then the posterior mean."""
     grid = time_grid(config)
-    t, s = grid[i], grid[i + 1]
-    if config.method == "exponential":
-        ratio = (1 - s) / (1 - t)
-        mean = ratio**2 * x + (s - ratio**2 * t) * predicted_data(x, v, t)
-        return Transition(mean, (1 - s) * math.sqrt(1 - ratio**2))
-    h, w = s - t, diffusion_coefficient(t, grid, config)
-    std = math.sqrt(2 * w * h) if i < config.steps - 1 else 0.0  # the last step is the mean alone
+    for i, (t, s) in enumerate(zip(grid[:-2], grid[1:-1], strict=True)):
+        h = s - t
+        noise = math.sqrt(h * (2 - t - s)) * step_noise(i)  # ∫_t^s 2(1−τ) dτ = h(2 − t − s)
+        drift = (1 + t) * velocity(x, t) - x
+        predicted = x + h * drift + noise
+        x = x + h / 2 * (drift + (1 + s) * velocity(predicted, s) - predicted) + noise
+    return predicted_data(x, velocity(x, grid[-2]), grid[-2])
+
+
+def transition(v: torch.Tensor, x: torch.Tensor, i: int, config: SamplerConfig) -> Transition:
+    """The Gaussian of Euler step i of an SDE, given the velocity v at its start x; the last is its mean alone."""
+    grid = time_grid(config)
+    t, h = grid[i], grid[i + 1] - grid[i]
+    w = diffusion_coefficient(t, grid, config)
+    std = math.sqrt(2 * w * h) if i < config.steps - 1 else 0.0
     return Transition(x + h * (v + w * score(x, v, t)), std)
 
 

@@ -111,11 +111,10 @@ def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress
         except ValueError:
             pass  # an npz of images, not of statistics
     images = open_images(source)
-    bar = tqdm(total=len(images), desc=label, unit="image", disable=not progress, leave=False)
     parts = []
-    for batch in images.batches(FEATURE_BATCH):
-        parts.append(net(batch))
-        bar.update(len(batch))
-    bar.close()
+    with tqdm(total=len(images), desc=label, unit="image", disable=not progress, leave=False) as bar:
+        for batch in images.batches(FEATURE_BATCH):
+            parts.append(net(batch))
+            bar.update(len(batch))
     features = torch.cat(parts)
     return RealSide(FeatureMoments.from_features(features), features)

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import torch
 import tyro
 
 from sit_rl import checkpoint
-from sit_rl.config import PRESETS, Config, differences, load_config, with_folder
+from sit_rl.config import PRESETS, Config, check, differences, load_config, with_folder
 from sit_rl.distributed import barrier, is_main, process_group, world_size
 from sit_rl.evaluate import METRICS, evaluate_model, floor
 from sit_rl.plan import describe_plan
 from sit_rl.report import save_samples, summary_table, write_json, write_report
-from sit_rl.runlog import RunLog, say
+from sit_rl.runlog import Clock, RunLog, say
 from sit_rl.setting import Setting, build_setting
 from sit_rl.training_loop import State, start, train
 
@@ -52,20 +51,22 @@ def parse(argv: list[str]) -> Config:
     if name not in PRESETS:
         known = "; ".join(f"{key}: {text}" for key, (text, _) in PRESETS.items())
         raise ValueError(f"--preset {name!r} does not exist; choose one of {known}")
-    return tyro.cli(Config, args=argv, default=PRESETS[name][1], description=__doc__)
+    config = tyro.cli(Config, args=argv, default=PRESETS[name][1], description=__doc__)
+    check(config)
+    return config
 
 
 def run(config: Config, device: torch.device) -> None:
     """Evaluate, train, evaluate, report."""
-    setting_started = time.perf_counter()
     saved = open_run(config)
-    setting = build_setting(config, device, progress=is_main())
-    state = start(config, setting, saved)
+    clock = Clock(saved and saved["seconds"])
+    with clock.phase("setup"):
+        setting = build_setting(config, device, progress=is_main())
+        state = start(config, setting, saved, clock)
     if state.before is None:
         say(describe_plan(config, setting))
     else:
         say(f"resuming {config.run_folder} at step {state.step} of {config.steps}")
-    state.clock.seconds["evaluate"] += time.perf_counter() - setting_started
     if state.before is None:
         state.before = evaluate_both(config, setting, state, "before")
         state.save(config)
@@ -81,9 +82,7 @@ def run(config: Config, device: torch.device) -> None:
 def open_run(config: Config) -> dict | None:
     """Make or reopen the run folder; returns the checkpoint to go on from. Errors come before any work."""
     folder = config.run_folder
-    saved = None if config.resume is False else checkpoint.load_latest(folder / "checkpoints")
-    if saved is None and config.resume:
-        raise ValueError(f"--resume: {folder} holds no checkpoint; leave the flag out to start")
+    saved = checkpoint.load_latest(folder / "checkpoints") if config.resume else None
     if saved is not None:
         changed = differences(load_config(folder / "config.yaml"), config)
         if changed:

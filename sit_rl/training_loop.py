@@ -61,19 +61,18 @@ class State:
         }
 
 
-def start(config: Config, setting: Setting, saved: dict | None) -> State:
+def start(config: Config, setting: Setting, saved: dict | None, clock: Clock) -> State:
     """A fresh state, or the one a checkpoint holds."""
     model = copy.deepcopy(setting.model).requires_grad_(True)
     model.pos_embed.requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, fused=True)
-    state = State(0, model, EMA(model, config.ema), optimizer, None, 0, Clock())
+    state = State(0, model, EMA(model, config.ema), optimizer, None, 0, clock)
     if saved is not None:
         model.load_state_dict(saved["model"])
         state.ema.module.load_state_dict(saved["ema"])
         optimizer.load_state_dict(saved["optimizer"])
         state.step, state.images_generated, state.before = saved["step"], saved["images_generated"], saved["before"]
-        state.clock = Clock(saved["seconds"])
         if saved["reference"] is not None:
             state.reward = SwapReward(config, setting.real.moments, ReferenceSet(**saved["reference"]))
     return state
@@ -82,18 +81,17 @@ def start(config: Config, setting: Setting, saved: dict | None) -> State:
 def train(config: Config, setting: Setting, state: State, log: RunLog) -> None:
     """Run the remaining steps of `state`, in place."""
     estimator = build_estimator(config, setting)
-    bar = tqdm(total=config.steps, initial=state.step, desc="train", unit="step", disable=not is_main())
-    while state.step < config.steps:
-        record = train_step(config, setting, state, estimator)
-        if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < config.steps:
-            with state.clock.phase("evaluate"):
-                record["evaluation"] = quick_evaluation(config, setting, state.ema.module)
-        log.step(record | {"seconds": state.clock.lap()})
-        with state.clock.phase("save"):
-            state.save(config)
-        bar.update()
-        bar.set_postfix({k: f"{record[k]:.3f}" for k in ("reference_fd", "loss") if record.get(k) is not None})
-    bar.close()
+    with tqdm(total=config.steps, initial=state.step, desc="train", unit="step", disable=not is_main()) as bar:
+        while state.step < config.steps:
+            record = train_step(config, setting, state, estimator)
+            if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < config.steps:
+                with state.clock.phase("evaluate"):
+                    record["evaluation"] = quick_evaluation(config, setting, state.ema.module)
+            log.step(record | {"seconds": state.clock.lap()})
+            with state.clock.phase("save"):
+                state.save(config)
+            bar.update()
+            bar.set_postfix({k: f"{record[k]:.3f}" for k in ("reference_fd", "loss") if record.get(k) is not None})
 
 
 def train_step(config: Config, setting: Setting, state: State, estimator: Estimator) -> dict:

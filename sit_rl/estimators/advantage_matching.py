@@ -25,8 +25,6 @@ class AdvantageMatching(Estimator):
 
     def losses(self, model: SiT, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """See the module's equation."""
-        if not batch.indices:
-            return
         samples, labels = rollout.samples[batch.rows], rollout.labels[batch.rows]
         t, x_t, target = matching_points(samples, batch.indices, self.config.seed, batch.draw)
         v = model(x_t, t, labels)

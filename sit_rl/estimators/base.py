@@ -59,7 +59,10 @@ class Estimator(ABC):
 
     @abstractmethod
     def losses(self, model: SiT, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
-        """Yield (loss [n], statistics [n]) terms; their losses add up, and each is back-propagated as it comes."""
+        """Yield (loss [n], statistics [n]) terms; their losses add up, and each is back-propagated as it comes.
+
+        The same terms on every rank, also where a rank owns none of the minibatch (n = 0).
+        """
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:
         """`updates` lists of global indices, walking through shuffles of `kept`."""
@@ -90,30 +93,28 @@ def update(
     """
     config, parameters = estimator.config, [p for p in model.parameters() if p.requires_grad]
     sums: dict[str, float] = defaultdict(float)
-    bar = tqdm(total=estimator.updates, desc="update", unit="update", leave=False, disable=not is_main())
-    for u, indices in enumerate(estimator.minibatches(kept, step)):
-        batch = _own(indices, rollout, advantage, step * estimator.updates + u)
-        optimizer.zero_grad()
-        local: dict[str, float] = defaultdict(float)
-        for loss, statistics in estimator.losses(model, rollout, batch):
-            if loss.numel():
+    with tqdm(total=estimator.updates, desc="update", unit="update", leave=False, disable=not is_main()) as bar:
+        for u, indices in enumerate(estimator.minibatches(kept, step)):
+            batch = _own(indices, rollout, advantage, step * estimator.updates + u)
+            optimizer.zero_grad()
+            local: dict[str, float] = defaultdict(float)
+            for loss, statistics in estimator.losses(model, rollout, batch):
                 (loss.sum() / len(indices)).backward()
-            for name, value in {"loss": loss.detach(), **statistics}.items():
-                local[name] += float(value.double().sum()) / len(indices)
-        sum_gradients(parameters)
-        for name, value in sum_scalars(dict(local)).items():
-            sums[name] += value
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip))
-        if not norm < GRADIENT_LIMIT:
-            raise FloatingPointError(
-                f"the gradient's norm is {norm} in update {u} of step {step}: the weights are as they were before it; "
-                f"lower --lr (now {config.lr:g}) and resume"
-            )
-        sums["gradient_norm"] += norm
-        optimizer.step()
-        ema.update(model)
-        bar.update()
-    bar.close()
+                for name, value in {"loss": loss.detach(), **statistics}.items():
+                    local[name] += float(value.double().sum()) / len(indices)
+            sum_gradients(parameters)
+            for name, value in sum_scalars(dict(local)).items():
+                sums[name] += value
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip))
+            if not norm < GRADIENT_LIMIT:
+                raise FloatingPointError(
+                    f"the gradient's norm is {norm} in update {u} of step {step}, the weights are as before it: "
+                    f"lower --lr (now {config.lr:g}) and resume"
+                )
+            sums["gradient_norm"] += norm
+            optimizer.step()
+            ema.update(model)
+            bar.update()
     return {name: value / estimator.updates for name, value in sums.items()}
 
 

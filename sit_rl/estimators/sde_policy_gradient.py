@@ -45,8 +45,6 @@ class SDEPolicyGradient(Estimator):
 
     def losses(self, model: SiT, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """See the module's equation."""
-        if not batch.indices:
-            return
         states, old = rollout.states[batch.rows], rollout.log_prob[batch.rows]
         velocity, grid, noisy = bind(model, rollout.labels[batch.rows]), time_grid(self.sampler), self.sampler.steps - 1
         for i in range(noisy):

@@ -1,0 +1,266 @@
+"""The whole job through its own command: outputs, resume, ranks, and every bad input a user can think of."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sit_rl import checkpoint
+from sit_rl.config import PRESETS, Config, load_config
+from sit_rl.train import main, parse
+
+ROOT = Path(__file__).parent.parent
+METRICS = ["fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage"]
+
+
+def launch(*arguments, ranks=1, wait=True, **popen):
+    """torchrun sit_rl/train.py --preset smoke …, one thread a rank: (exit code, output), or the running process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    if ranks > 1:
+        command += ["--master-port", str(29500 + os.getpid() % 500)]
+    command += ["sit_rl/train.py", "--preset", "smoke", "--threads", "1", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **popen
+    )
+    if not wait:
+        return process
+    out, _ = process.communicate(timeout=240)
+    return process.returncode, out
+
+
+def final_state(folder):
+    return checkpoint.load_latest(Path(folder) / "checkpoints")
+
+
+def records(folder):
+    """metrics.jsonl without the times, which no run repeats."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in lines]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One uninterrupted run of four steps."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    code, out = launch("--out", folder, "--steps", 4)
+    assert code == 0, out
+    return folder, out
+
+
+def test_run_writes_everything_it_promises(smoke):
+    folder, out = smoke
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary)[:6] == ["config", "before", "after", "floor", "seconds", "images_generated"]
+    for when in ("before", "after"):
+        assert list(summary[when]) == ["ode", "sde"]
+        for metrics in summary[when].values():
+            assert list(metrics) == METRICS and all(np.isfinite(v) for v in metrics.values())
+    assert set(summary["floor"]) == {"fd", "fd_b"} and 0 < summary["floor"]["fd"] < 0.1
+    assert {"rollout", "reward", "update", "refresh", "evaluate", "total"} <= set(summary["seconds"])
+    phases = sum(v for k, v in summary["seconds"].items() if k != "total")
+    assert phases <= summary["seconds"]["total"]
+    # the reference of 200, and 4 steps of 4 × 10; evaluations are not training's
+    assert summary["images_generated"] == 200 + 4 * 40
+    assert load_config(folder / "config.yaml") == Config(
+        **{**vars(PRESETS["smoke"][1]), "out": folder, "steps": 4, "threads": 1}
+    )
+    steps = records(folder)
+    assert [r["step"] for r in steps] == [0, 1, 2, 3]
+    for name in ("reference_fd", "subset_rewards", "image_reward_std", "kept_fraction", "loss", "gradient_norm", "lr"):
+        assert all(name in r for r in steps)
+    assert list(folder.glob("tensorboard/events*")) and len(list((folder / "checkpoints").iterdir())) == 2
+    report = (folder / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 4 and "http" not in report.replace("https://www.w3.org", "")
+    for text in ("outputs", "predicted", "FD, second network", "real against real", "report.html"):
+        assert text in out
+
+
+def test_finished_run_is_reported_again_without_training(smoke):
+    folder, _ = smoke
+    before = records(folder)
+    code, out = launch("--out", folder, "--steps", 4)
+    assert code == 0 and "resuming" in out and records(folder) == before
+
+
+def test_killed_run_resumes_bit_for_bit(smoke, tmp_path):
+    """SIGKILL after the first checkpoint of a step, then the same command again."""
+    folder = tmp_path / "killed"
+    process = launch("--out", folder, "--steps", 4, wait=False)
+    deadline = time.time() + 120
+    while not (folder / "checkpoints" / "step-000002.pt").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "summary.json").exists()
+    code, out = launch("--out", folder, "--steps", 4)
+    assert code == 0, out
+    whole, resumed = final_state(smoke[0]), final_state(folder)
+    for part in ("model", "ema"):
+        for name, value in whole[part].items():
+            assert torch.equal(value, resumed[part][name]), name
+    assert torch.equal(whole["reference"]["features"], resumed["reference"]["features"])
+    assert records(folder) == records(smoke[0])
+    a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, smoke[0]))
+    assert a["after"] == b["after"] and a["before"] == b["before"]
+
+
+def test_two_ranks_equal_one(smoke, tmp_path):
+    """The same images and rewards bit for bit; weights to the rounding of one sum in another order."""
+    code, out = launch("--out", tmp_path / "two", "--steps", 4, ranks=2)
+    assert code == 0, out
+    one, two = records(smoke[0]), records(tmp_path / "two")
+    assert one[0]["subset_rewards"] == two[0]["subset_rewards"]
+    assert one[0]["reference_fd"] == two[0]["reference_fd"]
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a["subset_rewards"], b["subset_rewards"], rtol=1e-3)
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-2, atol=1e-4)
+    first, second = final_state(smoke[0]), final_state(tmp_path / "two")
+    for name, value in first["model"].items():
+        # Adam turns a rounding difference of a near-zero gradient into one of a learning rate: 8 updates of 2e-4
+        torch.testing.assert_close(value, second["model"][name], rtol=0, atol=2e-3)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["ranks"] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--estimator", "sde_policy_gradient", "--credit", "subset", "--normalise", "batch", "--reference", "refresh"),
+        ("--estimator", "rejection", "--credit", "influence"),
+        ("--estimator", "pretraining"),
+        ("--rollout.method", "dopri5", "--evaluate-every", "0", "--judge-features", "none"),
+    ],
+    ids=" ".join,
+)
+def test_other_ways_to_train_run_through(arguments, tmp_path, capsys):
+    main(["--preset", "smoke", "--threads", "1", "--steps", "1", "--out", str(tmp_path / "run"), *arguments])
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert "report" in capsys.readouterr().out
+
+
+def error_of(capsys, *arguments):
+    """The single line that a refused command prints."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--preset", "smoke", "--threads", "1", *map(str, arguments)])
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    error = printed[printed.index("error: ") :].strip()  # progress bars come before it
+    assert "\n" not in error and "Traceback" not in printed
+    return error
+
+
+def image_folder(path, sizes, mode="L"):
+    path.mkdir()
+    for i, size in enumerate(sizes):
+        Image.fromarray(np.full((size, size), 9 * i, np.uint8)).convert(mode).save(path / f"{i}.png")
+    return path
+
+
+def test_bad_numbers_are_refused(capsys, tmp_path):
+    assert "--replace 199 leaves fewer than 2 of the --reference-size 200" in error_of(capsys, "--replace", 199)
+    assert "exceed the rolling reference" in error_of(capsys, "--candidates", 50)
+    assert "--steps is 0" in error_of(capsys, "--steps", 0)
+    assert "--keep is 1.5" in error_of(capsys, "--keep", 1.5)
+    assert "--lr is -1" in error_of(capsys, "--lr", -1)
+    assert "an image of each of the model's 10 classes" in error_of(
+        capsys, "--reference-size", 8, "--replace", 2, "--candidates", 1, "--out", tmp_path / "run"
+    )
+    assert "only its steps have the density" in error_of(capsys, "--rollout-sde.method", "heun")
+
+
+def test_bad_paths_are_refused(capsys, tmp_path):
+    out = ("--out", tmp_path / "run")
+    assert "--checkpoint" in error_of(capsys, "--checkpoint", tmp_path / "none.pt", *out)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    assert "not of an architecture" in error_of(capsys, "--checkpoint", tmp_path / "other.pt", *out)
+    (tmp_path / "empty").mkdir()
+    assert "empty" in error_of(capsys, "--real", tmp_path / "empty", *out)
+    assert "1.png" in error_of(capsys, "--real", image_folder(tmp_path / "mixed", [28, 30]), *out)
+    broken = image_folder(tmp_path / "broken", [28, 28])
+    (broken / "1.png").write_bytes((broken / "1.png").read_bytes()[:40])
+    assert "1.png" in error_of(capsys, "--real", broken, *out)
+    np.savez(tmp_path / "narrow.npz", mu=np.zeros(7), sigma=np.eye(7))
+    assert "7" in error_of(capsys, "--heldout", tmp_path / "narrow.npz", *out)
+    (tmp_path / "file").write_text("not a folder")
+    assert "cannot be written" in error_of(capsys, "--out", tmp_path / "file" / "run")
+
+
+def test_imagenet_preset_says_what_it_needs(capsys):
+    with pytest.raises(SystemExit):
+        main(["--preset", "sit-xl-imagenet256"])
+    error = capsys.readouterr().err
+    assert "needs --checkpoint, --vae, --real, --heldout" in error and error.count("\n") == 1
+
+
+def test_unknown_preset_names_the_known(capsys):
+    with pytest.raises(SystemExit):
+        main(["--preset", "nope"])
+    assert "fashion: " in capsys.readouterr().err
+
+
+def test_another_config_does_not_overwrite_a_run(smoke, capsys):
+    assert "another --lr" in error_of(capsys, "--out", smoke[0], "--steps", 4, "--lr", 1e-3)
+
+
+def test_nan_features_stop_the_step_and_keep_the_checkpoint(tmp_path, monkeypatch, capsys):
+    from fastfid import FeatureExtractor
+
+    calls, original = [], FeatureExtractor.__call__
+
+    def poisoned(self, images):
+        features = original(self, images).clone()
+        calls.append(len(images))
+        if len(images) == 20 and calls.count(20) > 40:  # after the evaluation and the reference, in a rollout
+            features[3] = float("nan")
+        return features
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", poisoned)
+    error = error_of(capsys, "--out", tmp_path / "run", "--steps", 30, "--evaluate-every", 0)
+    assert "NaN" in error
+    assert final_state(tmp_path / "run") is not None
+
+
+def test_full_disk_names_the_file_and_the_remedy(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, {"x": torch.ones(3)}, keep=2)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="step-000002.pt.*make room and run the same command"):
+        checkpoint.save(tmp_path, 2, {"x": torch.zeros(3)}, keep=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001.pt"]
+    assert torch.equal(checkpoint.load_latest(tmp_path)["x"], torch.ones(3))
+
+
+def test_checkpoints_are_kept_to_a_number_and_damage_is_named(tmp_path):
+    for step in range(5):
+        checkpoint.save(tmp_path, step, {"step": step}, keep=2)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000003.pt", "step-000004.pt"]
+    (tmp_path / "step-000004.pt").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="step-000004.pt cannot be read.*delete it"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_command_line_is_the_config():
+    config = parse(["--preset=smoke", "--keep", "all", "--rollout.steps", "7", "--credit", "subset"])
+    assert (config.keep, config.rollout.steps, config.credit, config.preset) == ("all", 7, "subset", "smoke")
+    assert parse([]).preset == "fashion" and parse([]).reference_size == 5000 and parse([]).replace == 50
+    paper = PRESETS["sit-xl-imagenet256"][1]
+    assert (paper.reference_size, paper.replace, paper.refresh_every, paper.kept_fraction) == (5000, 50, 10, 0.25)
+    assert (paper.rollout_sde.steps, paper.evaluate_sde.steps, paper.lr, paper.clip_range) == (50, 250, 1e-5, 1e-4)
+
+
+def test_saved_config_with_an_unknown_field_is_refused(tmp_path):
+    values = Config().to_dict() | {"colour": "red"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="unknown field 'colour'"):
+        load_config(tmp_path / "config.yaml")
