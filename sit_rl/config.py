@@ -157,9 +157,9 @@ def check(c: Config) -> None:
         raise ValueError(f"--keep is {c.keep}; it must be 'all' or a fraction in (0, 1]")
     if c.lr <= 0:
         raise ValueError(f"--lr is {c.lr}; it must be positive")
-    if c.rollout_sde.kind != "sde":
+    if (c.rollout_sde.kind, c.rollout_sde.method) != ("sde", "euler"):
         raise ValueError(
-            "--rollout-sde.kind must be 'sde': a policy gradient needs the log-probabilities of an SDE's steps"
+            "--rollout-sde must be kind sde, method euler: only its steps have the density a policy gradient needs"
         )
     if c.evaluate_ode.kind != "ode" or c.evaluate_sde.kind != "sde":
         raise ValueError(

@@ -59,7 +59,8 @@ class PatchEmbed(nn.Module):
         n, channels, height, _ = x.shape
         patch = self.proj.kernel_size[0]
         grid = height // patch
-        patches = x.view(n, channels, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5).reshape(n, grid * grid, -1)
+        patches = x.view(n, channels, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(n, grid * grid, channels * patch**2)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -213,9 +214,9 @@ class SiT(nn.Module):
             tokens = block(tokens, c)
         patches = self.final_layer(tokens, c)
         grid, patch = config.image_size // config.patch_size, config.patch_size
-        image = patches.view(-1, grid, grid, patch, patch, patches.shape[-1] // patch**2)
-        image = image.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, config.image_size, config.image_size)
-        return image[:, : config.channels]
+        n, out_channels = len(x), patches.shape[-1] // patch**2
+        image = patches.view(n, grid, grid, patch, patch, out_channels).permute(0, 5, 1, 3, 2, 4)
+        return image.reshape(n, out_channels, config.image_size, config.image_size)[:, : config.channels]
 
 
 def sincos_positions(width: int, grid: int) -> torch.Tensor:
