@@ -1,8 +1,8 @@
 """Command line: the Fréchet distance of two sets of images or saved statistics.
 
-    python -m fastfid real/ generated.zip                              FD (fashion-a):  3.1415
-    python -m fastfid real.npz generated/ --network inception          FID:  3.1415
-    python -m fastfid --save-stats real/ real.npz                      statistics for later runs
+python -m fastfid real/ generated.zip                              FD (fashion-a):  3.1415
+python -m fastfid real.npz generated/ --network inception          FID:  3.1415
+python -m fastfid --save-stats real/ real.npz                      statistics for later runs
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which code computes the log-determinants of a swap engine, and why.
 
-    cpp      fused C++ kernel of csrc/cpu: host memory, no gradient
-    torch    batched torch operations: any device, differentiable in the added rows
+cpp      fused C++ kernel of csrc/cpu: host memory, no gradient
+torch    batched torch operations: any device, differentiable in the added rows
 """
 
 from typing import NamedTuple

@@ -297,9 +297,7 @@ class SwapEngine:
             self._weights = {torch.float64: weights.T.contiguous()}  # [d, r]: w = y @ weights
             self._weights.setdefault(self.dtype, self._weights[torch.float64].to(self.dtype))
             self._projected = self._project_reference(centred)
-            self._distance = (
-                self._gap.square().sum().item() + self.real.trace + self._trace - 2 * self._root_trace
-            )
+            self._distance = self._gap.square().sum().item() + self.real.trace + self._trace - 2 * self._root_trace
 
     def _eigenbasis(self, centred: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """λ [r] ≥ 0 and U [r, r] of R Σ_g Rᵀ from centred rows [N, d] float64."""

@@ -13,6 +13,15 @@ from sit_rl.samplers import SamplerConfig
 Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]
 # Fields that say where and how to run, not what is computed: a resume may change them.
 MACHINE_FIELDS = ("out", "resume", "threads", "keep_checkpoints")
+# What each estimator learns best with on the embedded default; the kept quarter is the paper's. A policy gradient makes
+# a pass for every noisy sampler step: four minibatches of its kept quarter, so that the clip acts.
+MATCHING_DEFAULTS = {"keep": "all", "updates": 8, "minibatch": 400, "lr": 2e-4}
+ESTIMATOR_DEFAULTS = {
+    "advantage_matching": MATCHING_DEFAULTS,
+    "pretraining": MATCHING_DEFAULTS,
+    "rejection": {"keep": 0.25, "updates": 8, "minibatch": 400, "lr": 2e-4},
+    "sde_policy_gradient": {"keep": 0.25, "updates": 4, "minibatch": 100, "lr": 2e-4},
+}
 
 
 @dataclass(frozen=True)
@@ -46,16 +55,16 @@ class Config:
     advantage_clip: float = 3.0
     """bound on |advantage|, standard deviations"""
     keep: float | Literal["all"] | None = None
-    """fraction of samples, best reward first, that trains; default: the estimator's (all, or the paper's 0.25)"""
+    """fraction of samples, best reward first, that trains; default: the estimator's"""
 
     # The update
     estimator: Estimator = "advantage_matching"
-    updates: int = 8
-    """optimiser steps a training step"""
-    minibatch: int = 400
-    """images an optimiser step"""
-    lr: float = 2e-4
-    """AdamW"""
+    updates: int | None = None
+    """optimiser steps a training step; default: the estimator's"""
+    minibatch: int | None = None
+    """images an optimiser step; default: the estimator's"""
+    lr: float | None = None
+    """AdamW; default: the estimator's"""
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     warmup: int = 2
     """training steps over which the rate rises from 0"""
@@ -114,9 +123,7 @@ class Config:
 
     @property
     def kept_fraction(self) -> float:
-        """Fraction of a step's samples that trains: `keep`, or the estimator's own."""
-        if self.keep is None:
-            return 0.25 if self.estimator in ("sde_policy_gradient", "rejection") else 1.0
+        """Fraction of a step's samples that trains."""
         return 1.0 if self.keep == "all" else float(self.keep)
 
     def to_dict(self) -> dict:
@@ -196,6 +203,13 @@ PRESETS = {
 }  # fmt: skip
 
 
+def resolve(config: Config) -> Config:
+    """The same config with its run folder and its estimator's defaults filled in."""
+    defaults = ESTIMATOR_DEFAULTS[config.estimator]
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return replace(config, out=config.run_folder, **missing)
+
+
 def load_config(path: Path) -> Config:
     """Read a saved config; ValueError naming a field that does not belong."""
     values = yaml.safe_load(path.read_text())
@@ -217,8 +231,3 @@ def differences(saved: Config, asked: Config) -> list[str]:
         for f in fields(Config)
         if f.name not in MACHINE_FIELDS and getattr(saved, f.name) != getattr(asked, f.name)
     ]
-
-
-def with_folder(config: Config) -> Config:
-    """The same config with its run folder filled in."""
-    return replace(config, out=config.run_folder)

@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from sit_rl import checkpoint
-from sit_rl.config import PRESETS, Config, check, differences, load_config, with_folder
+from sit_rl.config import PRESETS, Config, check, differences, load_config, resolve
 from sit_rl.distributed import barrier, is_main, process_group, world_size
 from sit_rl.evaluate import METRICS, evaluate_model, floor
 from sit_rl.plan import describe_plan
@@ -33,7 +33,7 @@ GRID = 100
 def main(argv: list[str] | None = None) -> None:
     """Parse, run, and turn an expected failure into one sentence and exit code 2."""
     try:
-        config = with_folder(parse(sys.argv[1:] if argv is None else argv))
+        config = parse(sys.argv[1:] if argv is None else argv)
         with process_group(config.threads) as device:
             run(config, device)
     except (ValueError, FileNotFoundError, ModuleNotFoundError, FloatingPointError, OSError) as error:
@@ -51,7 +51,7 @@ def parse(argv: list[str]) -> Config:
     if name not in PRESETS:
         known = "; ".join(f"{key}: {text}" for key, (text, _) in PRESETS.items())
         raise ValueError(f"--preset {name!r} does not exist; choose one of {known}")
-    config = tyro.cli(Config, args=argv, default=PRESETS[name][1], description=__doc__)
+    config = resolve(tyro.cli(Config, args=argv, default=PRESETS[name][1], description=__doc__))
     check(config)
     return config
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sit_rl.config import PRESETS, Config
+from sit_rl.config import PRESETS, Config, resolve
 from sit_rl.ema import EMA
 from sit_rl.estimators import ESTIMATORS, build_estimator
 from sit_rl.estimators.base import Minibatch, update
@@ -49,7 +49,7 @@ def setting():
 
 def small(estimator, **changes):
     base = replace(PRESETS["smoke"][1], estimator=estimator, minibatch=20, updates=4, lr=3e-3, anchor=0.1)
-    return replace(base, **changes)
+    return resolve(replace(base, **changes))
 
 
 def roll(setting, model, estimator, step=0):
@@ -186,7 +186,7 @@ def test_ema_is_the_weighted_mean(setting):
 
 
 def test_control_spends_the_same_evaluations(setting):
-    config = Config(estimator="pretraining")
+    config = resolve(Config(estimator="pretraining"))
     updates = build_estimator(config, setting).updates
     spent = config.images_per_step * config.rollout.evaluations() + config.updates * config.minibatch * 4
     assert updates * 3 * config.minibatch == pytest.approx(spent, rel=0.02)

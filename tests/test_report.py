@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import pytest
 
+from sit_rl import compare
 from sit_rl.report import summary_table, table_rows, write_report
 from sit_rl.runlog import Clock, RunLog, read_metrics
 
@@ -92,3 +94,26 @@ def test_clock_carries_time_over_a_resume():
         pass
     lap = again.lap()
     assert lap["rollout"] == 0.0 and lap["update"] > 0 and lap["total"] < 5
+
+
+def test_runs_are_compared_with_the_spread_of_their_seeds(tmp_path, monkeypatch, capsys):
+    paths = []
+    for name, seed, factor in (("a", 0, 0.5), ("b", 1, 0.7), ("c", 0, 1.0)):
+        one = summary()
+        one["config"] |= {"estimator": "x" if name != "c" else "y", "reference": "rolling", "credit": "image"}
+        one["config"] |= {"seed": seed, "out": name}
+        one["after"]["ode"] = METRICS | {"fd": METRICS["fd"] * factor}
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(one))
+    monkeypatch.setattr("sys.argv", ["compare", *map(str, paths)])
+    compare.main()
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows[2:]] == [
+        "x, rolling, image, seed 0", "x, rolling, image, seed 1", "mean ± sd of 2 seeds", "y, rolling, image, seed 0"
+    ]  # fmt: skip
+    # −50% and −30%: mean −40%, standard deviation 0.2/√2
+    assert rows[2][3] == "2.000 → 1.000" and rows[2][5] == "-50.0%" and rows[4][5] == "-40.0% ± 14.1%"
+    assert rows[4][8] == "–"  # the second network is missing under the SDE
+    monkeypatch.setattr("sys.argv", ["compare", str(tmp_path)])
+    with pytest.raises(SystemExit, match="holds no summary.json"):
+        compare.main()

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from sit_rl import checkpoint
-from sit_rl.config import PRESETS, Config, load_config
+from sit_rl.config import PRESETS, Config, load_config, resolve
 from sit_rl.train import main, parse
 
 ROOT = Path(__file__).parent.parent
@@ -70,9 +70,8 @@ def test_run_writes_everything_it_promises(smoke):
     assert phases <= summary["seconds"]["total"]
     # the reference of 200, and 4 steps of 4 × 10; evaluations are not training's
     assert summary["images_generated"] == 200 + 4 * 40
-    assert load_config(folder / "config.yaml") == Config(
-        **{**vars(PRESETS["smoke"][1]), "out": folder, "steps": 4, "threads": 1}
-    )
+    asked = Config(**{**vars(PRESETS["smoke"][1]), "out": folder, "steps": 4, "threads": 1})
+    assert load_config(folder / "config.yaml") == resolve(asked)
     steps = records(folder)
     assert [r["step"] for r in steps] == [0, 1, 2, 3]
     for name in ("reference_fd", "subset_rewards", "image_reward_std", "kept_fraction", "loss", "gradient_norm", "lr"):

@@ -1,0 +1,87 @@
+"""Runs side by side, seeds of one configuration with their spread: `python -m sit_rl.compare runs/A runs/B …`.
+
+Takes run folders or copies of their summary.json; prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+# Columns of relative change: heading, sampler, key in summary.json.
+CHANGES = (
+    ("FD, ODE", "ode", "fd"), ("FD, SDE", "sde", "fd"), ("2nd network, ODE", "ode", "fd_b"),
+    ("2nd network, SDE", "sde", "fd_b"), ("recall, ODE", "ode", "recall"), ("recall, SDE", "sde", "recall"),
+)  # fmt: skip
+# What may differ between runs that count as repetitions of one.
+REPETITION_FIELDS = ("seed", "out", "resume", "threads", "keep_checkpoints")
+
+
+def load_summary(path: Path) -> dict:
+    """summary.json of a run folder, or that file itself; FileNotFoundError for a run that has not finished."""
+    file = path / "summary.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} holds no summary.json: a run writes it at its end")
+    return json.loads(file.read_text())
+
+
+def changes(summary: dict) -> list[float | None]:
+    """(after − before)/before of every column, None where a metric was not computed."""
+    out = []
+    for _, sampler, key in CHANGES:
+        before, after = (summary[when][sampler].get(key) for when in ("before", "after"))
+        out.append(None if not before or after is None else (after - before) / before)
+    return out
+
+
+def groups(summaries: list[dict]) -> list[list[dict]]:
+    """Summaries gathered by configuration, the seed aside, in order of first appearance."""
+    found: dict[str, list[dict]] = {}
+    for summary in summaries:
+        decisive = {k: v for k, v in summary["config"].items() if k not in REPETITION_FIELDS}
+        found.setdefault(json.dumps(decisive, sort_keys=True), []).append(summary)
+    return list(found.values())
+
+
+def compare(summaries: list[dict]) -> str:
+    """Markdown: a row for each run with its FDs, and for repetitions a row of mean ± standard deviation."""
+    head = ["run", "images", "minutes", "ODE FD", "SDE FD", *(f"Δ {name}" for name, *_ in CHANGES)]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for group in groups(summaries):
+        rows += [_run_row(s) for s in group]
+        if len(group) > 1:
+            rows.append(_spread_row(group))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _run_row(summary: dict) -> list[str]:
+    config = summary["config"]
+    name = f"{config['estimator']}, {config['reference']}, {config['credit']}, seed {config['seed']}"
+    fds = [f"{summary['before'][s]['fd']:.3f} → {summary['after'][s]['fd']:.3f}" for s in ("ode", "sde")]
+    cells = ["–" if c is None else f"{c:+.1%}" for c in changes(summary)]
+    return [name, f"{summary['images_generated']:,}", f"{summary['seconds']['total'] / 60:.1f}", *fds, *cells]
+
+
+def _spread_row(group: list[dict]) -> list[str]:
+    columns = list(zip(*(changes(s) for s in group), strict=True))
+    cells = [
+        "–" if None in column else f"{statistics.mean(column):+.1%} ± {statistics.stdev(column):.1%}"
+        for column in columns
+    ]
+    return [f"mean ± sd of {len(group)} seeds", "", "", "", "", *cells]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or files like summary.json")
+    try:
+        print(compare([load_summary(path) for path in parser.parse_args().runs]))
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
