@@ -27,12 +27,25 @@ class ImageSet:
     images: torch.Tensor
     labels: torch.Tensor
 
+    def __post_init__(self):
+        """Refuse labels that do not belong to the images or to a class."""
+        if len(self.labels) != len(self.images):
+            raise ValueError(f"{len(self.labels)} labels do not belong to {len(self.images)} images; give one for each")
+        check_labels(self.labels, NUM_CLASSES, "the images' classes")
+
     def __len__(self) -> int:
         return len(self.images)
 
     def as_float(self) -> torch.Tensor:
         """float32 in [−1, 1]."""
         return to_float(self.images)
+
+
+def check_labels(labels: torch.Tensor, classes: int, whose: str) -> None:
+    """ValueError naming the first label outside 0 … classes − 1."""
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(f"label {int(wrong[0])} is out of range: {whose} are numbered 0 to {classes - 1}")
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

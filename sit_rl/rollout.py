@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from sit_rl.distributed import is_main, owned
+from sit_rl.images import check_labels
 from sit_rl.models.sit import SiT
 from sit_rl.noise import Stream, sample_normal
 from sit_rl.samplers import SamplerConfig, VelocityField, sample, sample_sde
@@ -61,6 +62,7 @@ def generate(
     Batches are `batch` consecutive global indices, whatever the number of ranks, so that every matrix product has
     the same shape and a sample the same bits on one rank and on many (given equal threads per rank).
     """
+    check_labels(labels, setting.num_classes, "the model's classes")
     mine = owned(len(labels), batch)
     parts: list[Rollout] = []
     with tqdm(total=len(mine), desc=label, unit="image", leave=False, disable=not is_main()) as bar:

@@ -60,7 +60,7 @@ def build_setting(config: Config, device: torch.device, progress: bool = True) -
     """Load and check everything a run needs; errors come here, before any work."""
     check_paths(config)
     model = load_sit(config.checkpoint or ASSETS / "base.safetensors").to(device).requires_grad_(False)
-    check_labels(config, model)
+    check_classes(config, model)
     reward_net = feature_extractor(config.reward_features, device=device)
     judge_net = None if config.judge_features == "none" else feature_extractor(config.judge_features, device=device)
     train = load_embedded("train") if config.real is None else None
@@ -88,7 +88,7 @@ def check_paths(config: Config) -> None:
             raise FileNotFoundError(f"--{name} {path} does not exist")
 
 
-def check_labels(config: Config, model: SiT) -> None:
+def check_classes(config: Config, model: SiT) -> None:
     """ValueError where the sets are too small for the model's classes, or the embedded images are not the model's."""
     classes, shape = model.config.num_classes, model.config.image_shape
     if min(config.reference_size, config.evaluate_images) < classes:

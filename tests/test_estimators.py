@@ -173,6 +173,11 @@ def test_nan_gradient_leaves_the_weights_alone(setting):
         assert torch.equal(a, b)
 
 
+def test_labels_out_of_range_are_named(setting):
+    with pytest.raises(ValueError, match="label 2 is out of range: the model's classes are numbered 0 to 1"):
+        generate(setting, setting.model, torch.tensor([0, 2]), SamplerConfig(), seed=0, step=0, batch=2)
+
+
 def test_ema_is_the_weighted_mean(setting):
     model = SiT(SHAPE)
     ema = EMA(model, 0.9)

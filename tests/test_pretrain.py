@@ -88,6 +88,10 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, capsys):
         balanced_subset(data, 15)
     with pytest.raises(ValueError, match="too few"):
         balanced_subset(data, 30)
+    with pytest.raises(ValueError, match="label 10 is out of range: the images' classes are numbered 0 to 9"):
+        ImageSet(data.images, data.labels + 1)
+    with pytest.raises(ValueError, match="19 labels do not belong to 20 images"):
+        ImageSet(data.images, data.labels[1:])
     monkeypatch.setattr("sys.argv", ["pretrain", "images", "--source", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match="error: .*does not exist"):
         main()
