@@ -1,18 +1,23 @@
 """The embedded default: what the committed assets are, and that the commands which make them work."""
 
 import gzip
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastfid import feature_extractor
 from sit_rl.images import ASSETS, ImageSet, balanced_subset, load_embedded, load_official, to_float, to_uint8
 from sit_rl.models.loading import load_sit
 from sit_rl.pretrain import FASHION_SIT, Base, Features, Images, main, warmup_cosine
 
-FASTFID_ASSETS = Path(__file__).parent.parent / "fastfid" / "assets"
+ROOT = Path(__file__).parent.parent
+FASTFID_ASSETS = ROOT / "fastfid" / "assets"
 
 
 def test_embedded_sets_are_balanced_and_disjoint():
@@ -71,6 +76,23 @@ def test_the_three_commands_run(tmp_path, capsys):
     Base(tmp_path, out=tmp_path, iterations=4, batch=10, curve_every=2, curve_images=30).run()
     assert load_sit(tmp_path / "base.safetensors").config == FASHION_SIT
     assert len((tmp_path / "base_curve.csv").read_text().splitlines()) == 3
+
+
+def test_two_processes_train_the_base_that_one_does(tmp_path):
+    write_official(tmp_path, 100)
+    ranks = {}
+    for count in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+        command += ["--master-port", str(29000 + os.getpid() % 500), "-m", "sit_rl.pretrain", "base"]
+        command += ["--source", tmp_path, "--out", tmp_path / str(count), "--iterations", "3", "--batch", "10"]
+        command += ["--curve-every", "3", "--curve-images", "250"]
+        subprocess.run(list(map(str, command)), check=True, cwd=ROOT, timeout=240, capture_output=True)
+        ranks[count] = load_file(tmp_path / str(count) / "base.safetensors")
+    for name, value in ranks[1].items():
+        # Adam's first steps are ± a learning rate (2e-3 at most) however small the gradient: sums in another order may
+        # turn the sign of one that is nearly zero, so a few entries differ by that and nearly all by rounding.
+        close = torch.isclose(value, ranks[2][name], rtol=1e-3, atol=1e-5).float().mean()
+        assert close > 0.99, (name, float(close))
 
 
 def test_bad_sources_are_named(tmp_path, monkeypatch, capsys):
