@@ -54,6 +54,8 @@ class Config:
     """advantages are standardised over the batch (the paper) or within each class"""
     advantage_clip: float = 3.0
     """bound on |advantage|, standard deviations"""
+    fade: bool = True
+    """scale advantages by the spread of rewards relative to the first step's; --no-fade as in the paper"""
     keep: float | Literal["all"] | None = None
     """fraction of samples, best reward first, that trains; default: the estimator's"""
 
@@ -80,14 +82,14 @@ class Config:
     """decay per optimiser step of the averaged weights that are evaluated"""
 
     # Samplers
-    rollout: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "heun", 6))
+    rollout: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "adams", 10, power=1.5))
     """advantage_matching and rejection"""
     rollout_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "euler", 20))
     """sde_policy_gradient"""
     rollout_batch: int = 200
     """images sampled at once; fixes the grouping of samples whatever the number of ranks"""
-    evaluate_ode: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "heun", 8))
-    evaluate_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "heun", 16, power=1.5))
+    evaluate_ode: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "adams", 12, power=1.5))
+    evaluate_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "adams", 40, power=1.5))
     evaluate_images: int = 5_000
     """images of the evaluations before and after"""
     evaluate_every: int = 10
@@ -183,8 +185,8 @@ PRESETS = {
         Config(
             preset="smoke", steps=2, reference_size=200, replace=10, candidates=4, updates=2, minibatch=20,
             rollout_batch=20,
-            rollout=SamplerConfig("ode", "heun", 2), rollout_sde=SamplerConfig("sde", "euler", 3),
-            evaluate_ode=SamplerConfig("ode", "heun", 2), evaluate_sde=SamplerConfig("sde", "heun", 2),
+            rollout=SamplerConfig("ode", "adams", 3), rollout_sde=SamplerConfig("sde", "euler", 3),
+            evaluate_ode=SamplerConfig("ode", "adams", 3), evaluate_sde=SamplerConfig("sde", "adams", 3),
             evaluate_images=200, evaluate_every=1, evaluate_every_images=100,
         ),
     ),

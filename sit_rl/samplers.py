@@ -7,14 +7,17 @@ has the same marginals for any diffusion w(t) ≥ 0 (SiT, arXiv 2401.08740, eq. 
 **Euler step** of any w: μ = x + h(v + w·score), σ = √(2wh), the form of SiT, Flow-GRPO and DDPO. Gaussian, so it has a
 log-probability, and a policy gradient can be taken through it.
 
-**Heun step** of an SDE, whose noise is additive: the same noise in a predictor and a corrector,
-    b = v + w·score,  x̃ = x + h·b(x, t) + σξ,  x_s = x + h/2·(b(x, t) + b(x̃, s)) + σξ,  σ² = ∫_t^s 2w,
-which is of weak order 2 (Kloeden & Platen 1992, §15.1) where Euler is of order 1. The sigma drift is written as
-(1+t)v − x, free of the score's 1/(1−t). Its last step is the posterior mean x + (1−t)v, which adds no noise. It has no
-density in closed form: it evaluates and does not train.
+**Adams–Bashforth step** of either, with b the drift of the equation and h' the step before h:
+    x_s = x + h·[b_t + h/2h'·(b_t − b_{t−h'})] + σξ,  σ² = ∫_t^s 2w,
+of order 2 for an ODE, and of weak order 2 for a drift linear in x with additive noise (the stationary variance of
+dx = −ax dt + σdW comes out right up to (ah)², where Euler's is up to ah), at one velocity a step where Heun takes two.
+The sigma SDE's drift is written (1+t)v − x, free of the score's 1/(1−t). It has no density in closed form: it evaluates
+and does not train.
 
-**Grid.** t = 1 − (1−u)^power, u uniform. Towards the data the velocity contracts at a rate 1/(1−t), which an explicit
-solver only follows where its step is shorter than 1−t: power > 1 makes it so.
+**Grid.** 1 − t = ((1−u) + u·δ^{1/power})^power, u uniform. Towards the data the velocity contracts at a rate 1/(1−t),
+which an explicit solver only follows where its step is shorter than 1−t: power > 1 makes it so. The Euler SDE and Adams
+stop at 1 − t = δ = 0.04, as the official SDE sampler does, and end with the posterior mean x + (1−t)v; the others have
+δ = 0.
 """
 
 from __future__ import annotations
@@ -31,13 +34,13 @@ from sit_rl.interpolant import predicted_data, score
 VelocityField = Callable[[torch.Tensor, float], torch.Tensor]  # (x [n, C, H, W], t) → v, labels already bound
 NoiseSource = Callable[[int], torch.Tensor]  # step number → standard normal of x's shape
 
-ODE_METHODS = ("euler", "heun", "dopri5")
-SDE_METHODS = ("euler", "heun")
+ODE_METHODS = ("euler", "heun", "dopri5", "adams")
+SDE_METHODS = ("euler", "adams")
 DIFFUSIONS = ("sigma", "flow_grpo")
 
 # dopri5 tolerances of the official SiT sampler.
 DOPRI5_ATOL, DOPRI5_RTOL = 1e-6, 1e-3
-# The official Euler SDE sampler stops at t = 1 − 0.04 and takes one noiseless step from there.
+# The official SDE sampler stops at t = 1 − 0.04 and takes one noiseless step from there.
 LAST_STEP = 0.04
 # Flow-GRPO's noise level a (arXiv 2505.05470).
 FLOW_GRPO_LEVEL = 0.7
@@ -49,12 +52,12 @@ class SamplerConfig:
 
     kind: Literal["ode", "sde"] = "ode"
     """ode or sde"""
-    method: Literal["euler", "heun", "dopri5"] = "heun"
-    """ode: euler, heun, dopri5; sde: euler, heun (sigma only, no log-probabilities)"""
+    method: Literal["euler", "heun", "dopri5", "adams"] = "heun"
+    """ode: euler, heun, dopri5, adams; sde: euler, adams (sigma only, no log-probabilities)"""
     steps: int = 10
     """grid intervals; dopri5 chooses its own and ignores this"""
     power: float = 1.0
-    """grid t = 1 − (1−u)^power; above 1: shorter steps near the data"""
+    """of the grid; above 1: shorter steps near the data"""
     diffusion: Literal["sigma", "flow_grpo"] = "sigma"
     """sde: sigma w = 1 − t; flow_grpo w = a²(1−t)/2t"""
 
@@ -67,8 +70,10 @@ class SamplerConfig:
             raise ValueError(f"{self.kind} method is {self.method!r}; choose one of {', '.join(methods)}")
         if self.diffusion not in DIFFUSIONS:
             raise ValueError(f"diffusion is {self.diffusion!r}; choose one of {', '.join(DIFFUSIONS)}")
-        if self.kind == "sde" and self.method == "heun" and self.diffusion != "sigma":
-            raise ValueError(f"Heun's SDE step is written for diffusion 'sigma', not {self.diffusion!r}; use 'euler'")
+        if self.kind == "sde" and self.method == "adams" and self.diffusion != "sigma":
+            raise ValueError(
+                f"the SDE's Adams step is written for diffusion 'sigma', not {self.diffusion!r}; use 'euler'"
+            )
         if self.steps < 1:
             raise ValueError(f"sampler steps is {self.steps}; it must be at least 1")
         if self.power < 1:
@@ -106,22 +111,25 @@ class Transition:
 
 
 def time_grid(config: SamplerConfig) -> list[float]:
-    """Grid 0 = t_0 < … < t_steps = 1; the Euler SDE's is uniform with LAST_STEP as its last interval, as SiT's."""
-    if config.kind == "sde" and config.method == "euler" and config.steps > 1:
-        return [(1 - LAST_STEP) * i / (config.steps - 1) for i in range(config.steps)] + [1.0]
-    return [1 - (1 - i / config.steps) ** config.power for i in range(config.steps + 1)]
+    """Grid 0 = t_0 < … < t_steps = 1; see the module's text."""
+    steps, end = config.steps, 0.0
+    if (config.kind == "sde" or config.method == "adams") and steps > 1:
+        steps, end = steps - 1, LAST_STEP
+    root = end ** (1 / config.power)
+    warped = [1 - (1 - i / steps * (1 - root)) ** config.power for i in range(steps + 1)]
+    return warped + [1.0] if end else warped
 
 
 def sample(
     velocity: VelocityField, noise: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource | None = None
 ) -> torch.Tensor:
     """Samples of noise's shape [n, C, H, W]; an SDE draws its steps' noise from `step_noise`."""
+    if config.kind == "sde" and step_noise is None:
+        raise ValueError("an SDE sampler needs step_noise, a function from the step number to standard normal noise")
+    if config.method == "adams":
+        return sample_adams(velocity, noise, config, step_noise)
     if config.kind == "ode":
         return sample_ode(velocity, noise, config)
-    if step_noise is None:
-        raise ValueError("an SDE sampler needs step_noise, a function from the step number to standard normal noise")
-    if config.method == "heun":
-        return sample_sde_heun(velocity, noise, config, step_noise)
     return sample_sde(velocity, noise, config, step_noise).states[-1]
 
 
@@ -162,17 +170,18 @@ def sample_sde(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, 
     return path
 
 
-def sample_sde_heun(
-    velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource
+def sample_adams(
+    velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource | None
 ) -> torch.Tensor:
-    """Heun steps of the sigma SDE (equation above), then the posterior mean."""
-    grid = time_grid(config)
+    """Adams–Bashforth steps of the ODE or the sigma SDE (equation above), then the posterior mean."""
+    grid, earlier = time_grid(config), None
     for i, (t, s) in enumerate(zip(grid[:-2], grid[1:-1], strict=True)):
-        h = s - t
-        noise = math.sqrt(h * (2 - t - s)) * step_noise(i)  # ∫_t^s 2(1−τ) dτ = h(2 − t − s)
-        drift = (1 + t) * velocity(x, t) - x
-        predicted = x + h * drift + noise
-        x = x + h / 2 * (drift + (1 + s) * velocity(predicted, s) - predicted) + noise
+        h, v = s - t, velocity(x, t)
+        drift = v if config.kind == "ode" else (1 + t) * v - x
+        slope = 0.0 if earlier is None else (drift - earlier) / (2 * (t - grid[i - 1]))
+        x, earlier = x + h * (drift + h * slope), drift
+        if config.kind == "sde":
+            x = x + math.sqrt(h * (2 - t - s)) * step_noise(i)  # ∫_t^s 2(1−τ) dτ = h(2 − t − s)
     return predicted_data(x, velocity(x, grid[-2]), grid[-2])
 
 

@@ -40,6 +40,7 @@ class State:
     images_generated: int
     clock: Clock
     before: dict | None = None  # step-0 evaluation, once made
+    first_reward_std: float | None = None  # of the first step's images
 
     def save(self, config: Config) -> None:
         """Write a checkpoint (main rank)."""
@@ -58,6 +59,7 @@ class State:
             "images_generated": self.images_generated,
             "seconds": self.clock.state_dict(),
             "before": self.before,
+            "first_reward_std": self.first_reward_std,
         }
 
 
@@ -72,7 +74,8 @@ def start(config: Config, setting: Setting, saved: dict | None, clock: Clock) ->
         model.load_state_dict(saved["model"])
         state.ema.module.load_state_dict(saved["ema"])
         optimizer.load_state_dict(saved["optimizer"])
-        state.step, state.images_generated, state.before = saved["step"], saved["images_generated"], saved["before"]
+        for name in ("step", "images_generated", "before", "first_reward_std"):
+            setattr(state, name, saved[name])
         if saved["reference"] is not None:
             state.reward = SwapReward(config, setting.real.moments, ReferenceSet(**saved["reference"]))
     return state
@@ -118,6 +121,7 @@ def train_step(config: Config, setting: Setting, state: State, estimator: Estima
             features = features.view(*removed.shape, -1)
             scores = state.reward.score(removed, features)
             advantage = advantages(scores.image, labels, config.normalise, config.advantage_clip)
+            advantage = advantage * fade(config, state, float(scores.image.std()))
             kept = select(advantage, config.kept_fraction)
         record |= describe(state.reward.distance, scores, advantage, kept)
     with clock.phase("update"):
@@ -149,6 +153,16 @@ def set_learning_rate(config: Config, state: State) -> None:
         factor = min(1.0, (state.step + 1) / max(1, config.warmup))
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * factor
+
+
+def fade(config: Config, state: State, reward_std: float) -> float:
+    """Factor of the advantages: the spread of this step's rewards relative to the first step's, at most 1.
+
+    Rewards differ less as the distribution is met: at FD 0 no image could improve it. Standardising every step on its
+    own hides that and pushes with the same force across the optimum, which the reference shows some steps late.
+    """
+    state.first_reward_std = state.first_reward_std or reward_std
+    return min(1.0, reward_std / state.first_reward_std) if config.fade else 1.0
 
 
 def describe(reference_fd: float, scores: Scores, advantage: torch.Tensor, kept: torch.Tensor) -> dict:
