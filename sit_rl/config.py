@@ -15,12 +15,12 @@ Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "p
 MACHINE_FIELDS = ("out", "resume", "threads", "keep_checkpoints")
 # What each estimator learns best with on the embedded default; the kept quarter is the paper's. A policy gradient makes
 # a pass for every noisy sampler step: four minibatches of its kept quarter, so that the clip acts.
-MATCHING_DEFAULTS = {"keep": "all", "updates": 8, "minibatch": 400, "lr": 2e-4}
+MATCHING_DEFAULTS = {"keep": "all", "updates": 4, "minibatch": 400, "lr": 1e-4}
 ESTIMATOR_DEFAULTS = {
     "advantage_matching": MATCHING_DEFAULTS,
     "pretraining": MATCHING_DEFAULTS,
-    "rejection": {"keep": 0.25, "updates": 8, "minibatch": 400, "lr": 2e-4},
-    "sde_policy_gradient": {"keep": 0.25, "updates": 4, "minibatch": 100, "lr": 2e-4},
+    "rejection": {"keep": 0.25, "updates": 4, "minibatch": 400, "lr": 1e-4},
+    "sde_policy_gradient": {"keep": 0.25, "updates": 4, "minibatch": 100, "lr": 1e-4},
 }
 
 
@@ -34,7 +34,7 @@ class Config:
     resume: bool = True
     """continue from the run folder's checkpoint where there is one; --no-resume starts afresh"""
     seed: int = 0
-    steps: int = 30
+    steps: int = 24
     """training steps: each rolls out, scores, selects and updates once"""
 
     # The reward (arXiv 2607.02291): m new images take the place of m of the N reference images.
@@ -78,7 +78,7 @@ class Config:
     """sde_policy_gradient: clip of the ratio at 4·32·32 dimensions, rescaled by √(4096/dimension)"""
     grad_clip: float = 1.0
     """largest norm of the gradient"""
-    ema: float = 0.98
+    ema: float = 0.9
     """decay per optimiser step of the averaged weights that are evaluated"""
 
     # Samplers
@@ -92,7 +92,7 @@ class Config:
     evaluate_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "adams", 40, power=1.5))
     evaluate_images: int = 5_000
     """images of the evaluations before and after"""
-    evaluate_every: int = 10
+    evaluate_every: int = 8
     """steps between evaluations on the way; 0: none"""
     evaluate_every_images: int = 1_000
     """images of the evaluations on the way: the first of the same noise and labels"""
