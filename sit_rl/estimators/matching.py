@@ -15,13 +15,18 @@ from sit_rl.noise import Stream, generator, sample_normal
 GOLDEN = 0.6180339887498949
 
 
-def matching_points(samples: torch.Tensor, indices: list[int], seed: int, draw: int) -> tuple[torch.Tensor, ...]:
+def matching_points(
+    samples: torch.Tensor, indices: list[int], seed: int, draw: int, as_pretraining: bool = False
+) -> tuple[torch.Tensor, ...]:
     """Where each sample's error is taken: (t [n], x_t [n, ...], target velocity [n, ...]).
 
-    t is uniform; ε and t belong to (seed, draw, sample index).
+    t is uniform, or logit-normal(0, 1) as in pretraining, for those who take samples for data; ε and t belong to
+    (seed, draw, sample index).
     """
     starts = torch.tensor([generator(seed, Stream.MATCHING, 0, i).random() for i in indices], dtype=torch.float64)
-    t = ((starts + draw * GOLDEN) % 1.0).float().to(samples.device)
+    u = (starts + draw * GOLDEN) % 1.0
+    # u is 0 with probability 2⁻⁵³, where the logit is −∞ and its sigmoid 0, an allowed time
+    t = (torch.sigmoid(torch.special.ndtri(u)) if as_pretraining else u).float().to(samples.device)
     noise = sample_normal(seed, Stream.MATCHING, draw + 1, indices, tuple(samples.shape[1:])).to(samples.device)
     return t, interpolate(samples, noise, t), target_velocity(samples, noise)
 

@@ -53,6 +53,7 @@ class Pretraining(Estimator):
         mine = batch.indices[rank() :: world_size()]
         rows = torch.tensor(mine)
         real, device = self.setting.real_images, self.setting.device
-        t, x_t, target = matching_points(to_float(real.images[rows]).to(device), mine, self.config.seed, batch.draw)
+        x1 = to_float(real.images[rows]).to(device)
+        t, x_t, target = matching_points(x1, mine, self.config.seed, batch.draw, as_pretraining=True)
         matching = squared_error(model(x_t, t, real.labels[rows].to(device)), target)
         yield matching, {"matching": matching.detach()}
