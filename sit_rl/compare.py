@@ -10,13 +10,15 @@ import json
 import statistics
 from pathlib import Path
 
+from sit_rl.config import MACHINE_FIELDS
+
 # Columns of relative change: heading, sampler, key in summary.json.
 CHANGES = (
     ("FD, ODE", "ode", "fd"), ("FD, SDE", "sde", "fd"), ("2nd network, ODE", "ode", "fd_b"),
     ("2nd network, SDE", "sde", "fd_b"), ("recall, ODE", "ode", "recall"), ("recall, SDE", "sde", "recall"),
 )  # fmt: skip
-# What may differ between runs that count as repetitions of one.
-REPETITION_FIELDS = ("seed", "out", "resume", "threads", "keep_checkpoints")
+# What may differ between runs that count as repetitions of one: the seed, and what no result depends on.
+REPETITION_FIELDS = ("seed", *MACHINE_FIELDS, "evaluate_every", "evaluate_every_images")
 
 
 def load_summary(path: Path) -> dict:

@@ -20,8 +20,6 @@ class Rejection(Estimator):
 
     def losses(self, model: SiT, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """See the module's equation."""
-        t, x_t, target = matching_points(
-            rollout.samples[batch.rows], batch.indices, self.config.seed, batch.draw, as_pretraining=True
-        )
+        t, x_t, target = matching_points(rollout.samples[batch.rows], batch.indices, self.config.seed, batch.draw)
         matching = squared_error(model(x_t, t, rollout.labels[batch.rows]), target)
         yield matching, {"matching": matching.detach()}
