@@ -33,10 +33,13 @@ def initialise(threads: int = 0) -> torch.device:
 
 @contextmanager
 def process_group(threads: int = 0):
-    """Yield this rank's device; leave the process group at the end."""
+    """Yield this rank's device; at the end leave the process group and undo `initialise`'s other settings."""
+    threads_before = torch.get_num_threads()
     try:
         yield initialise(threads)
     finally:
+        torch.set_num_threads(threads_before)
+        torch.set_flush_denormal(False)
         if dist.is_initialized():
             dist.destroy_process_group()
 
