@@ -49,7 +49,7 @@ def groups(summaries: list[dict]) -> list[list[dict]]:
 
 def compare(summaries: list[dict]) -> str:
     """Markdown: a row for each run with its FDs, and for repetitions a row of mean ± standard deviation."""
-    head = ["run", "images", "minutes", "ODE FD", "SDE FD", *(f"Δ {name}" for name, *_ in CHANGES)]
+    head = ["run", "images", "ODE FD", "SDE FD", *(f"Δ {name}" for name, *_ in CHANGES)]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for group in groups(summaries):
         rows += [_run_row(s) for s in group]
@@ -63,7 +63,7 @@ def _run_row(summary: dict) -> list[str]:
     name = f"{config['estimator']}, {config['reference']}, {config['credit']}, seed {config['seed']}"
     fds = [f"{summary['before'][s]['fd']:.3f} → {summary['after'][s]['fd']:.3f}" for s in ("ode", "sde")]
     cells = ["–" if c is None else f"{c:+.1%}" for c in changes(summary)]
-    return [name, f"{summary['images_generated']:,}", f"{summary['seconds']['total'] / 60:.1f}", *fds, *cells]
+    return [name, f"{summary['images_generated']:,}", *fds, *cells]
 
 
 def _spread_row(group: list[dict]) -> list[str]:
@@ -72,7 +72,7 @@ def _spread_row(group: list[dict]) -> list[str]:
         "–" if None in column else f"{statistics.mean(column):+.1%} ± {statistics.stdev(column):.1%}"
         for column in columns
     ]
-    return [f"mean ± sd of {len(group)} seeds", "", "", "", "", *cells]
+    return [f"mean ± sd of {len(group)} seeds", "", "", "", *cells]
 
 
 def main() -> None:

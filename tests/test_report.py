@@ -112,8 +112,8 @@ def test_runs_are_compared_with_the_spread_of_their_seeds(tmp_path, monkeypatch,
         "x, rolling, image, seed 0", "x, rolling, image, seed 1", "mean ± sd of 2 seeds", "y, rolling, image, seed 0"
     ]  # fmt: skip
     # −50% and −30%: mean −40%, standard deviation 0.2/√2
-    assert rows[2][3] == "2.000 → 1.000" and rows[2][5] == "-50.0%" and rows[4][5] == "-40.0% ± 14.1%"
-    assert rows[4][8] == "–"  # the second network is missing under the SDE
+    assert rows[2][2] == "2.000 → 1.000" and rows[2][4] == "-50.0%" and rows[4][4] == "-40.0% ± 14.1%"
+    assert rows[4][7] == "–"  # the second network is missing under the SDE
     monkeypatch.setattr("sys.argv", ["compare", str(tmp_path)])
     with pytest.raises(SystemExit, match="holds no summary.json"):
         compare.main()
