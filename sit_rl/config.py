@@ -96,7 +96,7 @@ class Config:
     """images of the evaluations before and after"""
     evaluate_every: int = 8
     """steps between evaluations on the way; 0: none"""
-    evaluate_every_images: int = 1_000
+    evaluate_every_images: int = 500
     """images of the evaluations on the way: the first of the same noise and labels"""
 
     # What to train and measure with; the embedded default needs none of these paths.
