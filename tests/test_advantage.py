@@ -1,9 +1,13 @@
 """Advantages are standardised rewards; selection takes the best over everything."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from sit_rl.advantage import advantages, select
+from sit_rl.config import Config
+from sit_rl.training_loop import fade
 
 
 def test_batch_advantages_are_standard_scores():
@@ -42,3 +46,10 @@ def test_selection_is_global_and_stable():
     assert select(a, 0.5).tolist() == [1, 3, 4, 6]
     assert select(a, 1.0).tolist() == list(range(8))
     assert select(a, 0.01).tolist() == [1]
+
+
+def test_advantages_fade_with_the_spread_of_rewards():
+    state = SimpleNamespace(first_reward_std=None)
+    # the first step sets the scale; a wider spread later does not push harder
+    assert [fade(Config(), state, std) for std in (0.2, 0.1, 0.4)] == [1.0, 0.5, 1.0]
+    assert fade(Config(fade=False), state, 0.1) == 1.0
