@@ -196,8 +196,8 @@ PRESETS = {
         "the paper's settings; needs --checkpoint, --vae, --real and --heldout",
         Config(
             preset="sit-xl-imagenet256", steps=450, estimator="sde_policy_gradient", credit="subset", normalise="batch",
-            reference="refresh", candidates=32, keep=0.25, fade=False, updates=4, minibatch=100, lr=1e-5, lr_schedule="constant",
-            warmup=0, rollout_batch=50,
+            reference="refresh", candidates=32, keep=0.25, fade=False, updates=4, minibatch=100,
+            lr=1e-5, lr_schedule="constant", warmup=0, rollout_batch=50,
             rollout=SamplerConfig("ode", "heun", 25), rollout_sde=SamplerConfig("sde", "euler", 50),
             evaluate_ode=SamplerConfig("ode", "dopri5", 250), evaluate_sde=SamplerConfig("sde", "euler", 250),
             evaluate_images=50_000, evaluate_every=50, evaluate_every_images=5_000, ema=0.99,
