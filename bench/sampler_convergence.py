@@ -20,7 +20,7 @@ from sit_rl.distributed import initialise
 from sit_rl.evaluate import distance
 from sit_rl.noise import Stream, balanced_labels, sample_normal
 from sit_rl.rollout import bind
-from sit_rl.samplers import SamplerConfig, sample, time_grid
+from sit_rl.samplers import SamplerConfig, sample, sigma_variance, time_grid
 from sit_rl.setting import build_setting
 
 # Finest first. The SDE's counts of noisy steps (one less than steps) divide the finest's, so that paths can be shared.
@@ -30,14 +30,13 @@ BATCH = 100
 
 def path_noise(fine: torch.Tensor, sampler: SamplerConfig, finest: SamplerConfig):
     """Standard normal noise of a coarse step from that of the fine steps [n, steps, ...] it covers."""
-    variance = lambda t, s: (s - t) * (2 - t - s)  # noqa: E731  ∫_t^s 2(1−τ) dτ, the sigma SDE's
     grids = [time_grid(c)[:-1] for c in (sampler, finest)]
     ratio = (len(grids[1]) - 1) // (len(grids[0]) - 1)
 
     def noise(i: int) -> torch.Tensor:
         inside = range(i * ratio, (i + 1) * ratio)
-        total = sum(math.sqrt(variance(grids[1][j], grids[1][j + 1])) * fine[:, j] for j in inside)
-        return total / math.sqrt(variance(grids[0][i], grids[0][i + 1]))
+        total = sum(math.sqrt(sigma_variance(grids[1][j], grids[1][j + 1])) * fine[:, j] for j in inside)
+        return total / math.sqrt(sigma_variance(grids[0][i], grids[0][i + 1]))
 
     return noise
 

@@ -11,6 +11,7 @@ import statistics
 from pathlib import Path
 
 from sit_rl.config import MACHINE_FIELDS
+from sit_rl.report import relative_change
 
 # Columns of relative change: heading, sampler, key in summary.json.
 CHANGES = (
@@ -30,12 +31,8 @@ def load_summary(path: Path) -> dict:
 
 
 def changes(summary: dict) -> list[float | None]:
-    """(after − before)/before of every column, None where a metric was not computed."""
-    out = []
-    for _, sampler, key in CHANGES:
-        before, after = (summary[when][sampler].get(key) for when in ("before", "after"))
-        out.append(None if not before or after is None else (after - before) / before)
-    return out
+    """Relative change of every column, None where a metric was not computed."""
+    return [relative_change(*(summary[when][s].get(key) for when in ("before", "after"))) for _, s, key in CHANGES]
 
 
 def groups(summaries: list[dict]) -> list[list[dict]]:

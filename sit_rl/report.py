@@ -38,6 +38,11 @@ def save_samples(folder: Path, name: str, images: torch.Tensor) -> None:
     np.save(folder / "figures" / f"{name}.npy", images.numpy())
 
 
+def relative_change(before: float | None, after: float | None) -> float | None:
+    """(after − before)/|before|, None where a metric was not computed or began at 0."""
+    return None if not before or after is None else (after - before) / abs(before)
+
+
 def table_rows(summary: dict) -> list[list[str]]:
     """Cells: metric, then before, after and change for each sampler; metrics that were not computed are left out."""
     rows = []
@@ -47,7 +52,8 @@ def table_rows(summary: dict) -> list[list[str]]:
             before, after = (summary[when][sampler].get(key) for when in ("before", "after"))
             if before is None or after is None:
                 break
-            cells += [f"{before:.4f}", f"{after:.4f}", f"{(after - before) / abs(before):+.1%}" if before else "–"]
+            change = relative_change(before, after)
+            cells += [f"{before:.4f}", f"{after:.4f}", "–" if change is None else f"{change:+.1%}"]
         else:
             rows.append(cells)
     return rows

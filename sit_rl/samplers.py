@@ -170,6 +170,11 @@ def sample_sde(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, 
     return path
 
 
+def sigma_variance(t: float, s: float) -> float:
+    """Variance of the sigma SDE's noise from t to s: ∫_t^s 2(1−τ) dτ = (s − t)(2 − t − s)."""
+    return (s - t) * (2 - t - s)
+
+
 def sample_adams(
     velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource | None
 ) -> torch.Tensor:
@@ -181,7 +186,7 @@ def sample_adams(
         slope = 0.0 if earlier is None else (drift - earlier) / (2 * (t - grid[i - 1]))
         x, earlier = x + h * (drift + h * slope), drift
         if config.kind == "sde":
-            x = x + math.sqrt(h * (2 - t - s)) * step_noise(i)  # ∫_t^s 2(1−τ) dτ = h(2 − t − s)
+            x = x + math.sqrt(sigma_variance(t, s)) * step_noise(i)
     return predicted_data(x, velocity(x, grid[-2]), grid[-2])
 
 
