@@ -1,12 +1,14 @@
 // fastfid._C: the only file that knows Python.  Checks types and shapes, releases the interpreter, raises ValueError.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
-#include "cpu/swap_logdet.h"
+#include "cpu/swap.h"
 #ifdef FASTFID_CUDA
 #include "cuda/ldl_logdet.h"
 #endif
@@ -25,45 +27,169 @@ void require(bool holds, const std::string& message) {
     if (!holds) throw py::value_error(message);
 }
 
+// Contiguous and of this type: pybind11 would otherwise convert, that is copy, without a word.
 template <class T>
 bool is_dense(const py::array& a) {
     return py::isinstance<py::array_t<T>>(a) && (a.flags() & py::array::c_style);
 }
 
+template <class T>
+const T* dense(const py::array& a, const char* name, py::ssize_t ndim) {
+    require(is_dense<T>(a) && a.ndim() == ndim, std::string(name) + " must be contiguous, of " + std::to_string(ndim) +
+                                                    " axes and of the expected dtype, got " + shape_of(a));
+    return static_cast<const T*>(a.data());
+}
+
 using Doubles = py::array_t<double, py::array::c_style>;
+using Shifts = std::array<double, 3>;
+
+// reference [N, r], index [B, m_r], added_rows [B, m_a, r] and the three coefficients of ChangedRows.
+template <class T>
+fastfid::ChangedRows<T> changed_rows(const py::array& reference, const py::array& index, const py::array& added,
+                                     const Shifts& shifts) {
+    const T* reference_rows = dense<T>(reference, "reference", 2);
+    const int64_t* rows = dense<int64_t>(index, "index", 2);
+    const T* added_rows = dense<T>(added, "added_rows", 3);
+    require(index.shape(0) == added.shape(0) && reference.shape(1) == added.shape(2),
+            "reference must be [N, r], index [B, m_r] and added_rows [B, m_a, r], got " + shape_of(reference) + ", " +
+                shape_of(index) + " and " + shape_of(added));
+    for (py::ssize_t i = 0; i < index.size(); i++)
+        require(rows[i] >= 0 && rows[i] < reference.shape(0), "index holds " + std::to_string(rows[i]) + ", outside the " +
+                                                                  std::to_string(reference.shape(0)) + " reference rows");
+    return {reference_rows, rows, added_rows, added.shape(0), index.shape(1), added.shape(1), added.shape(2),
+            shifts[0], shifts[1], shifts[2]};
+}
+
+// (bounds [S + 1] int64, terms [S] int64, functions [Σ terms·length], coefficients [Σ terms, nodes]).
+template <class T>
+fastfid::WeightPlan<T> weight_plan(const py::tuple& plan, int64_t rank) {
+    require(plan.size() == 4, "plan must be (bounds, terms, functions, coefficients)");
+    const py::array bounds = plan[0], terms = plan[1], functions = plan[2], coefficients = plan[3];
+    const int64_t* edges = dense<int64_t>(bounds, "plan bounds", 1);
+    const int64_t* counts = dense<int64_t>(terms, "plan terms", 1);
+    const T* values = dense<T>(functions, "plan functions", 1);
+    const T* mix = dense<T>(coefficients, "plan coefficients", 2);
+    int64_t total = 0, size = 0;
+    require(bounds.size() == terms.size() + 1 && edges[0] == 0 && edges[terms.size()] == rank,
+            "plan bounds must run from 0 to the rank, one more than terms, got " + shape_of(bounds) + " and " + shape_of(terms));
+    for (py::ssize_t s = 0; s < terms.size(); s++) {
+        const int64_t length = edges[s + 1] - edges[s];
+        require(length > 0 && length <= fastfid::SLICE && counts[s] > 0, "a slice of the plan must have 1 to 256 positions");
+        total += counts[s];
+        size += counts[s] * length;
+    }
+    require(functions.size() == size && coefficients.shape(0) == total,
+            "plan functions and coefficients do not fit its terms, got " + shape_of(functions) + " and " + shape_of(coefficients));
+    return {coefficients.shape(1), terms.size(), edges, counts, values, mix};
+}
 
 template <class T>
-py::tuple swap_logdet_of(const py::array& removed_rows, const py::array& added_rows, const Doubles& spectrum,
-                         const Doubles& tau_squares, double slack, int threads, bool baseline) {
-    require(is_dense<T>(removed_rows), "removed_rows must be contiguous and of the dtype of added_rows");
-    const int64_t nodes = tau_squares.shape(0);
-    fastfid::SwapLogdet<T> problem{
-        static_cast<const T*>(removed_rows.data()), static_cast<const T*>(added_rows.data()), added_rows.shape(0),
-        removed_rows.shape(1), added_rows.shape(1), added_rows.shape(2), spectrum.data(), tau_squares.data(), nodes, slack,
-        threads};
-    py::array_t<double> logdets({problem.candidates, nodes});
+py::tuple swap_logdet_of(const py::array& reference, const py::array& index, const py::array& added, const Shifts& shifts,
+                         const py::tuple& plan, double slack, int threads, const std::string& isa) {
+    const auto rows = changed_rows<T>(reference, index, added, shifts);
+    const auto weights = weight_plan<T>(plan, rows.rank);
+    py::array_t<double> logdets({rows.candidates, weights.nodes});
     double* out = logdets.mutable_data();
     fastfid::WrongPivot wrong;
     {
         py::gil_scoped_release release;
-        wrong = baseline ? fastfid::swap_logdet_baseline(problem, out) : fastfid::swap_logdet(problem, out);
+        wrong = fastfid::swap_logdet(rows, weights, slack, threads, isa, out);
     }
     return py::make_tuple(logdets, wrong.candidate, wrong.value);
 }
 
-py::tuple swap_logdet(const py::array& removed_rows, const py::array& added_rows, const Doubles& spectrum,
-                      const Doubles& tau_squares, double slack, int threads, bool baseline) {
-    require(removed_rows.ndim() == 3 && added_rows.ndim() == 3 && removed_rows.shape(0) == added_rows.shape(0) &&
-                removed_rows.shape(2) == added_rows.shape(2),
-            "removed_rows must be [B, m_r, r] and added_rows [B, m_a, r], got " + shape_of(removed_rows) + " and " +
-                shape_of(added_rows));
-    require(spectrum.ndim() == 1 && spectrum.shape(0) == added_rows.shape(2) && tau_squares.ndim() == 1,
-            "spectrum must be [r] and tau_squares [Q], got " + shape_of(spectrum) + " and " + shape_of(tau_squares));
-    require(threads >= 1, "threads must be at least 1, got " + std::to_string(threads));
-    if (is_dense<float>(added_rows))
-        return swap_logdet_of<float>(removed_rows, added_rows, spectrum, tau_squares, slack, threads, baseline);
-    require(is_dense<double>(added_rows), "added_rows must be contiguous float32 or float64");
-    return swap_logdet_of<double>(removed_rows, added_rows, spectrum, tau_squares, slack, threads, baseline);
+template <class T>
+py::tuple swap_gradient_of(const py::array& reference, const py::array& index, const py::array& added, const Shifts& shifts,
+                           const py::tuple& plan, const Doubles& node_weights, double slack, int threads, const std::string& isa) {
+    const auto rows = changed_rows<T>(reference, index, added, shifts);
+    const auto weights = weight_plan<T>(plan, rows.rank);
+    require(node_weights.ndim() == 1 && node_weights.shape(0) == weights.nodes,
+            "node_weights must be [nodes], got " + shape_of(node_weights));
+    py::array_t<double> logdets({rows.candidates, weights.nodes});
+    py::array_t<T> gradient({rows.candidates, rows.added, rows.rank});
+    double* out = logdets.mutable_data();
+    T* slope = gradient.mutable_data();
+    const double* omega = node_weights.data();
+    fastfid::WrongPivot wrong;
+    {
+        py::gil_scoped_release release;
+        wrong = fastfid::swap_gradient(rows, weights, omega, slack, threads, isa, out, slope);
+    }
+    return py::make_tuple(logdets, gradient, wrong.candidate, wrong.value);
+}
+
+template <class T>
+py::array_t<double> swap_singles_of(const py::array& reference, const py::array& index, const py::array& added,
+                                    const py::tuple& plan, int threads, const std::string& isa) {
+    const auto rows = changed_rows<T>(reference, index, added, {0, 0, 0});
+    const auto weights = weight_plan<T>(plan, rows.rank);
+    require(rows.removed <= 1 && rows.added <= 1 && rows.removed + rows.added >= 1,
+            "a single swap has one row at most each way, got " + shape_of(index) + " and " + shape_of(added));
+    py::array_t<double> sums({rows.candidates, int64_t(3), weights.nodes});
+    double* out = sums.mutable_data();
+    {
+        py::gil_scoped_release release;
+        fastfid::swap_singles(rows, weights, threads, isa, out);
+    }
+    return sums;
+}
+
+void check_threads(int threads) { require(threads >= 1, "threads must be at least 1, got " + std::to_string(threads)); }
+
+py::tuple swap_logdet(const py::array& reference, const py::array& index, const py::array& added_rows, const Shifts& shifts,
+                      const py::tuple& plan, double slack, int threads, const std::string& isa) {
+    check_threads(threads);
+    auto compute = is_dense<float>(added_rows) ? swap_logdet_of<float> : swap_logdet_of<double>;
+    return compute(reference, index, added_rows, shifts, plan, slack, threads, isa);
+}
+
+py::tuple swap_gradient(const py::array& reference, const py::array& index, const py::array& added_rows, const Shifts& shifts,
+                        const py::tuple& plan, const Doubles& node_weights, double slack, int threads, const std::string& isa) {
+    check_threads(threads);
+    auto compute = is_dense<float>(added_rows) ? swap_gradient_of<float> : swap_gradient_of<double>;
+    return compute(reference, index, added_rows, shifts, plan, node_weights, slack, threads, isa);
+}
+
+py::array_t<double> swap_singles(const py::array& reference, const py::array& index, const py::array& added_rows,
+                                 const py::tuple& plan, int threads, const std::string& isa) {
+    check_threads(threads);
+    auto compute = is_dense<float>(added_rows) ? swap_singles_of<float> : swap_singles_of<double>;
+    return compute(reference, index, added_rows, plan, threads, isa);
+}
+
+bool is_double(const py::array& a, const char* name) {
+    const bool of_double = py::isinstance<py::array_t<double>>(a);
+    require(of_double || py::isinstance<py::array_t<float>>(a), std::string(name) + " must be float32 or float64");
+    return of_double;
+}
+
+py::tuple centre_rows(const py::array& reference, const py::array& index, const py::array& added, const Doubles& mean,
+                      const Doubles& gap, py::array& centred, bool with_totals, int threads, const std::string& isa) {
+    check_threads(threads);
+    const int64_t* rows = dense<int64_t>(index, "index", 2);
+    require(reference.ndim() == 2 && added.ndim() == 3 && centred.ndim() == 3 && reference.shape(1) == added.shape(2) &&
+                index.shape(0) == added.shape(0) && mean.size() == added.shape(2) && gap.size() == added.shape(2) &&
+                (reference.flags() & py::array::c_style) && (centred.flags() & py::array::c_style) &&
+                centred.size() == added.size(),
+            "reference must be [N, d], index [B, m_r], added and centred [B, m_a, d], mean and gap [d], got " +
+                shape_of(reference) + ", " + shape_of(index) + ", " + shape_of(added) + " and " + shape_of(centred));
+    for (py::ssize_t i = 0; i < index.size(); i++)
+        require(rows[i] >= 0 && rows[i] < reference.shape(0), "index holds " + std::to_string(rows[i]) + ", outside the " +
+                                                                  std::to_string(reference.shape(0)) + " reference rows");
+    const py::ssize_t size = added.itemsize();
+    require(added.size() == 0 || added.shape(2) == 1 || added.strides(2) == size, "rows of added must be contiguous");
+    fastfid::FeatureRows problem{reference.data(), rows, added.data(), added.strides(0) / size, added.strides(1) / size,
+                                 added.shape(0), index.shape(1), added.shape(1), added.shape(2), is_double(reference, "reference"),
+                                 is_double(added, "added"), is_double(centred, "centred"), mean.data(), gap.data()};
+    py::array_t<double> norms({problem.candidates, problem.added_count}), sums({problem.candidates, int64_t(3)});
+    py::array_t<double> totals({with_totals ? problem.candidates : int64_t(0), problem.dim});
+    fastfid::CentredRows out{centred.mutable_data(), norms.mutable_data(), sums.mutable_data(),
+                             with_totals ? totals.mutable_data() : nullptr};
+    {
+        py::gil_scoped_release release;
+        fastfid::centre_rows(problem, threads, isa, out);
+    }
+    return py::make_tuple(norms, sums, totals);
 }
 
 #ifdef FASTFID_CUDA
@@ -85,12 +211,27 @@ int ldl_logdet_cuda(uintptr_t matrices, uintptr_t logdets, uintptr_t bad, int64_
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Compiled kernels of fastfid; see fastfid.backend for who calls them.";
-    m.def("cpu_kernel_name", &fastfid::cpu_kernel_name, "Instruction set chosen on this machine: 'avx2' or 'baseline'.");
-    m.def("swap_logdet", &swap_logdet, py::arg("removed_rows"), py::arg("added_rows"), py::arg("spectrum"),
-          py::arg("tau_squares"), py::arg("slack"), py::arg("threads"), py::arg("baseline") = false,
+    m.attr("SLICE") = fastfid::SLICE;
+    m.def("instruction_sets", &fastfid::instruction_sets,
+          "Instruction sets of the CPU kernels usable on this machine, best first; 'wide' is a test's.");
+    m.def("swap_logdet", &swap_logdet, py::arg("reference"), py::arg("index"), py::arg("added_rows"), py::arg("shifts"),
+          py::arg("plan"), py::arg("slack"), py::arg("threads"), py::arg("isa") = "",
           "log|det(J + G)| of B candidates at Q nodes.\n\n"
-          "removed_rows [B, m_r, r] and added_rows [B, m_a, r] float32 or float64; spectrum [r] and tau_squares [Q] float64.\n"
+          "reference [N, r] and added_rows [B, m_a, r] float32 or float64; index [B, m_r] int64; shifts (α, β, γ) of equation 2;\n"
+          "plan as fastfid.quadrature.weight_plan makes it.\n"
           "Returns (logdets [B, Q] float64, first candidate with a wrong-signed pivot or -1, that pivot).");
+    m.def("swap_gradient", &swap_gradient, py::arg("reference"), py::arg("index"), py::arg("added_rows"), py::arg("shifts"),
+          py::arg("plan"), py::arg("node_weights"), py::arg("slack"), py::arg("threads"), py::arg("isa") = "",
+          "As swap_logdet, with the gradient [B, m_a, r] of the logdets weighted by node_weights [Q] in the shifted added rows.\n"
+          "Returns (logdets, gradient, first wrong candidate or -1, that pivot).");
+    m.def("swap_singles", &swap_singles, py::arg("reference"), py::arg("index"), py::arg("added_rows"), py::arg("plan"),
+          py::arg("threads"), py::arg("isa") = "",
+          "Sums [B, 3, Q] float64 of w_r·w_r·f, w_r·w_a·f and w_a·w_a·f, f the node weights, one row at most each way.");
+    m.def("centre_rows", &centre_rows, py::arg("reference"), py::arg("index"), py::arg("added"), py::arg("mean"), py::arg("gap"),
+          py::arg("centred"), py::arg("with_totals"), py::arg("threads"), py::arg("isa") = "",
+          "Fills centred [B, m_a, d] with added − mean.  With s the sum of added less that of removed centred rows, returns\n"
+          "(square norms of the added rows [B, m_a], [B, 3] of |s|², s·gap, sum of |y_a|² less sum of |y_r|², s [B, d] where\n"
+          "asked for), float64.");
 #ifdef FASTFID_CUDA
     m.attr("has_cuda") = true;
     m.def("ldl_logdet_cuda", &ldl_logdet_cuda, py::arg("matrices"), py::arg("logdets"), py::arg("bad"), py::arg("count"),

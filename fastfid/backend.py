@@ -1,6 +1,6 @@
 """Which code computes the log-determinants of a swap engine, and why.
 
-cpp      fused C++ kernel of csrc/cpu: host memory, no gradient
+cpp      fused C++ kernels of csrc/cpu: host memory
 torch    batched torch operations: any device, differentiable in the added rows
 """
 
@@ -29,9 +29,7 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose(
-    requested: str, device: torch.device, rank: int = 0, needs_grad: bool = False, exhausting: bool = False
-) -> Choice:
+def choose(requested: str, device: torch.device, rank: int = 0, exhausting: bool = False) -> Choice:
     """Backend for changes of this rank on this device; ValueError when the one asked for cannot do it.
 
     `exhausting`: the removal alone may empty a direction.  LDLᵀ without pivoting then divides by pivots near zero and
@@ -41,21 +39,19 @@ def choose(
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {requested!r}")
     if requested == "torch":
         return Choice("torch", "asked for")
-    obstacle = _cpp_obstacle(device, rank, needs_grad)
+    obstacle = _cpp_obstacle(device, rank)
     if exhausting and not obstacle and requested == "auto":
         return Choice("torch", "the removal may empty a direction, where pivoted LU keeps more digits")
     if not obstacle:
-        instructions = _C.cpu_kernel_name()
+        instructions = _C.instruction_sets()[0]
         return Choice("cpp", f"{'asked for' if requested == 'cpp' else 'data in host memory'}; {instructions} kernel")
     if requested == "cpp":
         raise ValueError(f"backend='cpp' cannot be used: {obstacle}; pass backend='auto' or 'torch'")
     return Choice("torch", obstacle)
 
 
-def _cpp_obstacle(device: torch.device, rank: int, needs_grad: bool) -> str:
+def _cpp_obstacle(device: torch.device, rank: int) -> str:
     """Why the C++ kernel cannot serve, or an empty string."""
-    if needs_grad:
-        return "added rows require a gradient"
     if device.type != "cpu":
         return f"data lives on {device}"
     if rank > MAX_KERNEL_RANK:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fastfid import FeatureMoments, frechet_distance, kid, mmd, prdc
+from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, prdc
 from sit_rl.config import Config
 from sit_rl.distributed import gather_owned, is_main
 from sit_rl.models.sit import SiT
 from sit_rl.noise import Stream, balanced_labels
+from sit_rl.parallel import map_batches
 from sit_rl.rollout import generate
 from sit_rl.samplers import SamplerConfig
 from sit_rl.setting import RealSide, Setting
@@ -88,9 +89,8 @@ def floor(setting: Setting) -> dict[str, float | None]:
     }
 
 
-def _in_batches(net, images: torch.Tensor, size: int = 250) -> torch.Tensor:
+def _in_batches(net: FeatureExtractor, images: torch.Tensor, size: int = 250) -> torch.Tensor:
     """Features of images [n, ...], a batch at a time."""
-    parts = (
-        [net(part) for part in images.split(size)] if len(images) else [torch.empty((0, net.dim), device=images.device)]
-    )
-    return torch.cat(parts)
+    if not len(images):
+        return torch.empty((0, net.dim), device=images.device)
+    return torch.cat(list(map_batches(net, images.split(size), images.device)))

@@ -11,6 +11,7 @@ from sit_rl.distributed import is_main, owned
 from sit_rl.images import check_labels
 from sit_rl.models.sit import SiT
 from sit_rl.noise import Stream, sample_normal
+from sit_rl.parallel import map_batches
 from sit_rl.samplers import SamplerConfig, VelocityField, sample, sample_sde
 from sit_rl.setting import Setting
 
@@ -42,7 +43,6 @@ def bind(model: SiT, labels: torch.Tensor) -> VelocityField:
     return lambda x, t: model(x, torch.full((len(x),), t, device=x.device), labels)
 
 
-@torch.no_grad()
 def generate(
     setting: Setting,
     model: SiT,
@@ -60,30 +60,30 @@ def generate(
     """Sample image i of class labels[i] from the noise of (seed, step, i), for this rank's share of len(labels) images.
 
     Batches are `batch` consecutive global indices, whatever the number of ranks, so that every matrix product has
-    the same shape and a sample the same bits on one rank and on many (given equal threads per rank).
+    the same shape and a sample the same bits on one rank and on many.
     """
     check_labels(labels, setting.num_classes, "the model's classes")
     mine = owned(len(labels), batch)
-    parts: list[Rollout] = []
+
+    def make(rows: range) -> Rollout:
+        y = labels[rows.start : rows.stop].to(setting.device)
+        noise = sample_normal(seed, initial, step, rows, setting.sample_shape).to(setting.device)
+        step_noise = _step_noise(seed, noisy, step, rows, sampler, noise) if sampler.kind == "sde" else None
+        velocity, states, log_prob = bind(model, y), None, None
+        if keep_path:
+            path = sample_sde(velocity, noise, sampler, step_noise)
+            states, log_prob, x = torch.stack(path.states, dim=1), torch.stack(path.log_prob, dim=1), path.states[-1]
+        else:
+            x = sample(velocity, noise, sampler, step_noise)
+        images = setting.decode(x)
+        return Rollout(rows, y, x, images, setting.reward_net(images), states, log_prob)
+
+    parts = []
+    batches = [range(start, min(start + batch, mine.stop)) for start in range(mine.start, mine.stop, batch)]
     with tqdm(total=len(mine), desc=label, unit="image", leave=False, disable=not is_main()) as bar:
-        for start in range(mine.start, mine.stop, batch):
-            rows = range(start, min(start + batch, mine.stop))
-            y = labels[rows.start : rows.stop].to(setting.device)
-            noise = sample_normal(seed, initial, step, rows, setting.sample_shape).to(setting.device)
-            step_noise = _step_noise(seed, noisy, step, rows, sampler, noise) if sampler.kind == "sde" else None
-            velocity, states, log_prob = bind(model, y), None, None
-            if keep_path:
-                path = sample_sde(velocity, noise, sampler, step_noise)
-                states, log_prob, x = (
-                    torch.stack(path.states, dim=1),
-                    torch.stack(path.log_prob, dim=1),
-                    path.states[-1],
-                )
-            else:
-                x = sample(velocity, noise, sampler, step_noise)
-            images = setting.decode(x)
-            parts.append(Rollout(rows, y, x, images, setting.reward_net(images), states, log_prob))
-            bar.update(len(rows))
+        for part in map_batches(make, batches, setting.device):
+            parts.append(part)
+            bar.update(len(part.indices))
     return _join(mine, parts, setting)
 
 

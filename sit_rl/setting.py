@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sit_rl.images import ASSETS, ImageSet, load_embedded, to_uint8
 from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.loading import load_sit
 from sit_rl.models.sit import SiT
+from sit_rl.parallel import map_batches
 
 # Paths that a preset without embedded assets cannot do without.
 NEEDED_PATHS = {"sit-xl-imagenet256": ("checkpoint", "vae", "real", "heldout")}
@@ -113,8 +115,16 @@ def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress
     images = open_images(source)
     parts = []
     with tqdm(total=len(images), desc=label, unit="image", disable=not progress, leave=False) as bar:
-        for batch in images.batches(FEATURE_BATCH):
-            parts.append(net(batch))
-            bar.update(len(batch))
+        for several in _groups(images.batches(FEATURE_BATCH), torch.get_num_threads()):
+            for part in map_batches(net, several, net.device):
+                parts.append(part)
+                bar.update(len(part))
     features = torch.cat(parts)
     return RealSide(FeatureMoments.from_features(features), features)
+
+
+def _groups(items: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
+    """Consecutive items, `size` at a time: what is read ahead while earlier ones are worked on stays bounded."""
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group

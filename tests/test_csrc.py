@@ -11,6 +11,7 @@ import oracles
 import pytest
 
 from fastfid import _C
+from fastfid.quadrature import weight_plan
 
 HERE = Path(__file__).resolve().parent
 SLACK = 1e-3
@@ -38,32 +39,66 @@ SHAPES = [(1, 0), (0, 1), (1, 1), (2, 3), (5, 1), (6, 0), (7, 9), (15, 17), (33,
 SHAPES += [(0, 101), (101, 0), (120, 136)]
 
 
-@pytest.mark.parametrize("baseline", [False, True], ids=["chosen", "baseline"])
+ISAS = _C.instruction_sets()
+
+
+def arguments(rows_r, rows_a, spectrum, tau_squares, tol=0.0, shifts=(0.0, 0.0, 0.0)):
+    """What the extension takes for rows given directly; tol = 0 keeps every node's weights as they are."""
+    plan = weight_plan(spectrum, np.sqrt(tau_squares), tol, _C.SLICE, rows_a.dtype)
+    places = np.arange(rows_r.shape[0] * rows_r.shape[1]).reshape(rows_r.shape[:2])
+    return np.ascontiguousarray(rows_r.reshape(-1, rows_r.shape[2])), places, rows_a, shifts, plan
+
+
+def logdets_of(*rows, threads=1, isa="", **plan):
+    return _C.swap_logdet(*arguments(*rows, **plan), SLACK, threads, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("removed, added", SHAPES)
 @pytest.mark.parametrize("rank", [1, 41, 300])
-def test_logdets_match_numpy(removed, added, rank, dtype, baseline):
-    rows_r, rows_a, spectrum, tau_squares = problem(removed, added, rank, dtype)
-    logdets, bad, _ = _C.swap_logdet(rows_r, rows_a, spectrum, tau_squares, SLACK, 1, baseline=baseline)
-    expected = oracles.log_determinants(np.concatenate([rows_r, rows_a], 1), removed, spectrum, tau_squares)
+def test_logdets_match_numpy(removed, added, rank, dtype, isa):
+    rows = problem(removed, added, rank, dtype)
+    logdets, bad, _ = logdets_of(*rows, isa=isa)
+    expected = oracles.log_determinants(np.concatenate(rows[:2], 1), removed, *rows[2:])
     assert bad == -1
-    np.testing.assert_allclose(logdets, expected, rtol=0, atol=tolerance(rows_r, rows_a, dtype))
+    np.testing.assert_allclose(logdets, expected, rtol=0, atol=tolerance(*rows[:2], dtype))
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_widest_change(dtype):
-    rows_r, rows_a, spectrum, tau_squares = problem(256, 256, 257, dtype, batch=1, nodes=1)
-    logdets, bad, _ = _C.swap_logdet(rows_r, rows_a, spectrum, tau_squares, SLACK, 1)
-    expected = oracles.log_determinants(np.concatenate([rows_r, rows_a], 1), 256, spectrum, tau_squares)
+def test_widest_change(dtype, isa):
+    rows = problem(256, 256, 257, dtype, batch=1, nodes=1)
+    logdets, bad, _ = logdets_of(*rows, isa=isa)
+    expected = oracles.log_determinants(np.concatenate(rows[:2], 1), 256, *rows[2:])
     assert bad == -1
-    np.testing.assert_allclose(logdets, expected, rtol=0, atol=tolerance(rows_r, rows_a, dtype))
+    np.testing.assert_allclose(logdets, expected, rtol=0, atol=tolerance(*rows[:2], dtype))
+
+
+def test_a_compressed_plan_costs_its_tolerance():
+    # weights off by ε move log|det| by at most ε·Σ|g|/(1 − leverage); leverages here stay below a half
+    rows = problem(6, 9, 600, np.float64, nodes=12)
+    exact, compressed = logdets_of(*rows)[0], logdets_of(*rows, tol=1e-6)[0]
+    weights = 1 / (rows[2] + rows[3][:, None])
+    gross = np.einsum("bkr,qr->bq", np.concatenate(rows[:2], 1) ** 2, weights)
+    assert 0 < abs(compressed - exact).max() and (abs(compressed - exact) <= 2 * 1e-6 * gross).all()
+
+
+def test_shifts_are_those_of_the_means():
+    rows_r, rows_a, spectrum, tau_squares = problem(5, 7, 40, np.float64)
+    alpha, beta, gamma = 0.05, -0.04, 0.03
+    mean_r, mean_a = rows_r.mean(1, keepdims=True), rows_a.mean(1, keepdims=True)
+    moved = rows_r + alpha * mean_r, rows_a + beta * mean_a + gamma * mean_r
+    expected = logdets_of(*moved, spectrum, tau_squares)[0]
+    logdets = logdets_of(rows_r, rows_a, spectrum, tau_squares, shifts=(alpha, beta, gamma))[0]
+    np.testing.assert_allclose(logdets, expected, rtol=1e-12, atol=1e-13)
 
 
 def test_small_changes_keep_their_digits_in_float32():
     # rows so small that 1 + g rounds to 1: the log-determinant is the trace of J·G to first order, error g² = 1e-18
     rows_r, rows_a, spectrum, tau_squares = problem(3, 4, 50, np.float32)
     rows_r, rows_a = rows_r * np.float32(1e-4), rows_a * np.float32(1e-4)
-    logdets, _, _ = _C.swap_logdet(rows_r, rows_a, spectrum, tau_squares, SLACK, 1)
+    logdets, _, _ = logdets_of(rows_r, rows_a, spectrum, tau_squares)
     expected = oracles.log_determinants(np.concatenate([rows_r, rows_a], 1), 3, spectrum, tau_squares)
     assert abs(expected).max() < 1e-6
     np.testing.assert_allclose(logdets, expected, rtol=1e-4, atol=1e-14)
@@ -72,39 +107,106 @@ def test_small_changes_keep_their_digits_in_float32():
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_thread_count_never_changes_a_bit(batch, dtype):
-    arguments = problem(11, 13, 77, dtype, batch=batch, nodes=5)
-    one = _C.swap_logdet(*arguments, SLACK, 1)[0]
+    rows = problem(11, 13, 77, dtype, batch=batch, nodes=5)
+    one = logdets_of(*rows)[0]
     for threads in (2, 3, 16):
-        np.testing.assert_array_equal(_C.swap_logdet(*arguments, SLACK, threads)[0], one)
+        np.testing.assert_array_equal(logdets_of(*rows, threads=threads)[0], one)
 
 
 def test_first_wrong_pivot_is_reported():
-    rows_r, rows_a, spectrum, tau_squares = problem(4, 4, 30, np.float64, batch=5)
-    rows_r[3] *= 50  # leverage far above one: these rows cannot be part of the reference
-    logdets, bad, pivot = _C.swap_logdet(rows_r, rows_a, spectrum, tau_squares, SLACK, 1)
+    rows = problem(4, 4, 30, np.float64, batch=5)
+    rows[0][3] *= 50  # leverage far above one: these rows cannot be part of the reference
+    logdets, bad, pivot = logdets_of(*rows)
     assert bad == 3 and pivot > SLACK
     assert np.isnan(logdets[3]).any() and np.isfinite(logdets[[0, 1, 2, 4]]).all()
+    omega = np.ones(3)
+    assert _C.swap_gradient(*arguments(*rows), omega, SLACK, 1)[2] == 3
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("removed, added, rank", [(0, 1, 1), (1, 2, 7), (6, 7, 300), (50, 50, 300), (3, 120, 41)])
+def test_gradient_matches_the_closed_form(removed, added, rank, dtype, isa):
+    rows = problem(removed, added, rank, dtype, nodes=4)
+    omega = np.array([0.3, -1.0, 2.0, 0.5])
+    logdets, gradient, bad, _ = _C.swap_gradient(*arguments(*rows), omega, SLACK, 2, isa)
+    np.testing.assert_array_equal(logdets, logdets_of(*rows, isa=isa)[0])
+    z = np.concatenate(rows[:2], 1).astype(np.float64)
+    signs = np.diag(np.where(np.arange(removed + added) < removed, -1.0, 1.0))
+    expected = np.zeros_like(z)
+    for weight, tau_square in zip(omega, rows[3], strict=True):
+        scaled = z / (rows[2] + tau_square)
+        expected += 2 * weight * np.linalg.solve(signs + scaled @ z.swapaxes(1, 2), scaled)
+    assert bad == -1
+    # a solve loses the condition of J + G, below 100 here, times k roundings
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(gradient, expected[:, removed:], rtol=0, atol=100 * EPS[dtype] * z.shape[1] * size)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("removed, added, rank", [(1, 1, 1), (1, 1, 300), (0, 1, 41), (1, 0, 77)])
+def test_singles_match_numpy(removed, added, rank, dtype, isa):
+    rows_r, rows_a, spectrum, tau_squares = problem(removed, added, rank, dtype, batch=20, nodes=7)
+    reference, places, added_rows, _, plan = arguments(rows_r, rows_a, spectrum, tau_squares)
+    sums = _C.swap_singles(reference, places, added_rows, plan, 3, isa)
+    weights = 1 / (spectrum + tau_squares[:, None])
+    for x, (a, b) in enumerate(((rows_r, rows_r), (rows_r, rows_a), (rows_a, rows_a))):
+        if a.shape[1] and b.shape[1]:
+            product = a[:, 0].astype(np.float64) * b[:, 0]
+            # up to 128 sums in a lane, rounded at random: about √128 = 11 of them, and a few for the products
+            error = 16 * EPS[dtype] * (abs(product) @ weights.T)
+            assert (abs(sums[:, x] - product @ weights.T) <= error).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("centred_as", [np.float32, np.float64])
+@pytest.mark.parametrize("added_as", [np.float32, np.float64])
+@pytest.mark.parametrize("dim", [1, 7, 40])
+def test_centred_rows_and_their_sums(dim, added_as, centred_as, isa):
+    rng = np.random.default_rng(dim)
+    reference, whole = (
+        rng.standard_normal((9, dim)).astype(np.float32),
+        rng.standard_normal((4, 6, dim)).astype(added_as),
+    )
+    mean, gap = rng.standard_normal(dim), rng.standard_normal(dim)
+    places, added = np.array([[0, 8], [3, 1], [5, 5], [2, 7]]), whole[:, ::2]  # every other row: strides
+    centred = np.empty((4, 3, dim), centred_as)
+    norms, sums, totals = _C.centre_rows(reference, places, added, mean, gap, centred, True, 2, isa)
+    y_a, y_r = added - mean, reference[places] - mean
+    total = y_a.sum(1) - y_r.sum(1)
+    np.testing.assert_array_equal(centred, y_a.astype(centred_as))
+    np.testing.assert_allclose(norms, (y_a**2).sum(2), rtol=1e-13)
+    np.testing.assert_allclose(totals, total, rtol=1e-12, atol=1e-13)
+    norm_change = (y_a**2).sum((1, 2)) - (y_r**2).sum((1, 2))
+    expected = np.stack([(total**2).sum(1), total @ gap, norm_change], 1)
+    np.testing.assert_allclose(sums, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_no_candidates_no_nodes_no_rows():
     rows_r, rows_a, spectrum, tau_squares = problem(2, 2, 5, np.float32)
-    assert _C.swap_logdet(rows_r[:0], rows_a[:0], spectrum, tau_squares, SLACK, 4)[0].shape == (0, 3)
-    assert _C.swap_logdet(rows_r, rows_a, spectrum, tau_squares[:0], SLACK, 4)[0].shape == (2, 0)
-    np.testing.assert_array_equal(_C.swap_logdet(rows_r[:, :0], rows_a[:, :0], spectrum, tau_squares, SLACK, 4)[0], 0)
+    assert logdets_of(rows_r[:0], rows_a[:0], spectrum, tau_squares, threads=4)[0].shape == (0, 3)
+    np.testing.assert_array_equal(logdets_of(rows_r[:, :0], rows_a[:, :0].copy(), spectrum, tau_squares)[0], 0)
 
 
 def test_bindings_name_what_is_wrong():
-    rows_r, rows_a, spectrum, tau_squares = problem(2, 2, 5, np.float32)
-    with pytest.raises(ValueError, match=r"removed_rows must be \[B, m_r, r\].*\[2, 2, 4\]"):
-        _C.swap_logdet(rows_r[:, :, :4], rows_a, spectrum, tau_squares, SLACK, 1)
-    with pytest.raises(ValueError, match=r"spectrum must be \[r\]"):
-        _C.swap_logdet(rows_r, rows_a, spectrum[:3], tau_squares, SLACK, 1)
+    reference, places, added, shifts, plan = arguments(*problem(2, 2, 5, np.float32))
+    with pytest.raises(ValueError, match=r"reference must be \[N, r\].*\[4, 4\]"):
+        _C.swap_logdet(reference[:, :4].copy(), places, added, shifts, plan, SLACK, 1)
+    with pytest.raises(ValueError, match="index holds 4, outside the 4 reference rows"):
+        _C.swap_logdet(reference, places + 1, added, shifts, plan, SLACK, 1)
+    with pytest.raises(ValueError, match="plan bounds must run from 0 to the rank"):
+        _C.swap_logdet(reference, places, added, shifts, (plan[0] + 1, *plan[1:]), SLACK, 1)
+    with pytest.raises(ValueError, match="plan functions and coefficients"):
+        _C.swap_logdet(reference, places, added, shifts, (*plan[:2], plan[2][1:].copy(), plan[3]), SLACK, 1)
     with pytest.raises(ValueError, match="threads must be at least 1"):
-        _C.swap_logdet(rows_r, rows_a, spectrum, tau_squares, SLACK, 0)
-    with pytest.raises(ValueError, match="float32 or float64"):
-        _C.swap_logdet(rows_r.astype(np.float16), rows_a.astype(np.float16), spectrum, tau_squares, SLACK, 1)
-    with pytest.raises(ValueError, match="dtype of added_rows"):
-        _C.swap_logdet(rows_r.astype(np.float64), rows_a, spectrum, tau_squares, SLACK, 1)
+        _C.swap_logdet(reference, places, added, shifts, plan, SLACK, 0)
+    with pytest.raises(ValueError, match="of the expected dtype"):
+        _C.swap_logdet(reference, places, added.astype(np.float16), shifts, plan, SLACK, 1)
+    with pytest.raises(ValueError, match="the instruction set sse9 is not available"):
+        _C.swap_logdet(reference, places, added, shifts, plan, SLACK, 1, "sse9")
+    with pytest.raises(ValueError, match="one row at most each way"):
+        _C.swap_singles(reference, places, added, plan, 1)
 
 
 # -------------------------------------------------------------------------------------------------------- CUDA source

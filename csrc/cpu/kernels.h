@@ -1,0 +1,57 @@
+// The functions compiled once per instruction set, and the table through which dispatch.cpp calls them.
+//
+// Each isa_*.cpp defines FASTFID_ISA (a namespace) and FASTFID_VECTOR_BYTES and includes this file, which then includes their
+// source.  Only functions of that namespace and of the C library are used there: a standard template instantiated under wider
+// instructions might be the copy the linker keeps for everybody.
+#pragma once
+
+#include "problem.h"
+
+namespace fastfid {
+
+template <class T>
+struct Kernels {
+    // Elements of T one thread needs for log-determinants and for gradients, zeroed and 64-byte aligned.
+    int64_t (*workspace)(int64_t removed, int64_t added, int64_t rank, const WeightPlan<T>& plan, bool gradient);
+    // Candidate c: logdets [nodes], wrong [nodes] where a logdet is NaN.
+    void (*logdets)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, T* memory, double* logdets,
+                    double* wrong);
+    // Candidate c: gradient [added, rank] of Σ_q node_weights[q]·log|det(J + G_q)| in its rows z_a.
+    void (*gradient)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack, int64_t c,
+                     T* memory, T* gradient, double* logdets, double* wrong);
+    // Candidate c of one row each way: sums [3, nodes] of w_r w_r f, w_r w_a f, w_a w_a f, f the node weights.
+    void (*singles)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, double* sums);
+};
+
+// Candidate c of FeatureRows → CentredRows.  memory: [d] doubles.
+using Centre = void (*)(const FeatureRows& rows, int64_t c, double* memory, const CentredRows& out);
+
+#define FASTFID_DECLARE(isa)               \
+    namespace isa {                        \
+    template <class T>                     \
+    Kernels<T> kernels();                  \
+    Centre centre();                       \
+    }
+
+}  // namespace fastfid
+
+#ifdef FASTFID_ISA
+namespace fastfid {
+FASTFID_DECLARE(FASTFID_ISA)
+}
+#include "gram_kernel.h"
+#include "gradient_kernel.h"
+#include "rows_kernel.h"
+
+namespace fastfid {
+namespace FASTFID_ISA {
+template <class T>
+Kernels<T> kernels() {
+    return {workspace<T>, candidate_logdets<T>, candidate_gradient<T>, candidate_singles<T>};
+}
+template Kernels<float> kernels<float>();
+template Kernels<double> kernels<double>();
+Centre centre() { return centre_candidate; }
+}  // namespace FASTFID_ISA
+}  // namespace fastfid
+#endif

@@ -1,0 +1,60 @@
+// What the kernels are given: plain structs of pointers and sizes.  Nothing here knows Python or torch.
+//
+// Legend (fastfid/swap.py has the equations): k = removed + added rows of a candidate, r rank, d features, Q nodes.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastfid {
+
+// Projected rows of many candidates and how they become the rows z of equation 2:
+//   z_r = w_r + α w̄_r,   z_a = w_a + β w̄_a + γ w̄_r,   w̄ a candidate's mean row.
+template <class T>
+struct ChangedRows {
+    const T* reference;         // [N, rank], projected reference rows
+    const int64_t* index;       // [candidates, removed], rows of `reference`
+    const T* added_rows;        // [candidates, added, rank]
+    int64_t candidates, removed, added, rank;
+    double alpha, beta, gamma;
+};
+
+// The node weights 1/(λ_p + τ_q²), a slice of positions p at a time, as Σ_n coefficient[n, q]·function[n, p]
+// (fastfid/quadrature.py, WeightPlan): a Gram matrix per function instead of one per node.
+template <class T>
+struct WeightPlan {
+    int64_t nodes, slices;
+    const int64_t* bounds;      // [slices + 1], first position of each slice, the rank at the end
+    const int64_t* terms;       // [slices], functions n of each slice
+    const T* functions;         // slice after slice, [terms, length] each
+    const T* coefficients;      // [Σ terms, nodes]
+};
+
+// Most positions of a slice: its scaled right panel (256·16·4 B = 16 kB) leaves half of a 32 kB first-level cache.
+constexpr int64_t SLICE = 256;
+
+struct WrongPivot {
+    int64_t candidate = -1;  // −1: every pivot had its sign
+    double value = 0;
+};
+
+// Features of many candidates.  `X` and `Y` are float or double each on its own; see CentredRows.
+struct FeatureRows {
+    const void* reference;      // [N, d]
+    const int64_t* index;       // [candidates, removed]
+    const void* added;          // [candidates, added, d], strides in elements below
+    int64_t candidate_stride, row_stride;
+    int64_t candidates, removed, added_count, dim;
+    bool reference_is_double, added_is_double, centred_is_double;
+    const double* mean;         // [d] μ_g
+    const double* gap;          // [d] μ_r − μ_g
+};
+
+// y = x − μ_g of the added rows, and what equation 4 needs of features rather than projections, s = Σ y_a − Σ y_r.
+struct CentredRows {
+    void* added;                // [candidates, added, d] y
+    double* square_norms;       // [candidates, added] |y_a|²
+    double* sums;               // [candidates, 3]: |s|², s·(μ_r − μ_g), Σ|y_a|² − Σ|y_r|²
+    double* totals;             // [candidates, d] s, or null where it is not wanted
+};
+
+}  // namespace fastfid

@@ -1,0 +1,173 @@
+// Chooses the instruction set and shares candidates among threads.
+#include "swap.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+
+#include "kernels.h"
+
+namespace fastfid {
+
+FASTFID_DECLARE(baseline)
+FASTFID_DECLARE(wide)
+#ifdef FASTFID_HAVE_X86_VARIANTS
+FASTFID_DECLARE(avx2)
+FASTFID_DECLARE(avx512)
+#endif
+
+namespace {
+
+bool offers(const std::string& isa) {
+    if (isa == "baseline" || isa == "wide") return true;
+#ifdef FASTFID_HAVE_X86_VARIANTS
+    if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa == "avx512")  // what x86-64-v4 lets the compiler use
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+#endif
+    return false;
+}
+
+std::string choose(const std::string& isa) {
+    static const std::string best = offers("avx512") ? "avx512" : offers("avx2") ? "avx2" : "baseline";
+    if (isa.empty()) return best;
+    if (!offers(isa)) throw std::invalid_argument("the instruction set " + isa + " is not available on this machine");
+    return isa;
+}
+
+template <class T>
+Kernels<T> kernels_of(const std::string& isa) {
+    const std::string chosen = choose(isa);
+#ifdef FASTFID_HAVE_X86_VARIANTS
+    if (chosen == "avx512") return avx512::kernels<T>();
+    if (chosen == "avx2") return avx2::kernels<T>();
+#endif
+    return chosen == "wide" ? wide::kernels<T>() : baseline::kernels<T>();
+}
+
+Centre centre_of(const std::string& isa) {
+    const std::string chosen = choose(isa);
+#ifdef FASTFID_HAVE_X86_VARIANTS
+    if (chosen == "avx512") return avx512::centre();
+    if (chosen == "avx2") return avx2::centre();
+#endif
+    return chosen == "wide" ? wide::centre() : baseline::centre();
+}
+
+struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+template <class T>
+Buffer<T> zeroed(int64_t elements) {
+    const size_t bytes = (elements * sizeof(T) + 63) / 64 * 64;
+    void* memory = std::aligned_alloc(64, std::max<size_t>(bytes, 64));
+    if (!memory) throw std::bad_alloc();
+    std::memset(memory, 0, bytes);
+    return Buffer<T>(static_cast<T*>(memory));
+}
+
+// Calls work(task, memory) for every task, in any order, on at most `threads` threads, the caller's included, each with
+// `elements` zeroed elements of its own.
+template <class T, class Work>
+void share(int64_t tasks, int threads, int64_t elements, const Work& work) {
+    threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, tasks)));
+    std::vector<Buffer<T>> memory;
+    for (int thread = 0; thread < threads; thread++) memory.push_back(zeroed<T>(elements));
+    std::atomic<int64_t> next{0};
+    auto drain = [&](int thread) {
+        for (int64_t task; (task = next.fetch_add(1)) < tasks;) work(task, memory[thread].get());
+    };
+    std::vector<std::thread> helpers;
+    for (int thread = 1; thread < threads; thread++) {
+        try {
+            helpers.emplace_back(drain, thread);
+        } catch (const std::system_error&) {  // the system grants no more threads: the others do the work
+            break;
+        }
+    }
+    drain(0);
+    for (auto& helper : helpers) helper.join();
+}
+
+// The first candidate with a NaN among its log-determinants.
+WrongPivot first_wrong(const double* logdets, const std::vector<double>& wrong, int64_t nodes) {
+    for (int64_t i = 0; i < int64_t(wrong.size()); i++)
+        if (logdets[i] != logdets[i]) return {i / nodes, wrong[i]};
+    return {};
+}
+
+}  // namespace
+
+template <class T>
+WrongPivot swap_logdet(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int threads, const std::string& isa,
+                       double* logdets) {
+    const Kernels<T> kernels = kernels_of<T>(isa);
+    std::vector<double> wrong(rows.candidates * plan.nodes, 0.0);
+    share<T>(rows.candidates, threads, kernels.workspace(rows.removed, rows.added, rows.rank, plan, false),
+             [&](int64_t c, T* memory) {
+                 kernels.logdets(rows, plan, slack, c, memory, logdets + c * plan.nodes, wrong.data() + c * plan.nodes);
+             });
+    return first_wrong(logdets, wrong, plan.nodes);
+}
+
+template <class T>
+WrongPivot swap_gradient(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack,
+                         int threads, const std::string& isa, double* logdets, T* gradient) {
+    const Kernels<T> kernels = kernels_of<T>(isa);
+    std::vector<double> wrong(rows.candidates * plan.nodes, 0.0);
+    share<T>(rows.candidates, threads, kernels.workspace(rows.removed, rows.added, rows.rank, plan, true),
+             [&](int64_t c, T* memory) {
+                 kernels.gradient(rows, plan, node_weights, slack, c, memory, gradient + c * rows.added * rows.rank,
+                                  logdets + c * plan.nodes, wrong.data() + c * plan.nodes);
+             });
+    return first_wrong(logdets, wrong, plan.nodes);
+}
+
+// Single swaps are short: a task takes several.
+constexpr int64_t SINGLES_A_TASK = 16;
+
+template <class T>
+void swap_singles(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int threads, const std::string& isa, double* sums) {
+    const Kernels<T> kernels = kernels_of<T>(isa);
+    const int64_t tasks = (rows.candidates + SINGLES_A_TASK - 1) / SINGLES_A_TASK;
+    share<T>(tasks, threads, 0, [&](int64_t task, T*) {
+        const int64_t last = std::min(rows.candidates, (task + 1) * SINGLES_A_TASK);
+        for (int64_t c = task * SINGLES_A_TASK; c < last; c++) kernels.singles(rows, plan, c, sums + c * plan.nodes * 3);
+    });
+}
+
+void centre_rows(const FeatureRows& rows, int threads, const std::string& isa, const CentredRows& out) {
+    const Centre centre = centre_of(isa);
+    const int64_t together = std::max<int64_t>(1, 2 * SINGLES_A_TASK / (rows.removed + rows.added_count + 1));
+    share<double>((rows.candidates + together - 1) / together, threads, rows.dim, [&](int64_t task, double* memory) {
+        const int64_t last = std::min(rows.candidates, (task + 1) * together);
+        for (int64_t c = task * together; c < last; c++) centre(rows, c, memory, out);
+    });
+}
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> found;
+    for (const char* isa : {"avx512", "avx2", "baseline", "wide"})
+        if (offers(isa)) found.push_back(isa);
+    return found;
+}
+
+#define FASTFID_INSTANTIATE(T)                                                                                               \
+    template WrongPivot swap_logdet(const ChangedRows<T>&, const WeightPlan<T>&, double, int, const std::string&, double*);  \
+    template WrongPivot swap_gradient(const ChangedRows<T>&, const WeightPlan<T>&, const double*, double, int,               \
+                                      const std::string&, double*, T*);                                                      \
+    template void swap_singles(const ChangedRows<T>&, const WeightPlan<T>&, int, const std::string&, double*);
+FASTFID_INSTANTIATE(float)
+FASTFID_INSTANTIATE(double)
+
+}  // namespace fastfid
