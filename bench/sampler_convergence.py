@@ -5,6 +5,7 @@
 All rows start from the same noise and labels. The SDE's rows follow the same Brownian paths as well: a coarse step's
 noise is the sum of the fine ones' inside it, so that rows differ by their grids alone. (Two independent sets of paths
 differ by far more: the FD of 1,000 images moves by about a tenth.) `relative` is the distance from the finest grid.
+The last two ODE rows are Heun's with uniform steps, which follow the ODE to t = 1 itself.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from sit_rl.setting import build_setting
 
 # Finest first. The SDE's counts of noisy steps (one less than steps) divide the finest's, so that paths can be shared.
 ODE_STEPS, SDE_STEPS = (45, 16, 12, 8), (118, 40, 14)
+HEUN_STEPS = (16, 32)
 BATCH = 100
 
 
@@ -54,6 +56,8 @@ def main() -> None:
     print("kind,method,power,steps,fd,relative", flush=True)
     for default, counts in ((config.evaluate_ode, ODE_STEPS), (config.evaluate_sde, SDE_STEPS)):
         samplers = [replace(default, steps=steps) for steps in counts]
+        if default.kind == "ode":
+            samplers += [SamplerConfig("ode", "heun", steps) for steps in HEUN_STEPS]
         features = {sampler: [] for sampler in samplers}
         for start in tqdm(range(0, arguments.images, BATCH), desc=default.kind):
             rows = range(start, min(start + BATCH, arguments.images))

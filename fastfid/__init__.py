@@ -1,11 +1,12 @@
 """fastfid: exact Fréchet distances of many sample swaps at once, and the distribution metrics around them."""
 
 from fastfid.features import FeatureExtractor, feature_extractor
-from fastfid.frechet import frechet_distance, frechet_terms
+from fastfid.frechet import PreparedMoments, frechet_distance, frechet_terms, prepare
 from fastfid.images import open_images
 from fastfid.kernel_distance import kid, mmd
 from fastfid.moments import FeatureMoments
 from fastfid.neighbours import prdc, precision_recall
+from fastfid.sqrtm import trace_sqrt_product
 from fastfid.swap import RealFactor, SwapEngine, swap_change_ref
 
 __version__ = "0.1.0"
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FeatureExtractor",
     "FeatureMoments",
+    "PreparedMoments",
     "RealFactor",
     "SwapEngine",
     "feature_extractor",
@@ -23,5 +25,7 @@ __all__ = [
     "open_images",
     "prdc",
     "precision_recall",
+    "prepare",
     "swap_change_ref",
+    "trace_sqrt_product",
 ]

@@ -1,12 +1,16 @@
 """Which code computes the log-determinants of a swap engine, and why.
 
 cpp      fused C++ kernels of csrc/cpu: host memory
+triton   fused Triton kernel, one program a candidate and node: CUDA devices, float32, no gradient
 torch    batched torch operations: any device, differentiable in the added rows
 """
 
+import importlib.util
 from typing import NamedTuple
 
 import torch
+
+from fastfid import triton_kernels
 
 try:
     from fastfid import _C
@@ -16,7 +20,7 @@ except ImportError as error:  # a source tree that was never built; the torch ro
 else:
     _MISSING = ""
 
-BACKENDS = ("auto", "cpp", "torch")
+BACKENDS = ("auto", "cpp", "triton", "torch")
 
 # The kernel factors one Gram matrix per thread inside its cache; wider changes are left to torch's blocked LU.
 MAX_KERNEL_RANK = 512
@@ -29,7 +33,14 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose(requested: str, device: torch.device, rank: int = 0, exhausting: bool = False) -> Choice:
+def choose(
+    requested: str,
+    device: torch.device,
+    rank: int = 0,
+    exhausting: bool = False,
+    dtype: torch.dtype = torch.float32,
+    needs_grad: bool = False,
+) -> Choice:
     """Backend for changes of this rank on this device; ValueError when the one asked for cannot do it.
 
     `exhausting`: the removal alone may empty a direction.  LDLᵀ without pivoting then divides by pivots near zero and
@@ -39,15 +50,16 @@ def choose(requested: str, device: torch.device, rank: int = 0, exhausting: bool
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {requested!r}")
     if requested == "torch":
         return Choice("torch", "asked for")
-    obstacle = _cpp_obstacle(device, rank)
-    if exhausting and not obstacle and requested == "auto":
+    name = requested if requested != "auto" else "cpp" if device.type == "cpu" else "triton"
+    obstacle = _cpp_obstacle(device, rank) if name == "cpp" else _triton_obstacle(device, dtype, needs_grad)
+    if obstacle and requested != "auto":
+        raise ValueError(f"backend={requested!r} cannot be used: {obstacle}; pass backend='auto' or 'torch'")
+    if obstacle:
+        return Choice("torch", obstacle)
+    if exhausting and requested == "auto":
         return Choice("torch", "the removal may empty a direction, where pivoted LU keeps more digits")
-    if not obstacle:
-        instructions = _C.instruction_sets()[0]
-        return Choice("cpp", f"{'asked for' if requested == 'cpp' else 'data in host memory'}; {instructions} kernel")
-    if requested == "cpp":
-        raise ValueError(f"backend='cpp' cannot be used: {obstacle}; pass backend='auto' or 'torch'")
-    return Choice("torch", obstacle)
+    home = f"data in host memory; {_C.instruction_sets()[0]} kernel" if name == "cpp" else f"data on {device}"
+    return Choice(name, home if requested == "auto" else home.replace("data in host memory", "asked for"))
 
 
 def _cpp_obstacle(device: torch.device, rank: int) -> str:
@@ -57,6 +69,17 @@ def _cpp_obstacle(device: torch.device, rank: int) -> str:
     if rank > MAX_KERNEL_RANK:
         return f"rank {rank} of the change exceeds the kernel's {MAX_KERNEL_RANK}"
     return _MISSING
+
+
+def _triton_obstacle(device: torch.device, dtype: torch.dtype, needs_grad: bool) -> str:
+    """Why the Triton kernel cannot serve, or an empty string."""
+    if device.type != "cuda" and not triton_kernels.interpreted():
+        return f"data lives on {device}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if dtype != torch.float32:
+        return f"rows are {str(dtype).removeprefix('torch.')}, the kernel takes float32"
+    return "added rows require a gradient" if needs_grad else ""
 
 
 def extension():

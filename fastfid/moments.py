@@ -1,7 +1,8 @@
 """Count, mean and covariance of a feature set: streamed, merged, reduced over ranks, saved with their provenance.
 
-Blocks are combined by the pairwise update of Chan, Golub & LeVeque (1983), in float64 and about each block's own mean,
-so a mean of 10⁴ standard deviations costs no digits: no Σxxᵀ − nμμᵀ is ever formed.
+In host memory rows are centred about their mean, found in a pass before, and multiplied in float64; batches, ranks and
+blocks that carry gradients are combined by the pairwise update of Chan, Golub & LeVeque (1983).  Either way a mean of
+10⁴ standard deviations costs no digits: no Σxxᵀ − nμμᵀ is ever formed.
 
 Legend: n samples, d feature dimension; scatter S = Σ (x − μ)(x − μ)ᵀ = (n − 1) cov.
 """
@@ -17,11 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
-# Rows centred and multiplied at a time: 4096 × 2048 float64 is 64 MiB, and the d² of merging two blocks is lost
-# beside the 4096·d² of their product.
-BLOCK_ROWS = 4096
+# Rows centred and multiplied at a time: 512 × 2048 float64 is 8 MiB, which stays in cache between the two, and the d²
+# of adding a block's product to the others is lost beside its 512·d².  Measured at d = 512 and 2048: 256, 512 and 1024
+# are within 10% of each other, 2500 and 5000 slower by up to 17%.
+BLOCK_ROWS = 512
+# The same on other devices and for gradients, where blocks are merged: 4096 × 2048 float64 is 64 MiB, and the d² of a
+# merge is lost beside the 4096·d² of a product.
+GRADIENT_BLOCK_ROWS = 4096
 
 
 @dataclass
@@ -155,12 +161,37 @@ def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
 
 
 def _moments_of(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Count, mean and covariance of x [n ≥ 1, d], combined block by block."""
-    first, *rest = x.split(BLOCK_ROWS)
-    moments = _block_moments(first)
-    for block in rest:
-        moments = _combine(*moments, *_block_moments(block))
+    """Count, mean and covariance of x [n ≥ 1, d]."""
+    if x.device.type == "cpu" and not x.requires_grad:
+        return _moments_in_two_passes(x)
+    moments = None
+    for block in x.split(GRADIENT_BLOCK_ROWS):
+        moments = _block_moments(block) if moments is None else _combine(*moments, *_block_moments(block))
     return moments
+
+
+def _moments_in_two_passes(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """A mean first; then blocks about it, their products summed into one triangle by BLAS's syrk (n·d² flops)."""
+    n, d = x.shape
+    mean = _near_mean(x)
+    buffer = torch.empty(min(n, BLOCK_ROWS), d, dtype=torch.float64)
+    left_over, scatter = torch.zeros_like(mean), np.zeros((d, d), order="F")
+    for block in x.split(BLOCK_ROWS):
+        centred = buffer[: len(block)].copy_(block).sub_(mean)
+        left_over += centred.sum(dim=0)
+        scatter = dsyrk(1.0, centred.numpy().T, beta=1.0, c=scatter, lower=True, overwrite_c=True)
+    residue = left_over / n  # what rounding left of the mean
+    scatter = dsyrk(-float(n), residue.numpy()[:, None], beta=1.0, c=scatter, lower=True, overwrite_c=True)
+    cov = torch.from_numpy(scatter.T).div_(max(n - 1, 1))
+    cov += cov.T.contiguous()  # the other triangle is zero; a blocked copy, five times as fast as adding a strided view
+    cov.diagonal().div_(2)
+    return n, mean + residue, cov
+
+
+def _near_mean(x: Tensor) -> Tensor:
+    """The mean of x [n, d] as float64, summed in float32 where x has no more: what that loses is found in the rows."""
+    mean = (x if x.dtype in (torch.float32, torch.float64) else x.float()).mean(dim=0).double()
+    return mean if torch.isfinite(mean).all() else x.double().mean(dim=0)  # a float32 sum of huge values overflows
 
 
 def _block_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
@@ -170,16 +201,8 @@ def _block_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     mean = x.mean(dim=0)
     centred = x - mean
     residue = centred.mean(dim=0)  # zero but for rounding
-    scatter = _gram(centred) - n * torch.outer(residue, residue)
+    scatter = centred.T @ centred - n * torch.outer(residue, residue)
     return n, mean + residue, scatter / max(n - 1, 1)
-
-
-def _gram(x: Tensor) -> Tensor:
-    """xᵀx; on the CPU through NumPy, which calls syrk for a product with its own transpose: half the work."""
-    if x.requires_grad or x.device.type != "cpu":
-        return x.T @ x
-    array = x.numpy()
-    return torch.from_numpy(array.T @ array)
 
 
 def _combine(
@@ -201,6 +224,8 @@ def _checked_features(x: Tensor) -> Tensor:
         raise ValueError(f"features must be [n, d], got shape {tuple(x.shape)}; pool or flatten them on purpose")
     if not x.is_floating_point():
         raise ValueError(f"features must be floating point, got {x.dtype}; images go through an extractor first")
+    if torch.isfinite(x.detach().sum()):  # a finite sum has finite terms; an infinite one may have overflowed only
+        return x
     bad = ~torch.isfinite(x.detach()).all(dim=1)
     if bad.any():
         raise ValueError(f"feature row {int(bad.nonzero()[0])} holds NaN or infinity ({int(bad.sum())} such rows)")

@@ -46,9 +46,11 @@ import numpy as np
 import torch
 
 from fastfid import backend as backends
+from fastfid import triton_kernels
 from fastfid.quadrature import error_bound, node_count, sqrt_nodes, weight_plan
+from fastfid.sqrtm import MATRICES_PER_PAIR, root_function
 
-METHODS = ("logdet", "eigh")
+METHODS = ("logdet", "eigh", "newton_schulz", "polar_express")
 
 # Λ counts as singular below this share of λ_max: a symmetric eigensolver's absolute error, some 1e-16·λ_max, would then
 # exceed 1e-5 of the eigenvalue.  Such references get a singular value decomposition and float64 throughout.
@@ -67,9 +69,13 @@ SYMMETRY = 1e-6
 # Chosen so that the error stays below 1e-4 (float32) and 1e-7 (float64) of the standard deviation over candidates.
 DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-10}
 
-# Relative error of a weight plan in units of tol.  Measured at d = 128 and 512, N = 1,500 … 5,000, tol = 1e-6: the error
-# of a change stays what it is, 1.5e-5 to 7e-5 of the candidates' standard deviation, up to 100; at 10 a slice saves a term.
+# Relative error of a weight plan in units of tol.  Measured at d = 128 and 512, N = 1,500 … 5,000, tol = 1e-6: the
+# error of a change stays what it is, 1.5e-5 to 7e-5 of the candidates' standard deviation, up to 100; at 10 a slice
+# saves a term.
 PLAN_TOL = 10
+
+# Steps of the iterative matrix roots: where both have converged for features' spectra (fastfid/sqrtm.py).
+PRODUCT_STEPS = {"newton_schulz": 30, "polar_express": 13}
 
 DEFAULT_WORKSPACE = 256 << 20  # bytes
 
@@ -123,8 +129,10 @@ class SwapEngine:
     reference_features  [N, d] any float dtype, N ≥ 2; torch, NumPy or DLPack; copied
     tol                 quadrature error relative to the largest root eigenvalue; 1e-6 in float32, 1e-10 in float64
     dtype               torch.float32 or torch.float64: projected rows and Gram matrices; statistics are always float64
-    backend             "auto" | "cpp" | "torch"; auto takes cpp in host memory and torch elsewhere or for gradients
-    method              "logdet", or "eigh": the full spectrum of every candidate in float64, slow, as a cross-check
+    backend             "auto" | "cpp" | "triton" | "torch"; auto takes cpp in host memory and triton on CUDA devices
+                        where it can, else torch; `report()` tells which and why
+    method              "logdet", or a d×d matrix root of every candidate, slow, as a cross-check: "eigh" in float64,
+                        "newton_schulz" or "polar_express" by products alone (fastfid/sqrtm.py has their errors)
     workspace           256 MiB, bytes of temporary memory; more candidates are handled in chunks
 
     A reference that has lost a direction the real set has (N ≤ d, constant features) is computed in float64 with the
@@ -424,7 +432,7 @@ class SwapEngine:
         )
 
     def _buffer(self, name: str, shape, dtype) -> torch.Tensor:
-        """Uninitialised memory [shape], the same from chunk to chunk of a call: fresh pages cost more than arithmetic."""
+        """Uninitialised memory [shape], the same for all chunks of a call: fresh pages cost more than arithmetic."""
         size = math.prod(shape)
         held = self._buffers.get(name)
         if held is None or held.dtype != dtype or held.numel() < size:
@@ -449,6 +457,8 @@ class SwapEngine:
         scale = math.sqrt(self._scale)
         if self.method == "eigh":
             return scale * _trace_change_eigh(*rows.spread_out(), self._spectrum)
+        if self.method != "logdet":
+            return scale * _trace_change_products(*rows.spread_out(), self._spectrum, self.method)
         energy = self._energy(rows)
         if self.real.rank == 0 or self._lambda_max + energy == 0:
             return rows.added.sum((1, 2), dtype=torch.float64) * 0  # nothing to change, and a gradient of zero
@@ -457,12 +467,12 @@ class SwapEngine:
             return rows.added.new_zeros(len(rows.added), dtype=torch.float64)
         nodes = self._nodes(energy, m_r)
         exhausting = self.count - 1 - m_r < self.real.rank
-        self._choice = backends.choose(self.requested_backend, rows.added.device, m_r + m_a, exhausting)
+        device, dtype = rows.added.device, rows.added.dtype
+        self._choice = backends.choose(self.requested_backend, device, m_r + m_a, exhausting, dtype, needs_grad)
+        name = "torch" if needs_grad else self._choice.name
         if m_r <= 1 and m_a <= 1:
-            fused = self._choice.name == "cpp" and not needs_grad
-            return scale * (_swap_single_cpp if fused else _swap_single_torch)(rows, nodes, first)
-        fused = self._choice.name == "cpp" and not needs_grad
-        return scale * (_swap_trace_cpp if fused else _swap_trace_torch)(rows, nodes, first)
+            return scale * (_swap_single_cpp if name == "cpp" else _swap_single_torch)(rows, nodes, first)
+        return scale * TRACE_CHANGES[name](rows, nodes, first)
 
     def _energy(self, rows: "ChangedRows") -> float:
         """Bound on Σ|z_a|² over candidates: ‖z_a‖ ≤ ‖w_a‖ + γ√m_a |w̄_r|, and m_r |w̄_r|² ≤ λ_max as W_rᵀW_r ⪯ Λ."""
@@ -510,13 +520,13 @@ class SwapEngine:
     # ------------------------------------------------------------------------------------------------------- helpers
 
     def _candidates_per_chunk(self, removed: int, added: int, needs_grad: bool) -> int:
-        """Candidates whose centred and projected rows, and the torch route's copies, fit the workspace; at least one."""
+        """Candidates whose centred and projected rows, and torch's copies of them, fit the workspace; at least one."""
         itemsize = torch.finfo(self._working_dtype(removed)).bits // 8
         per_candidate = itemsize * added * (self.real.dim + self.real.rank)
         if not self._fused(needs_grad):
             per_candidate = 8 * (removed + added) * (3 * self.real.dim + 3 * self.real.rank)
-        if self.method == "eigh":
-            per_candidate += 8 * 3 * self.real.rank**2
+        if self.method != "logdet":
+            per_candidate += 8 * MATRICES_PER_PAIR * self.real.rank**2
         host = self._reference.device.type == "cpu"
         return max(1, (min(self.workspace, HOST_CHUNK) if host else self.workspace) // max(1, per_candidate))
 
@@ -657,9 +667,9 @@ def swap_trace_change(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol
     w_r [b, m_r, r], w_a [b, m_a, r] float32 or float64; spectrum λ [r], nodes τ [Q], weights ω [Q] float64; `tol`: see
     `Nodes`.  Differentiable, which takes the torch route.
     """
-    choice = backends.choose(backend, w_a.device, w_r.shape[1] + w_a.shape[1])
-    fused = choice.name == "cpp" and not (w_r.requires_grad or w_a.requires_grad)
-    compute = _swap_trace_cpp if fused else _swap_trace_torch
+    needs_grad = w_r.requires_grad or w_a.requires_grad
+    choice = backends.choose(backend, w_a.device, w_r.shape[1] + w_a.shape[1], False, w_a.dtype, needs_grad)
+    compute = TRACE_CHANGES["torch" if needs_grad else choice.name]
     return compute(ChangedRows.of(w_r, w_a), Nodes(spectrum, tau, omega, tol), 0)
 
 
@@ -698,6 +708,20 @@ def _swap_trace_cpp(rows: ChangedRows, nodes: Nodes, first: int) -> torch.Tensor
     logdets, bad, pivot = backends.extension().swap_logdet(*arrays, plan, LEVERAGE_SLACK, torch.get_num_threads())
     _check_pivot(bad, pivot, first)
     return torch.from_numpy(logdets) @ nodes.omega / math.pi
+
+
+def _swap_trace_triton(rows: ChangedRows, nodes: Nodes, first: int) -> torch.Tensor:
+    """One program of fastfid/triton_kernels/swap_logdet.py a candidate and node, float32."""
+    kernel = triton_kernels.load("swap_logdet")
+    logdets, pivots = kernel.swap_logdet(*rows.spread_out(), nodes.spectrum, nodes.tau.square(), LEVERAGE_SLACK)
+    wrong = pivots.nonzero()
+    if len(wrong):
+        candidate, node = wrong[0].tolist()
+        _check_pivot(candidate, pivots[candidate, node].item(), first)
+    return logdets @ nodes.omega / math.pi
+
+
+TRACE_CHANGES = {"torch": _swap_trace_torch, "cpp": _swap_trace_cpp, "triton": _swap_trace_triton}
 
 
 def _swap_trace_slope(rows: ChangedRows, nodes: Nodes, first: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -799,6 +823,15 @@ def _trace_change_eigh(w_r, w_a, spectrum) -> torch.Tensor:
     w_r, w_a = w_r.to(torch.float64), w_a.to(torch.float64)
     changed = spectrum.diag() + w_a.mT @ w_a - w_r.mT @ w_r
     return torch.linalg.eigvalsh(changed).clamp(min=0).sqrt().sum(-1) - spectrum.sqrt().sum()
+
+
+def _trace_change_products(w_r, w_a, spectrum, method: str) -> torch.Tensor:
+    """Δ of equation 3 by matrix products alone in the rows' dtype; the same arithmetic's error on Λ is taken off."""
+    precision = "float64" if w_a.dtype == torch.float64 else "float32"
+    root = root_function(method, precision, PRODUCT_STEPS[method])
+    base = spectrum.diag()
+    changed = base.to(w_a.dtype) + w_a.mT @ w_a - w_r.mT @ w_r
+    return root(changed)[0] - root(base.to(w_a.dtype)[None])[0]
 
 
 def swap_change_ref(engine: SwapEngine, removed, added) -> torch.Tensor:

@@ -15,8 +15,7 @@ Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "p
 MACHINE_FIELDS = ("out", "resume", "threads", "keep_checkpoints")
 # What each estimator learns best with on the embedded default. A policy gradient makes a pass for every noisy sampler
 # step: four minibatches of the paper's kept quarter, so that the clip acts. Rejection takes its own samples for data,
-# which by itself makes the model worse; the best 5% outweigh that here, the best 25% do not (held-out FD of 1,000
-# images, 1.73 ODE and 1.4 SDE before: 1.28 and 1.10 after 6 steps with 5%, 1.58 and 1.60 after 8 with 25%).
+# which by itself makes the model worse; the best 5% outweigh that here (README, "Estimators").
 MATCHING_DEFAULTS = {"keep": "all", "updates": 4, "minibatch": 400, "lr": 1e-4}
 ESTIMATOR_DEFAULTS = {
     "advantage_matching": MATCHING_DEFAULTS,

@@ -79,9 +79,15 @@ def summary_table(summary: dict) -> str:
     floor = "  ".join(f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None)
     lines.append(
         f"real against real: {floor}; {summary['images_generated']} images generated; "
-        f"{summary['seconds']['total']:.0f} s"
+        f"{summary['seconds']['total']:.0f} s{_reward_share(summary['seconds'])}"
     )
     return "\n".join(lines)
+
+
+def _reward_share(seconds: dict[str, float]) -> str:
+    """What the reward, the engine's preparation included, takes of the training steps, as text; empty without steps."""
+    steps = sum(seconds[phase] for phase in ("rollout", "reward", "update", "refresh"))
+    return f"; reward {seconds['reward'] / steps:.1%} of the training steps" if steps else ""
 
 
 def write_report(folder: Path) -> Path:

@@ -127,7 +127,7 @@ def train_step(config: Config, setting: Setting, state: State, estimator: Estima
     with clock.phase("update"):
         record |= update(estimator, state.model, state.optimizer, state.ema, rollout, advantage, kept, step)
     if estimator.rolls_out and config.reference == "rolling":
-        with clock.phase("refresh"):
+        with clock.phase("reward"):
             state.reward.roll(removed, features)
     state.step += 1
     return record | {"lr": state.optimizer.param_groups[0]["lr"], "images_generated": state.images_generated}

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
+import fastfid.frechet
 from fastfid import FeatureMoments, frechet_distance, frechet_terms
+from fastfid.frechet import prepare
 
 # Where both covariances have rank d and condition κ, the roots of M's eigenvalues carry an error of ε·κ·√λ_max at most;
 # with κ ≤ 1e3 that is 2e-13 of the trace, and 1e-11 leaves room for SciPy's own error.
@@ -96,6 +98,82 @@ def test_constant_features_leave_the_other_trace():
     assert terms.root_term == 0 and terms.rank == 0
     assert frechet_distance(other, constant) == pytest.approx(expected, rel=1e-14)
     assert frechet_distance(constant, constant) == 0
+
+
+# --- routes and prepared sides -----------------------------------------------------------------------------------
+
+
+def by_eigh(monkeypatch, *sides):
+    with monkeypatch.context() as patch:
+        patch.setattr(fastfid.frechet, "_cholesky_root", lambda cov: None)
+        return frechet_terms(*sides)
+
+
+@pytest.mark.parametrize("d", [1, 5, 41, 255, 256, 257, 300])  # about the width of the column blocks
+@pytest.mark.parametrize("decay", [0.5, 1.5])
+def test_cholesky_and_eigh_agree(monkeypatch, d, decay):
+    x, y = features(4 * d + 2, d, 1, decay=decay), features(5 * d + 2, d, 2, offset=0.3, decay=decay)
+    a, b = FeatureMoments.from_features(x), FeatureMoments.from_features(y)
+    fast, slow = frechet_terms(a, b), by_eigh(monkeypatch, a, b)
+    assert fast.route == "cholesky" and slow.route == "eigh" and fast.rank == slow.rank == d
+    # κ(M) is 1e7 at most, so the smallest roots carry 1e7·ε/2 = 1e-9 of themselves and, being small, 1e-12 of the sum.
+    assert fast.root_term == pytest.approx(slow.root_term, rel=FULL_RANK)
+    assert fast.total == pytest.approx(distance_from_rows(x, y), abs=FULL_RANK * fast.trace_term)
+
+
+@pytest.mark.parametrize("decay", [3, 5, 6, 7, 8])
+def test_ill_conditioned_sides(monkeypatch, decay):
+    """Condition numbers from 1e6 to 1e16: either route, the same digits."""
+    x, y = features(400, 64, 1, decay=decay), features(500, 64, 2, decay=decay)
+    a, b = FeatureMoments.from_features(x), FeatureMoments.from_features(y)
+    terms = frechet_terms(a, b)
+    # Each of the 64 roots may be lost to noise: √(8ε) = 4e-8 of the largest.
+    assert terms.total == pytest.approx(distance_from_rows(x, y), abs=2 * 64 * 4.3e-8)
+    assert terms.route == ("eigh" if decay > 6 else "cholesky")
+    assert terms.root_term == pytest.approx(by_eigh(monkeypatch, a, b).root_term, abs=2 * 64 * 4.3e-8)
+
+
+def test_singular_sides_take_eigh_even_where_cholesky_would_not_fail():
+    x = features(300, 40, 1)
+    x[:, 7] = x[:, 3]  # a duplicate feature: the last pivot is a rounding error of either sign
+    for scale in (1.0, 1e-3, 1e3):
+        side = FeatureMoments.from_features(scale * x)
+        terms = frechet_terms((side.mean, side.cov), moments(300, 40, 2))
+        assert terms.route == "eigh" and terms.rank == 39
+
+
+@pytest.mark.parametrize(("n", "m", "route"), [(300, 400, "cholesky"), (30, 400, "eigh"), (300, 30, "eigh")])
+def test_a_prepared_side_changes_nothing(n, m, route):
+    a, b = moments(n, 41, 1), moments(m, 41, 2, offset=0.3)
+    expected = frechet_terms(a, b)
+    assert expected.route == route
+    for sides in ((prepare(a), b), (prepare(a), prepare(b)), (a, prepare(b)), (b, prepare(a))):
+        terms = frechet_terms(*sides)
+        assert terms.route == route and terms.rank == expected.rank
+        assert terms.total == pytest.approx(expected.total, rel=FULL_RANK)
+    assert abs(frechet_distance(prepare(a), prepare(a))) < 1e-9 * expected.trace_term
+
+
+def test_a_prepared_side_is_not_factored_again(monkeypatch):
+    reference, other = prepare(moments(300, 20, 1)), moments(400, 20, 2)
+    monkeypatch.setattr(fastfid.frechet, "_factor", None)  # calling it would fail
+    for sides in ((reference, other), (other, reference)):
+        assert frechet_terms(*sides).route == "cholesky"
+
+
+def test_gradient_against_a_prepared_side():
+    reference, x = moments(30, 4, 1), features(20, 4, 2, offset=0.3).requires_grad_()
+    (expected,) = torch.autograd.grad(frechet_distance(reference, FeatureMoments.from_features(x)), x)
+    (found,) = torch.autograd.grad(frechet_distance(FeatureMoments.from_features(x), prepare(reference)), x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_both_routes_have_the_same_gradient(monkeypatch):
+    x, y = features(40, 6, 1).requires_grad_(), features(50, 6, 2, offset=0.3).requires_grad_()
+    expected = torch.autograd.grad(distance_of(x, y), (x, y))
+    monkeypatch.setattr(fastfid.frechet, "_cholesky_root", lambda cov: None)
+    for found, known in zip(torch.autograd.grad(distance_of(x, y), (x, y)), expected, strict=True):
+        torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-12)
 
 
 # --- closed forms and laws ---------------------------------------------------------------------------------------
@@ -195,8 +273,22 @@ def test_clipped_eigenvalues_are_reported():
             FeatureMoments(9, torch.zeros(2), torch.eye(2), {"weights_sha256": "bb"}),
             "weights_sha256 differs: aa against bb",
         ),
+        (prepare((torch.zeros(2), torch.eye(2))), (torch.zeros(3), torch.eye(3)), "d = 2 and d = 3"),
     ],
 )
 def test_bad_input_is_named(a, b, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(a, b)
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        ((torch.zeros(2), torch.eye(2, requires_grad=True)), "prepared moments require a gradient"),
+        ((torch.zeros(2), torch.eye(2) * torch.nan), "prepared moments hold NaN"),
+        ((torch.zeros(2), torch.diag(torch.tensor([1.0, -0.5]))), "eigenvalue -0.5"),
+    ],
+)
+def test_bad_prepared_sides_are_named(side, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(side)

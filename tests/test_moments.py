@@ -77,7 +77,26 @@ def test_blocks_equal_the_whole(monkeypatch):
     x = rows(50, 6)
     whole = FeatureMoments.from_features(x)
     monkeypatch.setattr(fastfid.moments, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(fastfid.moments, "GRADIENT_BLOCK_ROWS", 7)
     assert_same(FeatureMoments.from_features(x), whole)
+    with_gradient = FeatureMoments.from_features(x.clone().requires_grad_())
+    assert with_gradient.cov.requires_grad
+    assert_same(FeatureMoments(50, with_gradient.mean.detach(), with_gradient.cov.detach()), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_that_overflow_are_no_error(dtype):
+    largest = torch.finfo(dtype).max
+    x = rows(100, 3).clamp(-1, 1).to(dtype) * (largest / 10 if dtype == torch.float32 else 1e150)
+    x[:, 0] = x[:, 0].abs()  # a column whose sum passes float32's largest number
+    assert_same(FeatureMoments.from_features(x), numpy_moments(x), scale=float(x.abs().max()) ** 2)
+
+
+def test_the_covariance_is_exactly_symmetric_and_strided_rows_are_welcome():
+    x = rows(301, 14)[:, ::2]
+    moments = FeatureMoments.from_features(x)
+    assert torch.equal(moments.cov, moments.cov.T) and moments.cov.is_contiguous()
+    assert_same(moments, numpy_moments(x.contiguous()))
 
 
 def _reduce_on_rank(rank, shards, rendezvous, results):

@@ -49,6 +49,7 @@ def test_table_has_changes_and_leaves_out_what_is_missing():
     assert not any(row[0].startswith("FD, second") for row in rows)
     text = summary_table(summary())
     assert "real against real: fd 0.0300" in text and "ODE heun, 8 steps" in text
+    assert "reward 10.0% of the training steps" in text
 
 
 def test_report_is_self_contained_and_escaped(tmp_path):

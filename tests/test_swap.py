@@ -122,6 +122,77 @@ def test_methods_and_references_agree(case):
     torch.testing.assert_close(swap_change_ref(engine, removed, added), change, rtol=1e-9, atol=limit + roots)
 
 
+@pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
+def test_products_alone_come_close(method):
+    real, reference, removed, added = make("graded", N=400, d=24, batch=8)
+    engine = SwapEngine(moments(real), reference, **EXACT)
+    expected = engine.change(removed, added)
+    # Measured against the spread (bench/results/newton_schulz_error.csv): float32 1e-3 once it has converged.
+    for dtype, limit in ((torch.float32, 0.01), (torch.float64, 1e-4)):
+        change = SwapEngine(moments(real), reference, method=method, dtype=dtype).change(removed, added)
+        assert abs(change - expected).max() <= limit * expected.std()
+
+
+# Features as networks give them, (spectrum's power, d, N): pooled Inception features, nonnegative and skewed; DINOv2's
+# normalised tokens, nearly flat; fashion-a's, small and nonnegative; and a spectrum down to 1e-14 of its largest.
+FAMILIES = {
+    "inception": (0.5, 256, 700),
+    "dinov2": (0.15, 192, 600),
+    "fashion-a": (0.8, 128, 900),
+    "ill": (None, 64, 400),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_errors_against_the_spread_of_candidates(family):
+    power, d, N = FAMILIES[family]
+    rng = np.random.default_rng(7)
+    scale = np.geomspace(1, 1e-7, d) if power is None else np.arange(1.0, d + 1) ** -power
+    turn = np.linalg.qr(rng.standard_normal((d, d)))[0]
+
+    def draw(*shape):
+        x = (rng.standard_normal((*shape, d)) * scale) @ turn
+        return np.maximum(x + 0.3, 0) if family in ("inception", "fashion-a") else x
+
+    real, reference, added = draw(2 * N), 1.1 * draw(N), 1.1 * draw(16, 20)
+    removed = np.stack([rng.permutation(N)[:20] for _ in range(16)])
+    expected = oracles.changes(real, reference, removed, added)
+    for options, limit in (({}, 1e-4), ({"dtype": torch.float64}, 1e-7)):
+        change = SwapEngine(moments(real), reference, **options).change(removed, added).numpy()
+        # the oracle's own roots of eigenvalues near rounding, 1e-8 each, are all that "ill" can be held to
+        floor = 4e-8 * math.sqrt(np.trace(np.cov(real.T))) if family == "ill" else 0.0
+        assert abs(change - expected).max() <= limit * expected.std() + floor
+
+
+def test_threads_change_no_bit():
+    real, reference, removed, added = make(d=40, N=300, m_r=9, m_a=8, batch=7)
+    engine, before = SwapEngine(moments(real), reference, **EXACT), torch.get_num_threads()
+    scores = []
+    try:
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            scores.append(engine.score(removed, added))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(scores[0], scores[3])  # repeatable for a fixed count
+    # the projection is torch's, whose order of summation may follow the threads
+    for score in scores[1:3]:
+        torch.testing.assert_close(score, scores[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_fused_gradient_equals_autograd(dtype, limit):
+    real, reference, removed, added = make(d=30, N=200, m_r=6, m_a=7, batch=3)
+    gradients = []
+    for backend in ("cpp", "torch"):
+        rows = torch.from_numpy(added).to(dtype).requires_grad_()
+        engine = SwapEngine(moments(real), reference, dtype=dtype, backend=backend)
+        (engine.change(removed, rows) * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
+        gradients.append(rows.grad.double())
+    # two routes in the same dtype: each loses the condition of J + G times its rounding
+    assert abs(gradients[0] - gradients[1]).max() <= limit * abs(gradients[1]).max()
+
+
 def test_trace_change_matches_its_reference():
     rng = torch.Generator().manual_seed(0)
     spectrum = torch.logspace(-3, 0, 20, dtype=torch.float64)
@@ -483,7 +554,7 @@ def test_bad_real_moments_are_named():
     [
         ({"tol": 0}, "tol must lie strictly between 0 and 1"),
         ({"dtype": torch.bfloat16}, "dtype must be torch.float32 or torch.float64"),
-        ({"backend": "fpga"}, "backend must be one of auto, cpp, torch"),
+        ({"backend": "fpga"}, "backend must be one of auto, cpp, triton, torch"),
         ({"method": "guess"}, "method must be one of logdet, eigh"),
         ({"workspace": 0}, "workspace must be a positive number"),
     ],

@@ -1,0 +1,49 @@
+"""GPU kernels in Triton, one file each, imported by name through `load` so that fastfid itself never needs triton."""
+
+import importlib
+import importlib.util
+import os
+
+import torch
+
+KERNELS = ("swap_logdet", "moments", "rank_update", "newton_schulz")
+
+
+def load(name: str):
+    """The module of one of `KERNELS`; ImportError when triton is missing, ValueError for another name."""
+    if name not in KERNELS:
+        raise ValueError(f"name must be one of {', '.join(KERNELS)}, got {name!r}; these are the kernels there are")
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError(f"the kernel {name} needs triton, which is not installed: pip install triton")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def interpreted() -> bool:
+    """Whether kernels run under Triton's interpreter, which reads TRITON_INTERPRET when a kernel is defined."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def check_device(**tensors: torch.Tensor) -> None:
+    """ValueError unless the named tensors lie together where a kernel runs: on a CUDA device, or interpreted."""
+    devices = {name: tensor.device for name, tensor in tensors.items()}
+    first_name, first = next(iter(devices.items()))
+    for name, device in devices.items():
+        if device != first:
+            raise ValueError(f"{name} is on {device} and {first_name} on {first}; move both to one device")
+    if first.type != "cuda" and not interpreted():
+        raise ValueError(
+            f"{first_name} is on {first}, where Triton has no compiler; "
+            "move it to a CUDA device or call the _ref function"
+        )
+
+
+def check_choice(name: str, value, allowed) -> None:
+    """ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value}; choose one of these")
+
+
+def check_grid(programs: int) -> None:
+    """ValueError for more programs than the 2³¹ − 1 blocks a CUDA grid has along its first axis."""
+    if programs > 2**31 - 1:
+        raise ValueError(f"the batch needs {programs} programs and a grid holds 2147483647; split the batch")
