@@ -1,5 +1,6 @@
 """fastfid: exact Fréchet distances of many sample swaps at once, and the distribution metrics around them."""
 
+from fastfid.evaluate import DifferenceResult, EvaluationResult, diff, evaluate
 from fastfid.features import FeatureExtractor, feature_extractor
 from fastfid.frechet import PreparedMoments, frechet_distance, frechet_terms, prepare
 from fastfid.images import open_images
@@ -7,16 +8,22 @@ from fastfid.kernel_distance import kid, mmd
 from fastfid.moments import FeatureMoments
 from fastfid.neighbours import prdc, precision_recall
 from fastfid.sqrtm import trace_sqrt_product
+from fastfid.statistics import Statistics, read_statistics
 from fastfid.swap import RealFactor, SwapEngine, swap_change_ref
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DifferenceResult",
+    "EvaluationResult",
     "FeatureExtractor",
     "FeatureMoments",
     "PreparedMoments",
     "RealFactor",
+    "Statistics",
     "SwapEngine",
+    "diff",
+    "evaluate",
     "feature_extractor",
     "frechet_distance",
     "frechet_terms",
@@ -26,6 +33,7 @@ __all__ = [
     "prdc",
     "precision_recall",
     "prepare",
+    "read_statistics",
     "swap_change_ref",
     "trace_sqrt_product",
 ]

@@ -1,8 +1,14 @@
-"""Command line: the Fréchet distance of two sets of images or saved statistics.
+"""Command line: evaluate generators, keep statistics with their provenance, and read every peer's.
 
-python -m fastfid real/ generated.zip                              FD (fashion-a):  3.1415
-python -m fastfid real.npz generated/ --network inception          FID:  3.1415
-python -m fastfid --save-stats real/ real.npz                      statistics for later runs
+fastfid eval samples/ reference.npz                 every metric, with intervals
+fastfid diff a/ b/ reference/                       is A nearer than B?
+fastfid stats real/ real.npz                        statistics for later runs
+fastfid convert peer.pkl ours.npz                   statistics of any peer as ours
+fastfid info real.npz                               what a file of statistics or images holds
+fastfid real/ generated.zip                         FD (fashion-a):  3.1415
+fastfid real.npz generated/ --network inception     FID:  3.1415
+
+`python -m fastfid` is the same; `fastfid COMMAND --help` lists the options.
 """
 
 from __future__ import annotations
@@ -12,31 +18,251 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from fastfid import __version__
+from fastfid.cache import SHARD_IMAGES
+from fastfid.evaluate import METRICS, diff, evaluate, statistics_of
+from fastfid.extractors import NETWORK_NAMES
 from fastfid.features import EXTRACTOR_NAMES, FeatureExtractor, feature_extractor
 from fastfid.frechet import FrechetTerms, frechet_terms
-from fastfid.images import ARRAY_NAMES, ImageSource, open_images
+from fastfid.images import ImageSource, open_images
 from fastfid.moments import FeatureMoments, check_same_features
+from fastfid.protocols import PROTOCOLS
+from fastfid.report import write_report
+from fastfid.statistics import holds_statistics, read_statistics
 
 DEFAULT_NETWORK = "fashion-a"  # embedded: works without a download
-BATCH_SIZE = 250  # images a step; 250 × 3 × 299² float32 of Inception input are 268 MB
+BATCH_SIZE = SHARD_IMAGES  # images a step; 256 × 3 × 299² float32 of Inception input are 275 MB
+INTERRUPTED = 130  # exit status of a command that Ctrl-C ended, by the shells' convention
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; exit status 0, or 2 with one sentence on stderr for bad input."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    named = bool(argv) and argv[0] in COMMANDS  # a folder of such a name is given as ./eval
+    arguments = _command_parser().parse_args(argv) if named else _parser().parse_args(argv)
     try:
-        (_save_statistics if arguments.save_stats else _compare)(arguments)
+        if named:
+            COMMANDS[arguments.command](arguments)
+        else:
+            (_save_statistics if arguments.save_stats else _compare)(arguments)
     except (ValueError, OSError, ImportError) as error:
         print(f"fastfid: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fastfid: interrupted; the same command goes on from the features it cached", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
+# --- eval, diff, stats, convert, info ----------------------------------------------------------------------------
+
+
+def _command_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastfid", description="Metrics of image generators, with their provenance.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    source = "folder, .zip, .npz or .npy of images, or a file of statistics or features"
+
+    evaluation = commands.add_parser("eval", help="every metric of SAMPLES against REFERENCE")
+    evaluation.add_argument("samples", metavar="SAMPLES", help=source)
+    evaluation.add_argument("reference", metavar="REFERENCE", help=source)
+    evaluation.add_argument("--metrics", type=_list, help=f"comma-separated, of {', '.join(METRICS)}")
+    evaluation.add_argument("--kid-subset-size", type=int, help="rows of a KID subset (default: the protocol's)")
+    evaluation.add_argument("--nearest-k", type=int, help="neighbour of precision, recall, density, coverage")
+    evaluation.add_argument("--html", metavar="PATH", help="also write a self-contained report")
+    _add_network_options(evaluation, several=True)
+    _add_json(evaluation)
+
+    difference = commands.add_parser("diff", help="is A nearer to REFERENCE than B?")
+    for name in ("a", "b", "reference"):
+        difference.add_argument(name, metavar=name.upper() if len(name) == 1 else "REFERENCE", help=source)
+    difference.add_argument("--same-noise", action="store_true", help="image i of A and of B came from the same noise")
+    _add_network_options(difference)
+    _add_json(difference)
+
+    statistics = commands.add_parser("stats", help="write the statistics of IMAGES to OUT.npz")
+    statistics.add_argument("images", metavar="IMAGES", help="folder, .zip, .npz or .npy of images")
+    statistics.add_argument("out", metavar="OUT", help="the .npz to write; pytorch-fid reads its mu and sigma")
+    statistics.add_argument("--keep-features", action="store_true", help="also keep the features, for KID and others")
+    statistics.add_argument("--spatial", action="store_true", help="also statistics of spatial features (sFID)")
+    _add_network_options(statistics)
+
+    conversion = commands.add_parser("convert", help="write statistics of any peer as fastfid's")
+    conversion.add_argument("file", metavar="IN", help=".npz, .npy, .pkl or .pt of statistics or features")
+    conversion.add_argument("out", metavar="OUT", help="the .npz to write")
+    conversion.add_argument("--network", help="which of several networks in the file, or whose features they are")
+    conversion.add_argument("--count", type=int, help="how many images they are of, where the file does not tell")
+
+    information = commands.add_parser("info", help="what a file of statistics, or a set of images, holds")
+    information.add_argument("file", metavar="FILE", help=source)
+    information.add_argument("--network", help="which of several networks in the file")
+    _add_json(information)
+    return parser
+
+
+def _add_network_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Options of every command that may run a network."""
+    more = ", or several separated by commas" if several else ""
+    parser.add_argument("--network", help=f"of {', '.join(NETWORK_NAMES)}{more} (default: the protocol's)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="network, resizing and metric defaults of a peer")
+    parser.add_argument("--weights", type=_weights, help="weights file of the network, or NAME=PATH,NAME=PATH")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"images a step (default {BATCH_SIZE})")
+    parser.add_argument("--device", default="cpu", help="where the network runs, e.g. cuda (default cpu)")
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor write the cache of features")
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave unreadable images out, and say so")
+    parser.add_argument("--force", action="store_true", help="compare what does not match, with a warning")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _weights(text: str) -> str | dict[str, str]:
+    """A path, or {network: path} from NAME=PATH,NAME=PATH."""
+    parts = [part.partition("=") for part in _list(text)]
+    if all(name in NETWORK_NAMES and equals for name, equals, _ in parts):
+        return {name: path for name, _, path in parts}
+    return text
+
+
+def _settings(arguments: argparse.Namespace) -> dict:
+    """Keyword arguments of `evaluate`, `diff` and `statistics_of`."""
+    return {
+        "protocol": arguments.protocol,
+        "weights": arguments.weights,
+        "device": arguments.device,
+        "batch_size": arguments.batch_size,
+        "cache": not arguments.no_cache,
+        "skip_corrupt": arguments.skip_corrupt,
+        "force": arguments.force,
+        "progress": True,
+    }
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.html:
+        _check_folder(arguments.html)  # before hours of work
+    result = evaluate(
+        arguments.samples,
+        arguments.reference,
+        metrics=arguments.metrics,
+        features=_list(arguments.network) if arguments.network else None,
+        kid_subset_size=arguments.kid_subset_size,
+        nearest_k=arguments.nearest_k,
+        **_settings(arguments),
+    )
+    if arguments.html:
+        write_report(result, arguments.html)
+    print(result.to_json() if arguments.json else result.table())
+
+
+def _difference(arguments: argparse.Namespace) -> None:
+    sides = (arguments.a, arguments.b, arguments.reference)
+    result = diff(*sides, features=arguments.network, same_noise=arguments.same_noise, **_settings(arguments))
+    print(result.to_json() if arguments.json else result.table())
+
+
+def _statistics(arguments: argparse.Namespace) -> None:
+    _check_folder(arguments.out)
+    _check_npz(arguments.out)
+    keep, spatial = arguments.keep_features, arguments.spatial
+    settings = _settings(arguments)
+    statistics = statistics_of(
+        arguments.images, features=arguments.network, keep_features=keep, spatial=spatial, **settings
+    )
+    statistics.save(arguments.out)
+    print(f"{arguments.out}: {statistics.count} images, {_described(statistics.provenance)}")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    _check_folder(arguments.out)
+    _check_npz(arguments.out)
+    statistics = read_statistics(arguments.file, arguments.network)
+    recorded = statistics.provenance.get("extractor")
+    if arguments.network and recorded not in (None, arguments.network):
+        raise ValueError(
+            f"{arguments.file} says its network is {recorded}, not {arguments.network}; leave --network out"
+        )
+    if arguments.network:
+        statistics.provenance["extractor"] = arguments.network
+    if arguments.count is not None:
+        if statistics.count not in (None, arguments.count):
+            raise ValueError(f"{arguments.file} says it is of {statistics.count} images; leave --count out")
+        statistics.moments.count = arguments.count
+    statistics.provenance.setdefault("source", f"{Path(arguments.file).name} ({statistics.form})")
+    statistics.save(arguments.out)
+    print(f"{arguments.out}: {statistics.count or 'unknown number of'} images, {_described(statistics.provenance)}")
+
+
+def _information(arguments: argparse.Namespace) -> None:
+    if holds_statistics(arguments.file):
+        found = _statistics_facts(arguments)
+    else:
+        images = open_images(arguments.file)
+        found = {"file": arguments.file, "holds": "images", "count": len(images)}
+        found["shape of the first, C × H × W"] = " × ".join(map(str, images.image(0).shape))
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        width = max(map(len, found))
+        print("\n".join(f"{name.ljust(width)}  {'unknown' if v is None else v}" for name, v in found.items()))
+
+
+def _statistics_facts(arguments: argparse.Namespace) -> dict:
+    statistics = read_statistics(arguments.file, arguments.network)
+    return {
+        "file": arguments.file,
+        "holds": f"statistics, {statistics.form}",
+        "count": statistics.count,
+        "dim": statistics.dim,
+        "features": statistics.features is not None,
+        "spatial": statistics.spatial is not None,
+        "images": statistics.images,
+        "mean norm": statistics.moments.mean.norm().item(),
+        "trace": statistics.moments.cov.trace().item(),
+        **{name: statistics.provenance.get(name) for name in FACTS},
+    }
+
+
+# Provenance that `info` shows, known or not.
+FACTS = ("extractor", "weights_sha256", "preprocessing", "protocol", "dtype", "source", "source_sha256", "version")
+
+COMMANDS = {
+    "eval": _evaluate,
+    "diff": _difference,
+    "stats": _statistics,
+    "convert": _convert,
+    "info": _information,
+}
+
+
+def _described(provenance: dict) -> str:
+    weights = provenance.get("weights_sha256") or "unknown"
+    return f"network {provenance.get('extractor') or 'unknown'}, weights {weights[:12]}"
+
+
+def _check_folder(path: str) -> None:
+    if not Path(path).resolve().parent.is_dir():
+        raise ValueError(f"the folder of {path} does not exist; create it first")
+
+
+def _check_npz(path: str) -> None:
+    if Path(path).suffix.lower() != ".npz":
+        raise ValueError(f"{path} does not end in .npz; statistics are written as one .npz")
+
+
+# --- A B: one Fréchet distance -----------------------------------------------------------------------------------
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastfid", description="Fréchet distance of two sets of images.")
+    parser = argparse.ArgumentParser(
+        prog="fastfid",
+        description="Fréchet distance of two sets of images.",
+        epilog=f"Further commands, each with --help: {', '.join(COMMANDS)}.",
+    )
     parser.add_argument("a", metavar="A", help="folder, .zip, .npz or .npy of images, or .npz of statistics mu, sigma")
     parser.add_argument("b", metavar="B", help="the other set; with --save-stats the file to write")
     parser.add_argument("--network", choices=EXTRACTOR_NAMES, help=f"feature network (default {DEFAULT_NETWORK})")
@@ -49,11 +275,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# --- the two commands --------------------------------------------------------------------------------------------
-
-
 def _compare(arguments: argparse.Namespace) -> None:
-    sides = [_open(arguments.a), _open(arguments.b)]  # both are opened before any is worked through
+    sides = [
+        _open(source, arguments.network) for source in (arguments.a, arguments.b)
+    ]  # both are opened before any is worked through
     extractor = _extractor(arguments, sides)
     _check_against_saved(sides, extractor)
     a, b = (_moments(side, extractor, arguments.batch_size) for side in sides)
@@ -66,9 +291,8 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _save_statistics(arguments: argparse.Namespace) -> None:
-    if not Path(arguments.b).resolve().parent.is_dir():
-        raise ValueError(f"the folder of {arguments.b} does not exist; create it first")
-    images = _open(arguments.a)
+    _check_folder(arguments.b)
+    images = _open(arguments.a, arguments.network)
     if isinstance(images, FeatureMoments):
         raise ValueError(f"{arguments.a} holds statistics already; give images to --save-stats")
     _moments(images, _extractor(arguments, [images]), arguments.batch_size).save(arguments.b)
@@ -77,20 +301,13 @@ def _save_statistics(arguments: argparse.Namespace) -> None:
 # --- their steps -------------------------------------------------------------------------------------------------
 
 
-def _open(source: str) -> FeatureMoments | ImageSource:
-    """Statistics if `source` is an npz with mu and sigma and without images, else images."""
-    path = Path(source)
-    if path.suffix.lower() == ".npz" and path.is_file() and _holds_statistics(path):
-        return FeatureMoments.load(path)
-    return open_images(path)
-
-
-def _holds_statistics(path: Path) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {"mu", "sigma"} <= set(arrays.files) and not set(ARRAY_NAMES) & set(arrays.files)
-    except Exception:  # unreadable in whatever way: open_images says so in its own words
-        return False
+def _open(source: str, network: str | None) -> FeatureMoments | ImageSource:
+    """Statistics if `source` is a file of them or of features and holds no images, else images."""
+    if holds_statistics(source):
+        statistics = read_statistics(source, network)
+        if not statistics.images:
+            return statistics.moments
+    return open_images(source)
 
 
 def _extractor(arguments: argparse.Namespace, sides: list) -> FeatureExtractor | None:

@@ -1,6 +1,7 @@
 """The command line: its number, its provenance, and one sentence with exit status 2 for every bad input."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,11 +14,17 @@ from torch import nn
 
 import fastfid.__main__ as command
 from fastfid import FeatureExtractor, FeatureMoments, feature_extractor, frechet_distance
+from fastfid.statistics import read_statistics
 
 
 def pixels(n, seed):
     """uint8 [n, 28, 28], noise whose brightness depends on the seed."""
     return (np.random.default_rng(seed).random((n, 28, 28)) * (200 + 10 * seed)).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTFID_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -153,3 +160,141 @@ def test_as_a_program(tmp_path):
     )
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr == f"fastfid: {tmp_path / 'x'} does not exist; pass a folder, .zip, .npz or .npy of images\n"
+
+
+# --- eval, diff, stats, convert, info ----------------------------------------------------------------------------
+
+
+def test_eval_prints_a_table(sets, capsys):
+    status, out, err = run(capsys, "eval", sets / "a", sets / "b.npz")
+    assert status == 0 and err == ""  # over before a bar is worth showing
+    lines = out.splitlines()
+    assert lines[0].startswith("network fashion-a, d = 128, weights ec47faaa5168, preprocessing: mean over channels")
+    assert lines[1:3] == [f"samples: 150 images, {sets / 'a'}", f"reference: 140 images, {sets / 'b.npz'}"]
+    label, value, interval = (part.strip() for part in re.split(r"\s{2,}", lines[4]))
+    assert label == "FD (fashion-a)" and float(value) == pytest.approx(expected_distance("fashion-a"), rel=1e-4)
+    assert re.match(r"95% [\d.]+ to [\d.]+ \(jackknife over samples and reference;", interval)
+    assert any(line.startswith("Recall") for line in lines) and any(line.startswith("left out: sfid") for line in lines)
+    assert "warning: KID subsets shrank from 1000 to the 140 images there are" in lines
+
+
+def test_eval_json_html_and_options(sets, capsys):
+    arguments = ("--metrics", "fd,kid,recall", "--kid-subset-size", 50, "--nearest-k", 3, "--network", "fashion-b")
+    status, out, _ = run(
+        capsys, "eval", sets / "a.zip", sets / "b.npz", *arguments, "--json", "--html", sets / "report.html"
+    )
+    report = json.loads(out)
+    assert status == 0 and report["schema"] == "fastfid.evaluation/1"
+    assert [score["metric"] for score in report["scores"]] == ["fd", "kid", "recall"]
+    assert report["scores"][0]["value"] == pytest.approx(expected_distance("fashion-b"), rel=1e-4)
+    assert report["scores"][1]["details"]["subset_size"] == 50 and report["scores"][2]["details"]["nearest_k"] == 3
+    assert "FD (fashion-b)" in (sets / "report.html").read_text()
+    both = json.loads(run(capsys, "eval", sets / "a", sets / "b.npz", "--network", "fashion-a,fashion-b", "--json")[1])
+    assert [network["name"] for network in both["networks"]] == ["fashion-a", "fashion-b"]
+
+
+def test_the_cache_and_doing_without(sets, capsys):
+    run(capsys, "eval", sets / "a", sets / "b.npz", "--metrics", "fd", "--no-cache")
+    assert not (sets / "cache").exists()
+    first = run(capsys, "eval", sets / "a", sets / "b.npz", "--metrics", "fd")[1]
+    assert len(list((sets / "cache").rglob("*.npz"))) == 2
+    assert (
+        run(capsys, "eval", sets / "a.zip", sets / "b.npz", "--metrics", "fd")[1].splitlines()[4]
+        == first.splitlines()[4]
+    )
+    assert len(list((sets / "cache").rglob("*.npz"))) == 2  # the zip holds the same images
+
+
+def test_ctrl_c_says_how_to_go_on(sets, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "evaluate", interrupted)
+    status, out, err = run(capsys, "eval", sets / "a", sets / "b.npz")
+    assert status == 130 and out == "" and "the same command goes on from the features it cached" in err
+
+
+def test_stats_info_and_eval_against_them(sets, capsys):
+    status, out, _ = run(capsys, "stats", sets / "b.npz", sets / "real.npz", "--network", "fashion-b")
+    assert status == 0 and out.startswith(f"{sets / 'real.npz'}: 140 images, network fashion-b, weights ab405303c4fa")
+    report = json.loads(run(capsys, "info", sets / "real.npz", "--json")[1])
+    assert (report["count"], report["dim"], report["extractor"]) == (140, 96, "fashion-b")
+    assert report["holds"] == "statistics, fastfid" and report["features"] is False and report["protocol"] == "fastfid"
+    text = run(capsys, "info", sets / "real.npz")[1]
+    assert "count" in text and "weights_sha256" in text and "ab405303c4fa" in text
+    assert "28 × 28" in run(capsys, "info", sets / "a")[1]
+    out = run(capsys, "eval", sets / "a", sets / "real.npz")[1]  # the network is the one recorded
+    assert "FD (fashion-b)" in out and "left out: recall (fashion-b)" in out
+    assert "holds statistics only; pass its images, or features saved with --keep-features" in out
+    run(capsys, "stats", sets / "b.npz", sets / "real.npz", "--keep-features")
+    assert "Recall" in run(capsys, "eval", sets / "a", sets / "real.npz")[1]
+
+
+def test_convert_reads_peers_and_writes_ours(sets, capsys):
+    np.savez(sets / "peer.npz", mu=np.zeros(3, np.float32), sigma=np.eye(3))
+    arguments = ("convert", sets / "peer.npz", sets / "ours.npz", "--network", "inception", "--count", 50)
+    assert run(capsys, *arguments)[1] == f"{sets / 'ours.npz'}: 50 images, network inception, weights unknown\n"
+    ours = read_statistics(sets / "ours.npz")
+    assert ours.count == 50 and ours.provenance["source"] == "peer.npz (mu, sigma (pytorch-fid, clean-fid, EDM))"
+    np.savez(sets / "other.npz", mu=np.full(3, 2.0), sigma=np.eye(3))
+    assert run(capsys, sets / "ours.npz", sets / "other.npz")[1].splitlines()[-1] == "FID:  12.0"
+    again = ("convert", sets / "ours.npz", sets / "again.npz")
+    assert "says its network is inception, not dinov2" in run(capsys, *again, "--network", "dinov2")[2]
+    assert "says it is of 50 images" in run(capsys, *again, "--count", 60)[2]
+
+
+def test_diff(sets, capsys):
+    np.savez(sets / "bright.npz", arr_0=pixels(130, 6))
+    status, out, _ = run(capsys, "diff", sets / "a", sets / "bright.npz", sets / "b.npz")
+    assert status == 0 and out.splitlines()[-1] == "A is nearer to the reference"
+    report = json.loads(run(capsys, "diff", sets / "bright.npz", sets / "a", sets / "b.npz", "--json")[1])
+    assert report["better"] == "B" and report["interval"][0] > 0
+    assert report["a"] - report["b"] == pytest.approx(report["difference"])
+
+
+def test_mismatches_and_force(sets, capsys):
+    run(capsys, "stats", sets / "b.npz", sets / "real.npz", "--network", "fashion-b")
+    status, out, err = run(capsys, "eval", sets / "a", sets / "real.npz", "--network", "fashion-a", "--force")
+    assert status == 2 and "real.npz has d = 96 features, the network fashion-a has d = 128" in err and out == ""
+    statistics = read_statistics(sets / "real.npz")
+    statistics.provenance["preprocessing"] = "PIL bicubic"
+    statistics.save(sets / "real.npz")
+    status, out, err = run(capsys, "eval", sets / "a", sets / "real.npz", "--metrics", "fd")
+    assert status == 2 and out == ""
+    assert f"the preprocessing of {sets / 'real.npz'} is PIL bicubic, that of the network fashion-b is mean over" in err
+    status, out, _ = run(capsys, "eval", sets / "a", sets / "real.npz", "--metrics", "fd", "--force")
+    assert status == 0 and "warning: compared regardless of a mismatch: the preprocessing of" in out
+
+
+def test_bad_input_to_commands_is_one_sentence_and_status_2(sets, capsys):
+    (sets / "evil.pkl").write_bytes(b"cos\nsystem\n(Vtrue\ntR.")
+    (sets / "a" / "zzz.png").write_bytes(b"damaged")
+    for arguments, message in [
+        (("eval", sets / "nowhere", sets / "b.npz"), "nowhere does not exist"),
+        (("eval", sets / "a", sets / "b.npz"), "zzz.png in"),
+        (("eval", sets / "b.npz", sets / "evil.pkl"), "asks for os.system, which is refused because it could run code"),
+        (("info", sets / "evil.pkl"), "refused because it could run code"),
+        (("eval", sets / "b.npz", sets / "b.npz", "--metrics", "vendi"), "unknown metric 'vendi'"),
+        (("eval", sets / "b.npz", sets / "b.npz", "--network", "vgg"), "unknown feature network 'vgg'"),
+        (
+            ("eval", sets / "b.npz", sets / "b.npz", "--weights", f"fashion-a={sets / 'none'}"),
+            f"missing ({sets / 'none'})",
+        ),
+        (("eval", sets / "b.npz", sets / "b.npz", "--html", sets / "no" / "x.html"), "does not exist; create it first"),
+        (("stats", sets / "b.npz", sets / "x.pkl"), "does not end in .npz"),
+        (("convert", sets / "nowhere.npz", sets / "x.npz"), "no statistics file at"),
+        (("diff", sets / "b.npz", sets / "a", sets / "b.npz"), "zzz.png in"),
+    ]:
+        status, out, err = run(capsys, *arguments)
+        assert status == 2 and out == "" and len(err.splitlines()) == 1, arguments
+        assert err.startswith("fastfid: ") and message in err
+    status, out, _ = run(capsys, "eval", sets / "a", sets / "b.npz", "--skip-corrupt", "--metrics", "fd")
+    assert status == 0 and "samples: 150 images" in out and "warning: 1 unreadable images of" in out
+
+
+def test_peers_files_in_the_short_form(sets, capsys):
+    """`fastfid A B` reads what `eval` reads."""
+    torch.save({"mu": np.zeros(3, np.float32), "sigma": np.eye(3)}, sets / "cache.pt")
+    np.savez(sets / "peer.npz", mu=np.full(3, 2.0), sigma=np.eye(3))
+    _, out, _ = run(capsys, sets / "cache.pt", sets / "peer.npz", "--network", "inception")
+    assert out.splitlines()[-1] == "FID:  12.0"

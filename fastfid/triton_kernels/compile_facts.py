@@ -3,7 +3,7 @@
     python -m fastfid.triton_kernels.compile_facts             prints the table
     python -m fastfid.triton_kernels.compile_facts --check     also fails if bench/results/compiler_facts.csv is better
     python -m fastfid.triton_kernels.compile_facts --write     writes that file
-    python -m fastfid.triton_kernels.compile_facts --quick     one configuration of each kernel, with or without --check
+    python -m fastfid.triton_kernels.compile_facts --quick     a few rows of it, every kernel once; may go with --check
 
 Triton kernels are compiled ahead of time for A100 (sm_80), H100 (sm_90) and B200 (sm_100) with the configurations that
 their launchers use, and their machine code is read by the tools in triton's own wheel; the CUDA kernel is compiled by
@@ -11,11 +11,15 @@ nvcc where there is one.  No GPU or driver is needed, and nothing here is a time
 registers spilled.  Tensor-core instructions are counted in the machine code, not executions: HMMA (sm_80, and tf32 on
 all), HGMMA (sm_90), UTCHMMA (sm_100), DMMA (float64).
 
+The column `source` is a hash of the kernel's source and configuration: a table older than its kernels is known by it.
+
 Legend: a case is one kernel with one configuration; a fact is one row of the table, a case on one capability.
 """
 
 import argparse
 import csv
+import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -44,7 +48,7 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
 TENSOR_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "DMMA")
 COLUMNS = ("kernel", "config", "capability", "warps", "registers", "stack_bytes", "shared_bytes", "shared_limit")
-COLUMNS += (*TENSOR_INSTRUCTIONS, "compiler")
+COLUMNS += (*TENSOR_INSTRUCTIONS, "compiler", "source")
 
 
 class Case(NamedTuple):
@@ -98,10 +102,8 @@ def _newton_schulz(precision: str, product: str) -> Case:
     return Case("newton_schulz", f"{product} {precision}", function, pointers, constants, floats, warps, stages)
 
 
-def cases(quick: bool = False) -> list[Case]:
-    """Every kernel in the configurations that stand for the others; `quick`: one of each kernel."""
-    if quick:
-        return [_swap_logdet(128, "tf32x3"), _moments("bf16", "tf32x3"), _newton_schulz("tf32x3", "update")]
+def cases() -> list[Case]:
+    """Every kernel in the configurations that stand for the others."""
     return [
         *(_swap_logdet(order, precision) for order, precision in swap_logdet.CONFIGS),
         *(_moments(dtype, "tf32x3") for dtype in ("bf16", "fp16", "fp32")),
@@ -113,6 +115,16 @@ def cases(quick: bool = False) -> list[Case]:
 
 
 # --------------------------------------------------------------------------------------------------------------- facts
+
+
+def quick_cases() -> list[tuple[Case, int]]:
+    """(case, capability) of the widest kernel everywhere and of each other one where its registers are scarcest."""
+    return [
+        *((_swap_logdet(128, "tf32x3"), capability) for capability in CAPABILITIES),
+        (_moments("fp32", "tf32x3"), 80),
+        (_rank_update("tf32x3"), 80),
+        (_newton_schulz("tf32", "update"), 100),
+    ]
 
 
 def triton_fact(case: Case, capability: int) -> dict:
@@ -142,7 +154,16 @@ def triton_fact(case: Case, capability: int) -> dict:
         "shared_limit": SHARED_LIMIT[capability],
         **instructions,
         "compiler": f"triton {triton.__version__}",
+        "source": fingerprint(case),
     }
+
+
+def fingerprint(case: Case) -> str:
+    """Twelve hexadecimal digits of the source of a case: the kernel, what it calls, and its configuration."""
+    functions = {name: f for name, f in case.function.fn.__globals__.items() if isinstance(f, triton.JITFunction)}
+    parts = [inspect.getsource(functions[name].fn) for name in sorted(functions)]
+    parts.append(repr((case.pointers, case.constants, case.warps, case.stages)))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
 def _type(case: Case, name: str) -> str:
@@ -195,6 +216,7 @@ def cuda_facts(nvcc: str, capability: int) -> list[dict]:
                 "shared_limit": SHARED_LIMIT[capability],
                 **dict.fromkeys(TENSOR_INSTRUCTIONS, 0),
                 "compiler": f"nvcc {release}",
+                "source": "",
             }
         )
     return rows
@@ -204,7 +226,8 @@ def all_facts(quick: bool = False) -> list[dict]:
     """The whole table, or its `quick` part; without nvcc, or its source, the CUDA kernel's rows are left out."""
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET is set, so no kernel can be compiled; run this without it")
-    rows = [triton_fact(case, capability) for case in cases(quick) for capability in CAPABILITIES]
+    every = quick_cases() if quick else [(case, capability) for case in cases() for capability in CAPABILITIES]
+    rows = [triton_fact(case, capability) for case, capability in every]
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc and CUDA_SOURCE.exists():
         rows += [row for capability in CAPABILITIES[: 1 if quick else None] for row in cuda_facts(nvcc, capability)]
@@ -241,7 +264,7 @@ def read_table(path: Path = TABLE) -> dict:
     """Facts of a CSV file by `key`, numbers as int."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    texts = ("kernel", "config", "compiler")
+    texts = ("kernel", "config", "compiler", "source")
     facts = [{name: value if name in texts else int(value) for name, value in row.items()} for row in rows]
     return {key(row): row for row in facts}
 
@@ -258,7 +281,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"write {os.path.relpath(TABLE, ROOT)}")
     parser.add_argument("--check", action="store_true", help="exit with 1 if something is worse than in that file")
-    parser.add_argument("--quick", action="store_true", help="one configuration of each kernel")
+    parser.add_argument("--quick", action="store_true", help="a few rows, every kernel once")
     options = parser.parse_args()
     if options.write and options.quick:
         parser.error("--write keeps the whole table; leave --quick out")

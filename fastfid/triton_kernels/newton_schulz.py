@@ -193,7 +193,7 @@ def trace_sqrt(matrices, iterations: int, precision: str = "tf32x3", scale=None)
                 log(s/λ)/log(9/4) steps to grow, and five more to converge; what has not grown counts too little
 
     Steps after convergence are harmless as long as the format resolves A: in emulation at n = 256, float32 stays put at
-    cond(A) = 1e6, tf32 at 1e4 but diverges at 1e6 after 16 steps, bf16 stays at 1e3 but diverges at 1e4 after 12.
+    cond(A) = 1e6, tf32 at 1e4 but diverges at 1e6 after 16 steps, bf16 diverges at 1e4 after 12 (n = 40: holds 1e3).
 
     Memory: four [b, n, n] of the stored dtype; pass fewer matrices at a time where that is too much.  ValueError for
     another shape or dtype, iterations < 1, and tensors that are not on a CUDA device.

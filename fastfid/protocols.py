@@ -1,0 +1,152 @@
+"""Named protocols: what each peer computes, so that its numbers can be compared with ours.
+
+A protocol sets the network, how images are resized and quantised before it, and the defaults of the metrics together;
+`evaluate(…, protocol="adm")` and `--protocol adm` choose one.  None of them changes the arithmetic of a distance, which
+is float64 and free of constants on the diagonal everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_METRICS = (
+    "fd", "sfid", "is", "kid", "mmd", "precision", "recall", "density", "coverage", "fd_infinity", "outliers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a peer does between the images and the number.
+
+    network          network used unless another is asked for
+    inception        how images reach Inception: a name of fastfid.extractors.INCEPTION_INPUTS
+    dinov2           how images reach DINOv2: a name of fastfid.extractors.DINOV2_INPUTS
+    metrics          computed unless others are asked for
+    nearest_k        neighbour whose distance is a point's radius (precision, recall, density, coverage)
+    inclusive        precision and recall count a distance equal to the radius (<=); else strictly below (<)
+    kid_subsets      subsets of the KID estimate
+    kid_subset_size  rows of a subset
+    kid_caps         fewer rows than that shrink the subsets; else KID is left out
+    kid_seed         of the subsets' RandomState
+    is_splits        parts whose scores the Inception Score averages
+    is_split_size    images of a part instead, the last one shorter; None: is_splits equal parts
+    is_shuffle       permute the images before splitting (RandomState(kid_seed), as torch-fidelity)
+    source           whose behaviour this is, and which version of it was read
+    """
+
+    name: str
+    source: str
+    network: str
+    inception: str
+    dinov2: str
+    metrics: tuple[str, ...] = DEFAULT_METRICS
+    nearest_k: int = 5
+    inclusive: bool = False
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    kid_caps: bool = True
+    kid_seed: int = 2020
+    is_splits: int = 10
+    is_split_size: int | None = None
+    is_shuffle: bool = True
+
+    def input_of(self, network: str) -> str | None:
+        """How images reach `network` under this protocol: a name of fastfid.extractors, None where it has one way."""
+        if network == "inception":
+            return self.inception
+        return self.dinov2 if network.startswith("dinov2") else None
+
+
+_ALL = (
+    # No peer: the embedded network, prdc's strict neighbours with k = 5, KID subsets that shrink to fit.
+    Protocol("fastfid", "this package's own defaults", "fashion-a", inception="tf1", dinov2="pil"),
+    # The TensorFlow graph: TF-1 bilinear, (x − 128)/128; k = 3 excluding the point itself, <=, k-th distance of each
+    # side's manifold; Inception Score over parts of 5,000 images in file order.  Its distances are squared in float16
+    # (spacing 0.25 between 256 and 512); here they are exact, which moves precision and recall by up to 3e-3.
+    Protocol(
+        "adm",
+        "openai/guided-diffusion evaluations/evaluator.py",
+        "inception",
+        inception="tf1",
+        dinov2="pil",
+        metrics=("fd", "sfid", "is", "precision", "recall"),
+        nearest_k=3,
+        inclusive=True,
+        is_split_size=5000,
+        is_shuffle=False,
+    ),
+    # F.interpolate bilinear, align_corners=False, no antialiasing, 2x − 1 on [0, 1]; FID is all it computes.
+    Protocol(
+        "pytorch-fid",
+        "mseitzer/pytorch-fid 0.3.0",
+        "inception",
+        inception="bilinear",
+        dinov2="pil",
+        metrics=("fd",),
+    ),
+    # PIL bicubic on float channels, clipped to 0…255 and not rounded; KID of min(n, 1000) rows, from NumPy's unseeded
+    # global generator there, so KID agrees in distribution only.
+    Protocol(
+        "clean",
+        "GaParmar/clean-fid 0.1.35, mode clean",
+        "inception",
+        inception="clean",
+        dinov2="pil",
+        metrics=("fd", "kid"),
+    ),
+    # TF-1 bilinear, (x − 128)/128; KID raises below 1000 images; IS shuffled by RandomState(2020), 10 splits; its
+    # precision and recall take VGG-16 features unless told otherwise, here the chosen network's; k = 3, <=.
+    Protocol(
+        "torch-fidelity",
+        "toshas/torch-fidelity 0.4.0",
+        "inception",
+        inception="tf1",
+        dinov2="tf1",
+        metrics=("fd", "is", "kid", "precision", "recall"),
+        nearest_k=3,
+        inclusive=True,
+        kid_caps=False,
+    ),
+    # Inception as StyleGAN's port of the TensorFlow graph; DINOv2 after torch's antialiased bicubic, float, unclipped.
+    Protocol(
+        "edm2",
+        "NVlabs/edm2 calculate_metrics.py, read for its conventions only",
+        "inception",
+        inception="tf1",
+        dinov2="torch",
+        metrics=("fd",),
+    ),
+    # PIL bicubic to 224 on uint8 (rounded, no crop), /255, ImageNet mean and deviation, CLS token of ViT-L/14; k = 5.
+    # It subsamples 10,000 images a side for the neighbours, unseeded; here all images count.
+    Protocol(
+        "dgm-dinov2",
+        "layer6ai-labs/dgm-eval",
+        "dinov2",
+        inception="bilinear",
+        dinov2="pil",
+        metrics=("fd", "fd_infinity", "kid", "precision", "recall", "density", "coverage"),
+    ),
+    # Antialiased bilinear since 1.8.0 (its #3177), then (x − 128)/128; KID raises when subset_size exceeds the images.
+    Protocol(
+        "torchmetrics",
+        "Lightning-AI/torchmetrics 1.9.0, defaults",
+        "inception",
+        inception="antialiased",
+        dinov2="pil",
+        metrics=("fd", "is", "kid"),
+        kid_caps=False,
+    ),
+)
+
+PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
+
+
+def protocol_named(name: str | Protocol | None) -> Protocol:
+    """The protocol called `name`; None is "fastfid", our own; ValueError lists the names."""
+    if isinstance(name, Protocol):
+        return name
+    if name is None:
+        return PROTOCOLS["fastfid"]
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

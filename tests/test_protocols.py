@@ -1,0 +1,293 @@
+"""Protocols feed the networks exactly as the peers do: their own code, where it installs, is the oracle."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import fastfid.extractors
+import fastfid.features
+from fastfid.extractors import (
+    DINOV2_INPUTS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION_INPUTS,
+    InceptionOutputs,
+    MultiExtractor,
+    build_extractor,
+    load_dinov2,
+    outputs_of,
+    pil_bicubic_float,
+    resampled_positions,
+)
+from fastfid.features import feature_extractor, file_sha256
+from fastfid.protocols import PROTOCOLS, protocol_named
+
+
+def images(n=2, side=33, channels=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, side, side), dtype=torch.uint8, generator=generator)
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def test_names_and_inputs_exist():
+    assert set(PROTOCOLS) == {
+        "fastfid", "adm", "pytorch-fid", "clean", "torch-fidelity", "edm2", "dgm-dinov2", "torchmetrics"
+    }  # fmt: skip
+    for name, protocol in PROTOCOLS.items():
+        assert protocol_named(name) is protocol and protocol.name == name
+        assert protocol.inception in INCEPTION_INPUTS and protocol.dinov2 in DINOV2_INPUTS
+        assert protocol.input_of("inception") == protocol.inception
+        assert protocol.input_of("dinov2-b") == protocol.dinov2 and protocol.input_of("fashion-a") is None
+    assert protocol_named(None).network == "fashion-a"
+    with pytest.raises(ValueError, match="unknown protocol 'cleanfid'; choose one of fastfid, adm"):
+        protocol_named("cleanfid")
+
+
+# --- Inception ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """Weights of a random Inception as torch-fidelity saves them, and its module."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    layers = ["2048", "logits_unbiased"]
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+    patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+    network = module.FeatureExtractorInceptionV3("inception", layers)
+    patch.undo()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):  # so that activations neither vanish nor overflow in random weights
+            layer.weight.data.fill_(1.5)
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+@pytest.fixture
+def random_weights(inception, monkeypatch):
+    """The same, accepted by hash, and not built anew every time: that takes seconds."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setattr(fastfid.features, "INCEPTION_SHA256", file_sha256(inception[0])[:8])
+    monkeypatch.setattr(module, "FeatureExtractorInceptionV3", lambda *_, **__: inception[1])
+    return inception
+
+
+def test_tf1_is_torch_fidelity_bit_for_bit(inception, monkeypatch):
+    """Built from the file, as a user does."""
+    path, network = inception
+    monkeypatch.setattr(fastfid.features, "INCEPTION_SHA256", file_sha256(path)[:8])
+    ours = build_extractor("inception", "tf1", path, spatial=True)
+    found = ours.outputs(images())
+    with torch.inference_mode():
+        features, logits = network(images())
+    assert torch.equal(found["features"], features) and torch.equal(found["logits"], logits)
+    assert torch.equal(ours(images()), features) and features.std() > 0
+    assert found["spatial"].shape == (2, 2023)
+    plain = feature_extractor("inception", path)  # the same identity, so that saved statistics compare
+    assert (plain.preprocessing, plain.weights_sha256) == (ours.preprocessing, ours.weights_sha256)
+
+
+def test_spatial_features_are_the_first_branch_of_mixed_6(random_weights):
+    path, network = random_weights
+    seen = []
+    hook = network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.inference_mode():
+        network(images())
+    hook.remove()
+    expected = seen[0][:, :7].permute(0, 2, 3, 1)  # TensorFlow keeps channels last
+    found = build_extractor("inception", "tf1", path, spatial=True).outputs(images())["spatial"]
+    assert torch.equal(found, expected.reshape(2, -1))
+    assert "spatial" not in build_extractor("inception", "tf1", path).outputs(images())
+
+
+def test_inputs_differ_and_say_so(random_weights):
+    path, _ = random_weights
+    made = {name: build_extractor("inception", name, path) for name in INCEPTION_INPUTS}
+    assert len({extractor.preprocessing for extractor in made.values()}) == len(made)
+    found = [extractor(images(1)) for extractor in made.values()]
+    assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
+def test_bilinear_is_pytorch_fid():
+    """As its InceptionV3.forward: interpolate on [0, 1], then 2x − 1."""
+    x = images().float() / 255
+    expected = 2 * nn.functional.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
+    assert torch.equal(INCEPTION_INPUTS["bilinear"][0](images()), expected)
+
+
+def test_bilinear_is_pytorch_fid_itself(random_weights):
+    """Its own network with the same weights, where it is installed."""
+    peer = pytest.importorskip("pytorch_fid.inception")
+    path, network = random_weights
+    model = peer.InceptionV3.__new__(peer.InceptionV3)
+    nn.Module.__init__(model)
+    model.resize_input, model.normalize_input, model.output_blocks, model.last_needed_block = True, True, [3], 3
+    stages = [getattr(network, name) for name in fastfid.extractors.INCEPTION_STAGES]
+    model.blocks = nn.ModuleList([nn.Sequential(*stages[:4]), nn.Sequential(*stages[4:7]), nn.Sequential(*stages[7:15]),
+                                  nn.Sequential(*stages[15:])])  # fmt: skip
+    with torch.inference_mode():
+        expected = model(images().float() / 255)[0].flatten(1)
+    assert torch.equal(build_extractor("inception", "bilinear", path)(images()), expected)
+
+
+def test_clean_is_pil_per_channel():
+    """Channel by channel in float, clipped, not rounded; an independent loop."""
+    x = images(1, 17)
+    found = pil_bicubic_float(x, 299)
+    for c in range(3):
+        plane = Image.fromarray(x[0, c].numpy().astype(np.float32))
+        expected = np.asarray(plane.resize((299, 299), Image.Resampling.BICUBIC)).clip(0, 255)
+        np.testing.assert_array_equal(found[0, c].numpy(), expected)
+    assert (found % 1 != 0).any() and found.min() == 0 and found.max() == 255  # not rounded; clipped at both ends
+    assert torch.equal(INCEPTION_INPUTS["clean"][0](x), (found - 128) / 128)
+
+
+def test_clean_is_clean_fid_itself():
+    resize = pytest.importorskip("cleanfid.resize")
+    x = images(1, 40)
+    expected = resize.build_resizer("clean")(x[0].permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(pil_bicubic_float(x, 299)[0].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.fixture
+def torchmetrics_network(inception):
+    """Built before `random_weights` puts a stand-in where this finds its base class."""
+    peer = pytest.importorskip("torchmetrics.image.fid")
+    return peer.NoTrainInceptionV3("inception", ["2048"], str(inception[0]))
+
+
+def test_antialiased_is_torchmetrics_itself(torchmetrics_network, random_weights):
+    path, network = random_weights[0], torchmetrics_network
+    with torch.inference_mode():
+        expected = network(images(2, 400))
+    assert torch.equal(build_extractor("inception", "antialiased", path)(images(2, 400)), expected)
+
+
+def test_inception_score_logits_have_no_bias(random_weights):
+    _, network = random_weights
+    assert network.fc.bias.abs().max() > 0
+    outputs = InceptionOutputs(network)(torch.zeros(1, 3, 299, 299))
+    assert torch.equal(outputs["logits"], outputs["features"] @ network.fc.weight.T)
+
+
+# --- fashion networks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fashion-a", "fashion-b"])
+def test_fashion_has_logits_and_the_same_identity(name):
+    grey = images(5, 28, 1)
+    ours, plain = build_extractor(name), feature_extractor(name)
+    found = ours.outputs(grey)
+    assert torch.equal(found["features"], plain(grey)) and found["logits"].shape == (5, 10)
+    assert isinstance(ours, MultiExtractor) and ours.weights_sha256 == plain.weights_sha256
+    assert outputs_of(plain, grey).keys() == {"features"}
+
+
+# --- DINOv2 ------------------------------------------------------------------------------------------------------
+
+
+def test_dinov2_inputs():
+    x = images(1, 50)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    pil = Image.fromarray(x[0].permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
+    expected = (torch.from_numpy(np.asarray(pil).copy()).permute(2, 0, 1).float() / 255 - mean) / std
+    torch.testing.assert_close(DINOV2_INPUTS["pil"][0](x)[0], expected, rtol=0, atol=0)
+    in_float = nn.functional.interpolate(x.float(), (224, 224), mode="bicubic", antialias=True)[0]
+    torch.testing.assert_close(DINOV2_INPUTS["torch"][0](x)[0], (in_float / 255 - mean) / std, rtol=0, atol=0)
+    assert (in_float % 1 != 0).any() and (in_float < 0).any()  # neither rounded nor clipped
+
+
+def test_dinov2_pil_is_torchvision():
+    """dgm-eval's transform: Resize((224, 224), BICUBIC), ToTensor, Normalize."""
+    transforms = pytest.importorskip("torchvision.transforms")
+    x = images(1, 300)
+    chain = transforms.Compose([
+        transforms.Resize((224, 224), transforms.InterpolationMode.BICUBIC),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ])  # fmt: skip
+    expected = chain(Image.fromarray(x[0].permute(1, 2, 0).numpy()))
+    assert torch.equal(DINOV2_INPUTS["pil"][0](x)[0], expected)
+
+
+def cubic_row(at, size):
+    """Weights [size] of cubic convolution (a = −0.75, edges repeated) at coordinate `at`, from Keys' formula."""
+    weights, base = np.zeros(size), int(np.floor(at))
+    for k in range(base - 1, base + 3):
+        t, a = abs(at - k), -0.75
+        w = (a + 2) * t**3 - (a + 3) * t**2 + 1 if t <= 1 else a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+        weights[min(max(k, 0), size - 1)] += w
+    return weights
+
+
+def test_positions_are_resampled_by_dinov2s_rule():
+    """Cubic convolution at the rule's coordinates (i + ½)·37/16.1 − ½, not at those of 16 in 37."""
+    grid = np.random.default_rng(0).normal(size=(37, 37, 3))
+    positions = torch.cat([torch.full((1, 1, 3), 9.0), torch.from_numpy(grid).float().reshape(1, -1, 3)], dim=1)
+    found = resampled_positions(positions, 256)
+    assert torch.equal(found[0, 0], torch.full((3,), 9.0)) and found.shape == (1, 257, 3)
+    rows = np.stack([cubic_row((i + 0.5) * 37 / 16.1 - 0.5, 37) for i in range(16)])
+    expected = np.einsum("ai,bj,ijc->abc", rows, rows, grid)
+    np.testing.assert_allclose(found[0, 1:].reshape(16, 16, 3).numpy(), expected, atol=2e-5)  # coordinates in float32
+    same = torch.rand(1, 257, 3)
+    assert resampled_positions(same, 256) is same
+
+
+def test_dinov2_is_timms_network_bit_for_bit(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=224).eval()
+    torch.save(model.state_dict() | {"mask_token": torch.zeros(1, 384)}, tmp_path / "w.pth")
+    ours = build_extractor("dinov2-s", "pil", tmp_path / "w.pth")
+    with torch.inference_mode():
+        expected = model(DINOV2_INPUTS["pil"][0](images(2, 64)))
+    assert torch.equal(ours(images(2, 64)), expected) and ours.dim == 384
+    assert ours.name == "dinov2-s" and ours.weights_sha256 == file_sha256(tmp_path / "w.pth")
+    large = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=518)
+    load_dinov2(model, _saved(large, tmp_path / "large.pth"))  # the published side: positions are resampled
+    assert torch.equal(model.pos_embed, resampled_positions(large.pos_embed.data, 256))
+    with pytest.raises(ValueError, match="does not hold these DINOv2 weights"):
+        load_dinov2(model, _saved(nn.Linear(2, 2), tmp_path / "wrong.pth"))
+
+
+def _saved(module, path):
+    torch.save(module.state_dict(), path)
+    return path
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+def test_missing_packages_name_the_command(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"dinov2 is built by timm: pip install 'fastfid\[dinov2\]'"):
+        build_extractor("dinov2", "pil", tmp_path / "w.pth")
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(ImportError, match=r"pip install 'fastfid\[inception\]'"):
+        build_extractor("inception")
+
+
+def test_bad_names_and_files(monkeypatch, tmp_path):
+    for call, message in [
+        (lambda: build_extractor("vgg"), "unknown feature network 'vgg'; choose one of fashion-a"),
+        (lambda: build_extractor("inception", "nearest"), "unknown input 'nearest' of inception; choose one of tf1"),
+        (lambda: build_extractor("dinov2", "nearest"), "unknown input 'nearest' of dinov2; choose one of pil"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+    monkeypatch.setitem(sys.modules, "timm", type(sys)("timm"))
+    with pytest.raises(FileNotFoundError, match="dinov2 needs its weights from a file"):
+        build_extractor("dinov2")
+    with pytest.raises(FileNotFoundError, match="no weights file at"):
+        load_dinov2(nn.Linear(2, 2), tmp_path / "none.pth")
+    (tmp_path / "bad.safetensors").write_bytes(b"hello")
+    with pytest.raises(ValueError, match="is no readable weights file"):
+        load_dinov2(nn.Linear(2, 2), tmp_path / "bad.safetensors")
