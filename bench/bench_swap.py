@@ -60,7 +60,6 @@ class Problem:
 def problem(d, count=N, candidates=None):
     key = (d, count, candidates or SIZES[d]["engine"])
     if key not in _prepared:
-        _prepared.clear()  # one at a time: a d = 2048 problem holds half a gigabyte
         _prepared[key] = Problem(*key)
     return _prepared[key]
 

@@ -171,16 +171,22 @@ def _moments_of(x: Tensor) -> tuple[int, Tensor, Tensor]:
 
 
 def _moments_in_two_passes(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """A mean first; then blocks about it, their products summed into one triangle by BLAS's syrk (n·d² flops)."""
+    """A mean first; then blocks about it, their products summed into one triangle by BLAS's syrk (n·d² flops).
+
+    Rows are centred by NumPy: between two of BLAS's calls, torch's threads would still be spinning on its cores (three
+    times slower at 5,000 × 512 on two cores).
+    """
     n, d = x.shape
     mean = _near_mean(x)
-    buffer = torch.empty(min(n, BLOCK_ROWS), d, dtype=torch.float64)
-    left_over, scatter = torch.zeros_like(mean), np.zeros((d, d), order="F")
-    for block in x.split(BLOCK_ROWS):
-        centred = buffer[: len(block)].copy_(block).sub_(mean)
-        left_over += centred.sum(dim=0)
-        scatter = dsyrk(1.0, centred.numpy().T, beta=1.0, c=scatter, lower=True, overwrite_c=True)
-    residue = left_over / n  # what rounding left of the mean
+    buffer = np.empty((min(n, BLOCK_ROWS), d))
+    left_over, scatter = np.zeros(d), np.zeros((d, d), order="F")
+    rows = (x if x.dtype in (torch.float32, torch.float64) else x.float()).numpy()
+    for start in range(0, n, BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
+        centred = np.subtract(block, mean.numpy(), out=buffer[: len(block)])
+        left_over += centred.sum(axis=0)
+        scatter = dsyrk(1.0, centred.T, beta=1.0, c=scatter, lower=True, overwrite_c=True)
+    residue = torch.from_numpy(left_over / n)  # what rounding left of the mean
     scatter = dsyrk(-float(n), residue.numpy()[:, None], beta=1.0, c=scatter, lower=True, overwrite_c=True)
     cov = torch.from_numpy(scatter.T).div_(max(n - 1, 1))
     cov += cov.T.contiguous()  # the other triangle is zero; a blocked copy, five times as fast as adding a strided view

@@ -107,6 +107,8 @@ class Config:
     """the reward's real images or statistics (.npz with mu, sigma)"""
     heldout: Path | None = None
     """the judge's real images or statistics"""
+    embedded_images: int = 0
+    """how many of the embedded real images to use of each split, evenly spaced; 0: all"""
     reward_features: str = "fashion-a"
     judge_features: str = "fashion-b"
     attention: Literal["auto", "flash", "sdpa", "math"] = "auto"
@@ -175,6 +177,10 @@ def check(c: Config) -> None:
         raise ValueError(
             "--evaluate-ode.kind must be 'ode' and --evaluate-sde.kind 'sde': both columns of the table are reported"
         )
+    if c.embedded_images and c.embedded_images < 200:
+        raise ValueError(
+            f"--embedded-images is {c.embedded_images}; at least 200 are needed for 128 features, or 0 for all"
+        )
     if c.evaluate_images < 2:
         raise ValueError(f"--evaluate-images is {c.evaluate_images}; a covariance needs at least 2")
 
@@ -185,7 +191,7 @@ PRESETS = {
         "seconds-long run of every part, for tests: numbers mean nothing",
         Config(
             preset="smoke", steps=2, reference_size=200, replace=10, candidates=4, updates=2, minibatch=20,
-            rollout_batch=20,
+            rollout_batch=20, embedded_images=1_000,
             rollout=SamplerConfig("ode", "adams", 3), rollout_sde=SamplerConfig("sde", "euler", 3),
             evaluate_ode=SamplerConfig("ode", "adams", 3), evaluate_sde=SamplerConfig("sde", "adams", 3),
             evaluate_images=200, evaluate_every=1, evaluate_every_images=100,

@@ -65,14 +65,24 @@ def build_setting(config: Config, device: torch.device, progress: bool = True) -
     check_classes(config, model)
     reward_net = feature_extractor(config.reward_features, device=device)
     judge_net = None if config.judge_features == "none" else feature_extractor(config.judge_features, device=device)
-    train = load_embedded("train") if config.real is None else None
+    train = embedded("train", config.embedded_images) if config.real is None else None
     sides = {}
     for split, path in (("real", config.real), ("heldout", config.heldout)):
-        source = load_embedded("train" if split == "real" else "heldout").images if path is None else path
+        name = "train" if split == "real" else "heldout"
+        source = embedded(name, config.embedded_images).images if path is None else path
         for key, net in ((split, reward_net), (f"{split}_b", judge_net)):
             sides[key] = None if net is None else see(source, net, f"{split} images → {net.name}", progress)
     decode = to_uint8 if config.vae is None else load_decoder(config.vae, device)
     return Setting(model, decode, reward_net, judge_net, real_images=train, device=device, **sides)
+
+
+def embedded(split: str, count: int) -> ImageSet:
+    """`count` evenly spaced images of an embedded split, all for 0."""
+    whole = load_embedded(split)
+    if not count or count >= len(whole.images):
+        return whole
+    rows = torch.linspace(0, len(whole.images) - 1, count).round().long()
+    return ImageSet(whole.images[rows], whole.labels[rows])
 
 
 def check_paths(config: Config) -> None:

@@ -64,7 +64,8 @@ def test_run_writes_everything_it_promises(smoke):
         assert list(summary[when]) == ["ode", "sde"]
         for metrics in summary[when].values():
             assert list(metrics) == METRICS and all(np.isfinite(v) for v in metrics.values())
-    assert set(summary["floor"]) == {"fd", "fd_b"} and 0 < summary["floor"]["fd"] < 0.1
+    # 1,000 real images on each side: 0.25, of which most is the bias of so few
+    assert set(summary["floor"]) == {"fd", "fd_b"} and 0 < summary["floor"]["fd"] < 0.5
     assert {"rollout", "reward", "update", "refresh", "evaluate", "total"} <= set(summary["seconds"])
     phases = sum(v for k, v in summary["seconds"].items() if k != "total")
     assert phases <= summary["seconds"]["total"]

