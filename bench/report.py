@@ -105,7 +105,8 @@ def main() -> None:
     device = arguments.device or saved["machine_info"]["cpu"].get("brand_raw", "cpu")
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     rows, out = rows_of(saved), RESULTS / f"{name}-swap"
-    heading = f"Measured on {device}, {rows[0]['extra'].get('threads', '?')} threads; medians.\n\n"
+    threads = max(row["extra"].get("threads", 1) for row in rows)
+    heading = f"Measured on {device}, {threads} threads; medians.\n\n"
     out.with_suffix(".md").write_text(heading + table(rows))
     plot_routes(rows, RESULTS / f"{name}-routes.png")
     plot_growth(rows, RESULTS / f"{name}-growth.png")
