@@ -86,7 +86,7 @@ def score_flop(engine, d):
     return 2 * M * d * d + positions * k * k + len(nodes.tau) * k**3 / 3
 
 
-def check(benchmark, distances, p):
+def check(distances, p):
     """Rivals and engine agree: 1e-6 covers the engine's float32 rows and eigenvalues of a non-symmetric product."""
     np.testing.assert_allclose(distances, p.scores[: len(distances)], rtol=1e-6)
 
@@ -263,7 +263,7 @@ def bench_eigvalsh(benchmark, d):
             results.append(offset + p.real.trace + cov.diagonal().sum() - 2 * roots)
         return torch.stack(results)
 
-    check(benchmark, measure(benchmark, call, count, rounds=1), p)
+    check(measure(benchmark, call, count, rounds=1), p)
 
 
 @by_size
@@ -300,7 +300,7 @@ def bench_eigvals(benchmark, d):
             results.append(fid_statistics_to_metric(changed, real, verbose=False)["frechet_inception_distance"])
         return np.array(results)
 
-    check(benchmark, measure(benchmark, call, count, rounds=1), p)
+    check(measure(benchmark, call, count, rounds=1), p)
 
 
 @by_size
@@ -316,7 +316,7 @@ def bench_sqrtm(benchmark, d):
             results.append((p.mean - mean).square().sum() + (p.cov.diagonal() + cov.diagonal()).sum() - 2 * root)
         return torch.stack(results)
 
-    check(benchmark, measure(benchmark, call, count, rounds=1), p)
+    check(measure(benchmark, call, count, rounds=1), p)
 
 
 # --- growth ----------------------------------------------------------------------------------------------------------

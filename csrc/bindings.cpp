@@ -40,6 +40,12 @@ const T* dense(const py::array& a, const char* name, py::ssize_t ndim) {
     return static_cast<const T*>(a.data());
 }
 
+void check_places(const py::array& index, const int64_t* rows, py::ssize_t count) {
+    for (py::ssize_t i = 0; i < index.size(); i++)
+        require(rows[i] >= 0 && rows[i] < count,
+                "index holds " + std::to_string(rows[i]) + ", outside the " + std::to_string(count) + " reference rows");
+}
+
 using Doubles = py::array_t<double, py::array::c_style>;
 using Shifts = std::array<double, 3>;
 
@@ -53,9 +59,7 @@ fastfid::ChangedRows<T> changed_rows(const py::array& reference, const py::array
     require(index.shape(0) == added.shape(0) && reference.shape(1) == added.shape(2),
             "reference must be [N, r], index [B, m_r] and added_rows [B, m_a, r], got " + shape_of(reference) + ", " +
                 shape_of(index) + " and " + shape_of(added));
-    for (py::ssize_t i = 0; i < index.size(); i++)
-        require(rows[i] >= 0 && rows[i] < reference.shape(0), "index holds " + std::to_string(rows[i]) + ", outside the " +
-                                                                  std::to_string(reference.shape(0)) + " reference rows");
+    check_places(index, rows, reference.shape(0));
     return {reference_rows, rows, added_rows, added.shape(0), index.shape(1), added.shape(1), added.shape(2),
             shifts[0], shifts[1], shifts[2]};
 }
@@ -173,9 +177,7 @@ py::tuple centre_rows(const py::array& reference, const py::array& index, const 
                 centred.size() == added.size(),
             "reference must be [N, d], index [B, m_r], added and centred [B, m_a, d], mean and gap [d], got " +
                 shape_of(reference) + ", " + shape_of(index) + ", " + shape_of(added) + " and " + shape_of(centred));
-    for (py::ssize_t i = 0; i < index.size(); i++)
-        require(rows[i] >= 0 && rows[i] < reference.shape(0), "index holds " + std::to_string(rows[i]) + ", outside the " +
-                                                                  std::to_string(reference.shape(0)) + " reference rows");
+    check_places(index, rows, reference.shape(0));
     const py::ssize_t size = added.itemsize();
     require(added.size() == 0 || added.shape(2) == 1 || added.strides(2) == size, "rows of added must be contiguous");
     fastfid::FeatureRows problem{reference.data(), rows, added.data(), added.strides(0) / size, added.strides(1) / size,

@@ -24,8 +24,7 @@ from torch import Tensor
 from fastfid.extractors import outputs_of
 from fastfid.features import FeatureExtractor
 from fastfid.images import ImageBlock, ImageSource
-from fastfid.moments import FeatureMoments
-from fastfid.statistics import write_atomically
+from fastfid.moments import FeatureMoments, write_atomically
 
 SHARD_IMAGES = 256  # 2 MiB of 2048 float32 features; 256 × 3 × 299² float32 of Inception input are 275 MB
 FORMAT = 1  # of a shard's file; part of its key, so that a new layout never meets an old file

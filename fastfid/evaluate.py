@@ -42,14 +42,14 @@ from torch import Tensor
 from fastfid.cache import PROGRESS_DELAY, SHARD_IMAGES, FeatureCache, extract
 from fastfid.extractors import NETWORK_NAMES, build_extractor
 from fastfid.features import FeatureExtractor
-from fastfid.frechet import frechet_terms
+from fastfid.frechet import frechet_distance, frechet_terms, prepare
 from fastfid.images import ImageSource, open_images
 from fastfid.kernel_distance import kid, mmd
 from fastfid.moments import FeatureMoments
 from fastfid.neighbours import prdc, precision_recall
 from fastfid.protocols import DEFAULT_METRICS, Protocol, protocol_named
 from fastfid.statistics import Statistics, check_comparable, holds_statistics, read_statistics, without_provenance
-from fastfid.swap import RealFactor, SwapEngine
+from fastfid.swap import SwapEngine
 
 SCHEMA = "fastfid.evaluation/1"  # of EvaluationResult.to_dict(); the number grows when a key changes its meaning
 DIFF_SCHEMA = "fastfid.difference/1"
@@ -226,6 +226,10 @@ class Settings:
     nearest_k: int | None = None
     seed: int = 2020
     progress: bool = False
+
+    def open_cache(self) -> FeatureCache | None:
+        """The cache of features that `cache` asks for."""
+        return None if self.cache is False else FeatureCache(None if self.cache is True else self.cache)
 
 
 def evaluate(
@@ -494,9 +498,7 @@ def _material(side: Side, extractors: list, given: list, settings: Settings, war
     names = [x if isinstance(x, str) else x.name for x in extractors]
     if side.images is None:
         return [_from_statistics(side, name, x) for name, x in zip(names, given, strict=True)]
-    cache = None
-    if settings.cache is not False:
-        cache = FeatureCache(None if settings.cache is True else settings.cache)
+    cache = settings.open_cache()
     extracted = extract(side.images, extractors, cache, settings.batch_size, settings.progress)
     skipped = list(side.images.skipped)
     if skipped:
@@ -550,7 +552,7 @@ def statistics_of(
         raise ValueError(f"{side.name} holds statistics already; pass images")
     side.statistics = None  # ADM's references: these are the statistics of the images
     (extractor,) = _extractors(features, chosen, [side], settings, spatial)
-    cache = None if settings.cache is False else FeatureCache(None if settings.cache is True else settings.cache)
+    cache = settings.open_cache()
     (x,) = extract(side.images, [extractor], cache, settings.batch_size, settings.progress, keep_features)
     provenance = {
         **_identity(extractor),
@@ -796,10 +798,10 @@ def _fd_infinity(pair: _Pair) -> Score | str:
     if 2 * smallest > n:
         return f"{n} samples are too few for subsets of {smallest} and more; d = {d} needs at least {2 * smallest}"
     sizes = np.linspace(smallest, n, INFINITY_POINTS).round().astype(int)
-    real = RealFactor.of(without_provenance(pair.reference.moments))
+    reference = prepare(without_provenance(pair.reference.moments))
     rng = np.random.RandomState(pair.settings.seed)
     rows = [torch.from_numpy(rng.choice(n, size, replace=False)) for size in sizes]
-    values = np.array([_distance_to(real, FeatureMoments.from_features(features[r])) for r in rows])
+    values = np.array([frechet_distance(FeatureMoments.from_features(features[r]), reference) for r in rows])
     slope, intercept = np.polyfit(1 / sizes, values, 1)
     residual = values - (intercept + slope / sizes)
     details = {
@@ -811,14 +813,6 @@ def _fd_infinity(pair: _Pair) -> Score | str:
     method = f"line in 1/N through {len(sizes)} subsets of {sizes[0]} to {sizes[-1]} samples"
     label = "FID∞" if pair.network == "inception" else f"FD∞ ({pair.network})"
     return Score("fd_infinity", label, pair.network, float(intercept), method=method, details=details)
-
-
-def _distance_to(real: RealFactor, moments: FeatureMoments) -> float:
-    """|μ_r − μ|² + tr Σ_r + tr Σ − 2 Σ √eig(R Σ Rᵀ): equation 1 of fastfid.swap without an engine around it."""
-    inner = real.root @ moments.cov @ real.root.T
-    roots = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum().item()
-    gap = (real.mean - moments.mean).square().sum().item()
-    return gap + real.trace + torch.trace(moments.cov).item() - 2 * roots
 
 
 _COMPUTE: dict[str, Callable[[_Pair], Score | str]] = {

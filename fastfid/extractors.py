@@ -182,17 +182,8 @@ def _inception(
     """The TensorFlow Inception of 2015 in torch-fidelity's port, stage by stage behind any of INCEPTION_INPUTS."""
     if input_name not in INCEPTION_INPUTS:
         raise ValueError(f"unknown input {input_name!r} of inception; choose one of {', '.join(INCEPTION_INPUTS)}")
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-    except ImportError as missing:
-        raise ImportError(
-            "the inception network comes from torch-fidelity: pip install 'fastfid[inception]'"
-        ) from missing
     device = base._usable_device(device)
-    weights = base._download(URL_INCEPTION_V3) if weights is None else weights
-    digest = base._checked_sha256(weights, base.INCEPTION_SHA256)  # before the file is opened: it is a pickle
-    layer = str(base.INCEPTION_DIM)
-    network = FeatureExtractorInceptionV3("inception", [layer], feature_extractor_weights_path=str(weights)).to(device)
+    network, digest = base.load_inception(weights, device)
     resize, sentence = INCEPTION_INPUTS[input_name]
     return MultiExtractor(
         InceptionOutputs(network, spatial),

@@ -262,6 +262,23 @@ def _fashion_extractor(name: str, weights: str | Path | None, device: str | torc
 
 def _inception_extractor(weights: str | Path | None, device: str | torch.device) -> FeatureExtractor:
     """Inception pool features exactly as torch-fidelity computes them (Szegedy et al. 2016; Heusel et al. 2017)."""
+    network, digest = load_inception(weights, device)
+    return FeatureExtractor(
+        lambda images: network(images)[0],
+        _to_rgb,
+        name="inception",
+        dim=INCEPTION_DIM,
+        preprocessing="grey repeated to RGB, TensorFlow-1 bilinear to 299x299, (x - 128) / 128",
+        weights_sha256=digest,
+        device=device,
+    )
+
+
+def load_inception(weights: str | Path | None, device: str | torch.device) -> tuple[nn.Module, str]:
+    """torch-fidelity's Inception on `device`, from `weights` or its own download, and the SHA-256 of its weights.
+
+    ImportError naming the extra without torch-fidelity, FileNotFoundError for missing weights, ValueError for others.
+    """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as missing:
@@ -272,16 +289,8 @@ def _inception_extractor(weights: str | Path | None, device: str | torch.device)
         weights = _download(URL_INCEPTION_V3)
     digest = _checked_sha256(weights, INCEPTION_SHA256)  # before the file is opened: it is a pickle
     layer = str(INCEPTION_DIM)
-    network = FeatureExtractorInceptionV3("inception", [layer], feature_extractor_weights_path=str(weights)).to(device)
-    return FeatureExtractor(
-        lambda images: network(images)[0],
-        _to_rgb,
-        name="inception",
-        dim=INCEPTION_DIM,
-        preprocessing="grey repeated to RGB, TensorFlow-1 bilinear to 299x299, (x - 128) / 128",
-        weights_sha256=digest,
-        device=device,
-    )
+    network = FeatureExtractorInceptionV3("inception", [layer], feature_extractor_weights_path=str(weights))
+    return network.to(device), digest
 
 
 def _download(url: str) -> Path:

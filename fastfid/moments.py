@@ -119,7 +119,7 @@ class FeatureMoments:
         if self.count is not None:
             arrays["count"] = np.int64(self.count)
         arrays["provenance"] = np.array(json.dumps({"version": f"fastfid {__version__}", **self.provenance}))
-        _write_atomically(Path(path), lambda file: np.savez(file, **arrays))
+        write_atomically(path, lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> FeatureMoments:
@@ -253,8 +253,9 @@ def _open_npz(path: str | os.PathLike) -> np.lib.npyio.NpzFile:
     return arrays
 
 
-def _write_atomically(path: Path, write) -> None:
-    """Call write(file) on a temporary neighbour of `path`, then rename it into place."""
+def write_atomically(path: str | os.PathLike, write) -> None:
+    """Call write(file) on a temporary neighbour of `path`, then rename it: the file appears whole or not at all."""
+    path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

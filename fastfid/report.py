@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fastfid.evaluate import EvaluationResult
-from fastfid.statistics import write_atomically
+from fastfid.moments import write_atomically
 
 PICTURE_SIDE = 96  # CSS pixels a picture is shown at; embedded ones are at most twice that, for sharp screens
 

@@ -25,7 +25,6 @@ import io
 import json
 import os
 import pickle
-import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor
 
 from fastfid.images import ARRAY_NAMES
-from fastfid.moments import FeatureMoments
+from fastfid.moments import FeatureMoments, write_atomically
 
 # What has to agree before two sets of statistics can be compared, in the order in which a difference is told.
 MUST_AGREE = ("extractor", "weights_sha256", "preprocessing")
@@ -437,20 +436,6 @@ def _torch_load(path: Path):
 
 
 # --- small things ------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: str | os.PathLike, write) -> None:
-    """Call write(file) on a temporary neighbour of `path`, then rename it: the file appears whole or not at all."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o644)  # mkstemp makes the file private; statistics are shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -469,7 +469,9 @@ class SwapEngine:
         exhausting = self.count - 1 - m_r < self.real.rank
         device, dtype = rows.added.device, rows.added.dtype
         self._choice = backends.choose(self.requested_backend, device, m_r + m_a, exhausting, dtype, needs_grad)
-        name = "torch" if needs_grad else self._choice.name
+        if needs_grad and self._choice.name == "cpp":
+            self._choice = backends.Choice("torch", "gradients of single rows are left to autograd")
+        name = self._choice.name
         if m_r <= 1 and m_a <= 1:
             return scale * (_swap_single_cpp if name == "cpp" else _swap_single_torch)(rows, nodes, first)
         return scale * TRACE_CHANGES[name](rows, nodes, first)
@@ -770,13 +772,6 @@ class _Change(torch.autograd.Function):
         common = (-2 / final) * (totals / (final * (final - 1)) + gap)
         gradient.add_(common[:, None].to(gradient.dtype)).mul_(grad[:, None, None].to(gradient.dtype))
         return gradient.to(ctx.dtype), None, None, None
-
-
-def swap_trace_single(w_r, w_a, spectrum, tau, omega, backend: str = "auto") -> torch.Tensor:
-    """Δ of equation 3 [b] float64 for at most one row each way, w_r [b, 0 or 1, r], w_a [b, 0 or 1, r]."""
-    fused = backends.choose(backend, w_a.device).name == "cpp" and not (w_a.requires_grad or w_r.requires_grad)
-    compute = _swap_single_cpp if fused else _swap_single_torch
-    return compute(ChangedRows.of(w_r, w_a), Nodes(spectrum, tau, omega, 1e-6), 0)
 
 
 def _swap_single_torch(rows: ChangedRows, nodes: Nodes, first: int) -> torch.Tensor:

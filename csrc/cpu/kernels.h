@@ -21,16 +21,14 @@ struct Kernels {
                      T* memory, T* gradient, double* logdets, double* wrong);
     // Candidate c of one row each way: sums [3, nodes] of w_r w_r f, w_r w_a f, w_a w_a f, f the node weights.
     void (*singles)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, double* sums);
+    // Candidate c of FeatureRows → CentredRows, the same for either T.  memory: [d] doubles.
+    void (*centre)(const FeatureRows& rows, int64_t c, double* memory, const CentredRows& out);
 };
-
-// Candidate c of FeatureRows → CentredRows.  memory: [d] doubles.
-using Centre = void (*)(const FeatureRows& rows, int64_t c, double* memory, const CentredRows& out);
 
 #define FASTFID_DECLARE(isa)               \
     namespace isa {                        \
     template <class T>                     \
     Kernels<T> kernels();                  \
-    Centre centre();                       \
     }
 
 }  // namespace fastfid
@@ -47,11 +45,10 @@ namespace fastfid {
 namespace FASTFID_ISA {
 template <class T>
 Kernels<T> kernels() {
-    return {workspace<T>, candidate_logdets<T>, candidate_gradient<T>, candidate_singles<T>};
+    return {workspace<T>, candidate_logdets<T>, candidate_gradient<T>, candidate_singles<T>, centre_candidate};
 }
 template Kernels<float> kernels<float>();
 template Kernels<double> kernels<double>();
-Centre centre() { return centre_candidate; }
 }  // namespace FASTFID_ISA
 }  // namespace fastfid
 #endif

@@ -37,7 +37,7 @@ struct WrongPivot {
     double value = 0;
 };
 
-// Features of many candidates.  `X` and `Y` are float or double each on its own; see CentredRows.
+// Features of many candidates; reference, added and centred rows are float or double, each on its own.
 struct FeatureRows {
     const void* reference;      // [N, d]
     const int64_t* index;       // [candidates, removed]

@@ -52,15 +52,6 @@ Kernels<T> kernels_of(const std::string& isa) {
     return chosen == "wide" ? wide::kernels<T>() : baseline::kernels<T>();
 }
 
-Centre centre_of(const std::string& isa) {
-    const std::string chosen = choose(isa);
-#ifdef FASTFID_HAVE_X86_VARIANTS
-    if (chosen == "avx512") return avx512::centre();
-    if (chosen == "avx2") return avx2::centre();
-#endif
-    return chosen == "wide" ? wide::centre() : baseline::centre();
-}
-
 struct Free {
     void operator()(void* memory) const { std::free(memory); }
 };
@@ -147,7 +138,7 @@ void swap_singles(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int thr
 }
 
 void centre_rows(const FeatureRows& rows, int threads, const std::string& isa, const CentredRows& out) {
-    const Centre centre = centre_of(isa);
+    const auto centre = kernels_of<double>(isa).centre;
     const int64_t together = std::max<int64_t>(1, 2 * SINGLES_A_TASK / (rows.removed + rows.added_count + 1));
     share<double>((rows.candidates + together - 1) / together, threads, rows.dim, [&](int64_t task, double* memory) {
         const int64_t last = std::min(rows.candidates, (task + 1) * together);
