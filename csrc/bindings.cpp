@@ -64,27 +64,34 @@ fastfid::ChangedRows<T> changed_rows(const py::array& reference, const py::array
             shifts[0], shifts[1], shifts[2]};
 }
 
-// (bounds [S + 1] int64, terms [S] int64, functions [Σ terms·length], coefficients [Σ terms, nodes]).
+// WeightPlan's arrays in the order of fastfid/quadrature.py.
 template <class T>
 fastfid::WeightPlan<T> weight_plan(const py::tuple& plan, int64_t rank) {
-    require(plan.size() == 4, "plan must be (bounds, terms, functions, coefficients)");
-    const py::array bounds = plan[0], terms = plan[1], functions = plan[2], coefficients = plan[3];
-    const int64_t* edges = dense<int64_t>(bounds, "plan bounds", 1);
-    const int64_t* counts = dense<int64_t>(terms, "plan terms", 1);
-    const T* values = dense<T>(functions, "plan functions", 1);
-    const T* mix = dense<T>(coefficients, "plan coefficients", 2);
-    int64_t total = 0, size = 0;
-    require(bounds.size() == terms.size() + 1 && edges[0] == 0 && edges[terms.size()] == rank,
+    require(plan.size() == 7, "plan must be (bounds, terms, functions, group_ends, group_terms, mixes, coefficients)");
+    const py::array bounds = plan[0], terms = plan[1], functions = plan[2], ends = plan[3], group_terms = plan[4], mixes = plan[5],
+                    coefficients = plan[6];
+    const int64_t *edges = dense<int64_t>(bounds, "plan bounds", 1), *counts = dense<int64_t>(terms, "plan terms", 1);
+    const int64_t *last = dense<int64_t>(ends, "plan group_ends", 1), *totals = dense<int64_t>(group_terms, "plan group_terms", 1);
+    fastfid::WeightPlan<T> found{coefficients.shape(1), terms.size(), ends.size(), edges, counts, dense<T>(functions, "plan functions", 1),
+                                 last, totals, dense<T>(mixes, "plan mixes", 1), dense<T>(coefficients, "plan coefficients", 2)};
+    require(bounds.size() == found.slices + 1 && edges[0] == 0 && edges[found.slices] == rank,
             "plan bounds must run from 0 to the rank, one more than terms, got " + shape_of(bounds) + " and " + shape_of(terms));
-    for (py::ssize_t s = 0; s < terms.size(); s++) {
-        const int64_t length = edges[s + 1] - edges[s];
-        require(length > 0 && length <= fastfid::SLICE && counts[s] > 0, "a slice of the plan must have 1 to 256 positions");
-        total += counts[s];
-        size += counts[s] * length;
+    require(group_terms.size() == found.groups && (found.groups ? last[found.groups - 1] : 0) == found.slices,
+            "plan groups must end with the last slice, got " + shape_of(ends) + " and " + shape_of(group_terms));
+    int64_t entries = 0, mixed = 0, nodes_mixed = 0;
+    for (int64_t g = 0, s = 0; g < found.groups; nodes_mixed += totals[g], g++) {
+        require(totals[g] > 0 && last[g] > s, "a group of the plan must have slices and functions");
+        for (; s < last[g]; s++) {
+            const int64_t length = edges[s + 1] - edges[s];
+            require(length > 0 && length <= fastfid::SLICE && counts[s] > 0, "a slice of the plan must have 1 to 256 positions");
+            entries += counts[s] * length;
+            mixed += counts[s] * totals[g];
+        }
     }
-    require(functions.size() == size && coefficients.shape(0) == total,
-            "plan functions and coefficients do not fit its terms, got " + shape_of(functions) + " and " + shape_of(coefficients));
-    return {coefficients.shape(1), terms.size(), edges, counts, values, mix};
+    require(functions.size() == entries && mixes.size() == mixed && coefficients.shape(0) == nodes_mixed,
+            "plan functions, mixes and coefficients do not fit its terms, got " + shape_of(functions) + ", " + shape_of(mixes) + " and " +
+                shape_of(coefficients));
+    return found;
 }
 
 template <class T>

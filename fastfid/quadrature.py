@@ -14,7 +14,9 @@ Weight plan.  Every determinant needs 1/(λ + τ_q²) at each of r eigenvalues �
 neighbours differ little, so within a slice of them these Q functions of λ are, to a relative error ε, combinations of a
 few: about log(1/ε)·log(16 λ_last/λ_first)/π², from the decay of the singular values of the Cauchy kernel (Beckermann &
 Townsend, SIAM J. Matrix Anal. Appl. 38 (2017), theorem 2.1), which is 4 or 5 for a ratio of 2 and ε = 1e-6.  A Gram
-matrix for each of these functions replaces one for each node.
+matrix for each of these functions replaces one for each node.  A group of slices needs a few functions more than each
+of them, and still far fewer than Q: the Gram matrices of its slices are first combined to the group's, and only those
+to the nodes'.
 
 Legend: Q nodes, τ node, ω weight, K quarter period, r eigenvalues λ, S slices.
 """
@@ -33,7 +35,15 @@ BOUND_CONSTANT = 2.0
 MIN_NODES = 4
 
 # A slice of a weight plan is not halved below this: half a register tile's inner loop would be its beginning and end.
-SHORTEST_SLICE = 48
+SHORTEST_SLICE = 32
+
+# What adding a product to a sum in the second-level cache costs beside its arithmetic, in multiply-adds.  Measured: at
+# d = 2048 anything from 2 to 8 differs by less than the noise.
+LOAD_AND_STORE = 5
+
+# Longest group of slices: a group of 512 of 2,048 eigenvalues that fall as those of network features needs 6 functions
+# for 17 nodes at ε = 1e-5, one of 1,024 needs 8, and their slices pay for each.
+LONGEST_GROUP = 512
 
 
 def error_bound(nodes: int, lo: float, hi: float) -> float:
@@ -72,72 +82,149 @@ def sqrt_nodes(nodes: int, lo: float, hi: float) -> tuple[np.ndarray, np.ndarray
 
 
 class WeightPlan(NamedTuple):
-    """1/(λ_p + τ_q²) ≈ Σ_n coefficients[n, q]·function_n[p], n over the functions of p's slice; S slices.
+    """1/(λ_p + τ_q²) ≈ Σ_m coefficients[m, q] Σ_n mixes[n, m]·function_n[p], n over the functions of p's slice, m over
+    those of the group of slices it belongs to; S slices in G groups.
 
     bounds        [S + 1] int64, first eigenvalue of each slice, r at the end
     terms         [S] int64, functions of each slice
     functions     slice after slice, [terms, length] each, flat
-    coefficients  [Σ terms, Q]
+    group_ends    [G] int64, one past the last slice of each group
+    group_terms   [G] int64, functions of each group
+    mixes         slice after slice, [terms, group_terms] each, flat
+    coefficients  [Σ group_terms, Q]
     """
 
     bounds: np.ndarray
     terms: np.ndarray
     functions: np.ndarray
+    group_ends: np.ndarray
+    group_terms: np.ndarray
+    mixes: np.ndarray
     coefficients: np.ndarray
+
+
+class _Accuracy(NamedTuple):
+    """Relative error `tol` that weights are allowed, and the unit of rounding `eps` of the numbers they are kept in."""
+
+    tol: float
+    eps: float
+
+    def holds(self, factors: list[np.ndarray], weights: np.ndarray, share: float = 1.0) -> bool:
+        """Whether the factors' product is within share·tol of the weights, and rounding its terms within tol."""
+        error = np.abs(np.linalg.multi_dot(factors) - weights)
+        rounding = self.eps * np.linalg.multi_dot([np.abs(factor) for factor in factors])
+        return bool(np.all(error <= share * self.tol * weights) and np.all(rounding <= self.tol * weights))
+
+    def least_terms(self, values: np.ndarray, weights: np.ndarray) -> int:
+        """A number of singular values below which the error cannot hold: its mean square, their tail, is too large."""
+        tails = np.sqrt(np.cumsum(values[::-1] ** 2)[::-1] / weights.size)  # tails[n]: without the first n
+        return max(1, int((tails > self.tol * weights.max()).sum()))
+
+
+class _Slice(NamedTuple):
+    """mix [m, n] and functions [n, p]: the group's m functions on the slice are mix @ functions."""
+
+    mix: np.ndarray
+    functions: np.ndarray
+
+
+class _Group(NamedTuple):
+    """coefficients [m, Q] of a group's functions, its slices, and what a candidate costs with them."""
+
+    coefficients: np.ndarray
+    slices: list[_Slice]
+    cost: int
 
 
 def weight_plan(spectrum: np.ndarray, tau: np.ndarray, tol: float, longest: int, dtype=np.float32) -> WeightPlan:
     """Plan for eigenvalues λ [r] and nodes τ [Q], every weight to a relative error of `tol`, slices ≤ `longest`."""
-    slices = []
-    for start in range(0, len(spectrum), longest):
-        weights = 1 / (spectrum[start : start + longest] + tau[:, None] ** 2)
-        slices += _cheapest_slices(weights, tol)[0]
-    lengths = [shapes.shape[1] for _, shapes in slices]
-    functions = [shapes.ravel() for _, shapes in slices] or [np.zeros(0)]
-    mixes = [mix.T for mix, _ in slices] or [np.zeros((0, len(tau)))]
+    groups: list[_Group] = []
+    for start in range(0, len(spectrum), LONGEST_GROUP):
+        weights = 1 / (spectrum[start : start + LONGEST_GROUP] + tau[:, None] ** 2)
+        groups += _cheapest_groups(weights, _Accuracy(tol, np.finfo(dtype).eps), longest)
+    slices = [part for group in groups for part in group.slices]
+
+    def flat(arrays) -> np.ndarray:
+        return np.concatenate([np.zeros(0), *(array.ravel() for array in arrays)]).astype(dtype)
+
     return WeightPlan(
-        np.cumsum([0, *lengths], dtype=np.int64),
-        np.array([len(shapes) for _, shapes in slices], np.int64),
-        np.ascontiguousarray(np.concatenate(functions), dtype=dtype),
-        np.ascontiguousarray(np.concatenate(mixes), dtype=dtype),
+        np.cumsum([0, *(part.functions.shape[1] for part in slices)], dtype=np.int64),
+        np.array([len(part.functions) for part in slices], np.int64),
+        flat(part.functions for part in slices),
+        np.cumsum([len(group.slices) for group in groups], dtype=np.int64),
+        np.array([len(group.coefficients) for group in groups], np.int64),
+        flat(part.mix.T for part in slices),
+        flat(group.coefficients for group in groups).reshape(-1, len(tau)),
     )
 
 
-def _cheapest_slices(weights: np.ndarray, tol: float) -> tuple[list, float]:
-    """(compressed slices of weights [Q, p], their cost), halved as long as that is cheaper.
-
-    The cost of n functions is n·p products and, for each of Q nodes, n additions and about 2 for loading and storing.
-    """
-    mix, shapes = _compress(weights, tol)
-    nodes, places = weights.shape
-    cost = len(shapes) * places + nodes * (len(shapes) + 2)
-    if places <= SHORTEST_SLICE:
-        return [(mix, shapes)], cost
-    half = places // 2
-    first, second = _cheapest_slices(weights[:, :half], tol), None
-    if first[1] < cost:
-        second = _cheapest_slices(weights[:, half:], tol)
-        if first[1] + second[1] < cost:
-            return first[0] + second[0], first[1] + second[1]
-    return [(mix, shapes)], cost
+def _cheapest_groups(weights: np.ndarray, accuracy: _Accuracy, longest: int) -> list[_Group]:
+    """Groups for weights [Q, p], halved as long as that is cheaper."""
+    whole = _group(weights, accuracy, longest)
+    half = weights.shape[1] // 2
+    if half < SHORTEST_SLICE:
+        return [whole]
+    halves = _cheapest_groups(weights[:, :half], accuracy, longest)
+    if sum(group.cost for group in halves) < whole.cost:
+        halves += _cheapest_groups(weights[:, half:], accuracy, longest)
+        if sum(group.cost for group in halves) < whole.cost:
+            return halves
+    return [whole]
 
 
-def _compress(weights: np.ndarray, tol: float) -> tuple[np.ndarray, np.ndarray]:
-    """(mix [Q, n], shapes [n, p]) with mix @ shapes = weights [Q, p] to a relative error of `tol` in every entry.
+def _group(weights: np.ndarray, accuracy: _Accuracy, longest: int) -> _Group:
+    """One group for weights [Q, p] and its cheapest slices.
 
-    Scaled by rows and columns first, so that the singular value decomposition sees entries of order one; the weights
-    themselves, without error, where it saves nothing.
+    The singular value decomposition of the weights, scaled by rows and columns so that it sees entries of order one;
+    half the tolerance goes to the group's functions, the rest to those of its slices.
     """
     nodes, places = weights.shape
     row = np.exp(np.log(weights).mean(1, keepdims=True))
     column = (weights / row).mean(0)
     scaled = weights / row / column
     u, values, vt = np.linalg.svd(scaled, full_matrices=False)
-    for n in range(1, min(nodes, places)):
-        left, right = u[:, :n] * values[:n], vt[:n]
-        if np.all(np.abs(left @ right - scaled) <= tol * scaled):
-            return row * left, right * column
-    return (np.eye(nodes), weights) if nodes <= places else (weights, np.eye(places))
+    for m in range(accuracy.least_terms(values, scaled), min(nodes, places)):
+        if accuracy.holds([u[:, :m] * values[:m], vt[:m]], scaled, share=0.5):
+            u, functions = u[:, :m], values[:m, None] * vt[:m]
+            break
+    else:  # the weights themselves, without error
+        u, functions = np.eye(nodes), scaled
+    slices, cost = [], nodes * (u.shape[1] + LOAD_AND_STORE)
+    for start in range(0, places, longest):
+        part = slice(start, min(start + longest, places))
+        found, more = _cheapest_slices(u, functions[:, part], scaled[:, part], column[part], accuracy)
+        slices, cost = slices + found, cost + more
+    return _Group((row * u).T, slices, cost)
+
+
+def _cheapest_slices(u, functions, scaled, column, accuracy: _Accuracy) -> tuple[list[_Slice], int]:
+    """Slices, halved as long as that is cheaper, and their cost, for functions [m, p] with scaled ≈ u @ functions.
+
+    The cost of n functions is n·p products and, for each of the group's m, n additions and LOAD_AND_STORE.
+    """
+    best = _slice(u, functions, scaled, column, accuracy)
+    cost = len(best.functions) * len(column) + len(functions) * (len(best.functions) + LOAD_AND_STORE)
+    half = len(column) // 2
+    if half < SHORTEST_SLICE:
+        return [best], cost
+    first = _cheapest_slices(u, functions[:, :half], scaled[:, :half], column[:half], accuracy)
+    if first[1] < cost:
+        second = _cheapest_slices(u, functions[:, half:], scaled[:, half:], column[half:], accuracy)
+        if first[1] + second[1] < cost:
+            return first[0] + second[0], first[1] + second[1]
+    return [best], cost
+
+
+def _slice(u, functions, scaled, column, accuracy: _Accuracy) -> _Slice:
+    """The fewest functions of one slice that keep every scaled weight to a relative error of tol."""
+    left, values, right = np.linalg.svd(functions, full_matrices=False)
+    for n in range(accuracy.least_terms(values, scaled), len(values)):
+        mix = left[:, :n] * values[:n]
+        if accuracy.holds([u, mix, right[:n]], scaled):
+            return _Slice(mix, right[:n] * column)
+    if len(functions) <= len(column):
+        return _Slice(np.eye(len(functions)), functions * column)
+    return _Slice(functions * column, np.eye(len(column)))
 
 
 def _check_range(lo: float, hi: float) -> None:

@@ -30,7 +30,7 @@ The change itself is summed, never the difference of two distances, with δ = (m
     FD' − FD = |δ|² − 2(μ_r−μ_g)·δ + (tr Σ' − tr Σ_g) − 2(√c Δ + (√c − 1) tr √Λ).                              (4)
 
 Singular spectra.  If a direction of R Σ_g Rᵀ is lost (N ≤ d, constant features), or could be lost by the removal, Λ is
-shifted by s = max(tol², 1e-15)·λ_max on both sides of (3).  √(x+s) − √x is monotone with values in (0, √s] and
+shifted by s = 1e-15·λ_max on both sides of (3).  √(x+s) − √x is monotone with values in (0, √s] and
 eigenvalues interlace under each rank-one term, so Δ moves by no more than max(m_r, m_a)·√s and a change of distance by
 no more than 2√c·max(m_r, m_a)·√s; directions emptied and refilled cancel.  `SwapEngine.report` tells the last shift.
 
@@ -56,8 +56,8 @@ METHODS = ("logdet", "eigh", "newton_schulz", "polar_express")
 # exceed 1e-5 of the eigenvalue.  Such references get a singular value decomposition and float64 throughout.
 SINGULAR = 1e-11
 
-# Smallest shift: w·w/(s + τ²) of a new row, relative to λ_max, keeps a digit in float64 (ε = 2e-16).
-MIN_SHIFT = 1e-15
+# Shift of a singular spectrum: w·w/(s + τ²) of a new row, relative to λ_max, keeps a digit in float64 (ε = 2e-16).
+SHIFT = 1e-15
 
 # A removed row's leverage w(Λ+τ²)⁻¹wᵀ is below 1 in exact arithmetic.  Chosen: rounding a float32 sum of 2048 products
 # can add 2048·6e-8 = 1.2e-4, and a row foreign to the reference that stays within 1e-3 of it cannot be told from one.
@@ -67,7 +67,7 @@ LEVERAGE_SLACK = 1e-3
 SYMMETRY = 1e-6
 
 # Chosen so that the error stays below 1e-4 (float32) and 1e-7 (float64) of the standard deviation over candidates.
-DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-10}
+DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-10}
 
 # Relative error of a weight plan in units of tol.  Measured at d = 128 and 512, N = 1,500 … 5,000, tol = 1e-6: the
 # error of a change stays what it is, 1.5e-5 to 7e-5 of the candidates' standard deviation, up to 100; at 10 a slice
@@ -79,9 +79,9 @@ PRODUCT_STEPS = {"newton_schulz": 30, "polar_express": 13}
 
 DEFAULT_WORKSPACE = 256 << 20  # bytes
 
-# In host memory a chunk takes no more than this, whatever the workspace: larger temporaries get fresh pages each time.
-# Measured at d = 2048 over 4 to 256 MiB on two busy Zen 3 cores: 16 and 32 MiB were fastest, 256 MiB slower by 14% for
-# 50-swaps and by 50% for single images.
+# In host memory a chunk takes no more than this, whatever the workspace, and the engine keeps it: fresh pages cost more
+# than what is computed in them.  Measured at d = 2048 over 4 to 256 MiB on two busy Zen 3 cores: 16 and 32 MiB were
+# fastest, 256 MiB slower by 14% for 50-swaps and by 50% for single images.
 HOST_CHUNK = 32 << 20  # bytes
 
 
@@ -127,7 +127,7 @@ class SwapEngine:
 
     real                `FeatureMoments`, a pair (mean [d], cov [d, d]), or a `RealFactor` made once for many engines
     reference_features  [N, d] any float dtype, N ≥ 2; torch, NumPy or DLPack; copied
-    tol                 quadrature error relative to the largest root eigenvalue; 1e-6 in float32, 1e-10 in float64
+    tol                 quadrature error relative to the largest root eigenvalue; 2e-6 in float32, 1e-10 in float64
     dtype               torch.float32 or torch.float64: projected rows and Gram matrices; statistics are always float64
     backend             "auto" | "cpp" | "triton" | "torch"; auto takes cpp in host memory and triton on CUDA devices
                         where it can, else torch; `report()` tells which and why
@@ -204,7 +204,8 @@ class SwapEngine:
                 self._change_chunk(removed[i : i + step], added[i : i + step], needs_grad, first=i)
                 for i in range(0, removed.shape[0], step)
             ]
-            self._buffers.clear()
+            if added.device.type != "cpu":
+                self._buffers.clear()  # back to the device's allocator; the host's pages are kept, see HOST_CHUNK
             return torch.cat(parts) if parts else added.new_zeros(0, dtype=torch.float64)
 
     def change_each(self, removed, added) -> torch.Tensor:
@@ -236,15 +237,17 @@ class SwapEngine:
         features = _as_tensor(features, "features")
         _check_rows(features, "features", self.real.dim, at_least=0)
         self._check_device(features, "features")
-        shift = 0.0 if self._resolved else self._floor
+        shift = 0.0 if self._resolved else SHIFT
         curvature = (self.count - 1) * math.sqrt(self._scale) * (self._spectrum + shift).rsqrt()
-        step = max(1, self.workspace // (16 * (self.real.dim + self.real.rank + 1)))
+        nothing = torch.empty((1, 0), dtype=torch.int64, device=features.device)
+        step = max(1, min(self.workspace, HOST_CHUNK) // (8 * (self.real.dim + self.real.rank)))
         parts = [features.new_zeros(0, dtype=torch.float64)]
+        centre = self._centre_cpp if self._extension else self._centre_torch
         with _exact_matmul(features.device):
             for rows in features.split(step):
-                y = rows.to(torch.float64) - self._mean
-                projected = y @ self._weights_of(torch.float64)
-                parts.append(y.square().sum(-1) - 2 * y @ self._gap - projected.square() @ curvature)
+                y, moments = centre(nothing.expand(len(rows), 0), rows[:, None], torch.float64, 0)
+                projected = self._project(y, needs_grad=False)[:, 0]
+                parts.append(moments.norm_change - 2 * moments.sum_gap - projected.square_() @ curvature)
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -315,8 +318,7 @@ class SwapEngine:
             self._spectrum = (spectrum / self._scale).contiguous()  # λ/λ_max: float32 sees numbers of order one
             self._lambda_min = self._spectrum.min().item() if spectrum.numel() else 0.0
             self._lambda_max = self._spectrum.max().item() if spectrum.numel() else 0.0
-            self._floor = max(self.tol**2, MIN_SHIFT)
-            self._resolved = self._lambda_min > max(SINGULAR, self._floor)
+            self._resolved = self._lambda_min > SINGULAR
             self._prepared_dtype = self.dtype if self._lambda_min >= SINGULAR else torch.float64
             self._root_trace = math.sqrt(self._scale) * self._spectrum.sqrt().sum().item()
             weights = basis.T @ self.real.root / math.sqrt((self.count - 1) * self._scale)
@@ -494,7 +496,7 @@ class SwapEngine:
         hi = 2.0 if self._lambda_max else 4.0 ** math.ceil(math.log(energy, 4))
         while hi < self._lambda_max + energy:
             hi *= 4
-        floor = self._floor * hi
+        floor = SHIFT * hi
         lo, shift = max(floor, self._lambda_min * self._remaining_share(removed) / 2), 0.0
         if not self._resolved or self.count - 1 - removed < self.real.rank:
             shift = lo = floor

@@ -197,8 +197,10 @@ def test_bindings_name_what_is_wrong():
         _C.swap_logdet(reference, places + 1, added, shifts, plan, SLACK, 1)
     with pytest.raises(ValueError, match="plan bounds must run from 0 to the rank"):
         _C.swap_logdet(reference, places, added, shifts, (plan[0] + 1, *plan[1:]), SLACK, 1)
-    with pytest.raises(ValueError, match="plan functions and coefficients"):
-        _C.swap_logdet(reference, places, added, shifts, (*plan[:2], plan[2][1:].copy(), plan[3]), SLACK, 1)
+    with pytest.raises(ValueError, match="plan functions, mixes and coefficients"):
+        _C.swap_logdet(reference, places, added, shifts, (*plan[:2], plan[2][1:].copy(), *plan[3:]), SLACK, 1)
+    with pytest.raises(ValueError, match="plan groups must end with the last slice"):
+        _C.swap_logdet(reference, places, added, shifts, (*plan[:3], plan[3] + 1, *plan[4:]), SLACK, 1)
     with pytest.raises(ValueError, match="threads must be at least 1"):
         _C.swap_logdet(reference, places, added, shifts, plan, SLACK, 0)
     with pytest.raises(ValueError, match="of the expected dtype"):

@@ -84,13 +84,15 @@ def test_at_least_one_node():
 
 def weights_of(plan, count):
     """Weights [Q, count] that a plan stands for."""
-    parts, places, row = [], 0, 0
-    for s, terms in enumerate(plan.terms):
-        length = plan.bounds[s + 1] - plan.bounds[s]
-        functions = plan.functions[places : places + terms * length].reshape(terms, length)
-        parts.append(plan.coefficients[row : row + terms].T @ functions)
-        places, row = places + terms * length, row + terms
-    assert plan.bounds[-1] == count and places == len(plan.functions) and row == len(plan.coefficients)
+    parts, functions, mixes, coefficients, first = [], plan.functions, plan.mixes, plan.coefficients, 0
+    for end, total in zip(plan.group_ends, plan.group_terms, strict=True):
+        for s in range(first, end):
+            terms, length = plan.terms[s], plan.bounds[s + 1] - plan.bounds[s]
+            mixed = mixes[: terms * total].reshape(terms, total).T @ functions[: terms * length].reshape(terms, length)
+            parts.append(coefficients[:total].T @ mixed)
+            functions, mixes = functions[terms * length :], mixes[terms * total :]
+        coefficients, first = coefficients[total:], end
+    assert plan.bounds[-1] == count and not functions.size and not mixes.size and not coefficients.size
     return np.concatenate(parts, 1)
 
 

@@ -1,63 +1,38 @@
-// Weighted Gram matrices, LDLᵀ and log-determinants of one candidate, compiled once per instruction set (kernels.h).
+// Weighted Gram matrices of one candidate, all nodes of the quadrature, compiled once per instruction set (kernels.h).
 //
-//   z   [k, r]  rows of the candidate, removed ones first (problem.h)
-//   G_q = Σ_p z_p z_pᵀ / (λ_p + τ_q²) = Σ_s Σ_n c[n, q] M_n,    M_n = Σ_{p in slice s} e_n[p] z_p z_pᵀ
+//   w   [k, r]  rows of the candidate, removed ones first, before their shift (problem.h)
+//   G_q = Σ_p w_p w_pᵀ / (λ_p + τ_q²) = Σ_m c[m, q] Σ_n x[n, m] M_n,    M_n = Σ_{p in slice} e_n[p] w_p w_pᵀ
 //
 // A WeightPlan writes the Q weights of a slice of positions as combinations of a few functions e_n: eigenvalues that are
-// neighbours in a sorted spectrum differ little, and 4 to 6 functions do for 12 to 16 nodes.  k²/2 multiply-adds a position and
-// function replace those of every node; the combinations cost Q·k²/2 a function.
+// neighbours in a sorted spectrum differ little, and 3 or 4 functions do for 16 nodes.  k²/2 multiply-adds a position and
+// function replace those of every node.  The M_n of a slice are added to the functions of its group, some 6 of them, and only
+// a group's sums to the nodes.
 //
-// z is stored by rows, as left operands whose entries are broadcast one at a time, and packed once more as right panels of
-// NR rows, which are scaled by e_n, a panel at a time, before the product.
+// A slice of w is copied to rows, left operands whose entries are broadcast one at a time, and packed once more as right panels
+// of NR rows, which are scaled by e_n before the product.  Meanwhile the next slice is fetched: a candidate's rows lie scattered
+// in the reference.
 //
 //   right  [column block][position][NR]
-//   tile (i, j) of M_n  =  Σ_p z[i][p] ⊗ (e_n[p] right[j][p][:])       only tiles that touch the lower triangle
-//   tile (i, j) of G_q +=  Σ_n c[n, q] M_n                             kept together for all q: [tile][q][MR·NR]
+//   tile (i, j) of M_n  =  Σ_p w[i][p] ⊗ (e_n[p] right[j][p][:])       only tiles that touch the lower triangle
+//   lanes  [set of W nodes][entry (i, j ≤ i)][W]                       W of the G_q side by side, as factor_kernel.h wants them
 //
-// Legend: p position along the rank, i j row and column blocks, ld row stride of one dense G.
+// Shifts.  z = A w, the rows of equation 2, adds multiples of two mean rows, so that A G Aᵀ costs sums over rows of G; z itself
+// is never formed.
+//
+// Legend: p position along the rank, i j row and column blocks, m function of a group, n function of a slice, W vector width.
 #pragma once
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#include "problem.h"
+#include "tiles.h"
 
 namespace fastfid {
 namespace FASTFID_ISA {
 
-// Register tile of MR rows and WIDE vectors.  Of 16 registers, 6·2 accumulators leave room for two loads and a broadcast; with
-// 64-byte vectors one a row keeps the tiles' waste along the diagonal small (k = 100: 8×16 computes 6,272 entries, 6×32 7,104,
-// of 5,050 wanted), and 8 accumulators still cover a multiply-add's latency of 4 cycles on two units.
-#if FASTFID_VECTOR_BYTES == 64
-constexpr int64_t MR = 8, WIDE = 1;
-#else
-constexpr int64_t MR = 6, WIDE = 2;
-#endif
-template <class T>
-constexpr int64_t NR = WIDE * FASTFID_VECTOR_BYTES / sizeof(T);
-template <class T>
-constexpr int64_t TILE = MR * NR<T>;
+// Rows of a slice's copy are this far apart: 16 past the length keeps them off one cache set.
+constexpr int64_t LEFT_STRIDE = SLICE + 16;
 
+// Entries combined at once: as many accumulators as cover a multiply-add's latency of 4 cycles on two units.
 template <class T>
-struct Vector {
-    typedef T type __attribute__((vector_size(FASTFID_VECTOR_BYTES), may_alias));
-    typedef T loose __attribute__((vector_size(FASTFID_VECTOR_BYTES), may_alias, aligned(sizeof(T))));  // any address
-    static constexpr int64_t width = FASTFID_VECTOR_BYTES / sizeof(T);
-};
-
-// Integers as wide as a T, for shuffles.
-template <int bytes>
-struct Integers {
-    typedef int32_t type __attribute__((vector_size(FASTFID_VECTOR_BYTES)));
-};
-template <>
-struct Integers<8> {
-    typedef int64_t type __attribute__((vector_size(FASTFID_VECTOR_BYTES)));
-};
-
-inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
-inline int64_t round_up(int64_t n, int64_t size) { return blocks(n, size) * size; }
+constexpr int64_t TOGETHER = NR<T> < 8 ? NR<T> : 8;
 
 // First row block whose tile with column block j touches the lower triangle.
 template <class T>
@@ -68,48 +43,68 @@ int64_t first_row_block(int64_t j) {
 // How one thread's memory is laid out, in elements of T; every part starts on a 64-byte boundary.
 template <class T>
 struct Layout {
-    int64_t k, rank, nodes, row_blocks, column_blocks, length, stride, ld, tiles, most_terms;
+    int64_t k, rank, nodes, sets, row_blocks, column_blocks, tiles, most_terms, most_group_terms, all_group_terms;
 
     Layout(int64_t k_, int64_t rank_, const WeightPlan<T>& plan)
-        : k(k_), rank(rank_), nodes(plan.nodes), row_blocks(blocks(k_, MR)), column_blocks(blocks(k_, NR<T>)),
-          length(round_up(rank_, 16)), stride(length + 16), ld(column_blocks * NR<T>), tiles(0), most_terms(0) {
+        : k(k_), rank(rank_), nodes(plan.nodes), sets(blocks(plan.nodes, Vector<T>::width)), row_blocks(blocks(k_, MR)),
+          column_blocks(blocks(k_, NR<T>)), tiles(0), most_terms(0), most_group_terms(0), all_group_terms(0) {
         for (int64_t j = 0; j < column_blocks; j++) tiles += row_blocks - first_row_block<T>(j);
         for (int64_t s = 0; s < plan.slices; s++) most_terms = plan.terms[s] > most_terms ? plan.terms[s] : most_terms;
+        for (int64_t g = 0; g < plan.groups; g++) {
+            most_group_terms = plan.group_terms[g] > most_group_terms ? plan.group_terms[g] : most_group_terms;
+            all_group_terms += plan.group_terms[g];
+        }
     }
 
-    int64_t rows_padded() const { return row_blocks * MR > ld ? row_blocks * MR : ld; }
-    int64_t shifts() const { return 2 * stride; }
-    int64_t left() const { return round_up(rows_padded() * stride, 16); }  // z; the padding of 16 keeps rows off one cache set
-    int64_t right() const { return column_blocks * length * NR<T>; }
-    int64_t scaled() const { return SLICE * NR<T>; }
-    int64_t products() const { return row_blocks * most_terms * TILE<T>; }
-    int64_t grams() const { return tiles * nodes * TILE<T>; }
-    int64_t dense() const { return round_up(rows_padded() * ld, 16); }
-    int64_t column() const { return round_up(ld, 16); }
-    int64_t panel() const { return ld * NR<T>; }
+    int64_t rows_padded() const {
+        const int64_t by_rows = row_blocks * MR, by_columns = column_blocks * NR<T>;
+        return by_rows > by_columns ? by_rows : by_columns;
+    }
+    int64_t entries() const { return k * (k + 1) / 2 + TOGETHER<T>; }  // reads may pass the last row's end
+    int64_t left() const { return round_up(rows_padded() * LEFT_STRIDE, 16); }
+    int64_t right() const { return column_blocks * SLICE * NR<T>; }
+    int64_t scaled() const { return PANELS * SLICE * NR<T>; }
+    int64_t products() const { return PANELS * row_blocks * most_terms * TILE<T>; }
+    int64_t group() const { return tiles * most_group_terms * TILE<T>; }
+    int64_t coefficients() const { return all_group_terms * sets * Vector<T>::width; }
+    int64_t set() const { return entries() * Vector<T>::width; }
+    int64_t lanes() const { return sets * set(); }
+    int64_t columns() const { return k * Vector<T>::width; }
+    int64_t panel() const { return 4 * columns(); }
     int64_t total() const {
-        return shifts() + left() + right() + scaled() + products() + grams() + dense() + column() + panel();
+        return left() + right() + scaled() + products() + group() + round_up(coefficients(), 16) + lanes() + 3 * columns() + panel();
     }
 };
 
 // The parts of that memory.
 template <class T>
 struct Workspace {
-    T *shift_removed, *shift_added, *left, *right, *scaled, *products, *grams, *dense, *diagonal, *panel, *rest;
+    T *left, *right, *scaled, *products, *group, *coefficients, *lanes, *diagonal, *pivots, *inverses, *panel, *rest;
 
     Workspace(const Layout<T>& at, T* memory) {
-        shift_removed = memory;
-        shift_added = shift_removed + at.stride;
-        left = shift_removed + at.shifts();
+        left = memory;
         right = left + at.left();
         scaled = right + at.right();
         products = scaled + at.scaled();
-        grams = products + at.products();
-        dense = grams + at.grams();
-        diagonal = dense + at.dense();
-        panel = diagonal + at.column();
+        group = products + at.products();
+        coefficients = group + at.group();
+        lanes = coefficients + round_up(at.coefficients(), 16);
+        diagonal = lanes + at.lanes();
+        pivots = diagonal + at.columns();
+        inverses = pivots + at.columns();
+        panel = inverses + at.columns();
         rest = panel + at.panel();
     }
+};
+
+// What the rows of a candidate get, in units of its sums of rows: α/m_r, β/m_a, γ/m_r of problem.h.
+template <class T>
+struct Shifts {
+    T alpha, beta, gamma;
+    explicit Shifts(const ChangedRows<T>& rows)
+        : alpha(rows.removed ? T(rows.alpha / rows.removed) : T(0)), beta(rows.added ? T(rows.beta / rows.added) : T(0)),
+          gamma(rows.removed ? T(rows.gamma / rows.removed) : T(0)) {}
+    bool none() const { return alpha == 0 && beta == 0 && gamma == 0; }
 };
 
 // Row i of a candidate as stored, before its shift.
@@ -119,87 +114,34 @@ const T* row_of(const ChangedRows<T>& rows, int64_t c, int64_t i) {
     return rows.added_rows + (c * rows.added + i - rows.removed) * rows.rank;
 }
 
-// Σ of rows first … last−1 added to sum [rank].
+// Positions start … start+length−1 of every row, followed by zeros to a whole vector; what lies past the last row is zero already.
 template <class T>
-void add_rows(const ChangedRows<T>& rows, int64_t c, int64_t first, int64_t last, T* sum) {
-    using V = typename Vector<T>::loose;
-    constexpr int64_t width = Vector<T>::width;
-    for (int64_t i = first; i < last; i++) {
-        const T* row = row_of(rows, c, i);
-        int64_t p = 0;
-        for (; p + width <= rows.rank; p += width) *(V*)(sum + p) += *(const V*)(row + p);
-        for (; p < rows.rank; p++) sum[p] += row[p];
+void copy_slice(const ChangedRows<T>& rows, int64_t c, int64_t start, int64_t length, T* left) {
+    const int64_t padded = round_up(length, 16);
+    for (int64_t i = 0; i < rows.removed + rows.added; i++, left += LEFT_STRIDE) {
+        memcpy(left, row_of(rows, c, i) + start, length * sizeof(T));
+        for (int64_t p = length; p < padded; p++) left[p] = 0;
     }
 }
 
-// What each row of a candidate gets: α w̄_r for a removed one, β w̄_a + γ w̄_r for an added one.
+// The same positions on their way into the second-level cache.
 template <class T>
-void mean_shifts(const ChangedRows<T>& rows, int64_t c, T* shift_removed, T* shift_added) {
-    memset(shift_removed, 0, rows.rank * sizeof(T));
-    memset(shift_added, 0, rows.rank * sizeof(T));
-    if (rows.alpha == 0 && rows.beta == 0 && rows.gamma == 0) return;
-    add_rows(rows, c, 0, rows.removed, shift_removed);
-    add_rows(rows, c, rows.removed, rows.removed + rows.added, shift_added);
-    const T alpha = rows.removed ? T(rows.alpha / rows.removed) : T(0), gamma = rows.removed ? T(rows.gamma / rows.removed) : T(0);
-    const T beta = rows.added ? T(rows.beta / rows.added) : T(0);
-    for (int64_t p = 0; p < rows.rank; p++) {
-        const T removed = shift_removed[p];
-        shift_added[p] = beta * shift_added[p] + gamma * removed;
-        shift_removed[p] = alpha * removed;
+void fetch_slice(const ChangedRows<T>& rows, int64_t c, int64_t start, int64_t length) {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t i = 0; i < rows.removed + rows.added; i++) {
+        const T* row = row_of(rows, c, i) + start;
+        for (int64_t p = 0; p < length; p += line) __builtin_prefetch(row + p, 0, 2);
     }
 }
 
-// z [k, stride]: stored rows plus their shifts; what lies past the last row or position is zero already.
+// A slice as right panels [column block][position][NR], panels SLICE·NR apart.
 template <class T>
-void shift_rows(const ChangedRows<T>& rows, int64_t c, const Layout<T>& at, const Workspace<T>& of) {
-    for (int64_t i = 0; i < at.k; i++) {
-        const T *row = row_of(rows, c, i), *shift = i < rows.removed ? of.shift_removed : of.shift_added;
-        T* z = of.left + i * at.stride;
-        for (int64_t p = 0; p < rows.rank; p++) z[p] = row[p] + shift[p];
-    }
-}
-
-// W rows of W entries, `stride` apart → W columns, `out_stride` apart; by log₂ W perfect shuffles of register pairs.
-template <class T>
-void transpose(const T* in, int64_t stride, T* out, int64_t out_stride) {
-    constexpr int64_t width = Vector<T>::width;
-#if defined(__clang__)
-    for (int64_t x = 0; x < width; x++)
-        for (int64_t m = 0; m < width; m++) out[x * out_stride + m] = in[m * stride + x];
-#else
-    using V = typename Vector<T>::type;
-    using I = typename Integers<sizeof(T)>::type;
-    I low, high;
-    for (int64_t x = 0; x < width; x++) {
-        low[x] = x / 2 + x % 2 * width;
-        high[x] = low[x] + width / 2;
-    }
-    V a[width], b[width];
-#pragma GCC unroll 16
-    for (int64_t m = 0; m < width; m++) a[m] = *(const typename Vector<T>::loose*)(in + m * stride);
-#pragma GCC unroll 4
-    for (int64_t half = 1; half < width; half *= 2) {
-#pragma GCC unroll 8
-        for (int64_t m = 0; m < width / 2; m++) {
-            b[2 * m] = __builtin_shuffle(a[m], a[m + width / 2], low);
-            b[2 * m + 1] = __builtin_shuffle(a[m], a[m + width / 2], high);
-        }
-#pragma GCC unroll 16
-        for (int64_t m = 0; m < width; m++) a[m] = b[m];
-    }
-#pragma GCC unroll 16
-    for (int64_t m = 0; m < width; m++) *(V*)(out + m * out_stride) = a[m];
-#endif
-}
-
-// z as right panels [column block][position][NR].
-template <class T>
-void pack_right(const Layout<T>& at, const T* left, T* right) {
+void pack_right(const Layout<T>& at, const T* left, int64_t length, T* right) {
     constexpr int64_t width = Vector<T>::width;
     for (int64_t j = 0; j < at.column_blocks; j++)
-        for (int64_t p = 0; p < at.length; p += width, right += width * NR<T>)
+        for (int64_t p = 0; p < length; p += width)
             for (int64_t m = 0; m < NR<T>; m += width)
-                transpose(left + (j * NR<T> + m) * at.stride + p, at.stride, right + m, NR<T>);
+                transpose(left + (j * NR<T> + m) * LEFT_STRIDE + p, LEFT_STRIDE, right + (j * SLICE + p) * NR<T> + m, NR<T>);
 }
 
 // scaled[p][:] = e[p]·right[p][:] for a slice of a panel.
@@ -211,185 +153,149 @@ void scale_panel(const T* right, const T* function, int64_t length, T* scaled) {
         for (int64_t v = 0; v < WIDE; v++) ((V*)scaled)[p * WIDE + v] = function[p] * ((const V*)right)[p * WIDE + v];
 }
 
-// tile [MR][NR] = Σ_p left[:][p] ⊗ right[p][:], rows of `left` `stride` apart.
+// Tiles of M_n for column blocks j … j+panels−1: products [column block][row block][n][tile].
 template <class T>
-void multiply_tile(const T* left, int64_t stride, const T* right, int64_t length, T* tile) {
-    using V = typename Vector<T>::type;
-    V sum[MR][WIDE];
-#pragma GCC unroll 8
-    for (int64_t m = 0; m < MR; m++)
-#pragma GCC unroll 2
-        for (int64_t v = 0; v < WIDE; v++) sum[m][v] = V{};
-    for (int64_t p = 0; p < length; p++) {
-        V b[WIDE];
-#pragma GCC unroll 2
-        for (int64_t v = 0; v < WIDE; v++) b[v] = ((const V*)right)[p * WIDE + v];
-#pragma GCC unroll 8
-        for (int64_t m = 0; m < MR; m++)
-#pragma GCC unroll 2
-            for (int64_t v = 0; v < WIDE; v++) sum[m][v] += left[m * stride + p] * b[v];
-    }
-#pragma GCC unroll 8
-    for (int64_t m = 0; m < MR; m++)
-#pragma GCC unroll 2
-        for (int64_t v = 0; v < WIDE; v++) ((V*)tile)[m * WIDE + v] = sum[m][v];
-}
-
-// grams[q] (+)= Σ_n coefficients[n][q]·products[n], tiles of MR·NR, for every node.
-template <class T>
-void combine_tiles(const T* products, const T* coefficients, int64_t terms, int64_t nodes, bool accumulate, T* grams) {
-    using V = typename Vector<T>::type;
-    constexpr int64_t width = Vector<T>::width, vectors = WIDE * MR;
-    for (int64_t q = 0; q < nodes; q++) {
-        V sum[vectors];
-        V* gram = (V*)(grams + q * TILE<T>);
-#pragma GCC unroll 12
-        for (int64_t v = 0; v < vectors; v++) sum[v] = accumulate ? gram[v] : V{};
-        for (int64_t n = 0; n < terms; n++) {
-            const T c = coefficients[n * nodes + q];
-            const T* product = products + n * TILE<T>;
-#pragma GCC unroll 12
-            for (int64_t v = 0; v < vectors; v++) sum[v] += c * *(const V*)(product + v * width);
-        }
-#pragma GCC unroll 12
-        for (int64_t v = 0; v < vectors; v++) gram[v] = sum[v];
-    }
-}
-
-// All G_q of a candidate, tiles touching the lower triangle, [tile][q][MR·NR], by column block and then row block.
-template <class T>
-void weighted_grams(const Layout<T>& at, const WeightPlan<T>& plan, const Workspace<T>& of) {
-    const T *functions = plan.functions, *coefficients = plan.coefficients;
-    for (int64_t s = 0; s < plan.slices; s++) {
-        const int64_t terms = plan.terms[s], start = plan.bounds[s], length = plan.bounds[s + 1] - start;
-        T* grams = of.grams;
-        for (int64_t j = 0; j < at.column_blocks; j++) {
-            const int64_t first = first_row_block<T>(j);
-            for (int64_t n = 0; n < terms; n++) {
-                scale_panel(of.right + (j * at.length + start) * NR<T>, functions + n * length, length, of.scaled);
-                for (int64_t i = first; i < at.row_blocks; i++)
-                    multiply_tile(of.left + i * MR * at.stride + start, at.stride, of.scaled, length,
-                                  of.products + ((i - first) * terms + n) * TILE<T>);
-            }
-            for (int64_t i = first; i < at.row_blocks; i++, grams += at.nodes * TILE<T>)
-                combine_tiles(of.products + (i - first) * terms * TILE<T>, coefficients, terms, at.nodes, s > 0, grams);
-        }
-        functions += terms * length;
-        coefficients += terms * at.nodes;
-    }
-}
-
-// G_q as a dense matrix [rows, ld], its lower triangle.
-template <class T>
-void unpack_gram(const Layout<T>& at, int64_t q, const T* grams, T* dense) {
-    using V = typename Vector<T>::type;
-    const T* tile = grams + q * TILE<T>;
-    for (int64_t j = 0; j < at.column_blocks; j++)
-        for (int64_t i = first_row_block<T>(j); i < at.row_blocks; i++, tile += at.nodes * TILE<T>)
-            for (int64_t m = 0; m < MR; m++)
-#pragma GCC unroll 2
-                for (int64_t v = 0; v < WIDE; v++)
-                    ((V*)(dense + (i * MR + m) * at.ld + j * NR<T>))[v] = ((const V*)tile)[m * WIDE + v];
-}
-
-// |d_j| − 1 for the pivot d_j = J_j + g, moved to where exact arithmetic has it: a removed row's 1 − g stays positive, an
-// added row's g does not turn negative.  NaN when g is further off than rounding explains: by slack, and for an added row by
-// slack times the diagonal it started from.
-template <class T>
-double pivot_excess(T g, bool removed, T diagonal, double slack) {
-    const double least = sizeof(T) == 4 ? 4.8e-7 : 8.9e-16;  // 4 ε, the smallest 1 − leverage that is not all rounding
-    if (removed) {
-        if (!(g <= 1 + slack)) return NAN;
-        return g <= 1 - least ? -(double)g : least - 1;
-    }
-    if (!(g >= -slack * (1 + diagonal))) return NAN;
-    return g >= 0 ? (double)g : 0;
-}
-
-// Column j of a panel of NR columns (from `start`) eliminated from the panel's part of the rows below: G[i, x] −= L[i, j] G[x, j]
-// for j < x in the panel, L[i, j] = G[i, j] / d_j kept in its place.  `column` meets the other positions with zeros.
-template <class T>
-void eliminate(const Layout<T>& at, int64_t start, int64_t j, T inverse_pivot, T* gram) {
-    using V = typename Vector<T>::type;
-    constexpr int64_t width = Vector<T>::width;
-    alignas(64) T column[NR<T>] = {};
-    for (int64_t x = j + 1; x < start + NR<T> && x < at.k; x++) column[x - start] = gram[x * at.ld + j];
-    V b[WIDE];
-    for (int64_t v = 0; v < WIDE; v++) b[v] = ((const V*)column)[v];
-    for (int64_t i = j + 1; i < at.k; i++) {
-        T* row = gram + i * at.ld + start;
-        const T factor = row[j - start] * inverse_pivot;
-#pragma GCC unroll 2
-        for (int64_t v = 0; v < WIDE; v++) *(V*)(row + v * width) -= factor * b[v];
-        row[j - start] = factor;
-    }
-}
-
-// The panel of columns start … start+NR−1 eliminated from the columns to its right: G[i, x] −= Σ_j L[i, j] d_j L[x, j].
-// Entries above the diagonal are computed along and never read.
-template <class T>
-void update_trailing(const Layout<T>& at, int64_t start, const T* inverse_pivots, T* gram, T* panel) {
-    using V = typename Vector<T>::type;
-    alignas(64) T tile[TILE<T>];
-    for (int64_t j = start / NR<T> + 1; j < at.column_blocks; j++) {
-        for (int64_t x = 0; x < NR<T>; x++)  // rows past the last are zero
-            for (int64_t m = 0; m < NR<T>; m++)
-                panel[m * NR<T> + x] = gram[(j * NR<T> + x) * at.ld + start + m] / inverse_pivots[start + m];
+void multiply_slice(const Layout<T>& at, int64_t j, int64_t panels, const T* functions, int64_t terms, int64_t length,
+                    const Workspace<T>& of) {
+    const int64_t column = at.row_blocks * terms * TILE<T>, shared = first_row_block<T>(j + panels - 1);
+    for (int64_t n = 0; n < terms; n++) {
+        for (int64_t x = 0; x < panels; x++)
+            scale_panel(of.right + (j + x) * SLICE * NR<T>, functions + n * length, length, of.scaled + x * SLICE * NR<T>);
         for (int64_t i = first_row_block<T>(j); i < at.row_blocks; i++) {
-            multiply_tile(gram + i * MR * at.ld + start, at.ld, panel, NR<T>, tile);
-            for (int64_t m = 0; m < MR; m++)
-#pragma GCC unroll 2
-                for (int64_t v = 0; v < WIDE; v++)
-                    ((V*)(gram + (i * MR + m) * at.ld + j * NR<T>))[v] -= ((const V*)tile)[m * WIDE + v];
+            const T* left = of.left + i * MR * LEFT_STRIDE;
+            T* tile = of.products + (i * terms + n) * TILE<T>;
+            if (panels == 2 && i >= shared)
+                multiply_tiles<T, 2>(left, LEFT_STRIDE, of.scaled, SLICE * NR<T>, length, tile, column);
+            else
+                multiply_tiles<T, 1>(left, LEFT_STRIDE, of.scaled, 0, length, tile, 0);
         }
     }
 }
 
-// Σ log|d_j| of J + G = L D Lᵀ, the strict lower triangle of G replaced by L and `diagonal` by 1/d_j; NaN, with the pivot in
-// *wrong, when one has the wrong sign.
-//
-// J never enters the matrix.  At the larger nodes G is small beside 1, and 1 + g would keep few of its digits while the
-// weight of the node is large; kept apart, g has all of them for log1p, and float32 is enough.
+// A slice's products added to the functions of its group, [tile][m][MR·NR], tiles by column block and then row block.
 template <class T>
-double factor_logdet(const Layout<T>& at, int64_t removed, double slack, T* gram, T* diagonal, T* panel, double* wrong) {
-    for (int64_t i = 0; i < at.k; i++) diagonal[i] = gram[i * at.ld + i];
-    double logdet = 0;
-    for (int64_t start = 0; start < at.k; start += NR<T>) {
-        for (int64_t j = start; j < start + NR<T> && j < at.k; j++) {
-            const double sign = j < removed ? -1 : 1;
-            const T g = gram[j * at.ld + j];
-            const double excess = pivot_excess(g, j < removed, diagonal[j], slack);
-            if (excess != excess) {
-                *wrong = sign + g;
-                return NAN;
+void add_slice(const Layout<T>& at, const ChangedRows<T>& rows, int64_t c, int64_t start, int64_t length, const T* functions,
+               int64_t terms, const T* mix, int64_t group_terms, bool first, const Workspace<T>& of) {
+    copy_slice(rows, c, start, length, of.left);
+    fetch_slice(rows, c, start + length, start + 2 * length < at.rank ? length : at.rank - start - length);
+    pack_right(at, of.left, length, of.right);
+    T* sums = of.group;
+    for (int64_t j = 0; j < at.column_blocks; j += PANELS) {
+        const int64_t panels = at.column_blocks - j < PANELS ? at.column_blocks - j : PANELS;
+        multiply_slice(at, j, panels, functions, terms, length, of);
+        for (int64_t x = 0; x < panels; x++)
+            for (int64_t i = first_row_block<T>(j + x); i < at.row_blocks; i++) {
+                const T* products = of.products + (x * at.row_blocks + i) * terms * TILE<T>;
+                for (int64_t m = 0; m < group_terms; m++, sums += TILE<T>)
+                    combine(products, mix + m, group_terms, terms, TILE<T>, !first, sums);
             }
-            logdet += log1p(excess);
-            diagonal[j] = T(sign / (1 + excess));
-            eliminate(at, start, j, diagonal[j], gram);
-        }
-        if (start + NR<T> < at.k) update_trailing(at, start, diagonal, gram, panel);
     }
-    return logdet;
 }
 
-// z packed and all its Gram matrices made.
+// Entries of tile (i, j) added to one set of nodes: lanes[entry][:] += Σ_m functions[m][entry]·coefficients[m][:].
 template <class T>
-void prepare_grams(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, const Layout<T>& at, const Workspace<T>& of) {
-    mean_shifts(rows, c, of.shift_removed, of.shift_added);
-    shift_rows(rows, c, at, of);
-    pack_right(at, of.left, of.right);
-    weighted_grams(at, plan, of);
+void add_tile(const Layout<T>& at, int64_t i, int64_t j, const T* functions, const T* coefficients, int64_t terms, T* lanes) {
+    using V = typename Vector<T>::type;
+    const int64_t stride = at.sets * Vector<T>::width;
+    for (int64_t r = 0; r < MR; r++) {
+        const int64_t row = i * MR + r, wanted = row + 1 - j * NR<T>, columns = wanted < NR<T> ? wanted : NR<T>;
+        if (row >= at.k) return;
+        V* out = (V*)lanes + row * (row + 1) / 2 + j * NR<T>;
+        const T* entries = functions + r * NR<T>;
+        for (int64_t start = 0; start < columns; start += TOGETHER<T>) {
+            V sum[TOGETHER<T>];
+#pragma GCC unroll 8
+            for (int64_t x = 0; x < TOGETHER<T>; x++) sum[x] = out[start + x];
+            for (int64_t m = 0; m < terms; m++) {
+                const V c = *(const V*)(coefficients + m * stride);
+#pragma GCC unroll 8
+                for (int64_t x = 0; x < TOGETHER<T>; x++) sum[x] += entries[m * TILE<T> + start + x] * c;
+            }
+#pragma GCC unroll 8
+            for (int64_t x = 0; x < TOGETHER<T>; x++)
+                if (start + x < columns) out[start + x] = sum[x];
+        }
+    }
 }
 
+// A group's functions added to every node.
 template <class T>
-void candidate_logdets(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, T* memory, double* logdets,
-                       double* wrong) {
-    const Layout<T> at(rows.removed + rows.added, rows.rank, plan);
-    const Workspace<T> of(at, memory);
-    prepare_grams(rows, plan, c, at, of);
-    for (int64_t q = 0; q < at.nodes; q++) {
-        unpack_gram(at, q, of.grams, of.dense);
-        logdets[q] = factor_logdet(at, rows.removed, slack, of.dense, of.diagonal, of.panel, wrong + q);
+void add_group(const Layout<T>& at, const T* coefficients, int64_t terms, const Workspace<T>& of) {
+    for (int64_t set = 0; set < at.sets; set++) {
+        const T* tile = of.group;
+        for (int64_t j = 0; j < at.column_blocks; j++)
+            for (int64_t i = first_row_block<T>(j); i < at.row_blocks; i++, tile += terms * TILE<T>)
+                add_tile(at, i, j, tile, coefficients + set * Vector<T>::width, terms, of.lanes + set * at.set());
+    }
+}
+
+// The plan's coefficients [m][sets·W], zero past the last node.
+template <class T>
+void pad_coefficients(const Layout<T>& at, const WeightPlan<T>& plan, T* padded) {
+    const int64_t stride = at.sets * Vector<T>::width;
+    for (int64_t m = 0; m < at.all_group_terms; m++)
+        memcpy(padded + m * stride, plan.coefficients + m * at.nodes, at.nodes * sizeof(T));
+}
+
+// G of the unshifted rows at every node.
+template <class T>
+void weighted_grams(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, const Layout<T>& at, const Workspace<T>& of) {
+    const T *functions = plan.functions, *mixes = plan.mixes, *coefficients = of.coefficients;
+    pad_coefficients(at, plan, of.coefficients);
+    memset(of.lanes, 0, at.lanes() * sizeof(T));
+    for (int64_t g = 0, s = 0; g < plan.groups; g++) {
+        const int64_t first = s, group_terms = plan.group_terms[g];
+        for (; s < plan.group_ends[g]; s++) {
+            const int64_t terms = plan.terms[s], start = plan.bounds[s], length = plan.bounds[s + 1] - start;
+            add_slice(at, rows, c, start, length, functions, terms, mixes, group_terms, s == first, of);
+            functions += terms * length;
+            mixes += terms * group_terms;
+        }
+        add_group(at, coefficients, group_terms, of);
+        coefficients += group_terms * at.sets * Vector<T>::width;
+    }
+}
+
+// Sums of G over its removed and over its added columns, [k][W] each, from the lower triangle.
+template <class T>
+void row_sums(int64_t k, int64_t removed, const typename Vector<T>::type* gram, typename Vector<T>::type* over_removed,
+              typename Vector<T>::type* over_added) {
+    using V = typename Vector<T>::type;
+    memset(over_removed, 0, k * sizeof(V));
+    memset(over_added, 0, k * sizeof(V));
+    for (int64_t i = 0; i < k; i++) {
+        V* mirrored = i < removed ? over_removed : over_added;
+        for (int64_t j = 0; j <= i; j++, gram++) {
+            (j < removed ? over_removed : over_added)[i] += *gram;
+            if (j < i) mirrored[j] += *gram;
+        }
+    }
+}
+
+// G → A G Aᵀ for one set of nodes.  With u_i = z_i − w_i the same for all removed and for all added rows,
+//   z_i·z_j = w_i·w_j + w_i·u_j + u_i·w_j + u_i·u_j,
+// w_i·u_r = α' R_i and w_i·u_a = β' S_i + γ' R_i from the sums R_i, S_i of row i over removed and added columns.
+template <class T>
+void shift_gram(const ChangedRows<T>& rows, const Layout<T>& at, T* lanes, T* memory) {
+    using V = typename Vector<T>::type;
+    const Shifts<T> by(rows);
+    if (by.none()) return;
+    V *gram = (V*)lanes, *to_removed = (V*)memory, *to_added = to_removed + at.k;  // R, S and then w_i·u_r, w_i·u_a
+    row_sums<T>(at.k, rows.removed, gram, to_removed, to_added);
+    V rr{}, ra{}, aa{};  // sums of G over its three blocks
+    for (int64_t i = 0; i < at.k; i++) {
+        (i < rows.removed ? rr : ra) += to_removed[i];
+        if (i >= rows.removed) aa += to_added[i];
+        to_added[i] = by.beta * to_added[i] + by.gamma * to_removed[i];
+        to_removed[i] *= by.alpha;
+    }
+    const V both_removed = by.alpha * by.alpha * rr, mixed = by.alpha * (by.beta * ra + by.gamma * rr);
+    const V both_added = by.beta * by.beta * aa + 2 * by.beta * by.gamma * ra + by.gamma * by.gamma * rr;
+    for (int64_t i = 0; i < at.k; i++) {
+        const bool removed = i < rows.removed;
+        const V with_removed = to_removed[i] + (removed ? both_removed : mixed), with_added = to_added[i] + both_added;
+        const V* mirrored = removed ? to_removed : to_added;
+        for (int64_t j = 0; j <= i; j++) *gram++ += mirrored[j] + (j < rows.removed ? with_removed : with_added);
     }
 }
 

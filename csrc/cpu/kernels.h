@@ -1,4 +1,4 @@
-// The functions compiled once per instruction set, and the table through which dispatch.cpp calls them.
+// The functions compiled once per instruction set, and the table through which swap.cpp calls them.
 //
 // Each isa_*.cpp defines FASTFID_ISA (a namespace) and FASTFID_VECTOR_BYTES and includes this file, which then includes their
 // source.  Only functions of that namespace and of the C library are used there: a standard template instantiated under wider
@@ -19,8 +19,9 @@ struct Kernels {
     // Candidate c: gradient [added, rank] of Σ_q node_weights[q]·log|det(J + G_q)| in its rows z_a.
     void (*gradient)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack, int64_t c,
                      T* memory, T* gradient, double* logdets, double* wrong);
-    // Candidate c of one row each way: sums [3, nodes] of w_r w_r f, w_r w_a f, w_a w_a f, f the node weights.
-    void (*singles)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, double* sums);
+    // Candidate c of one row each way: sums [3, nodes] of w_r w_r f, w_r w_a f, w_a w_a f, f the node weights.  memory: 192
+    // bytes for each function of the plan's largest group.
+    void (*singles)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, T* memory, double* sums);
     // Candidate c of FeatureRows → CentredRows, the same for either T.  memory: [d] doubles.
     void (*centre)(const FeatureRows& rows, int64_t c, double* memory, const CentredRows& out);
 };
@@ -37,7 +38,6 @@ struct Kernels {
 namespace fastfid {
 FASTFID_DECLARE(FASTFID_ISA)
 }
-#include "gram_kernel.h"
 #include "gradient_kernel.h"
 #include "rows_kernel.h"
 

@@ -18,15 +18,19 @@ struct ChangedRows {
     double alpha, beta, gamma;
 };
 
-// The node weights 1/(λ_p + τ_q²), a slice of positions p at a time, as Σ_n coefficient[n, q]·function[n, p]
+// The node weights 1/(λ_p + τ_q²), a slice of positions p at a time, as combinations of a few functions, in two steps:
+//   Σ_m coefficient[m, q] Σ_n mix[n, m]·function[n, p],   n over functions of the slice, m over those of its group of slices
 // (fastfid/quadrature.py, WeightPlan): a Gram matrix per function instead of one per node.
 template <class T>
 struct WeightPlan {
-    int64_t nodes, slices;
-    const int64_t* bounds;      // [slices + 1], first position of each slice, the rank at the end
-    const int64_t* terms;       // [slices], functions n of each slice
-    const T* functions;         // slice after slice, [terms, length] each
-    const T* coefficients;      // [Σ terms, nodes]
+    int64_t nodes, slices, groups;
+    const int64_t* bounds;       // [slices + 1], first position of each slice, the rank at the end
+    const int64_t* terms;        // [slices], functions n of each slice
+    const T* functions;          // slice after slice, [terms, length] each
+    const int64_t* group_ends;   // [groups], one past the last slice of each group
+    const int64_t* group_terms;  // [groups], functions m of each group
+    const T* mixes;              // slice after slice, [terms, group_terms] each
+    const T* coefficients;       // [Σ group_terms, nodes]
 };
 
 // Most positions of a slice: its scaled right panel (256·16·4 B = 16 kB) leaves half of a 32 kB first-level cache.

@@ -57,8 +57,46 @@ double centre_added(const FeatureRows& rows, int64_t c, double* sum, const Centr
     return squares;
 }
 
+// A candidate of one row each way, or of one added row alone: everything in one pass, without the sum in memory.
+template <class X, class A, class Y>
+void centre_pair(const FeatureRows& rows, int64_t c, const CentredRows& out) {
+    const A* added = static_cast<const A*>(rows.added) + c * rows.candidate_stride;
+    const X* removed = rows.removed ? static_cast<const X*>(rows.reference) + rows.index[c] * rows.dim : nullptr;
+    Y* centred = static_cast<Y*>(out.added) + c * rows.dim;
+    double *totals = out.totals ? out.totals + c * rows.dim : nullptr, lanes[4][LANES] = {};  // |y_a|², |y_r|², |s|², s·gap
+    const auto take = [&](int64_t p, int64_t x) {
+        const double y_a = double(added[p]) - rows.mean[p], y_r = removed ? double(removed[p]) - rows.mean[p] : 0, s = y_a - y_r;
+        centred[p] = Y(y_a);
+        if (totals) totals[p] = s;
+        lanes[0][x] += y_a * y_a;
+        lanes[1][x] += y_r * y_r;
+        lanes[2][x] += s * s;
+        lanes[3][x] += s * rows.gap[p];
+    };
+    int64_t p = 0;
+    for (; p + LANES <= rows.dim; p += LANES)
+        for (int64_t x = 0; x < LANES; x++) take(p + x, x);
+    for (; p < rows.dim; p++) take(p, 0);
+    double sums[4] = {};
+    for (int64_t y = 0; y < 4; y++)
+        for (double lane : lanes[y]) sums[y] += lane;
+    out.square_norms[c] = sums[0];
+    out.sums[c * 3] = sums[2];
+    out.sums[c * 3 + 1] = sums[3];
+    out.sums[c * 3 + 2] = sums[0] - sums[1];
+}
+
+template <class X>
+void centre_pair_of(const FeatureRows& rows, int64_t c, const CentredRows& out) {
+    if (rows.added_is_double)
+        return rows.centred_is_double ? centre_pair<X, double, double>(rows, c, out) : centre_pair<X, double, float>(rows, c, out);
+    rows.centred_is_double ? centre_pair<X, float, double>(rows, c, out) : centre_pair<X, float, float>(rows, c, out);
+}
+
 // memory: [d] doubles for Σ y_a − Σ y_r.
 inline void centre_candidate(const FeatureRows& rows, int64_t c, double* sum, const CentredRows& out) {
+    if (rows.added_count == 1 && rows.removed <= 1)
+        return rows.reference_is_double ? centre_pair_of<double>(rows, c, out) : centre_pair_of<float>(rows, c, out);
     memset(sum, 0, rows.dim * sizeof(double));
     const double removed = rows.reference_is_double ? centre_removed<double>(rows, c, sum) : centre_removed<float>(rows, c, sum);
     double added;
@@ -77,72 +115,107 @@ inline void centre_candidate(const FeatureRows& rows, int64_t c, double* sum, co
     out.sums[c * 3 + 2] = added - removed;
 }
 
-// Sum of a vector's lanes, by halves.
+// Sum of a vector's lanes in float64.
 template <class T>
-T sum_lanes(typename Vector<T>::loose v) {
-    constexpr int64_t width = Vector<T>::width;
-    alignas(64) T lanes[width];
-    *(typename Vector<T>::type*)lanes = v;
-#pragma GCC unroll 4
-    for (int64_t half = width / 2; half; half /= 2)
-        for (int64_t x = 0; x < half; x++) lanes[x] += lanes[x + half];
-    return lanes[0];
+double sum_lanes(const typename Vector<T>::type& v) {
+    alignas(64) T lanes[Vector<T>::width];
+    memcpy(lanes, &v, sizeof v);
+    double total = 0;
+    for (T lane : lanes) total += lane;
+    return total;
 }
 
-// Σ_p a_p b_p e_n[p] over a slice for the three products of two rows and `terms` functions at once: sums [terms, 3].
+// A vector of the first `count` entries, zeros behind.
+template <class T>
+void load_part(const T* from, int64_t count, typename Vector<T>::type& to) {
+    to = typename Vector<T>::type{};
+    memcpy(&to, from, count * sizeof(T));
+}
+
+// Σ a_p b_p e_n[p] over a slice for the three products of two rows and `terms` functions at once, lane by lane, and added with
+// their mixes to sums [m][3], vectors.
 template <class T, int64_t terms>
-void weighted_products(const T* removed, const T* added, const T* functions, int64_t length, T* sums) {
-    using V = typename Vector<T>::loose;
+void add_products(const T* removed, const T* added, const T* functions, int64_t length, const T* mix, int64_t group_terms,
+                  typename Vector<T>::type* sums) {
+    using V = typename Vector<T>::type;
+    using Loose = typename Vector<T>::loose;
     constexpr int64_t width = Vector<T>::width;
     V rr[terms] = {}, ra[terms] = {}, aa[terms] = {};
     int64_t p = 0;
     for (; p + width <= length; p += width) {
-        const V r = *(const V*)(removed + p), a = *(const V*)(added + p);
-        const V r_r = r * r, r_a = r * a, a_a = a * a;
+        const V r = *(const Loose*)(removed + p), a = *(const Loose*)(added + p), r_r = r * r, r_a = r * a, a_a = a * a;
 #pragma GCC unroll 4
         for (int64_t n = 0; n < terms; n++) {
-            const V e = *(const V*)(functions + n * length + p);
+            const V e = *(const Loose*)(functions + n * length + p);
             rr[n] += r_r * e;
             ra[n] += r_a * e;
             aa[n] += a_a * e;
         }
     }
-    for (int64_t n = 0; n < terms; n++) {
-        T total[3] = {sum_lanes<T>(rr[n]), sum_lanes<T>(ra[n]), sum_lanes<T>(aa[n])};
-        for (int64_t x = p; x < length; x++) {
-            const T e = functions[n * length + x];
-            total[0] += removed[x] * removed[x] * e;
-            total[1] += removed[x] * added[x] * e;
-            total[2] += added[x] * added[x] * e;
+    if (p < length) {
+        V r, a, e;
+        load_part(removed + p, length - p, r);
+        load_part(added + p, length - p, a);
+#pragma GCC unroll 4
+        for (int64_t n = 0; n < terms; n++) {
+            load_part(functions + n * length + p, length - p, e);
+            rr[n] += r * r * e;
+            ra[n] += r * a * e;
+            aa[n] += a * a * e;
         }
-        for (int64_t x = 0; x < 3; x++) sums[n * 3 + x] = total[x];
+    }
+    for (int64_t m = 0; m < group_terms; m++, sums += 3) {
+        V sum_rr = sums[0], sum_ra = sums[1], sum_aa = sums[2];
+#pragma GCC unroll 4
+        for (int64_t n = 0; n < terms; n++) {
+            const T x = mix[n * group_terms + m];
+            sum_rr += rr[n] * x;
+            sum_ra += ra[n] * x;
+            sum_aa += aa[n] * x;
+        }
+        sums[0] = sum_rr, sums[1] = sum_ra, sums[2] = sum_aa;
+    }
+}
+
+// sums [m][3], vectors, += those of one slice.
+template <class T>
+void add_slice_products(const T* removed, const T* added, const T* functions, int64_t terms, int64_t length, const T* mix,
+                        int64_t group_terms, typename Vector<T>::type* sums) {
+    for (int64_t n = 0; n < terms;) {
+        const int64_t left = terms - n, together = left >= 4 ? 4 : left;
+        const auto add = together == 4   ? add_products<T, 4>
+                         : together == 3 ? add_products<T, 3>
+                         : together == 2 ? add_products<T, 2>
+                                         : add_products<T, 1>;
+        add(removed, added, functions + n * length, length, mix + n * group_terms, group_terms, sums);
+        n += together;
     }
 }
 
 // sums [3, nodes] of Σ w_r w_r f, Σ w_r w_a f, Σ w_a w_a f, f the node weights of the plan, for a candidate of at most one row
-// each way; a missing row reads as the other one, and its sums are ignored.  Slices are short enough for partial sums of T to
-// keep their digits; they are added up in float64.
+// each way; a missing row reads as the other one, and its sums are ignored.  A lane's partial sums of T run over one group of
+// slices; lanes and groups are added up in float64.  memory: three vectors for each of a group's functions.
 template <class T>
-void candidate_singles(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, double* sums) {
+void candidate_singles(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, T* memory, double* sums) {
+    using V = typename Vector<T>::type;
     const T* removed = rows.removed ? row_of(rows, c, 0) : row_of(rows, c, rows.removed);
     const T* added = rows.added ? row_of(rows, c, rows.removed) : removed;
-    const T *functions = plan.functions, *coefficients = plan.coefficients;
+    const T *functions = plan.functions, *mixes = plan.mixes, *coefficients = plan.coefficients;
     for (int64_t q = 0; q < plan.nodes * 3; q++) sums[q] = 0;
-    for (int64_t s = 0; s < plan.slices; s++) {
-        const int64_t start = plan.bounds[s], length = plan.bounds[s + 1] - start;
-        for (int64_t n = 0; n < plan.terms[s];) {
-            T parts[4 * 3];
-            const int64_t left = plan.terms[s] - n, together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            const auto multiply = together == 4   ? weighted_products<T, 4>
-                                  : together == 2 ? weighted_products<T, 2>
-                                                  : weighted_products<T, 1>;
-            multiply(removed + start, added + start, functions, length, parts);
-            for (int64_t m = 0; m < together; m++, coefficients += plan.nodes)
-                for (int64_t x = 0; x < 3; x++)
-                    for (int64_t q = 0; q < plan.nodes; q++) sums[x * plan.nodes + q] += parts[m * 3 + x] * coefficients[q];
-            functions += together * length;
-            n += together;
+    for (int64_t g = 0, s = 0; g < plan.groups; g++) {
+        const int64_t group_terms = plan.group_terms[g];
+        memset(memory, 0, 3 * group_terms * sizeof(V));
+        for (; s < plan.group_ends[g]; s++) {
+            const int64_t terms = plan.terms[s], start = plan.bounds[s], length = plan.bounds[s + 1] - start;
+            add_slice_products(removed + start, added + start, functions, terms, length, mixes, group_terms, (V*)memory);
+            functions += terms * length;
+            mixes += terms * group_terms;
         }
+        for (int64_t m = 0; m < group_terms; m++, coefficients += plan.nodes)
+            for (int64_t y = 0; y < 3; y++) {
+                const double total = sum_lanes<T>(((const V*)memory)[m * 3 + y]);
+                for (int64_t q = 0; q < plan.nodes; q++) sums[y * plan.nodes + q] += total * coefficients[q];
+            }
     }
 }
 

@@ -8,10 +8,10 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
+#include <vector>
 
 #include "kernels.h"
+#include "threads.h"
 
 namespace fastfid {
 
@@ -67,27 +67,27 @@ Buffer<T> zeroed(int64_t elements) {
     return Buffer<T>(static_cast<T*>(memory));
 }
 
-// Calls work(task, memory) for every task, in any order, on at most `threads` threads, the caller's included, each with
-// `elements` zeroed elements of its own.
+// Calls work(task, memory) for every task, in any order, on at most `threads` threads, each with `elements` zeroed elements of
+// its own.
 template <class T, class Work>
 void share(int64_t tasks, int threads, int64_t elements, const Work& work) {
     threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, tasks)));
-    std::vector<Buffer<T>> memory;
-    for (int thread = 0; thread < threads; thread++) memory.push_back(zeroed<T>(elements));
-    std::atomic<int64_t> next{0};
-    auto drain = [&](int thread) {
-        for (int64_t task; (task = next.fetch_add(1)) < tasks;) work(task, memory[thread].get());
-    };
-    std::vector<std::thread> helpers;
-    for (int thread = 1; thread < threads; thread++) {
-        try {
-            helpers.emplace_back(drain, thread);
-        } catch (const std::system_error&) {  // the system grants no more threads: the others do the work
-            break;
-        }
-    }
-    drain(0);
-    for (auto& helper : helpers) helper.join();
+    struct Team {
+        int64_t tasks;
+        const Work& work;
+        std::vector<Buffer<T>> memory;
+        std::atomic<int64_t> next_task{0};
+        std::atomic<int> next_thread{0};
+    } team{tasks, work, {}};
+    for (int thread = 0; thread < threads; thread++) team.memory.push_back(zeroed<T>(elements));
+    on_threads(
+        threads,
+        [](void* data) {
+            Team& of = *static_cast<Team*>(data);
+            T* memory = of.memory[of.next_thread.fetch_add(1)].get();
+            for (int64_t task; (task = of.next_task.fetch_add(1)) < of.tasks;) of.work(task, memory);
+        },
+        &team);
 }
 
 // The first candidate with a NaN among its log-determinants.
@@ -131,9 +131,10 @@ template <class T>
 void swap_singles(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int threads, const std::string& isa, double* sums) {
     const Kernels<T> kernels = kernels_of<T>(isa);
     const int64_t tasks = (rows.candidates + SINGLES_A_TASK - 1) / SINGLES_A_TASK;
-    share<T>(tasks, threads, 0, [&](int64_t task, T*) {
+    const int64_t most_functions = plan.groups ? *std::max_element(plan.group_terms, plan.group_terms + plan.groups) : 0;
+    share<T>(tasks, threads, 3 * most_functions * int64_t(64 / sizeof(T)), [&](int64_t task, T* memory) {
         const int64_t last = std::min(rows.candidates, (task + 1) * SINGLES_A_TASK);
-        for (int64_t c = task * SINGLES_A_TASK; c < last; c++) kernels.singles(rows, plan, c, sums + c * plan.nodes * 3);
+        for (int64_t c = task * SINGLES_A_TASK; c < last; c++) kernels.singles(rows, plan, c, memory, sums + c * plan.nodes * 3);
     });
 }
 
