@@ -54,7 +54,7 @@ def error_bound(nodes: int, lo: float, hi: float) -> float:
 def node_count(tol: float, lo: float, hi: float) -> int:
     """Smallest number of nodes whose `error_bound` is at most `tol`; ValueError unless 0 < tol < 1."""
     if not 0 < tol < 1:
-        raise ValueError(f"tol must lie strictly between 0 and 1, got {tol}; 1e-6 is the default, 1e-10 suits float64")
+        raise ValueError(f"tol must lie strictly between 0 and 1, got {tol}; 2e-6 is the default, 1e-10 suits float64")
     _check_range(lo, hi)
     needed = math.log(BOUND_CONSTANT / tol) * (math.log(hi / lo) + 3) / (2 * math.pi**2)
     return max(MIN_NODES, math.ceil(needed))

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -209,6 +210,28 @@ def test_bindings_name_what_is_wrong():
         _C.swap_logdet(reference, places, added, shifts, plan, SLACK, 1, "sse9")
     with pytest.raises(ValueError, match="one row at most each way"):
         _C.swap_singles(reference, places, added, plan, 1)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the sanitizers are g++'s")
+def test_sanitizers_find_nothing(tmp_path):
+    # -O0: compiling takes the time here, and the sanitizers see every access either way
+    source = HERE.parent / "csrc" / "cpu"
+    flags = ["g++", "-std=c++17", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    machines = {"baseline": [], "wide": []}
+    if platform.machine() == "x86_64":
+        flags.append("-DFASTFID_HAVE_X86_VARIANTS")
+        machines |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
+    compilers = [
+        subprocess.Popen([*flags, *machine, "-c", str(source / f"isa_{isa}.cpp"), "-o", str(tmp_path / f"{isa}.o")])
+        for isa, machine in machines.items()
+    ]
+    assert all([compiler.wait() == 0 for compiler in compilers])
+    objects = [str(tmp_path / f"{isa}.o") for isa in machines]
+    sources = [str(source / "swap.cpp"), str(source / "threads.cpp"), str(HERE / "sanitized.cpp")]
+    program = tmp_path / "sanitized"
+    subprocess.run([*flags, *sources, *objects, "-o", str(program), "-ldl", "-lpthread"], check=True)
+    found = subprocess.run([str(program)], capture_output=True, text=True)
+    assert found.returncode == 0 and found.stdout.startswith("finite"), found.stderr[:2000]
 
 
 # -------------------------------------------------------------------------------------------------------- CUDA source
