@@ -37,8 +37,10 @@ no more than 2√c·max(m_r, m_a)·√s; directions emptied and refilled cancel.
 Legend: N reference samples, d features, r rank of Σ_r, B candidates, k = m_r + m_a, Q nodes; rows [.., d] or [.., r].
 """
 
+import hashlib
 import math
 import time
+import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -47,6 +49,7 @@ import torch
 
 from fastfid import backend as backends
 from fastfid import triton_kernels
+from fastfid.moments import write_atomically
 from fastfid.quadrature import error_bound, node_count, sqrt_nodes, weight_plan
 from fastfid.sqrtm import MATRICES_PER_PAIR, root_function
 
@@ -110,6 +113,44 @@ class RealFactor:
     def of(cls, real, device=None) -> "RealFactor":
         """`real` itself if it is factored already, else its factor."""
         return real if isinstance(real, cls) else cls(real, device)
+
+    @classmethod
+    def kept(cls, real, path, device=None) -> "RealFactor":
+        """The factor of `real`: read from `path` (.npz) if it was written there for the same moments, else made and written.
+
+        The file tells the moments by their SHA-256; one of others, or a damaged one, is replaced.
+        """
+        _, mean, cov = _moments_of(real)
+        mean, cov = _as_tensor(mean, "real mean"), _as_tensor(cov, "real covariance")
+        digest = _digest(mean, cov)
+        try:
+            with np.load(path, allow_pickle=False) as held:
+                if str(held["moments_sha256"]) == digest:
+                    return cls._from_arrays(
+                        held, _as_tensor(cov, "real covariance").device if device is None else device
+                    )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            pass
+        factor = cls(real, device)
+        arrays = {"mean": factor.mean, "root": factor.root}
+        write_atomically(
+            path,
+            lambda file: np.savez(
+                file,
+                **{name: array.cpu().numpy() for name, array in arrays.items()},
+                trace=factor.trace,
+                clipped=factor.clipped,
+                moments_sha256=digest,
+            ),
+        )
+        return factor
+
+    @classmethod
+    def _from_arrays(cls, held, device) -> "RealFactor":
+        factor = cls.__new__(cls)
+        factor.mean, factor.root = (torch.from_numpy(held[name]).to(device) for name in ("mean", "root"))
+        factor.trace, factor.clipped = float(held["trace"]), int(held["clipped"])
+        return factor
 
     @property
     def dim(self) -> int:
@@ -863,6 +904,14 @@ def _moments_of(real):
         f"real must be FeatureMoments, a pair (mean, cov) or a RealFactor, got {type(real).__name__}; "
         "use FeatureMoments.from_features for raw features"
     )
+
+
+def _digest(mean: torch.Tensor, cov: torch.Tensor) -> str:
+    """SHA-256 of moments in float64."""
+    found = hashlib.sha256()
+    for array in (mean, cov):
+        found.update(array.detach().to("cpu", torch.float64).contiguous().numpy())
+    return found.hexdigest()
 
 
 def _as_tensor(value, name: str) -> torch.Tensor:

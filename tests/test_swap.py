@@ -581,3 +581,23 @@ def test_rows_that_are_not_part_of_the_reference_are_noticed(backend):
     engine._projected[int(removed[2, 0])] *= 50  # as if that row had been another one when the basis was made
     with pytest.raises(ValueError, match=r"in candidate \d+ .* not part of the reference"):
         engine.change(removed, added)
+
+
+def test_the_real_factor_is_kept_on_disk(tmp_path, monkeypatch):
+    real, reference, removed, added = make(d=12, N=60, m_r=3, m_a=3, batch=2)
+    path = tmp_path / "real.factor.npz"
+    first = RealFactor.kept(moments(real), path)
+    expected = SwapEngine(first, reference).score(removed, added)
+    path_of_others = path.read_bytes()
+
+    def no_eigh(*_):
+        raise AssertionError("the factor was made again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastfid.swap._symmetric_root", no_eigh)
+        again = RealFactor.kept(moments(real), path)
+        assert torch.equal(SwapEngine(again, reference).score(removed, added), expected)
+    other = RealFactor.kept(moments(real * 2), path)  # of other moments: replaced
+    assert other.trace == pytest.approx(4 * first.trace) and path.read_bytes() != path_of_others
+    path.write_bytes(b"damaged")
+    assert torch.equal(RealFactor.kept(moments(real), path).root, first.root)
