@@ -116,7 +116,7 @@ class RealFactor:
 
     @classmethod
     def kept(cls, real, path, device=None) -> "RealFactor":
-        """The factor of `real`: read from `path` (.npz) if it was written there for the same moments, else made and written.
+        """The factor of `real`: read from `path` (.npz) if written there for the same moments, else made and written.
 
         The file tells the moments by their SHA-256; one of others, or a damaged one, is replaced.
         """
