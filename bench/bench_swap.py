@@ -6,8 +6,9 @@ info (also `gflop_per_s` where the operations can be counted).  Times are report
     engine          SwapEngine, default precision, reference prepared before; `16 nodes`: with a tol that asks for 16
     projection      the engine's own product of new rows and basis, [B·m, d]×[d, d] float32: its floor
     eigvalsh        moments of the changed set by a rank update, R Σ' Rᵀ, float64 symmetric eigenvalues
-    eigvals         moments of the changed set from scratch, torch-fidelity's own function (general eigenvalues)
-    sqrtm           moments from scratch, SciPy's matrix root of Σ_r Σ' as pytorch-fid takes it; one candidate, once
+    eigvals         moments of the changed set from scratch, torch-fidelity's and torchmetrics' own functions (general
+                    eigenvalues)
+    sqrtm           moments from scratch, pytorch-fid's own function (SciPy's matrix root of Σ_r Σ'), once
     moment queue    FD-loss's algorithm: running sums with rows evicted and added, eigvalsh(R Σ' Rᵀ) in float32 products
 
 `--full` adds the growth with B up to 1,024 and with N up to 50,000.
@@ -19,7 +20,6 @@ import os
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
@@ -287,36 +287,38 @@ def bench_moment_queue(benchmark, d):
     benchmark.extra_info["error_over_spread"] = float((distances - p.scores[:count]).abs().max() / p.scores.std())
 
 
-@by_size
-def bench_eigvals(benchmark, d):
-    p, count = problem(d), SIZES[d]["eigvals"]
+def by_a_tool(benchmark, d, provider, distance):
+    """Moments of every changed set from scratch and a tool's own function of (mean, cov, mean, cov), once."""
+    p, count = problem(d), SIZES[d][provider]
     benchmark.group = f"score {SIZES[d]['engine']} swaps of {M}, d={d}, N={N}"
-    real = {"mu": p.mean.numpy(), "sigma": p.cov.numpy()}
 
     def call():
-        results = []
-        for rows in changed_sets(p, count):
-            changed = {"mu": rows.mean(0).numpy(), "sigma": torch.cov(rows.T).numpy()}
-            results.append(fid_statistics_to_metric(changed, real, verbose=False)["frechet_inception_distance"])
-        return np.array(results)
+        return np.array(
+            [float(distance(rows.mean(0), torch.cov(rows.T), p.mean, p.cov)) for rows in changed_sets(p, count)]
+        )
 
     check(measure(benchmark, call, count, rounds=1), p)
 
 
 @by_size
-def bench_sqrtm(benchmark, d):
-    p, count = problem(d), SIZES[d]["sqrtm"]
-    benchmark.group = f"score {SIZES[d]['engine']} swaps of {M}, d={d}, N={N}"
+def bench_eigvals_torch_fidelity(benchmark, d):
+    def distance(mean, cov, real_mean, real_cov):
+        sides = [{"mu": m.numpy(), "sigma": c.numpy()} for m, c in ((mean, cov), (real_mean, real_cov))]
+        return fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"]
 
-    def call():
-        results = []
-        for rows in changed_sets(p, count):
-            mean, cov = rows.mean(0), torch.cov(rows.T)
-            root = scipy.linalg.sqrtm((p.cov @ cov).numpy()).trace().real
-            results.append((p.mean - mean).square().sum() + (p.cov.diagonal() + cov.diagonal()).sum() - 2 * root)
-        return torch.stack(results)
+    by_a_tool(benchmark, d, "eigvals", distance)
 
-    check(measure(benchmark, call, count, rounds=1), p)
+
+@by_size
+def bench_eigvals_torchmetrics(benchmark, d):
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    by_a_tool(benchmark, d, "eigvals", fid._compute_fid)
+
+
+@by_size
+def bench_sqrtm_pytorch_fid(benchmark, d):
+    fid_score = pytest.importorskip("pytorch_fid.fid_score")
+    by_a_tool(benchmark, d, "sqrtm", lambda *sides: fid_score.calculate_frechet_distance(*(x.numpy() for x in sides)))
 
 
 # --- growth ----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """fastfid: exact Fréchet distances of many sample swaps at once, and the distribution metrics around them."""
 
-from fastfid.evaluate import DifferenceResult, EvaluationResult, diff, evaluate
+from fastfid.evaluate import diff, evaluate
 from fastfid.features import FeatureExtractor, feature_extractor
 from fastfid.frechet import PreparedMoments, frechet_distance, frechet_terms, prepare
 from fastfid.images import open_images
 from fastfid.kernel_distance import kid, mmd
-from fastfid.moments import FeatureMoments
+from fastfid.metrics import FrechetDistance, FrechetInceptionDistance, KernelInceptionDistance, PrecisionRecall
+from fastfid.moments import FeatureMoments, FeatureWindow
 from fastfid.neighbours import prdc, precision_recall
+from fastfid.results import DifferenceResult, EvaluationResult
 from fastfid.sqrtm import trace_sqrt_product
 from fastfid.statistics import Statistics, read_statistics
 from fastfid.swap import RealFactor, SwapEngine, swap_change_ref
@@ -18,6 +20,11 @@ __all__ = [
     "EvaluationResult",
     "FeatureExtractor",
     "FeatureMoments",
+    "FeatureWindow",
+    "FrechetDistance",
+    "FrechetInceptionDistance",
+    "KernelInceptionDistance",
+    "PrecisionRecall",
     "PreparedMoments",
     "RealFactor",
     "Statistics",

@@ -8,29 +8,31 @@ fastfid info real.npz                               what a file of statistics or
 fastfid real/ generated.zip                         FD (fashion-a):  3.1415
 fastfid real.npz generated/ --network inception     FID:  3.1415
 
-`python -m fastfid` is the same; `fastfid COMMAND --help` lists the options.
+`python -m fastfid` is the same; `fastfid COMMAND --help` lists the options.  `torchrun --nproc-per-node 8 -m fastfid …`
+divides the images among processes; one of them prints and writes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from fastfid import __version__
-from fastfid.cache import SHARD_IMAGES
-from fastfid.evaluate import METRICS, diff, evaluate, statistics_of
+from fastfid import __version__, distributed
+from fastfid.evaluate import compare, diff, evaluate, statistics_of
+from fastfid.extraction import SHARD_IMAGES
 from fastfid.extractors import NETWORK_NAMES
-from fastfid.features import EXTRACTOR_NAMES, FeatureExtractor, feature_extractor
-from fastfid.frechet import FrechetTerms, frechet_terms
-from fastfid.images import ImageSource, open_images
-from fastfid.moments import FeatureMoments, check_same_features
+from fastfid.frechet import FrechetTerms
+from fastfid.images import open_images
+from fastfid.materials import Material
 from fastfid.protocols import PROTOCOLS
 from fastfid.report import write_report
+from fastfid.scores import METRICS, fd_label
 from fastfid.statistics import holds_statistics, read_statistics
 
-DEFAULT_NETWORK = "fashion-a"  # embedded: works without a download
 BATCH_SIZE = SHARD_IMAGES  # images a step; 256 × 3 × 299² float32 of Inception input are 275 MB
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended, by the shells' convention
 
@@ -41,17 +43,27 @@ def main(argv: list[str] | None = None) -> int:
     named = bool(argv) and argv[0] in COMMANDS  # a folder of such a name is given as ./eval
     arguments = _command_parser().parse_args(argv) if named else _parser().parse_args(argv)
     try:
-        if named:
-            COMMANDS[arguments.command](arguments)
-        else:
-            (_save_statistics if arguments.save_stats else _compare)(arguments)
+        with distributed.process_group():
+            _run(COMMANDS[arguments.command] if named else _compare, arguments)
+    except KeyboardInterrupt:
+        # Ctrl-C reaches every process of a torchrun; which of them is rank 0 is not known any more
+        if os.environ.get("RANK", "0") == "0":
+            print("fastfid: interrupted; the same command goes on from the features it cached", file=sys.stderr)
+        return INTERRUPTED
+    except distributed.OtherRankFailed:
+        return 2  # rank 0 tells it
     except (ValueError, OSError, ImportError) as error:
         print(f"fastfid: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("fastfid: interrupted; the same command goes on from the features it cached", file=sys.stderr)
-        return INTERRUPTED
     return 0
+
+
+def _run(command: Callable, arguments: argparse.Namespace) -> None:
+    """A command's work on every rank, then what it returns, its writing and printing, on rank 0 alone."""
+    finish = command(arguments)
+    with distributed.agreement():
+        if distributed.is_main():
+            finish()
 
 
 # --- eval, diff, stats, convert, info ----------------------------------------------------------------------------
@@ -106,6 +118,8 @@ def _add_network_options(parser: argparse.ArgumentParser, several: bool = False)
     parser.add_argument("--protocol", choices=PROTOCOLS, help="network, resizing and metric defaults of a peer")
     parser.add_argument("--weights", type=_weights, help="weights file of the network, or NAME=PATH,NAME=PATH")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"images a step (default {BATCH_SIZE})")
+    parser.add_argument("--workers", type=int, help="threads that decode files (default: one a core, up to 8)")
+    parser.add_argument("--value-range", type=_range, metavar="LOW,HIGH", help="of float images in .npz and .npy")
     parser.add_argument("--device", default="cpu", help="where the network runs, e.g. cuda (default cpu)")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor write the cache of features")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave unreadable images out, and say so")
@@ -118,6 +132,11 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, high = (float(part) for part in text.split(","))  # argparse tells what is wrong with another text
+    return low, high
 
 
 def _weights(text: str) -> str | dict[str, str]:
@@ -135,6 +154,8 @@ def _settings(arguments: argparse.Namespace) -> dict:
         "weights": arguments.weights,
         "device": arguments.device,
         "batch_size": arguments.batch_size,
+        "workers": arguments.workers,
+        "value_range": arguments.value_range,
         "cache": not arguments.no_cache,
         "skip_corrupt": arguments.skip_corrupt,
         "force": arguments.force,
@@ -142,7 +163,7 @@ def _settings(arguments: argparse.Namespace) -> dict:
     }
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def _evaluate(arguments: argparse.Namespace) -> Callable[[], None]:
     if arguments.html:
         _check_folder(arguments.html)  # before hours of work
     result = evaluate(
@@ -154,18 +175,22 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         nearest_k=arguments.nearest_k,
         **_settings(arguments),
     )
-    if arguments.html:
-        write_report(result, arguments.html)
-    print(result.to_json() if arguments.json else result.table())
+
+    def finish() -> None:
+        if arguments.html:
+            write_report(result, arguments.html)
+        print(result.to_json() if arguments.json else result.table())
+
+    return finish
 
 
-def _difference(arguments: argparse.Namespace) -> None:
+def _difference(arguments: argparse.Namespace) -> Callable[[], None]:
     sides = (arguments.a, arguments.b, arguments.reference)
     result = diff(*sides, features=arguments.network, same_noise=arguments.same_noise, **_settings(arguments))
-    print(result.to_json() if arguments.json else result.table())
+    return lambda: print(result.to_json() if arguments.json else result.table())
 
 
-def _statistics(arguments: argparse.Namespace) -> None:
+def _statistics(arguments: argparse.Namespace) -> Callable[[], None]:
     _check_folder(arguments.out)
     _check_npz(arguments.out)
     keep, spatial = arguments.keep_features, arguments.spatial
@@ -173,11 +198,15 @@ def _statistics(arguments: argparse.Namespace) -> None:
     statistics = statistics_of(
         arguments.images, features=arguments.network, keep_features=keep, spatial=spatial, **settings
     )
-    statistics.save(arguments.out)
-    print(f"{arguments.out}: {statistics.count} images, {_described(statistics.provenance)}")
+
+    def finish() -> None:
+        statistics.save(arguments.out)
+        print(f"{arguments.out}: {statistics.count} images, {_described(statistics.provenance)}")
+
+    return finish
 
 
-def _convert(arguments: argparse.Namespace) -> None:
+def _convert(arguments: argparse.Namespace) -> Callable[[], None]:
     _check_folder(arguments.out)
     _check_npz(arguments.out)
     statistics = read_statistics(arguments.file, arguments.network)
@@ -193,22 +222,26 @@ def _convert(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{arguments.file} says it is of {statistics.count} images; leave --count out")
         statistics.moments.count = arguments.count
     statistics.provenance.setdefault("source", f"{Path(arguments.file).name} ({statistics.form})")
-    statistics.save(arguments.out)
-    print(f"{arguments.out}: {statistics.count or 'unknown number of'} images, {_described(statistics.provenance)}")
+
+    def finish() -> None:
+        statistics.save(arguments.out)
+        count = statistics.count or "unknown number of"
+        print(f"{arguments.out}: {count} images, {_described(statistics.provenance)}")
+
+    return finish
 
 
-def _information(arguments: argparse.Namespace) -> None:
+def _information(arguments: argparse.Namespace) -> Callable[[], None]:
     if holds_statistics(arguments.file):
         found = _statistics_facts(arguments)
     else:
         images = open_images(arguments.file)
         found = {"file": arguments.file, "holds": "images", "count": len(images)}
         found["shape of the first, C × H × W"] = " × ".join(map(str, images.image(0).shape))
-    if arguments.json:
-        print(json.dumps(found))
-    else:
-        width = max(map(len, found))
-        print("\n".join(f"{name.ljust(width)}  {'unknown' if v is None else v}" for name, v in found.items()))
+        found["classes"] = len(set(images.labels(0, len(images)) or []))
+    width = max(map(len, found))
+    lines = (f"{name.ljust(width)}  {'unknown' if v is None else v}" for name, v in found.items())
+    return lambda: print(json.dumps(found) if arguments.json else "\n".join(lines))
 
 
 def _statistics_facts(arguments: argparse.Namespace) -> dict:
@@ -265,106 +298,48 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("a", metavar="A", help="folder, .zip, .npz or .npy of images, or .npz of statistics mu, sigma")
     parser.add_argument("b", metavar="B", help="the other set; with --save-stats the file to write")
-    parser.add_argument("--network", choices=EXTRACTOR_NAMES, help=f"feature network (default {DEFAULT_NETWORK})")
-    parser.add_argument("--weights", help="weights file of the network (default: embedded or downloaded)")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"images a step (default {BATCH_SIZE})")
-    parser.add_argument("--device", default="cpu", help="where the network runs, e.g. cuda (default cpu)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--save-stats", action="store_true", help="write the statistics of A to B (.npz) and stop")
     parser.add_argument("--version", action="version", version=f"fastfid {__version__}")
+    _add_network_options(parser)
+    _add_json(parser)
     return parser
 
 
-def _compare(arguments: argparse.Namespace) -> None:
-    sides = [
-        _open(source, arguments.network) for source in (arguments.a, arguments.b)
-    ]  # both are opened before any is worked through
-    extractor = _extractor(arguments, sides)
-    _check_against_saved(sides, extractor)
-    a, b = (_moments(side, extractor, arguments.batch_size) for side in sides)
-    report = _report(arguments, a, b, frechet_terms(a, b))
-    for name, moments in ((arguments.a, a), (arguments.b, b)):
-        if moments.count is not None and moments.count <= moments.dim:
-            note = f"{moments.count} images for d = {moments.dim} features: the distance is biased upwards, use more"
-            print(f"fastfid: note: {name}: {note}", file=sys.stderr)
-    print(json.dumps(report) if arguments.json else _text(report))
+def _compare(arguments: argparse.Namespace) -> Callable[[], None]:
+    if arguments.save_stats:
+        arguments.images, arguments.out = arguments.a, arguments.b
+        arguments.keep_features = arguments.spatial = False
+        return _statistics(arguments)
+    sides = (arguments.a, arguments.b)
+    a, b, terms = compare(*sides, features=arguments.network, **_settings(arguments))
+
+    def finish() -> None:
+        for side in (a, b):
+            if side.moments.count is not None and side.moments.count <= side.moments.dim:
+                few = f"{side.moments.count} images for d = {side.moments.dim} features"
+                print(f"fastfid: note: {side.name}: {few}: the distance is biased upwards, use more", file=sys.stderr)
+        report = _report(arguments, a, b, terms)
+        print(json.dumps(report) if arguments.json else _text(report))
+
+    return finish
 
 
-def _save_statistics(arguments: argparse.Namespace) -> None:
-    _check_folder(arguments.b)
-    images = _open(arguments.a, arguments.network)
-    if isinstance(images, FeatureMoments):
-        raise ValueError(f"{arguments.a} holds statistics already; give images to --save-stats")
-    _moments(images, _extractor(arguments, [images]), arguments.batch_size).save(arguments.b)
-
-
-# --- their steps -------------------------------------------------------------------------------------------------
-
-
-def _open(source: str, network: str | None) -> FeatureMoments | ImageSource:
-    """Statistics if `source` is a file of them or of features and holds no images, else images."""
-    if holds_statistics(source):
-        statistics = read_statistics(source, network)
-        if not statistics.images:
-            return statistics.moments
-    return open_images(source)
-
-
-def _extractor(arguments: argparse.Namespace, sides: list) -> FeatureExtractor | None:
-    """The network asked for, else the one that statistics on the other side were made with; None if no images."""
-    if all(isinstance(side, FeatureMoments) for side in sides):
-        return None
-    recorded = [side.provenance.get("extractor") for side in sides if isinstance(side, FeatureMoments)]
-    name = arguments.network or next((name for name in recorded if name in EXTRACTOR_NAMES), DEFAULT_NETWORK)
-    return feature_extractor(name, arguments.weights, arguments.device)
-
-
-def _check_against_saved(sides: list, extractor: FeatureExtractor | None) -> None:
-    """ValueError, before any image is read, if saved statistics come from another network than `extractor`."""
-    for side in sides:
-        if extractor is not None and isinstance(side, FeatureMoments):
-            check_same_features(side, FeatureMoments.empty(extractor.dim, _provenance(extractor)))
-
-
-def _moments(side: FeatureMoments | ImageSource, extractor: FeatureExtractor | None, size: int) -> FeatureMoments:
-    """Saved statistics as they are; images through the extractor with a progress bar."""
-    if isinstance(side, FeatureMoments):
-        return side
-    from tqdm import tqdm
-
-    moments = FeatureMoments.empty(extractor.dim, _provenance(extractor))
-    with tqdm(total=len(side), unit="image", desc=Path(side.name).name, file=sys.stderr) as progress:
-        for images in side.batches(size):
-            moments.update(extractor(images).cpu())
-            progress.update(len(images))
-    return moments
-
-
-def _provenance(extractor: FeatureExtractor) -> dict[str, str]:
-    return {
-        "extractor": extractor.name,
-        "weights_sha256": extractor.weights_sha256,
-        "preprocessing": extractor.preprocessing,
-    }
-
-
-def _report(arguments: argparse.Namespace, a: FeatureMoments, b: FeatureMoments, terms: FrechetTerms) -> dict:
+def _report(arguments: argparse.Namespace, a: Material, b: Material, terms: FrechetTerms) -> dict:
     """Everything the command found, by the names of its JSON output."""
-    provenance = a.provenance if a.provenance.get("extractor") else b.provenance
-    network = provenance.get("extractor") or arguments.network or "unknown network"
+    known = a.provenance if a.provenance.get("extractor") else b.provenance
     return {
-        "metric": "FID" if network == "inception" else f"FD ({network})",
+        "metric": fd_label(a.network),
         "value": terms.total,
         "mean_term": terms.mean_term,
         "trace_term": terms.trace_term,
         "root_term": terms.root_term,
         "clipped_eigenvalues": terms.clipped,
-        "network": network,
-        "dim": a.dim,
-        "preprocessing": provenance.get("preprocessing"),
-        "weights_sha256": provenance.get("weights_sha256"),
-        "a": {"source": arguments.a, "count": a.count},
-        "b": {"source": arguments.b, "count": b.count},
+        "network": a.network,
+        "dim": a.moments.dim,
+        "preprocessing": known.get("preprocessing"),
+        "weights_sha256": known.get("weights_sha256"),
+        "a": {"source": arguments.a, "count": a.moments.count},
+        "b": {"source": arguments.b, "count": b.moments.count},
         "version": f"fastfid {__version__}",
     }
 

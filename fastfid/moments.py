@@ -1,8 +1,8 @@
-"""Count, mean and covariance of a feature set: streamed, merged, reduced over ranks, saved with their provenance.
+"""Count, mean and covariance of a feature set: streamed, evicted, merged, reduced over ranks, saved with provenance.
 
-In host memory rows are centred about their mean, found in a pass before, and multiplied in float64; batches, ranks and
-blocks that carry gradients are combined by the pairwise update of Chan, Golub & LeVeque (1983).  Either way a mean of
-10⁴ standard deviations costs no digits: no Σxxᵀ − nμμᵀ is ever formed.
+Rows wait in a float64 buffer; a full buffer is centred about its own mean and added to the covariance by the pairwise
+update of Chan, Golub & LeVeque (1983), one triangle, in place.  So a mean of 10⁴ standard deviations costs no digits
+(no Σxxᵀ − nμμᵀ is ever formed), and rows in the same order give the same bits however they were cut into batches.
 
 Legend: n samples, d feature dimension; scatter S = Σ (x − μ)(x − μ)ᵀ = (n − 1) cov.
 """
@@ -10,57 +10,93 @@ Legend: n samples, d feature dimension; scatter S = Σ (x − μ)(x − μ)ᵀ =
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
-# Rows centred and multiplied at a time: 512 × 2048 float64 is 8 MiB, which stays in cache between the two, and the d²
-# of adding a block's product to the others is lost beside its 512·d².  Measured at d = 512 and 2048: 256, 512 and 1024
-# are within 10% of each other, 2500 and 5000 slower by up to 17%.
-BLOCK_ROWS = 512
-# The same on other devices and for gradients, where blocks are merged: 4096 × 2048 float64 is 64 MiB, and the d² of a
-# merge is lost beside the 4096·d² of a product.
+# Rows of a buffer: 1024 × 2048 float64 is 16 MiB, and the d² of scaling the covariance is lost beside their 1024·d².
+# Measured at d = 512 and 2048: 512, 1024 and 2048 are within 5% of each other at 2048, 512 a tenth slower at 512.
+BLOCK_ROWS = 1024
+# Columns of the triangle multiplied at a time.  Measured at d = 2048: 128, 256 and 512 reach 66, 71 and 69% of the
+# speed of a square product, counting one triangle; half a block per column is made in vain.
+COLUMNS = 256
+# Rows whose gradients are carried through one block: the d² of a merge is lost beside the 4096·d² of a product.
 GRADIENT_BLOCK_ROWS = 4096
 
 
-@dataclass
 class FeatureMoments:
     """Moments of n feature rows: count n, mean float64 [d], cov float64 [d, d] with ddof = 1 (zeros while n < 2).
 
     count       int, or None when a statistics file does not tell
     provenance  dict of strings: extractor, weights_sha256, version…; {} when unknown
+
+    Tensors read from `mean` and `cov` stay as they are when rows are added later.
     """
 
-    count: int | None
-    mean: Tensor
-    cov: Tensor
-    provenance: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.mean = torch.as_tensor(self.mean).to(torch.float64)
-        self.cov = torch.as_tensor(self.cov).to(torch.float64)
-        if self.mean.dim() != 1 or self.cov.shape != (len(self.mean), len(self.mean)):
+    def __init__(self, count: int | None, mean: Tensor, cov: Tensor, provenance: dict | None = None):
+        self._mean = torch.as_tensor(mean).to(torch.float64)
+        self._cov = torch.as_tensor(cov).to(torch.float64)
+        if self._mean.dim() != 1 or self._cov.shape != (len(self._mean), len(self._mean)):
             raise ValueError(
-                f"moments need mean [d] and cov [d, d], got {tuple(self.mean.shape)} and {tuple(self.cov.shape)}"
+                f"moments need mean [d] and cov [d, d], got {tuple(self._mean.shape)} and {tuple(self._cov.shape)}"
             )
+        self._count = count  # of the rows within _mean and _cov
+        self.provenance = {} if provenance is None else provenance
+        self._added, self._evicted = _Buffer(), _Buffer()
+        self._shared = True  # someone else may hold _cov, so it must not be written to
+        self._mirrored = True  # both triangles of _cov are valid; else the upper one alone
+
+    def __reduce__(self):
+        return FeatureMoments, (self.count, self.mean, self.cov, self.provenance)
+
+    def __repr__(self) -> str:
+        return f"FeatureMoments(count={self.count}, dim={self.dim}, provenance={self.provenance})"
+
+    @property
+    def count(self) -> int | None:
+        """Rows n, or None if unknown."""
+        return None if self._count is None else self._count + len(self._added) - len(self._evicted)
+
+    @count.setter
+    def count(self, count: int | None) -> None:
+        self._flush()
+        self._count = count
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean row, float64 [d]."""
+        self._flush()
+        return self._mean
+
+    @property
+    def cov(self) -> Tensor:
+        """Covariance with ddof = 1, float64 [d, d]."""
+        self._flush()
+        if not self._mirrored:
+            _mirror_triangle(self._cov)
+            self._mirrored = True
+        self._shared = True
+        return self._cov
 
     @property
     def dim(self) -> int:
         """Feature dimension d."""
-        return len(self.mean)
+        return len(self._mean)
 
     @classmethod
-    def empty(cls, dim: int, provenance: dict | None = None) -> FeatureMoments:
-        """Moments of no rows, the start of a stream of `update`s."""
-        mean, cov = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
-        return cls(0, mean, cov, dict(provenance or {}))
+    def empty(cls, dim: int, provenance: dict | None = None, device: str | torch.device = "cpu") -> FeatureMoments:
+        """Moments of no rows, the start of a stream of `update`s; rows are sent to `device`."""
+        mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        moments = cls(0, mean, torch.zeros(dim, dim, dtype=torch.float64, device=device), dict(provenance or {}))
+        moments._shared = False
+        return moments
 
     @classmethod
     def from_features(cls, x: Tensor, provenance: dict | None = None) -> FeatureMoments:
@@ -68,24 +104,67 @@ class FeatureMoments:
 
         ValueError for another shape, fewer than two rows, or rows that are not finite (it says which).
         """
-        x = _checked_features(x)
+        x = checked_features(x)
         if len(x) < 2:
             raise ValueError(f"a covariance needs at least 2 rows, got {len(x)}; stream single rows with update()")
-        return cls(*_moments_of(x), dict(provenance or {}))
+        if x.requires_grad:
+            return cls(*_moments_with_gradient(x), dict(provenance or {}))
+        moments = cls.empty(x.shape[1], provenance, x.device).update(x)
+        moments._flush()
+        moments._added = _Buffer()
+        return moments
 
+    @torch.inference_mode(False)  # what is made here is written to again, perhaps outside the caller's inference mode
     def update(self, x: Tensor) -> FeatureMoments:
-        """Add the rows of x [m, d], m ≥ 0, in place and return self: exactly the moments of all rows together."""
-        x = _checked_features(x)
-        if x.shape[1] != self.dim:
-            raise ValueError(f"these moments have d = {self.dim}, the batch has d = {x.shape[1]}; use one extractor")
-        if len(x):
-            self.count, self.mean, self.cov = _combine(self._known_count(), *self._pair(), *_moments_of(x))
+        """Add the rows of x [m, d], m ≥ 0, in place and return self: exactly the moments of all rows together.
+
+        Rows that require a gradient, added to moments or already in them, are carried differentiably.
+        """
+        x, n = self._checked_rows(x), self._known_count()
+        if len(x) and (x.requires_grad or self._mean.requires_grad or self._cov.requires_grad):
+            added = _moments_with_gradient(x.to(self._mean.device))
+            self._count, self._mean, self._cov = _combine(n, self.mean, self.cov, *added)
+            return self
+        for _ in self._added.fill(x, self._mean.device):
+            self._absorb(self._added)
         return self
+
+    @torch.inference_mode(False)
+    def evict(self, x: Tensor) -> FeatureMoments:
+        """Take the rows of x [m, d], added before, out again in place and return self; ValueError if n < m.
+
+        Each buffer added or taken out rounds the covariance by a few ε = 2·10⁻¹⁶ of its largest entry so far, and this
+        adds up: measured 2·10⁻¹⁴ after 100 turnovers of 1,000 rows with means of 5 standard deviations.  Rows that were
+        never added are not noticed.  `FeatureWindow` keeps its rows and starts afresh after every turnover.
+        """
+        x, n = self._checked_rows(x), self._known_count()
+        if len(x) > n:
+            raise ValueError(f"{len(x)} rows cannot be evicted from moments of {n}; evict rows that were added")
+        if self._mean.requires_grad or self._cov.requires_grad:
+            raise ValueError("rows cannot be evicted from moments that carry a gradient; detach() their mean and cov")
+        for _ in self._evicted.fill(x.detach(), self._mean.device):
+            self._flush()
+        return self
+
+    def copy(self) -> FeatureMoments:
+        """Moments of the same rows that go their own way."""
+        return FeatureMoments(self.count, self.mean.clone(), self.cov.clone(), dict(self.provenance))
+
+    def state_dict(self) -> dict:
+        """`count`, `mean`, `cov` and `provenance`, for torch.save."""
+        return {"count": self.count, "mean": self.mean, "cov": self.cov, "provenance": dict(self.provenance)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Become the moments that `state_dict` described, on the device these are on; ValueError for another d."""
+        if len(state["mean"]) != self.dim:
+            raise ValueError(f"these moments have d = {self.dim}, the state has d = {len(state['mean'])}")
+        device = self._mean.device
+        self.__init__(state["count"], state["mean"].to(device), state["cov"].to(device), dict(state["provenance"]))
 
     def merge(self, other: FeatureMoments) -> FeatureMoments:
         """Moments of both sets together, as a new object; ValueError if their dimension or provenance differ."""
         check_same_features(self, other)
-        merged = _combine(self._known_count(), *self._pair(), other._known_count(), *other._pair())
+        merged = _combine(self._known_count(), self.mean, self.cov, other._known_count(), other.mean, other.cov)
         return FeatureMoments(*merged, self.provenance or other.provenance)
 
     def all_reduce(self, group=None) -> FeatureMoments:
@@ -97,16 +176,18 @@ class FeatureMoments:
         import torch.distributed as dist
 
         if not (dist.is_available() and dist.is_initialized()):
-            return FeatureMoments(self.count, self.mean.clone(), self.cov.clone(), dict(self.provenance))
-        n = self._known_count()
-        sums = torch.cat([n * self.mean, self.mean.new_tensor([n])])  # counts below 2⁵³ are exact in float64
+            return self.copy()
+        n, device = self._known_count(), reducing_device(self._mean.device, group)
+        own_mean, own_cov = self.mean.to(device), self.cov.to(device)
+        sums = torch.cat([n * own_mean, own_mean.new_tensor([n])])  # counts below 2⁵³ are exact in float64
         dist.all_reduce(sums, group=group)
         total = int(sums[-1].item())
         mean = sums[:-1] / max(total, 1)
-        delta = self.mean - mean
-        scatter = max(n - 1, 0) * self.cov + n * torch.outer(delta, delta)
+        delta = own_mean - mean
+        scatter = max(n - 1, 0) * own_cov + n * torch.outer(delta, delta)
         dist.all_reduce(scatter, group=group)
-        return FeatureMoments(total, mean, scatter / max(total - 1, 1), dict(self.provenance))
+        mean, cov = (t.to(self._mean.device) for t in (mean, scatter / max(total - 1, 1)))
+        return FeatureMoments(total, mean, cov, dict(self.provenance))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write npz with `mu`, `sigma`, `count` and a JSON `provenance`; pytorch-fid reads its first two.
@@ -138,13 +219,123 @@ class FeatureMoments:
             provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays.files else {}
             return cls(count, torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]), provenance)
 
-    def _pair(self) -> tuple[Tensor, Tensor]:
-        return self.mean, self.cov
-
     def _known_count(self) -> int:
         if self.count is None:
             raise ValueError("these statistics do not tell their count, so nothing can be merged in; set .count first")
         return self.count
+
+    def _checked_rows(self, x: Tensor) -> Tensor:
+        x = checked_features(x)
+        if x.shape[1] != self.dim:
+            raise ValueError(f"these moments have d = {self.dim}, the batch has d = {x.shape[1]}; use one extractor")
+        return x
+
+    @torch.inference_mode(False)
+    def _flush(self) -> None:
+        """Bring waiting rows into the mean and the covariance."""
+        self._absorb(self._added)
+        self._absorb(self._evicted, sign=-1)
+
+    def _absorb(self, buffer: _Buffer, sign: int = 1) -> None:
+        """Add the buffer's rows to the moments (sign 1) or take them out (sign −1), and empty it.
+
+        With n rows before, m in the buffer about their mean μ + δ, and n' = n ± m after:
+            μ' = μ ± (m/n') δ,      S' = S ± (S_buffer + (n m/n') δδᵀ),
+        whose last term is one row more, √(n m/n') δ, in the product of the centred rows.
+        """
+        m = len(buffer)
+        if not m:
+            return
+        n, after = self._count, self._count + sign * m
+        if self._shared or self._cov.is_inference():
+            self._cov, self._shared = self._cov.clone(), False
+        self._count, self._mirrored = after, False
+        if not after:
+            self._mean = torch.zeros_like(self._mean)
+        else:
+            delta, rows = buffer.centred(self._mean, n / after)
+            self._mean = self._mean + delta * (sign * m / after)
+        if after < 2:
+            self._cov.zero_()
+        else:
+            _add_to_triangle(self._cov, rows, sign / (after - 1), max(n - 1, 0) / (after - 1))
+        buffer.clear()
+
+
+class FeatureWindow:
+    """The newest `size` feature rows [n ≤ size, d] and their moments, kept as rows come and go.
+
+    size        rows kept
+    dim         d
+    dtype       float32  of the rows kept, to which rows are rounded as they come, so that what leaves is what came
+
+    After every `size` evictions the moments are made afresh from the rows, so rounding never adds up over more.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        provenance: dict | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ):
+        if size < 1:
+            raise ValueError(f"size is {size}; a window keeps at least 1 row")
+        self._rows = torch.zeros(size, dim, dtype=dtype, device=device)
+        self._moments = FeatureMoments.empty(dim, provenance, device)
+        self._oldest = self._evictions = 0
+
+    def __len__(self) -> int:
+        return self._moments.count
+
+    @property
+    def size(self) -> int:
+        """Most rows kept."""
+        return len(self._rows)
+
+    @property
+    def moments(self) -> FeatureMoments:
+        """Moments of the rows in the window, which follow it; `copy()` them to keep."""
+        return self._moments
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows in the window from the oldest to the newest, [n, d]."""
+        return self._rows[: len(self)].roll(-self._oldest, dims=0)
+
+    def add(self, x: Tensor) -> FeatureWindow:
+        """Add the rows of x [m, d], the oldest making room, and return self; ValueError as for `FeatureMoments`."""
+        x = self._moments._checked_rows(x).detach().to(self._rows)[-self.size :]
+        places = (self._oldest + len(self) + torch.arange(len(x), device=x.device)) % self.size
+        leaving = max(0, len(self) + len(x) - self.size)
+        self._moments.evict(self._rows[places[len(x) - leaving :]]).update(x)
+        self._rows[places] = x
+        self._oldest = (self._oldest + leaving) % self.size
+        self._evictions += leaving
+        if self._evictions >= self.size:
+            self._moments.load_state_dict(self._afresh().state_dict())
+            self._evictions = 0
+        return self
+
+    def drift(self) -> float:
+        """Largest difference of the moments from those of the rows made afresh, as part of the largest covariance."""
+        fresh = self._afresh()
+        scale = fresh.cov.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+        return ((self._moments.cov - fresh.cov).abs().max() / scale).item()
+
+    def state_dict(self) -> dict:
+        """The rows from the oldest to the newest and `provenance`, for torch.save."""
+        return {"rows": self.rows, "provenance": dict(self._moments.provenance)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Hold the rows that `state_dict` described, the newest `size` of them; ValueError for another d."""
+        self._moments.load_state_dict(FeatureMoments.empty(self._rows.shape[1], state["provenance"]).state_dict())
+        self._oldest = self._evictions = 0
+        self.add(state["rows"])
+
+    def _afresh(self) -> FeatureMoments:
+        return FeatureMoments.empty(self._rows.shape[1], self._moments.provenance, self._rows.device).update(self.rows)
 
 
 def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
@@ -160,44 +351,63 @@ def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
 # --- arithmetic --------------------------------------------------------------------------------------------------
 
 
-def _moments_of(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Count, mean and covariance of x [n ≥ 1, d]."""
-    if x.device.type == "cpu" and not x.requires_grad:
-        return _moments_in_two_passes(x)
+class _Buffer:
+    """Up to BLOCK_ROWS rows that wait, float64, and room for one more."""
+
+    def __init__(self):
+        self._rows, self._filled = None, 0
+
+    def __len__(self) -> int:
+        return self._filled
+
+    def clear(self) -> None:
+        self._filled = 0
+
+    def fill(self, x: Tensor, device: torch.device) -> Iterator[None]:
+        """Take in the rows of x [m, d]; yield whenever the buffer is full, and expect it to be emptied then."""
+        if self._rows is None and len(x):
+            self._rows = torch.empty(BLOCK_ROWS + 1, x.shape[1], dtype=torch.float64, device=device)
+        start = 0
+        while start < len(x):
+            part = x[start : start + len(self._rows) - 1 - self._filled]
+            self._rows[self._filled : self._filled + len(part)] = part
+            self._filled, start = self._filled + len(part), start + len(part)
+            if self._filled == len(self._rows) - 1:
+                yield
+
+    def centred(self, mean: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """δ, the rows' own mean beside `mean`, and the rows about their own mean with √(m·weight) δ as one more."""
+        rows = self._rows[: self._filled]
+        own = rows.mean(dim=0)
+        rows -= own
+        delta = own - mean
+        self._rows[self._filled] = delta * math.sqrt(self._filled * weight)
+        return delta, self._rows[: self._filled + 1]
+
+
+def _add_to_triangle(cov: Tensor, rows: Tensor, alpha: float, beta: float) -> None:
+    """Upper triangle of cov ← beta·cov + alpha·rowsᵀ rows, a block of columns at a time; below it stands anything."""
+    for start in range(0, len(cov), COLUMNS):
+        stop = min(start + COLUMNS, len(cov))
+        cov[:stop, start:stop].addmm_(rows[:, :stop].T, rows[:, start:stop], alpha=alpha, beta=beta)
+
+
+def _mirror_triangle(cov: Tensor) -> None:
+    """The lower triangle of cov [d, d] becomes the upper one's mirror image, square by square within cache."""
+    for start in range(0, len(cov), COLUMNS):
+        rows = slice(start, min(start + COLUMNS, len(cov)))
+        cov[rows, rows] = cov[rows, rows].triu() + cov[rows, rows].triu(1).T
+        for right in range(rows.stop, len(cov), COLUMNS):
+            columns = slice(right, min(right + COLUMNS, len(cov)))
+            cov[columns, rows] = cov[rows, columns].T
+
+
+def _moments_with_gradient(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Count, mean and covariance of x [n ≥ 1, d], differentiable."""
     moments = None
     for block in x.split(GRADIENT_BLOCK_ROWS):
         moments = _block_moments(block) if moments is None else _combine(*moments, *_block_moments(block))
     return moments
-
-
-def _moments_in_two_passes(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """A mean first; then blocks about it, their products summed into one triangle by BLAS's syrk (n·d² flops).
-
-    Rows are centred by NumPy: between two of BLAS's calls, torch's threads would still be spinning on its cores (three
-    times slower at 5,000 × 512 on two cores).
-    """
-    n, d = x.shape
-    mean = _near_mean(x)
-    buffer = np.empty((min(n, BLOCK_ROWS), d))
-    left_over, scatter = np.zeros(d), np.zeros((d, d), order="F")
-    rows = (x if x.dtype in (torch.float32, torch.float64) else x.float()).numpy()
-    for start in range(0, n, BLOCK_ROWS):
-        block = rows[start : start + BLOCK_ROWS]
-        centred = np.subtract(block, mean.numpy(), out=buffer[: len(block)])
-        left_over += centred.sum(axis=0)
-        scatter = dsyrk(1.0, centred.T, beta=1.0, c=scatter, lower=True, overwrite_c=True)
-    residue = torch.from_numpy(left_over / n)  # what rounding left of the mean
-    scatter = dsyrk(-float(n), residue.numpy()[:, None], beta=1.0, c=scatter, lower=True, overwrite_c=True)
-    cov = torch.from_numpy(scatter.T).div_(max(n - 1, 1))
-    cov += cov.T.contiguous()  # the other triangle is zero; a blocked copy, five times as fast as adding a strided view
-    cov.diagonal().div_(2)
-    return n, mean + residue, cov
-
-
-def _near_mean(x: Tensor) -> Tensor:
-    """The mean of x [n, d] as float64, summed in float32 where x has no more: what that loses is found in the rows."""
-    mean = (x if x.dtype in (torch.float32, torch.float64) else x.float()).mean(dim=0).double()
-    return mean if torch.isfinite(mean).all() else x.double().mean(dim=0)  # a float32 sum of huge values overflows
 
 
 def _block_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
@@ -224,7 +434,15 @@ def _combine(
     return n, mean, scatter / max(n - 1, 1)
 
 
-def _checked_features(x: Tensor) -> Tensor:
+def reducing_device(device: torch.device, group) -> torch.device:
+    """Where tensors must lie for the group to reduce them: NCCL takes no host memory."""
+    import torch.distributed as dist
+
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else device
+
+
+def checked_features(x: Tensor) -> Tensor:
+    """x [n, d] as a tensor; ValueError for another shape, no floats, or values that are not finite, naming the row."""
     x = torch.as_tensor(x)
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"features must be [n, d], got shape {tuple(x.shape)}; pool or flatten them on purpose")

@@ -21,9 +21,11 @@ class Protocol:
     network          network used unless another is asked for
     inception        how images reach Inception: a name of fastfid.extractors.INCEPTION_INPUTS
     dinov2           how images reach DINOv2: a name of fastfid.extractors.DINOV2_INPUTS
+    clip             how images reach CLIP: a name of fastfid.extractors.CLIP_INPUTS
     metrics          computed unless others are asked for
     nearest_k        neighbour whose distance is a point's radius (precision, recall, density, coverage)
     inclusive        precision and recall count a distance equal to the radius (<=); else strictly below (<)
+    distances        how precision and recall measure: a name of fastfid.neighbours.DISTANCES
     kid_subsets      subsets of the KID estimate
     kid_subset_size  rows of a subset
     kid_caps         fewer rows than that shrink the subsets; else KID is left out
@@ -39,9 +41,11 @@ class Protocol:
     network: str
     inception: str
     dinov2: str
+    clip: str = "pil"
     metrics: tuple[str, ...] = DEFAULT_METRICS
     nearest_k: int = 5
     inclusive: bool = False
+    distances: str = "exact"
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     kid_caps: bool = True
@@ -54,7 +58,9 @@ class Protocol:
         """How images reach `network` under this protocol: a name of fastfid.extractors, None where it has one way."""
         if network == "inception":
             return self.inception
-        return self.dinov2 if network.startswith("dinov2") else None
+        if network.startswith("dinov2"):
+            return self.dinov2
+        return self.clip if network.startswith(("clip", "openclip")) else None
 
 
 _ALL = (
@@ -62,7 +68,7 @@ _ALL = (
     Protocol("fastfid", "this package's own defaults", "fashion-a", inception="tf1", dinov2="pil"),
     # The TensorFlow graph: TF-1 bilinear, (x − 128)/128; k = 3 excluding the point itself, <=, k-th distance of each
     # side's manifold; Inception Score over parts of 5,000 images in file order.  Its distances are squared in float16
-    # (spacing 0.25 between 256 and 512); here they are exact, which moves precision and recall by up to 3e-3.
+    # (spacing 0.25 between 256 and 512), and so are these; exact ones move precision and recall by up to 3e-3.
     Protocol(
         "adm",
         "openai/guided-diffusion evaluations/evaluator.py",
@@ -72,6 +78,7 @@ _ALL = (
         metrics=("fd", "sfid", "is", "precision", "recall"),
         nearest_k=3,
         inclusive=True,
+        distances="adm",
         is_split_size=5000,
         is_shuffle=False,
     ),
@@ -102,6 +109,7 @@ _ALL = (
         "inception",
         inception="tf1",
         dinov2="tf1",
+        clip="tf1",
         metrics=("fd", "is", "kid", "precision", "recall"),
         nearest_k=3,
         inclusive=True,

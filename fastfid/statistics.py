@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import codecs
 import collections
-import importlib
 import io
 import json
 import os
 import pickle
+import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,11 @@ MUST_AGREE = ("extractor", "weights_sha256", "preprocessing")
 FEATURE_NAMES = ("features", "feats", "reps")  # fastfid; clean-fid; dgm-eval
 PICKLES = (".pkl", ".pickle")
 TORCH_FILES = (".pt", ".pth")
-UNREADABLE_ARRAYS = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile)  # what damaged npz and npy raise
+UNREADABLE_ARRAYS = (  # what damaged npz and npy raise; MemoryError is a header that claims more than there is
+    ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile,
+)  # fmt: skip
+
+NUMBER_CODES = re.compile(r"[biufc]\d{1,2}")  # NumPy's codes of booleans, integers, floats and complex numbers
 
 # EDM2 keeps one entry a network; these are the networks' names here.
 EDM2_ENTRIES = {"fid": "inception", "fd_dinov2": "dinov2"}
@@ -208,7 +212,7 @@ def _from_numpy(path: Path) -> Statistics:
             return _from_feature_array(path, content, "features", {})
         with content:
             return _from_npz(path, content)
-    except (OSError, EOFError, zipfile.BadZipFile, _NumPyRefusal) as damaged:
+    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, _NumPyRefusal) as damaged:
         raise ValueError(f"{path} cannot be read by NumPy ({_first_line(damaged)}); save it again") from None
 
 
@@ -239,8 +243,10 @@ def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> Statistics:
             form = {"features": "fastfid", "feats": "clean-fid", "reps": "dgm-eval"}[name]
             provenance = {"extractor": str(_entry(arrays, "model"))} if name == "reps" and "model" in names else {}
             return _from_feature_array(path, _entry(arrays, name), form, provenance)
-    if len(names) == 1 and not names & {"mu", "sigma", *ARRAY_NAMES}:
-        return _from_feature_array(path, _entry(arrays, arrays.files[0]), "features", {})
+    if len(names) == 1 and not names & {"mu", "sigma"}:
+        array = _entry(arrays, arrays.files[0])
+        if array.ndim == 2 or not names & set(ARRAY_NAMES):  # arr_0 is np.savez(path, features), too
+            return _from_feature_array(path, array, "features", {})
     missing = sorted({"mu", "sigma"} - names)
     raise ValueError(
         f"{path} has no {' and no '.join(missing)} (only {', '.join(arrays.files) or 'nothing'}); statistics need mu "
@@ -324,19 +330,67 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return codecs.latin_1_encode(text)[0]
 
 
+class _Type:
+    """What a pickle says of an array's type, if that is plain numbers: a real np.dtype would take any state.
+
+    numpy.ndarray and numpy.dtype are no safe targets of a pickle: called with the right arguments they make arrays
+    whose bytes are taken for addresses of objects.  So the names they have in pickles stand for these classes here.
+    """
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False):
+        if not isinstance(code, str) or not NUMBER_CODES.fullmatch(code):
+            raise pickle.UnpicklingError(f"an array of {code!r}, not of numbers")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        """(version, byte order, None, None, None, …), as NumPy writes it for a type without fields."""
+        if any(part is not None for part in state[2:5]):
+            raise pickle.UnpicklingError("an array with fields, not of numbers")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """An array that a pickle builds from its bytes, shape and type; np.asarray takes it."""
+
+    def __init__(self, array: np.ndarray | None = None):
+        self.array = array
+
+    def __setstate__(self, state: tuple) -> None:
+        """(version, shape, type, Fortran order, bytes), as NumPy writes it."""
+        _, shape, kind, fortran, raw = state
+        self.array = np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.array, dtype)
+
+
+def _reconstructed(subtype: object, shape: tuple, code: bytes) -> _Array:
+    return _Array()  # its state follows
+
+
+def _scalar(kind: _Type, raw: bytes) -> float | int:
+    return np.frombuffer(raw, kind.dtype)[0].item()
+
+
+def _from_buffer(buffer, kind: _Type, shape: tuple, order: str, axis_order: tuple | None = None) -> _Array:
+    array = np.frombuffer(buffer, kind.dtype)
+    if axis_order is not None and order == "K":
+        return _Array(array.reshape(shape).transpose(axis_order))
+    return _Array(array.reshape(shape, order=order))
+
+
 def _array_builders() -> dict[tuple[str, str], object]:
-    """Names a pickle of arrays and plain containers uses, under NumPy 1 and NumPy 2, and what they stand for."""
-    core = importlib.import_module("numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core")
+    """Names a pickle of arrays and plain containers uses, under NumPy 1 and NumPy 2, and what builds them here."""
     allowed = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+        ("numpy", "ndarray"): None,  # an argument of _reconstruct, never called
+        ("numpy", "dtype"): _Type,
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("_codecs", "encode"): _latin1,
     }
     for package in ("numpy.core", "numpy._core"):
-        allowed[f"{package}.multiarray", "_reconstruct"] = core.multiarray._reconstruct
-        allowed[f"{package}.multiarray", "scalar"] = core.multiarray.scalar
-        allowed[f"{package}.numeric", "_frombuffer"] = core.numeric._frombuffer
+        allowed[f"{package}.multiarray", "_reconstruct"] = _reconstructed
+        allowed[f"{package}.multiarray", "scalar"] = _scalar
+        allowed[f"{package}.numeric", "_frombuffer"] = _from_buffer
     return allowed
 
 
@@ -418,10 +472,8 @@ def _from_torch(path: Path) -> Statistics:
 
 def _torch_load(path: Path):
     """torch.load restricted to tensors, NumPy arrays and plain containers."""
-    allowed = [
-        (value, f"{module}.{name}") for (module, name), value in _array_builders().items() if module != "_codecs"
-    ]
-    allowed += [codecs.encode, type(np.dtype("f8")), type(np.dtype("f4")), type(np.dtype("f2")), type(np.dtype("i8"))]
+    allowed = [(value, f"{module}.{name}") for (module, name), value in _array_builders().items()]
+    allowed += [_Type, _Array]  # whose state torch sets only where it knows the class
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)

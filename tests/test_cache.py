@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-import fastfid.cache as cache_module
+import fastfid.extraction as extraction
 from fastfid import FeatureExtractor, open_images
-from fastfid.cache import FeatureCache, cache_folder, extract
+from fastfid.cache import FeatureCache, cache_folder
+from fastfid.extraction import extract
 
 SHARD = 8  # images of a shard here, so that small sets have several
 
@@ -43,7 +44,7 @@ def extractor(scale=1.0, **options):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch, tmp_path):
-    monkeypatch.setattr(cache_module, "SHARD_IMAGES", SHARD)
+    monkeypatch.setattr(extraction, "SHARD_IMAGES", SHARD)
     monkeypatch.setenv("FASTFID_CACHE", str(tmp_path / "cache"))
 
 
@@ -256,6 +257,6 @@ def test_progress_shows_itself_when_late(tmp_path, monkeypatch, capsys):
     made, _ = extractor()
     run(folder, made, cache=False, progress=True)
     assert capsys.readouterr().err == ""  # over in less than two seconds
-    monkeypatch.setattr(cache_module, "PROGRESS_DELAY", 0.0)
+    monkeypatch.setattr(extraction, "PROGRESS_DELAY", 0.0)
     run(folder, made, cache=False, progress=True)
     assert "20/20" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import fastfid.__main__ as command
-from fastfid import FeatureExtractor, FeatureMoments, feature_extractor, frechet_distance
+from fastfid import FeatureExtractor, FeatureMoments, extraction, feature_extractor, frechet_distance, materials
 from fastfid.statistics import read_statistics
 
 
@@ -60,7 +62,8 @@ BATCHING = 1e-4
 
 
 @pytest.mark.parametrize("network", ["fashion-a", "fashion-b"])
-def test_two_sets_of_images(sets, capsys, network):
+def test_two_sets_of_images(sets, capsys, monkeypatch, network):
+    monkeypatch.setattr(extraction, "PROGRESS_DELAY", 0.0)
     status, out, err = run(capsys, sets / "a", sets / "b.npz", "--network", network, "--batch-size", 64)
     assert status == 0
     *provenance, last = out.splitlines()
@@ -108,11 +111,11 @@ def test_statistics_of_pytorch_fid(tmp_path, capsys):
 def test_inception_is_called_fid(sets, capsys, monkeypatch):
     """With a stand-in of the same name: the weights are not here, the sentence is."""
 
-    def stand_in(name, weights, device):
+    def stand_in(name, input_name, weights, device, spatial):
         module = nn.Sequential(nn.AvgPool2d(14), nn.Flatten())
         return FeatureExtractor.from_module(module, 4, name=name, preprocessing="none")
 
-    monkeypatch.setattr(command, "feature_extractor", stand_in)
+    monkeypatch.setattr(materials, "build_extractor", stand_in)
     _, out, _ = run(capsys, sets / "a", sets / "b.npz", "--network", "inception")
     assert out.splitlines()[-1].startswith("FID:  ")
 
@@ -140,8 +143,11 @@ def test_bad_input_is_one_sentence_and_status_2(sets, capsys):
         ((sets / "broken.npz", sets / "b.npz"), "broken.npz cannot be read by NumPy"),
         ((sets / "a", sets / "b.npz"), "zzz.png in"),
         ((sets / "other.npz", sets / "b.npz"), "d = 3 and d = 128 cannot be compared"),
-        ((sets / "b-stats.npz", sets / "b.npz", "--network", "fashion-a"), "extractor differs: fashion-b against"),
-        ((sets / "one.npz", sets / "b.npz"), "the first moments hold 1 rows"),
+        (
+            (sets / "b-stats.npz", sets / "b.npz", "--network", "fashion-a"),
+            "b-stats.npz is fashion-b, that of the network fashion-a",
+        ),
+        ((sets / "one.npz", sets / "b.npz"), "one.npz holds 1 usable images"),
         ((sets / "b.npz", sets / "b.npz", "--batch-size", 0), "the batch size is 0"),
         ((sets / "b.npz", sets / "b.npz", "--weights", sets / "none"), "python -m sit_rl.pretrain features"),
         ((sets / "b.npz", sets / "b.npz", "--device", "nonsense"), "device nonsense cannot be used"),
@@ -212,6 +218,28 @@ def test_ctrl_c_says_how_to_go_on(sets, capsys, monkeypatch):
     monkeypatch.setattr(command, "evaluate", interrupted)
     status, out, err = run(capsys, "eval", sets / "a", sets / "b.npz")
     assert status == 130 and out == "" and "the same command goes on from the features it cached" in err
+
+
+def test_sigint_leaves_a_usable_cache_and_one_line(tmp_path):
+    np.savez(tmp_path / "a.npz", pixels(6000, 1))
+    np.savez(tmp_path / "b.npz", pixels(300, 2))
+    arguments = ["eval", str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), "--metrics", "fd", "--batch-size", "4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastfid", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cache").rglob("*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    assert err.splitlines()[-1] == "fastfid: interrupted; the same command goes on from the features it cached"
+    kept = list((tmp_path / "cache").rglob("*.npz"))
+    assert 1 <= len(kept) < 24 and len(kept) == sum(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+    written = {path: path.stat().st_mtime_ns for path in kept}
+    assert command.main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == written  # found again, not made again
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 24 + 2
 
 
 def test_stats_info_and_eval_against_them(sets, capsys):

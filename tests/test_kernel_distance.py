@@ -77,7 +77,8 @@ def test_the_smallest_subset_by_hand():
 def test_small_blocks_change_nothing(monkeypatch):
     real, generated = features(120, 5, 1), features(90, 5, 2)
     whole = kid(real, generated, 30, 41), mmd(real, generated)
-    monkeypatch.setattr(fastfid.kernel_distance, "BLOCK_ELEMENTS", 1000)
+    monkeypatch.setattr(fastfid.kernel_distance, "COLUMNS", 7)
+    monkeypatch.setattr(fastfid.kernel_distance, "PANEL_BLOCKS", 3)
     assert kid(real, generated, 30, 41).mean == pytest.approx(whole[0].mean, abs=ABSOLUTE)
     assert mmd(real, generated).value == pytest.approx(whole[1].value, abs=ABSOLUTE)
 
@@ -142,6 +143,10 @@ def test_median_bandwidth():
     distances = [np.linalg.norm(p - q) for i, p in enumerate(pooled) for q in pooled[:i]]
     # 1225 pairs: an odd number, so the median is one of them
     assert mmd(x, y).bandwidth == pytest.approx(np.median(distances), rel=1e-12)
+    # In a cluster 1e-5 wide |x|² + |y|² − 2x·y keeps 1e-6 of a squared distance: those are summed anew.
+    tight = torch.cat([x * 1e-5, y[:5]])
+    distances = [np.linalg.norm(p - q) for i, p in enumerate(tight.numpy()) for q in tight.numpy()[:i]]
+    assert mmd(tight[:20], tight[20:]).bandwidth == pytest.approx(np.median(distances), rel=1e-9)
     # Above 1000 rows a side a sample: |x − y|²/2 of unit Gaussians is χ² with d = 3, whose median is 2.366.  The median
     # of 2000 rows' distances varies by about 1/√2000 = 2%.
     sampled = mmd(features(1500, 3), features(1200, 3, 1)).bandwidth

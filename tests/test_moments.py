@@ -1,6 +1,7 @@
 """Moments against NumPy, under every way of cutting the rows into batches, ranks and files."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import fastfid.moments
 from fastfid import FeatureMoments
+from fastfid.moments import FeatureWindow
 
 # Two float64 summation orders of N ≤ 10⁴ terms differ by at most about N·ε = 2e-12 of their absolute sum, and by √N·ε
 # in practice; 1e-12 of the features' scale is left for both mean and covariance.
@@ -71,6 +73,108 @@ def test_updates_and_merges_equal_the_whole(cuts, seed):
         merged = FeatureMoments.empty(4).update(part).merge(merged)
     assert_same(streamed, FeatureMoments.from_features(x), scale=10)
     assert_same(merged, FeatureMoments.from_features(x), scale=10)
+
+
+def test_batches_change_no_bit(monkeypatch):
+    monkeypatch.setattr(fastfid.moments, "BLOCK_ROWS", 16)
+    x = rows(100, 6, offset=3.0)
+    whole = FeatureMoments.from_features(x)
+    for size in (1, 7, 16, 40):
+        streamed = FeatureMoments.empty(6)
+        for batch in x.split(size):
+            streamed.update(batch)
+        assert torch.equal(streamed.mean, whole.mean) and torch.equal(streamed.cov, whole.cov)
+
+
+def test_triangles_of_any_width(monkeypatch):
+    x = rows(50, 41)
+    monkeypatch.setattr(fastfid.moments, "COLUMNS", 7)
+    moments = FeatureMoments.from_features(x)
+    assert torch.equal(moments.cov, moments.cov.T)
+    assert_same(moments, numpy_moments(x), scale=10)
+
+
+def test_tensors_that_were_read_stay_as_they_were():
+    x = rows(40, 3)
+    given = FeatureMoments.from_features(x[:20])
+    mean, cov = given.mean, given.cov
+    before = mean.clone(), cov.clone()
+    shared = FeatureMoments(20, mean, cov).update(x[20:])
+    given.update(x[20:]).cov  # noqa: B018  reading brings the rows in
+    assert torch.equal(mean, before[0]) and torch.equal(cov, before[1])
+    assert torch.equal(shared.cov, given.cov) and shared.count == 40
+    copy = given.copy()
+    given.update(x)
+    assert copy.count == 40 and given.count == 80 and not torch.equal(copy.cov, given.cov)
+
+
+def test_updates_inside_and_outside_of_inference_mode():
+    x = rows(40, 3)
+    with torch.inference_mode():
+        moments = FeatureMoments.empty(3).update(x[:10] * 1)
+        moments.cov  # noqa: B018
+    moments.update(x[10:20])
+    with torch.inference_mode():
+        moments.update(x[20:30] * 1)
+    assert_same(moments.update(x[30:]), FeatureMoments.from_features(x), scale=10)
+    assert_same(pickle.loads(pickle.dumps(moments)), moments)
+
+
+# --- leaving rows ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("block", [8, 1024])
+def test_evicted_rows_leave_no_trace(monkeypatch, block, offset):
+    monkeypatch.setattr(fastfid.moments, "BLOCK_ROWS", block)
+    x = rows(90, 5, offset=offset)
+    moments = FeatureMoments.from_features(x)
+    for part in (x[:30], x[30:37], x[37:37]):
+        assert moments.evict(part) is moments
+    expected = numpy_moments(x[37:])
+    assert moments.count == 53
+    # as above a mean near 1e4 is known to 2e-12 and enters the scatter once more
+    torch.testing.assert_close(moments.mean, expected.mean, rtol=1e-14, atol=1e-12)
+    torch.testing.assert_close(moments.cov, expected.cov, rtol=0, atol=1e-11 if offset else 1e-13)
+    assert moments.evict(x[38:]).count == 1 and torch.equal(moments.cov, torch.zeros(5, 5, dtype=torch.float64))
+    assert moments.evict(x[37:38]).count == 0 and not moments.mean.any()
+    assert_same(moments.update(x), FeatureMoments.from_features(x))
+
+
+@given(sizes=st.lists(st.integers(0, 25), max_size=12), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=25)
+def test_a_window_holds_the_newest_rows(sizes, seed):
+    window, seen = FeatureWindow(11, 3, dtype=torch.float64), torch.zeros(0, 3, dtype=torch.float64)
+    for i, size in enumerate(sizes):
+        batch = rows(size, 3, seed + 1000 * i)
+        assert window.add(batch) is window
+        seen = torch.cat([seen, batch])[-11:]
+        assert torch.equal(window.rows, seen) and len(window) == window.moments.count == len(seen)
+        if len(seen) > 1:
+            assert_same(window.moments, FeatureMoments.from_features(seen), scale=10)
+
+
+def test_a_window_starts_afresh_after_every_turnover():
+    window = FeatureWindow(50, 4)  # float32: rows are rounded as they come, so those that leave are those that came
+    live = window.moments
+    for i in range(21):
+        window.add(rows(10, 4, i, offset=100.0))
+        assert window.drift() < 1e-11  # offset 100 leaves 1e-14 of the means, squared 1e4 times the covariance
+    assert window.moments is live and live.count == 50
+    assert window._evictions == 10  # 160 left: three turnovers
+    restored = FeatureWindow(50, 4)
+    restored.load_state_dict(window.state_dict())
+    assert torch.equal(restored.rows, window.rows) and restored.drift() == 0.0
+    assert_same(restored.add(rows(3, 4)).moments, window.add(rows(3, 4)).moments, scale=10)
+
+
+def test_state_comes_back():
+    x = rows(30, 3)
+    moments = FeatureMoments.from_features(x, {"extractor": "net-1"})
+    restored = FeatureMoments.empty(3)
+    restored.load_state_dict(moments.state_dict())
+    assert restored.count == 30 and restored.provenance == {"extractor": "net-1"}
+    assert torch.equal(restored.update(x).cov, moments.update(x).cov)
 
 
 def test_blocks_equal_the_whole(monkeypatch):
@@ -180,6 +284,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / "s.npz").read_bytes() == before
 
 
+def with_gradient(dim=3):
+    return FeatureMoments.from_features(rows(4, dim).requires_grad_())
+
+
 def made_by(extractor):
     return FeatureMoments.empty(1, {"extractor": extractor})
 
@@ -196,6 +304,10 @@ def made_by(extractor):
         (lambda: FeatureMoments.from_features(torch.tensor([[0.0], [torch.nan], [torch.inf]])), r"row 1 .*\(2 such"),
         (lambda: FeatureMoments.empty(3).update(torch.zeros(4, 2)), "d = 3, the batch has d = 2"),
         (lambda: FeatureMoments.empty(3).merge(FeatureMoments.empty(2)), "d = 3 and d = 2"),
+        (lambda: FeatureMoments.empty(3).evict(torch.zeros(4, 3)), "4 rows cannot be evicted from moments of 0"),
+        (lambda: with_gradient().evict(torch.zeros(1, 3)), "carry a gradient"),
+        (lambda: FeatureMoments.empty(3).load_state_dict(with_gradient(2).state_dict()), "d = 3, the state has d = 2"),
+        (lambda: FeatureWindow(0, 3), "size is 0"),
         (lambda: FeatureMoments(5, torch.zeros(3), torch.zeros(2, 2)), r"got \(3,\) and \(2, 2\)"),
         (lambda: FeatureMoments(None, torch.zeros(1), torch.eye(1)).update(torch.zeros(2, 1)), "not tell their count"),
         (lambda: made_by("net-1").merge(made_by("net-2")), "extractor differs: net-1 against net-2"),

@@ -111,9 +111,133 @@ def test_far_sets_share_nothing():
 def test_blocks_change_nothing(monkeypatch):
     real, generated = features(100, 5, 1), features(61, 5, 2)
     whole = prdc(real, generated), precision_recall(real, real.flip(0))
-    for name, size in (("BLOCK_ROWS", 7), ("BLOCK_COLUMNS", 11), ("PAIR_ELEMENTS", 16)):
+    for name, size in (("BLOCK_ROWS", 7), ("TILE", 11), ("PAIR_ELEMENTS", 16)):
         monkeypatch.setattr(fastfid.neighbours, name, size)
     assert (prdc(real, generated), precision_recall(real, real.flip(0))) == whole
+
+
+@pytest.mark.parametrize("blurry", [False, True])
+def test_every_route_counts_the_same(monkeypatch, blurry):
+    """Open tiles made again in float64, and radii from whole rows: forced here, taken by near-ties otherwise."""
+    real, generated = features(300, 64, 1), features(250, 64, 2)
+    if blurry:  # near the mean, |x − y|² ≈ d < 2d ≈ r²: every generated row lies in every real ball
+        generated *= 0.01
+    exact = prdc_reference(real, generated, 5)
+    assert (exact["density"] == 60) == blurry  # 300 balls hold a row, of 5 expected
+    monkeypatch.setattr(fastfid.neighbours, "TILE", 100)
+    assert prdc(real, generated) == pytest.approx(exact, **COUNTS)
+    monkeypatch.setattr(fastfid.neighbours, "OPEN_PART", -1)
+    monkeypatch.setattr(fastfid.neighbours, "MIN_CANDIDATES", 0)
+    monkeypatch.setattr(fastfid.neighbours, "CANDIDATES", 0)
+    points = fastfid.neighbours._Points(real, real.mean(dim=0), 1.0)
+    assert fastfid.neighbours._neighbour_candidates(points, 5) is None
+    assert prdc(real, generated) == pytest.approx(exact, **COUNTS)
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 4))
+@settings(deadline=None, max_examples=20)
+def test_what_float32_cannot_tell_apart(seed, k):
+    """Integers near 2²⁵ in steps of 1: squared distances of 2⁵⁰ that differ by 2²⁶, exact in int64 and in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    far = 2**25 * torch.randint(0, 2, (40, 2), generator=generator)
+    points = (far + torch.randint(0, 4, (40, 2), generator=generator)).double()
+    real, generated = points[:23], points[23:]
+    expected = scores_of_integers(real, generated, k, np.less)
+    assert prdc(real, generated, k) == pytest.approx(expected, **COUNTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", ["normal", "offset", "spread", "same"])
+def test_bounds_enclose_the_distances(dtype, make):
+    """Both bounds of a tile beside sums in float64, which err by 1e-13 of what they bound to 1e-4 (float32)."""
+    x, y = features(60, 300, 1), features(50, 300, 2)
+    if make == "offset":
+        x, y = x + 30, y + 30  # about a centre that is not theirs
+    elif make == "spread":
+        x, y = x * torch.logspace(-6, 6, 60, dtype=torch.float64)[:, None], y * 1e-3
+    elif make == "same":
+        y = x[:50].clone()
+    scale = fastfid.neighbours._scale(x, y)
+    centre = torch.zeros(300, dtype=torch.float64)
+    left, right = (fastfid.neighbours._Points(side, centre, scale, dtype) for side in (x, y))
+    (tile,) = fastfid.neighbours._tiles(left, right)
+    i, j, low = tile.pairs_within(torch.full((1, 1), torch.inf, dtype=dtype))
+    exact = fastfid.neighbours._exact_squared(left, i, right, j)
+    rounding = 1e-13 * (left.norms[i] + right.norms[j])
+    assert len(i) == 60 * 50
+    assert (low.double() <= exact + rounding).all() and (exact <= tile.upper(i, j, low) + rounding).all()
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_neither_overflow_nor_underflow(factor):
+    real, generated = features(80, 6, 1).float(), features(70, 6, 2).float()
+    assert prdc(real * factor, generated * factor) == prdc(real, generated)  # their squares leave float32's range
+
+
+def test_products_of_less_than_float32_are_not_trusted():
+    real, generated = features(80, 6, 1).float(), features(70, 6, 2).float()
+    expected = prdc(real, generated)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert fastfid.neighbours._Points(real, real[0].double(), 1.0).work_dtype == torch.float64
+        assert prdc(real, generated) == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# --- ADM ---------------------------------------------------------------------------------------------------------
+
+
+def adm_reference(real, generated, k):
+    """ADM's evaluator in NumPy's own float16, at once: its blocks matter only where float16 overflows."""
+
+    def squared(a, b):
+        def formula(a, b, dtype):
+            a, b = a.astype(dtype), b.astype(dtype)
+            with np.errstate(all="ignore"):
+                norms_a, norms_b = ((side * side).astype(np.float64).sum(axis=1).astype(dtype) for side in (a, b))
+                products = (a.astype(np.float64) @ b.astype(np.float64).T).astype(dtype)
+                return np.maximum(norms_a[:, None] - dtype(2) * products + norms_b[None, :], dtype(0))
+
+        half = formula(a, b, np.float16)
+        return half.astype(np.float32) if np.isfinite(half).all() else formula(a, b, np.float32)
+
+    radii_real, radii_generated = (np.partition(squared(side, side), k, axis=1)[:, k] for side in (real, generated))
+    between = squared(real, generated)
+    return {
+        "precision": (between <= radii_real[:, None]).any(axis=0).mean(),
+        "recall": (between <= radii_generated[None, :]).any(axis=1).mean(),
+    }
+
+
+def test_adm_distances(monkeypatch):
+    """Features from 2 to 6 in eighths, times 9/8 on one side: sums of products are exact in float32, in any order.
+
+    With d = 100, |x|² is 1,700 and 2x·y twice that, of which float16 keeps 1 and 2, beside squared distances of 270.
+    """
+    monkeypatch.setattr(fastfid.neighbours, "BLOCK_ROWS", 64)
+    generator = torch.Generator().manual_seed(0)
+    real, generated = (torch.randint(16, 49, (n, 100), generator=generator).float() / 8 for n in (300, 187))
+    generated *= 9 / 8
+    adm = precision_recall(real, generated, distances="adm")
+    assert adm == pytest.approx(adm_reference(real.numpy(), generated.numpy(), 3), **COUNTS)
+    assert adm != precision_recall(real, generated)
+    overflowing = precision_recall(real * 8, generated * 8, distances="adm")  # |x|² of 110,000 beyond 65,504
+    assert overflowing == pytest.approx(adm_reference(8 * real.numpy(), 8 * generated.numpy(), 3), **COUNTS)
+    assert overflowing == precision_recall(real, generated)
+
+
+def test_adm_falls_back_by_batches(monkeypatch):
+    """One row that overflows float16 changes only the batches it is in."""
+    monkeypatch.setattr(fastfid.neighbours, "ADM_BATCH", 10)
+    x = features(30, 5, 1)
+    x[25] *= 1e3
+    in_half = {}
+    for rows, columns, squared in fastfid.neighbours._adm_squared_distances(x, x):
+        assert torch.isfinite(squared).all()
+        in_half[rows.start, columns.start] = torch.equal(squared, squared.half().float())
+    assert in_half == {(i, j): i < 20 and j < 20 for i in (0, 10, 20) for j in (0, 10, 20)}
 
 
 def test_numpy_and_float32_are_accepted():
@@ -130,6 +254,7 @@ OK = torch.zeros(9, 3)
         (lambda: prdc(OK, OK[:5]), "5 generated rows have no neighbour number 5; pass nearest_k=4 or less"),
         (lambda: precision_recall(OK[:2], OK), "2 real rows have no neighbour number 3"),
         (lambda: prdc(OK, OK, nearest_k=0), "nearest_k is 0"),
+        (lambda: precision_recall(OK, OK, distances="half"), "unknown distances 'half'; choose one of exact, adm"),
         (lambda: prdc(OK, OK[:, :2]), "real has d = 3, generated has d = 2"),
         (lambda: prdc(OK[0], OK), r"real features must be \[n, d\].*\(3,\)"),
         (lambda: prdc(OK, torch.full((9, 3), torch.inf)), "generated feature row 0 holds NaN or infinity"),

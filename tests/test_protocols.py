@@ -1,5 +1,8 @@
 """Protocols feed the networks exactly as the peers do: their own code, where it installs, is the oracle."""
 
+import contextlib
+import inspect
+import io
 import sys
 
 import numpy as np
@@ -10,6 +13,7 @@ from torch import nn
 
 import fastfid.extractors
 import fastfid.features
+from fastfid import evaluate
 from fastfid.extractors import (
     DINOV2_INPUTS,
     IMAGENET_MEAN,
@@ -123,19 +127,50 @@ def test_bilinear_is_pytorch_fid():
     assert torch.equal(INCEPTION_INPUTS["bilinear"][0](images()), expected)
 
 
-def test_bilinear_is_pytorch_fid_itself(random_weights):
-    """Its own network with the same weights, where it is installed."""
+@pytest.fixture
+def pngs(tmp_path):
+    """A folder of four PNG files, two of them grey, and our reading of them."""
+    for i, picture in enumerate(images(4, 40)):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).convert("L" if i % 2 else "RGB").save(tmp_path / f"{i}.png")
+    pixels = [torch.from_numpy(np.array(Image.open(f).convert("RGB"))) for f in sorted(tmp_path.glob("*.png"))]
+    return tmp_path, torch.stack(pixels).permute(0, 3, 1, 2)
+
+
+def test_pytorch_fid_itself_from_its_files_on(inception, random_weights, pngs, monkeypatch):
+    """Its loader, its own Inception with the same weights, its activations: bit for bit."""
     peer = pytest.importorskip("pytorch_fid.inception")
-    path, network = random_weights
-    model = peer.InceptionV3.__new__(peer.InceptionV3)
+    fid_score = pytest.importorskip("pytorch_fid.fid_score")
+    monkeypatch.setattr(peer, "load_state_dict_from_url", lambda *_, **__: inception[1].state_dict())
+    files = sorted(pngs[0].glob("*.png"))
+    expected = fid_score.get_activations(files, peer.InceptionV3([3]), batch_size=4, num_workers=0)
+    found = build_extractor("inception", "bilinear", inception[0])(pngs[1])
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+class Layers(nn.Module):
+    """In place of the layers of NVIDIA's TorchScript Inception, which has no other weights: the same network's."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        for stage in fastfid.extractors.INCEPTION_STAGES:
+            x = getattr(self.network, stage)(x)
+        return x
+
+
+def test_clean_fid_itself_from_its_files_on(random_weights, pngs):
+    """Its folder reader, its resizing, its wrapper of Inception: bit for bit."""
+    peer = pytest.importorskip("cleanfid.fid")
+    wrapper = pytest.importorskip("cleanfid.inception_torchscript").InceptionV3W
+    model = wrapper.__new__(wrapper)
     nn.Module.__init__(model)
-    model.resize_input, model.normalize_input, model.output_blocks, model.last_needed_block = True, True, [3], 3
-    stages = [getattr(network, name) for name in fastfid.extractors.INCEPTION_STAGES]
-    model.blocks = nn.ModuleList([nn.Sequential(*stages[:4]), nn.Sequential(*stages[4:7]), nn.Sequential(*stages[7:15]),
-                                  nn.Sequential(*stages[15:])])  # fmt: skip
-    with torch.inference_mode():
-        expected = model(images().float() / 255)[0].flatten(1)
-    assert torch.equal(build_extractor("inception", "bilinear", path)(images()), expected)
+    model.layers, model.resize_inside = Layers(random_weights[1]), False
+    device = torch.device("cpu")
+    expected = peer.get_folder_features(str(pngs[0]), model, num_workers=0, batch_size=4, device=device, verbose=False)
+    found = build_extractor("inception", "clean", random_weights[0])(pngs[1])
+    np.testing.assert_array_equal(found.numpy(), expected)
 
 
 def test_clean_is_pil_per_channel():
@@ -176,6 +211,90 @@ def test_inception_score_logits_have_no_bias(random_weights):
     assert network.fc.bias.abs().max() > 0
     outputs = InceptionOutputs(network)(torch.zeros(1, 3, 299, 299))
     assert torch.equal(outputs["logits"], outputs["features"] @ network.fc.weight.T)
+
+
+# --- defaults of the metrics -------------------------------------------------------------------------------------
+
+
+def default(function, name):
+    """What a peer's own signature says."""
+    return inspect.signature(function).parameters[name].default
+
+
+def test_metric_defaults_are_the_peers():
+    fidelity = pytest.importorskip("torch_fidelity.defaults").DEFAULTS
+    ours = PROTOCOLS["torch-fidelity"]
+    assert (ours.kid_subsets, ours.kid_subset_size) == (fidelity["kid_subsets"], fidelity["kid_subset_size"])
+    assert (ours.kid_seed, ours.nearest_k) == (fidelity["rng_seed"], fidelity["prc_neighborhood"])
+    assert (ours.is_splits, ours.is_shuffle) == (fidelity["isc_splits"], fidelity["samples_shuffle"])
+    assert not ours.kid_caps and ours.inclusive
+    kid = pytest.importorskip("torchmetrics.image.kid").KernelInceptionDistance
+    score = pytest.importorskip("torchmetrics.image.inception").InceptionScore
+    ours = PROTOCOLS["torchmetrics"]
+    assert (ours.kid_subsets, ours.kid_subset_size) == (default(kid, "subsets"), default(kid, "subset_size"))
+    assert ours.is_splits == default(score, "splits") and not ours.kid_caps
+    clean = pytest.importorskip("cleanfid.fid").kernel_distance
+    ours = PROTOCOLS["clean"]
+    assert (ours.kid_subsets, ours.kid_subset_size) == (
+        default(clean, "num_subsets"),
+        default(clean, "max_subset_size"),
+    )
+    assert ours.kid_caps
+
+
+SAMPLES, REFERENCE = (np.random.default_rng(i).normal(i / 4, 1 + i / 8, (300, 24)).astype(np.float32) for i in (0, 1))
+# The peers take means or kernels in float32: ε = 1.2e-7 of terms some ten times their difference.
+FLOAT32 = 1e-5
+
+
+def scores(protocol, **settings):
+    """fastfid's numbers of the same features under a protocol, by metric."""
+    result = evaluate(torch.from_numpy(SAMPLES), torch.from_numpy(REFERENCE), protocol=protocol, **settings)
+    return {score.metric: score.value for score in result.scores}
+
+
+def test_pytorch_fid_prints_the_same_number():
+    distance = pytest.importorskip("pytorch_fid.fid_score").calculate_frechet_distance
+    sides = [(x.mean(axis=0), np.cov(x, rowvar=False)) for x in (SAMPLES.astype(float), REFERENCE.astype(float))]
+    assert scores("pytorch-fid")["fd"] == pytest.approx(distance(*sides[0], *sides[1]), rel=1e-9)
+
+
+def test_clean_fid_prints_the_same_numbers():
+    """Fewer than 1,000 images: its subsets are the whole sets, so that drawing them without a seed changes nothing."""
+    peer = pytest.importorskip("cleanfid.fid")
+    found = scores("clean")
+    assert found["fd"] == pytest.approx(peer.fid_from_feats(SAMPLES, REFERENCE), rel=FLOAT32)
+    assert found["kid"] == pytest.approx(peer.kernel_distance(SAMPLES, REFERENCE, num_subsets=2), rel=FLOAT32)
+
+
+class Given(nn.Module):
+    """The features themselves, as torchmetrics' custom network."""
+
+    num_features = 24
+
+    def forward(self, x):
+        return x
+
+
+def test_torchmetrics_prints_the_same_numbers():
+    """Subsets of all rows, so that its unseeded permutations change nothing."""
+    fid = pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance(feature=Given())
+    kid = pytest.importorskip("torchmetrics.image.kid").KernelInceptionDistance(feature=Given(), subset_size=300)
+    for metric in (fid, kid):
+        metric.update(torch.from_numpy(REFERENCE), real=True)
+        metric.update(torch.from_numpy(SAMPLES), real=False)
+    found = scores("torchmetrics", kid_subset_size=300)
+    assert found["fd"] == pytest.approx(fid.compute().item(), rel=FLOAT32)
+    assert found["kid"] == pytest.approx(kid.compute()[0].item(), rel=FLOAT32)
+    assert "kid" not in scores("torchmetrics")  # it raises where a subset of 1,000 cannot be drawn
+
+
+def test_prdc_prints_the_same_numbers():
+    compute_prdc = pytest.importorskip("prdc").compute_prdc
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = compute_prdc(REFERENCE, SAMPLES, nearest_k=5)
+    found = scores("dgm-dinov2")
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-12)  # counts, divided in two ways
 
 
 # --- fashion networks --------------------------------------------------------------------------------------------

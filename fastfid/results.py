@@ -1,0 +1,228 @@
+"""What an evaluation found, and its text and JSON.
+
+Schema "fastfid.evaluation/1" of `EvaluationResult.to_json`; whatever is not known is null, the order of keys fixed.
+
+    schema, version, protocol {name, source}, settings {…}, seconds {features, metrics}
+    samples, reference  {name, count, images, source_sha256, skipped: [sentence]}
+    networks    [{name, dim, preprocessing, weights_sha256}]
+    scores      [{metric, label, network, value, standard_error, interval: [low, high], method, details {…}}]
+    classes     [{network, class, samples, reference, nearest_k, inclusive, precision, precision_interval, recall,
+                recall_interval, density, coverage}], where both sides have labels
+    left_out    [{metric, network, reason}]
+    warnings    [sentence]
+    outliers    [{network, hurt: [{index, name, change_if_left_out}], help: [the same]}]
+    neighbours  [{network, index, name, nearest: [{index, name, distance}]}]
+
+"fastfid.difference/1" of `DifferenceResult.to_json` has the fields of that class.  The number grows when a key goes or
+changes its meaning, not when one is added.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+
+SCHEMA = "fastfid.evaluation/1"
+DIFF_SCHEMA = "fastfid.difference/1"
+CLASSES_SHOWN = 20  # rows of the classes' text table, the worst ones; JSON and HTML have all
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with its name, network, uncertainty and the words that say how both were computed.
+
+    metric          key, e.g. "fd"
+    label           name to print, e.g. "FID" or "FD (fashion-a)"
+    value           float
+    standard_error  float or None
+    interval        (low, high) at 95%, or None
+    method          one sentence
+    details         what is needed to repeat it: numbers and strings
+    """
+
+    metric: str
+    label: str
+    network: str
+    value: float
+    standard_error: float | None = None
+    interval: tuple[float, float] | None = None
+    method: str = ""
+    details: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A metric that was not computed, and why."""
+
+    metric: str
+    network: str
+    reason: str
+
+
+@dataclass
+class EvaluationResult:
+    """Scores of one set of samples against one reference, with provenance; `result["fd"]` is a Score.
+
+    scores, left_out  what was computed, and what was not and why
+    warnings          sentences about anything repaired, skipped or forced
+    classes           per network and class: precision and recall within the class
+    outliers          per network: images whose absence would lower (hurt) or raise (help) the FD most
+    neighbours        per network: nearest reference images of some samples
+    provenance        samples, reference, networks, protocol, settings, version, seconds
+    """
+
+    scores: list[Score]
+    left_out: list[LeftOut]
+    warnings: list[str]
+    classes: list[dict]
+    outliers: list[dict]
+    neighbours: list[dict]
+    provenance: dict
+    sources: dict = field(default_factory=dict, repr=False, compare=False)  # open images, for the report's pictures
+
+    def __getitem__(self, key: str | tuple[str, str]) -> Score:
+        """The score of a metric, or of (metric, network) where there are several networks; KeyError with the reason."""
+        metric, network = key if isinstance(key, tuple) else (key, None)
+        for score in self.scores:
+            if score.metric == metric and network in (None, score.network):
+                return score
+        for left in self.left_out:
+            if left.metric == metric and network in (None, left.network):
+                raise KeyError(f"{metric} was left out: {left.reason}")
+        raise KeyError(f"{metric} was not asked for; computed: {', '.join(s.metric for s in self.scores)}")
+
+    def to_dict(self) -> dict:
+        """Everything as plain containers, by the names of the versioned schema."""
+        return {
+            "schema": SCHEMA,
+            **self.provenance,
+            "scores": [asdict(score) for score in self.scores],
+            "classes": self.classes,
+            "left_out": [asdict(left) for left in self.left_out],
+            "warnings": self.warnings,
+            "outliers": self.outliers,
+            "neighbours": self.neighbours,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as strict JSON; numbers that are not finite become null."""
+        return json.dumps(_plain(self.to_dict()), indent=indent, allow_nan=False)
+
+    def table(self) -> str:
+        """Scores, intervals, classes, what was left out and warnings as aligned text."""
+        rows = [[s.label, f"{s.value:.6g}", _interval_text(s)] for s in self.scores]
+        lines = _provenance_lines(self.provenance) + _aligned(rows, right=(1,))
+        for network in dict.fromkeys(entry["network"] for entry in self.classes):
+            lines += _class_lines([entry for entry in self.classes if entry["network"] == network])
+        lines += [f"left out: {left.metric} ({left.network}): {left.reason}" for left in self.left_out]
+        return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
+
+
+@dataclass
+class DifferenceResult:
+    """FD(A) − FD(B) against one reference, below zero if A is nearer, with its 95% jackknife interval.
+
+    better  "A" or "B" where the interval excludes zero, else None
+    """
+
+    label: str
+    network: str
+    a: float
+    b: float
+    difference: float
+    standard_error: float
+    interval: tuple[float, float]
+    better: str | None
+    method: str
+    warnings: list[str]
+    provenance: dict
+
+    def to_dict(self) -> dict:
+        """Everything as plain containers, by the names of the versioned schema."""
+        return {"schema": DIFF_SCHEMA, **asdict(self)}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as strict JSON."""
+        return json.dumps(_plain(self.to_dict()), indent=indent, allow_nan=False)
+
+    def table(self) -> str:
+        """The two distances, their difference, and the verdict as text."""
+        low, high = self.interval
+        verdict = (
+            f"{self.better} is nearer to the reference"
+            if self.better
+            else "no difference can be told from the chance of drawing these images"
+        )
+        return "\n".join([
+            *_provenance_lines(self.provenance),
+            f"{self.label} of A  {self.a:.6g}",
+            f"{self.label} of B  {self.b:.6g}",
+            f"A - B  {self.difference:+.6g}  95% interval {low:+.4g} to {high:+.4g} ({self.method})",
+            verdict,
+            *(f"warning: {warning}" for warning in self.warnings),
+        ])  # fmt: skip
+
+
+def worst_first(classes: list[dict]) -> list[dict]:
+    """Entries of `EvaluationResult.classes` by the lower of precision and recall, ascending."""
+    return sorted(classes, key=lambda entry: (min(entry["precision"], entry["recall"]), entry["class"]))
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def _class_lines(classes: list[dict]) -> list[str]:
+    first = classes[0]
+    rows = [["class", "samples", "reference", "precision", "recall", "density", "coverage"]]
+    for entry in worst_first(classes)[:CLASSES_SHOWN]:
+        rows.append([entry["class"], str(entry["samples"]), str(entry["reference"])])
+        for name in ("precision", "recall"):
+            rows[-1].append(f"{entry[name]:.3f} ({' to '.join(f'{x:.3f}' for x in entry[f'{name}_interval'])})")
+        rows[-1] += [f"{entry['density']:.3f}", f"{entry['coverage']:.3f}"]
+    more = len(classes) - CLASSES_SHOWN
+    return [
+        f"within each class ({first['network']}), k = {first['nearest_k']}, 95% intervals, worst first",
+        *_aligned(rows, right=range(1, 7)),
+        *([f"and {more} classes more in --json and --html"] if more > 0 else []),
+    ]
+
+
+def _aligned(rows: list[list[str]], right) -> list[str]:
+    """Columns padded to their widest cell, those in `right` from the left; the last one as it is unless in `right`."""
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    pad = lambda i, cell: cell.rjust(widths[i]) if i in right else cell.ljust(widths[i])  # noqa: E731
+    return ["  ".join(pad(i, cell) for i, cell in enumerate(row)).rstrip() for row in rows]
+
+
+def _provenance_lines(provenance: dict) -> list[str]:
+    lines = [
+        f"network {n['name']}, d = {n['dim']}, weights {(n['weights_sha256'] or 'unknown')[:12]}, "
+        f"preprocessing: {n['preprocessing'] or 'unknown'}"
+        for n in provenance["networks"]
+    ]
+    for role in ("samples", "A", "B", "reference"):
+        if role in provenance:
+            side = provenance[role]
+            lines.append(f"{role}: {side['count'] or 'unknown number of'} images, {side['name']}")
+    return [*lines, f"protocol {provenance['protocol']['name']}, {provenance['version']}"]
+
+
+def _interval_text(score: Score) -> str:
+    if score.interval is None:
+        return f"({score.method})" if score.method else ""
+    low, high = score.interval
+    return f"95% {low:.6g} to {high:.6g} ({score.method})"
+
+
+def _plain(value):
+    """Containers with numbers that JSON knows; what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,364 @@
+"""The metrics of a pair of materials: each a Score with its uncertainty and method, or the reason it is missing.
+
+Legend: N samples, M reference images, d feature dimension, C classes of a classifier.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastfid.extraction import PROGRESS_DELAY
+from fastfid.frechet import FrechetTerms, frechet_distance, frechet_terms, prepare
+from fastfid.kernel_distance import gaussian_kernel, kid, mmd, polynomial_kernel
+from fastfid.materials import Material, Settings
+from fastfid.moments import FeatureMoments
+from fastfid.neighbours import BallCounts, ball_counts, prdc, precision_recall
+from fastfid.protocols import DEFAULT_METRICS, Protocol
+from fastfid.results import LeftOut, Score
+from fastfid.statistics import without_provenance
+from fastfid.uncertainty import (
+    inception_score_variance,
+    jackknife_variance,
+    leave_one_out,
+    line_through,
+    mmd_variance,
+    normal_interval,
+    wilson_interval,
+)
+
+METRICS = DEFAULT_METRICS
+
+INFINITY_POINTS = 15  # subset sizes of FD∞, as Chong & Forsyth take them
+INFINITY_SMALLEST = 5000  # their smallest subset; a tenth of the images where there are fewer than 50,000
+INFINITY_RANK = 2  # times d images at least in the smallest subset: below d the distance is not linear in 1/N
+
+
+class Pair:
+    """Samples and reference in one network, and what more than one metric needs of them."""
+
+    def __init__(self, samples: Material, reference: Material, protocol: Protocol, settings: Settings):
+        self.samples, self.reference, self.protocol, self.settings = samples, reference, protocol, settings
+        self.network = samples.network
+
+    @property
+    def nearest_k(self) -> int:
+        """Neighbour whose distance is a point's radius."""
+        return self.settings.nearest_k or self.protocol.nearest_k
+
+    @cached_property
+    def terms(self) -> FrechetTerms:
+        """The Fréchet distance of the moments."""
+        return frechet_terms(without_provenance(self.samples.moments), without_provenance(self.reference.moments))
+
+    @cached_property
+    def sample_changes(self) -> Tensor | None:
+        """Change of FD when each sample is left out, float64 [N]; None without features of these moments."""
+        return _changes(self.samples.features, self.samples.moments, self.reference.moments)
+
+    @cached_property
+    def reference_changes(self) -> Tensor | None:
+        """Change of FD when each reference image is left out, float64 [M]; None without features of these moments."""
+        return _changes(self.reference.features, self.reference.moments, self.samples.moments)
+
+    @cached_property
+    def balls(self) -> BallCounts:
+        """Behind precision, recall, density and coverage, strictly inside a ball."""
+        return ball_counts(self.reference.features, self.samples.features, self.nearest_k)
+
+    @cached_property
+    def protocol_scores(self) -> dict[str, float]:
+        """Precision and recall as the protocol counts and measures them."""
+        return self.precision_recall(self.reference.features, self.samples.features)
+
+    def precision_recall(self, real: Tensor, generated: Tensor) -> dict[str, float]:
+        """Precision and recall of features real [n, d] and generated [m, d] as the protocol counts and measures."""
+        if not self.protocol.inclusive:
+            return prdc(real, generated, self.nearest_k)
+        return precision_recall(real, generated, self.nearest_k, self.protocol.distances)
+
+
+def _changes(features: Tensor | None, moments: FeatureMoments, other: FeatureMoments) -> Tensor | None:
+    """Leave-one-out changes; None where the moments are of other images, as in ADM's references."""
+    if features is None or moments.count != len(features):
+        return None
+    return leave_one_out(other, features)
+
+
+def compute(pair: Pair, metrics: Sequence[str], warnings: list[str]) -> tuple[list[Score], list[LeftOut]]:
+    """Every metric's Score, and those that cannot be computed with the reason; repairs are told in `warnings`."""
+    scores, left_out = [], []
+    for metric in _with_bar(metrics, pair):
+        found = _METRICS[metric](pair)
+        if isinstance(found, str):
+            left_out.append(LeftOut(metric, pair.network, found))
+        elif found is not None:
+            scores.append(found)
+            warnings += _repairs(found, pair)
+    return scores, left_out
+
+
+def _repairs(score: Score, pair: Pair) -> list[str]:
+    if score.metric == "kid":
+        wanted, size = pair.settings.kid_subset_size or pair.protocol.kid_subset_size, score.details["subset_size"]
+        return [f"KID subsets shrank from {wanted} to the {size} images there are"] if size < wanted else []
+    clipped = score.details.get("clipped", 0)
+    return [f"{clipped} eigenvalues under the root of {score.label} were below 0 and taken for 0"] if clipped else []
+
+
+def _with_bar(metrics: Sequence[str], pair: Pair):
+    """The metrics, with a bar on stderr if they take more than PROGRESS_DELAY seconds."""
+    from tqdm import tqdm
+
+    hidden = not pair.settings.progress
+    name = f"metrics ({pair.network})"
+    return tqdm(metrics, unit="metric", desc=name, file=sys.stderr, delay=PROGRESS_DELAY, disable=hidden)
+
+
+# --- Fréchet distances -------------------------------------------------------------------------------------------
+
+
+def fd_label(network: str, suffix: str = "") -> str:
+    """What a Fréchet distance in this network is called: FID for Inception's alone."""
+    return f"FID{suffix}" if network == "inception" else f"FD{suffix} ({network})"
+
+
+def _fd(pair: Pair) -> Score:
+    label, changes = fd_label(pair.network), (pair.sample_changes, pair.reference_changes)
+    return _frechet_score("fd", label, pair.network, pair.terms, changes)
+
+
+def _sfid(pair: Pair) -> Score | str:
+    mine, theirs = pair.samples, pair.reference
+    for side in (mine, theirs):
+        if side.spatial is None:
+            return (
+                f"{side.name} has no spatial features; they come from images through inception, or ADM's mu_s, sigma_s"
+            )
+    terms = frechet_terms(without_provenance(mine.spatial), without_provenance(theirs.spatial))
+    changes = (
+        _changes(mine.spatial_features, mine.spatial, theirs.spatial),
+        _changes(theirs.spatial_features, theirs.spatial, mine.spatial),
+    )
+    return _frechet_score("sfid", "sFID", pair.network, terms, changes)
+
+
+def _frechet_score(metric: str, label: str, network: str, terms: FrechetTerms, changes: tuple) -> Score:
+    """The distance with the jackknife over the sides whose leave-one-out changes are known, samples and reference."""
+    details = {key: value for key, value in asdict(terms).items() if isinstance(value, int | float | str)}
+    known = {name: c for name, c in zip(("samples", "reference"), changes, strict=True) if c is not None}
+    for name, c in known.items():
+        details[f"jackknife_bias_{name}"] = (len(c) - 1) * c.mean().item()
+    if not known:
+        return Score(metric, label, network, terms.total, method="moments only: no interval", details=details)
+    error = math.sqrt(sum(map(jackknife_variance, known.values())))
+    fixed = "".join(f", {name} taken as fixed" for name in ("samples", "reference") if name not in known)
+    method = f"jackknife over {' and '.join(known)}{fixed}; which images were drawn, not the bias of finite N"
+    return Score(metric, label, network, terms.total, error, normal_interval(terms.total, error), method, details)
+
+
+def _fd_infinity(pair: Pair) -> Score | str:
+    features = pair.samples.features
+    if features is None:
+        return f"{pair.samples.name} holds statistics only; pass images"
+    n, d = features.shape
+    smallest = max(min(INFINITY_SMALLEST, n // 10), INFINITY_RANK * d)
+    if 2 * smallest > n:
+        return f"{n} samples are too few for subsets of {smallest} and more; d = {d} needs at least {2 * smallest}"
+    sizes = np.linspace(smallest, n, INFINITY_POINTS).round().astype(int)
+    reference = prepare(without_provenance(pair.reference.moments))
+    rng = np.random.RandomState(pair.settings.seed)
+    rows = [torch.from_numpy(rng.choice(n, size, replace=False)) for size in sizes]
+    values = np.array([frechet_distance(FeatureMoments.from_features(features[r]), reference) for r in rows])
+    slope, intercept, line_error = line_through(1 / sizes, values)
+    details = {
+        "sizes": sizes.tolist(),
+        "distances": values.tolist(),
+        "slope": slope,
+        "standard_error_of_line": line_error,
+    }
+    method = f"line in 1/N through {len(sizes)} subsets of {sizes[0]} to {sizes[-1]} samples"
+    label, drawn = fd_label(pair.network, "∞"), _fd(pair).standard_error
+    if drawn is None:
+        return Score("fd_infinity", label, pair.network, intercept, method=method, details=details)
+    error = math.hypot(drawn, line_error)
+    method += "; jackknife of FD and the line's residuals"
+    interval = normal_interval(intercept, error)
+    return Score("fd_infinity", label, pair.network, intercept, error, interval, method, details)
+
+
+# --- Inception Score ---------------------------------------------------------------------------------------------
+
+
+def _inception_score(pair: Pair) -> Score | str:
+    logits = pair.samples.logits
+    if logits is None:
+        return f"{pair.network} gives no logits for {pair.samples.name}; they come from images through inception"
+    p, n = pair.protocol, len(logits)
+    bounds = [*range(0, n, p.is_split_size), n] if p.is_split_size else _equal_parts(n, min(p.is_splits, n))
+    parts = _log_probabilities(logits, bounds, pair.settings.seed if p.is_shuffle else None)
+    mean, std = _score_of_parts(parts)
+    variances = [inception_score_variance(part) for part in parts]
+    label = "Inception Score" if pair.network == "inception" else f"Classifier score ({pair.network})"
+    details = {"splits": len(parts), "std_over_splits": std, "shuffled": p.is_shuffle}
+    method = f"mean of {len(parts)} splits, std {std:.4g}"
+    if None in variances:
+        return Score("is", label, pair.network, mean, method=method, details=details)
+    error = math.sqrt(sum(variances)) / len(parts)
+    method += "; jackknife over samples"
+    return Score("is", label, pair.network, mean, error, normal_interval(mean, error), method, details)
+
+
+def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -> tuple[float, float]:
+    """exp E[KL(p(y|x) ‖ p(y))], mean and population deviation over `splits` parts of logits [n, C]; float64 inside.
+
+    seed  permutes the rows by RandomState(seed), as torch-fidelity does; None keeps their order
+    """
+    if not 1 <= splits <= len(logits):
+        raise ValueError(f"splits is {splits} for {len(logits)} rows; it must be from 1 to their number")
+    return _score_of_parts(_log_probabilities(logits, _equal_parts(len(logits), splits), seed))
+
+
+def _equal_parts(n: int, parts: int) -> list[int]:
+    return [i * n // parts for i in range(parts + 1)]
+
+
+def _log_probabilities(logits: Tensor, bounds: list[int], seed: int | None) -> list[Tensor]:
+    """log p(y|x), float64 [rows, C], of the row ranges between `bounds` after the permutation."""
+    if seed is not None:
+        logits = logits[np.random.RandomState(seed).permutation(len(logits))]
+    log_p = logits.double().log_softmax(dim=1)
+    return [log_p[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _score_of_parts(parts: list[Tensor]) -> tuple[float, float]:
+    """Mean and population deviation of the score over the parts."""
+    scores = []
+    for log_p in parts:
+        marginal = log_p.exp().mean(dim=0, keepdim=True).log()
+        scores.append((log_p.exp() * (log_p - marginal)).sum(dim=1).mean().exp().item())
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+# --- kernels -----------------------------------------------------------------------------------------------------
+
+
+def _both_features(pair: Pair) -> str | None:
+    """Why metrics of both sides' features cannot be computed, None if they can."""
+    for side in (pair.samples, pair.reference):
+        if side.features is None:
+            return f"{side.name} holds statistics only; pass its images, or features saved with --keep-features"
+    return None
+
+
+def _kid(pair: Pair) -> Score | str:
+    if reason := _both_features(pair):
+        return reason
+    real, generated = pair.reference.features, pair.samples.features
+    p, available = pair.protocol, min(len(generated), len(real))
+    size = pair.settings.kid_subset_size or p.kid_subset_size
+    if size > available and pair.settings.kid_subset_size is None and p.kid_caps:
+        size = available
+    if size > available:
+        return f"subsets of {size} rows from {available} images; pass kid_subset_size={available} or less"
+    found = kid(real, generated, p.kid_subsets, size, seed=pair.settings.seed)
+    details = {k: v for k, v in asdict(found).items() if k not in ("mean", "std")} | {"std_over_subsets": found.std}
+    formula = f"(x·y/{pair.samples.moments.dim} + 1)^{found.degree}"
+    method = f"mean of {found.subsets} subsets of {size}, std {found.std:.4g}, kernel {formula}"
+    kernel = polynomial_kernel(found.degree, found.gamma, found.coef)
+    variance = mmd_variance(generated, real, kernel, pair.settings.seed)
+    if variance is None or found.subsets < 2:
+        return Score("kid", "KID", pair.network, found.mean, method=method, details=details)
+    error = math.sqrt(variance + found.std**2 / (found.subsets - 1))
+    method += "; jackknife over samples and reference"
+    return Score("kid", "KID", pair.network, found.mean, error, normal_interval(found.mean, error), method, details)
+
+
+def _mmd(pair: Pair) -> Score | str:
+    if reason := _both_features(pair):
+        return reason
+    real, generated = pair.reference.features, pair.samples.features
+    if min(len(generated), len(real)) < 2:
+        return "fewer than 2 images on a side"
+    try:
+        found = mmd(real, generated)
+    except ValueError as unfit:  # most rows identical: no median distance
+        return str(unfit)
+    method = f"{found.kernel} kernel, bandwidth {found.bandwidth:.4g} (median distance), {found.estimator}"
+    kernel = gaussian_kernel(found.bandwidth, pair.reference.moments.mean)
+    variance = mmd_variance(generated, real, kernel, pair.settings.seed)
+    if variance is None:
+        return Score("mmd", "MMD²", pair.network, found.value, method=method, details=asdict(found))
+    error, method = math.sqrt(variance), f"{method}; jackknife over samples and reference, bandwidth taken as fixed"
+    interval = normal_interval(found.value, error)
+    return Score("mmd", "MMD²", pair.network, found.value, error, interval, method, asdict(found))
+
+
+# --- neighbours --------------------------------------------------------------------------------------------------
+
+
+def _too_few_neighbours(pair: Pair) -> str | None:
+    if reason := _both_features(pair):
+        return reason
+    k, available = pair.nearest_k, min(len(pair.samples.features), len(pair.reference.features))
+    if available <= k:
+        return f"{available} images have no neighbour number {k}; pass nearest_k={available - 1} or less"
+    return None
+
+
+def _share(metric: str) -> Callable[[Pair], Score | str]:
+    """Precision, recall and coverage: the share of one side's images inside balls that are taken as fixed."""
+    counted, balls = ("samples", "reference") if metric == "precision" else ("reference", "samples")
+
+    def score(pair: Pair) -> Score | str:
+        if reason := _too_few_neighbours(pair):
+            return reason
+        by_protocol = pair.protocol.inclusive and metric != "coverage"
+        value = (pair.protocol_scores if by_protocol else pair.balls.scores())[metric]
+        n = len(getattr(pair, counted).features)
+        measured = pair.protocol.distances if by_protocol else "exact"
+        details = {"nearest_k": pair.nearest_k, "inclusive": by_protocol, "distances": measured}
+        inside = f"distance {'<=' if by_protocol else '<'} radius, {measured}"
+        method = f"k = {pair.nearest_k}, {inside}; binomial over {counted}, {balls} taken as fixed"
+        error = math.sqrt(value * (1 - value) / n)
+        interval = wilson_interval(value, n)
+        return Score(metric, metric.capitalize(), pair.network, value, error, interval, method, details)
+
+    return score
+
+
+def _density(pair: Pair) -> Score | str:
+    if reason := _too_few_neighbours(pair):
+        return reason
+    details = {"nearest_k": pair.nearest_k, "inclusive": False, "distances": "exact"}
+    method = f"k = {pair.nearest_k}, distance < radius, exact; mean over samples, reference taken as fixed"
+    value, around = pair.balls.scores()["density"], pair.balls.around.double() / pair.nearest_k
+    error = (around.std() / math.sqrt(len(around))).item()
+    return Score("density", "Density", pair.network, value, error, normal_interval(value, error), method, details)
+
+
+def _outliers(pair: Pair) -> str | None:
+    """Why outliers cannot be told; they are no Score."""
+    if pair.sample_changes is None:
+        return f"{pair.samples.name} holds statistics only, or fewer than 3 images; pass images"
+    return None
+
+
+_METRICS: dict[str, Callable[[Pair], Score | str | None]] = {
+    "fd": _fd,
+    "fd_infinity": _fd_infinity,
+    "sfid": _sfid,
+    "is": _inception_score,
+    "kid": _kid,
+    "mmd": _mmd,
+    "density": _density,
+    "outliers": _outliers,
+    **{name: _share(name) for name in ("precision", "recall", "coverage")},
+}

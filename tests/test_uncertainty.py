@@ -1,0 +1,197 @@
+"""Variances against brute force and against the spread of repeated draws; intervals hold as often as they say.
+
+Of R independent intervals that each hold with probability p, a share within 4√(p(1 − p)/R) of p do, but for 6 in 10⁵
+cases; the ratio of a variance over R draws to its expectation is 1 ± 4√(2/R) for near-normal scores.  Seeds are fixed.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fastfid import evaluate
+from fastfid.kernel_distance import gaussian_kernel, mmd, polynomial_kernel
+from fastfid.neighbours import ball_counts, precision_recall
+from fastfid.scores import inception_score
+from fastfid.uncertainty import (
+    JACKKNIFE_ROWS,
+    inception_score_variance,
+    jackknife_variance,
+    line_through,
+    mmd_variance,
+    normal_interval,
+    wilson_interval,
+)
+
+
+def lower_limit(repeats, p=0.95):
+    return p - 4 * math.sqrt(p * (1 - p) / repeats)
+
+
+def rows(n, rng, shift=0.0, d=4):
+    return torch.from_numpy(rng.normal(size=(n, d)) + shift).float()
+
+
+def held(truth, intervals):
+    return np.mean([low <= truth <= high for low, high in intervals])
+
+
+# --- jackknife ---------------------------------------------------------------------------------------------------
+
+
+def test_jackknife_of_a_mean_is_its_textbook_variance():
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=50))
+    without = (x.sum() - x) / 49 - x.mean()
+    assert jackknife_variance(without) == pytest.approx(x.var().item() / 50, rel=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "polynomial"])
+def test_mmd_variance_is_the_jackknife_by_brute_force(kernel):
+    rng = np.random.default_rng(1)
+    real, fake = rows(23, rng).double(), rows(17, rng, 0.5).double()
+    options = {"kernel": kernel, "bandwidth": 2.0, "degree": 3}
+    of_fake = [mmd(real, torch.cat([fake[:i], fake[i + 1 :]]), **options).value for i in range(17)]
+    of_real = [mmd(torch.cat([real[:i], real[i + 1 :]]), fake, **options).value for i in range(23)]
+    expected = sum((len(x) - 1) / len(x) * np.square(np.array(x) - np.mean(x)).sum() for x in (of_fake, of_real))
+    function = gaussian_kernel(2.0, real.mean(0)) if kernel == "gaussian" else polynomial_kernel(3, 1 / 4, 1.0)
+    assert mmd_variance(fake, real, function) == pytest.approx(expected, rel=1e-9)
+    assert mmd_variance(fake[:2], real, function) is None
+
+
+def test_some_rows_stand_for_all():
+    """500 of 3,000 rows: the deviation errs by 1/√(2·500) = 3%, its square by 6%; four times that is allowed."""
+    rng = np.random.default_rng(2)
+    real, fake, kernel = rows(3000, rng), rows(2500, rng, 0.3), polynomial_kernel(3, 1 / 4, 1.0)
+    assert len(fake) > JACKKNIFE_ROWS
+    own = mmd_variance(fake, real, kernel)
+    whole = mmd_variance_of_all_rows(fake, real, kernel)
+    assert own == pytest.approx(whole, rel=4 * math.sqrt(2 / JACKKNIFE_ROWS)) and own != whole
+
+
+def mmd_variance_of_all_rows(a, b, kernel):
+    total = 0.0
+    for x, y in ((a, b), (b, a)):
+        m, n = len(x), len(y)
+        within = kernel.values(kernel.left(x), kernel.right(x))
+        sums = within.sum(1) - within.diagonal()
+        values = -2 * sums / ((m - 1) * (m - 2))
+        values += 2 * kernel.values(kernel.left(x), kernel.right(y)).sum(1) / ((m - 1) * n)
+        total += jackknife_variance(values)
+    return total
+
+
+def test_inception_score_variance_is_the_jackknife_by_brute_force():
+    logits = 2 * rows(40, np.random.default_rng(3), d=6).double()
+    without = [inception_score(torch.cat([logits[:i], logits[i + 1 :]]), 1, None)[0] for i in range(40)]
+    expected = 39 / 40 * np.square(np.array(without) - np.mean(without)).sum()
+    log_p = logits.log_softmax(1)
+    assert inception_score_variance(log_p) == pytest.approx(expected, rel=1e-9)
+    assert inception_score_variance(log_p[:1]) is None
+    sure = torch.full((5, 3), -math.inf, dtype=torch.float64)
+    sure[[0, 1, 2, 3, 4], [0, 1, 2, 0, 1]] = 0.0  # p of 0 and 1
+    assert inception_score_variance(sure.clamp_min(-1e30)) > 0
+
+
+# --- repeated draws ----------------------------------------------------------------------------------------------
+
+
+def test_kernel_intervals_hold():
+    """KID and MMD² away from zero: the spread is the standard error, and 95% of the intervals hold the mean."""
+    repeats, found = 100, {"kid": [], "mmd": []}
+    for i in range(repeats):
+        rng = np.random.default_rng([4, i])
+        result = evaluate(rows(80, rng, 0.5), rows(90, rng), metrics=["kid", "mmd"], kid_subset_size=40)
+        for name, scores in found.items():
+            scores.append(result[name])
+    for name, scores in found.items():
+        values = np.array([score.value for score in scores])
+        ratio = np.mean([score.standard_error**2 for score in scores]) / values.var(ddof=1)
+        # the jackknife is never low on average; MMD²'s fixed bandwidth is another matter of a few percent
+        assert 1 - 4 * math.sqrt(2 / repeats) < ratio < 1.25 + 4 * math.sqrt(2 / repeats), name
+        assert held(values.mean(), [score.interval for score in scores]) > lower_limit(repeats), name
+
+
+def test_kernel_intervals_of_equal_distributions_are_wide():
+    """Where the linear part vanishes, the jackknife's variance is about twice the true one: no false alarm."""
+    repeats, scores = 60, []
+    for i in range(repeats):
+        rng = np.random.default_rng([5, i])
+        scores.append(evaluate(rows(60, rng), rows(60, rng), metrics=["mmd"])["mmd"])
+    ratio = np.mean([s.standard_error**2 for s in scores]) / np.var([s.value for s in scores], ddof=1)
+    assert 1.3 < ratio < 4  # 2 ± 4·√(2/60)·2, and the tail of a sum of squares
+    assert held(0.0, [s.interval for s in scores]) > lower_limit(repeats)
+
+
+def test_inception_score_intervals_hold():
+    repeats, found = 200, []
+    for i in range(repeats):
+        log_p = (2 * rows(300, np.random.default_rng([6, i]), d=5)).double().log_softmax(1)
+        found.append((inception_score(log_p, 1, None)[0], math.sqrt(inception_score_variance(log_p))))
+    values = np.array([value for value, _ in found])
+    ratio = np.mean([error**2 for _, error in found]) / values.var(ddof=1)
+    assert abs(ratio - 1) < 4 * math.sqrt(2 / repeats)
+    assert held(values.mean(), [normal_interval(*pair) for pair in found]) > lower_limit(repeats)
+
+
+def test_fd_infinity_intervals_hold_the_distance_of_the_distributions():
+    """N(0, I) against N(½, 2I) in two dimensions: FD = 2·¼ + 2(√2 − 1)² exactly."""
+    truth = 2 * 0.25 + 2 * (math.sqrt(2) - 1) ** 2
+    repeats, scores = 60, []
+    for i in range(repeats):
+        rng = np.random.default_rng([7, i])
+        fake = 0.5 + math.sqrt(2) * rows(200, rng, d=2)
+        scores.append(evaluate(fake, rows(2000, rng, d=2), metrics=["fd_infinity"])["fd_infinity"])
+    assert held(truth, [score.interval for score in scores]) > lower_limit(repeats)
+    spread = np.std([score.value for score in scores], ddof=1)
+    assert np.mean([score.standard_error for score in scores]) < 2 * spread  # wide by the line's part, not useless
+
+
+def test_precision_and_recall_intervals_hold_as_far_as_they_say():
+    """The balls are one draw, taken as fixed; the counted side is drawn again and again."""
+    repeats, rng = 100, np.random.default_rng(8)
+    reference, samples = rows(150, rng, d=2), rows(150, rng, 0.8, d=2)
+    found, density = {"precision": [], "recall": []}, []
+    for _ in range(repeats):
+        found["precision"].append(precision_recall(reference, rows(150, rng, 0.8, d=2))["precision"])
+        found["recall"].append(precision_recall(rows(150, rng, d=2), samples)["recall"])
+        density.append(ball_counts(reference, rows(150, rng, 0.8, d=2)).around.double() / 5)
+    means = [x.mean().item() for x in density]
+    errors = [x.std().item() / math.sqrt(150) for x in density]
+    assert held(np.mean(means), map(normal_interval, means, errors)) > lower_limit(repeats)
+    for name, values in found.items():
+        truth = np.mean(values)  # of 15,000 draws: a tenth of an interval's half width
+        assert held(truth, [wilson_interval(value, 150) for value in values]) > lower_limit(repeats), name
+        assert np.std(values) == pytest.approx(math.sqrt(truth * (1 - truth) / 150), rel=4 / math.sqrt(2 * repeats))
+
+
+# --- closed forms ------------------------------------------------------------------------------------------------
+
+
+def test_wilson_interval():
+    z = 1.959964**2
+    assert wilson_interval(0.0, 10) == (0.0, pytest.approx(z / (10 + z)))
+    assert wilson_interval(1.0, 10) == (pytest.approx(10 / (10 + z)), pytest.approx(1.0))
+    low, high = wilson_interval(0.3, 40)  # where (p − 0.3)² = z² p(1 − p)/n
+    for p in (low, high):
+        assert (p - 0.3) ** 2 == pytest.approx(z * p * (1 - p) / 40)
+
+
+def test_line_through_points():
+    rng = np.random.default_rng(9)
+    x = np.linspace(0.1, 1, 12)
+    y = 2 + 3 * x + rng.normal(0, 0.1, 12)
+    (slope, intercept), cov = np.polyfit(x, y, 1, cov=True)
+    assert line_through(x, y) == pytest.approx((slope, intercept, math.sqrt(cov[1, 1])), rel=1e-9)
+
+
+def test_every_score_of_features_has_an_interval():
+    rng = np.random.default_rng(10)
+    result = evaluate(rows(120, rng, 0.3), rows(130, rng), kid_subset_size=60)
+    without = {score.metric for score in result.scores if score.interval is None}
+    assert without == set()
+    assert {score.metric for score in result.scores} == {
+        "fd", "fd_infinity", "kid", "mmd", "precision", "recall", "density", "coverage"
+    }  # fmt: skip
+    for score in result.scores:
+        assert score.interval[0] <= score.value <= score.interval[1] and score.standard_error >= 0
