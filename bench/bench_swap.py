@@ -79,7 +79,7 @@ def measure(benchmark, call, candidates, flop_per_candidate=None, rounds=5):
 
 def score_flop(engine, d):
     """Projection 2·m·d², lower half of a Gram matrix k² for every function and position of the plan, Q factors k³/3."""
-    nodes = next(iter(engine._node_cache.values()))
+    nodes = next(reversed(engine._node_cache.values()))  # the last used
     plan = nodes.plan(np.dtype(np.float32))
     positions = int((plan.terms * np.diff(plan.bounds)).sum())
     k = 2 * M
