@@ -1,42 +1,190 @@
 """Multi-head self-attention over [n, tokens, heads, head_dim], by the fastest back end present.
 
-`flash` calls the flash-attn package (float16/bfloat16 on an NVIDIA GPU), `sdpa` torch's scaled_dot_product_attention,
-which picks its own flash kernel where it can, `math` the two matrix products written out, and `auto` flash where it
-applies and sdpa elsewhere.
+    flash   the flash-attn packages, in float16 or bfloat16 on an NVIDIA GPU: the first of FlashAttention's versions
+            for the GPU that is installed and, tried on a small input forwards and backwards, right
+    sdpa    torch's scaled_dot_product_attention, which picks a kernel of its own by device, type and head size;
+            sdpa-flash, sdpa-efficient, sdpa-cudnn and sdpa-math hold it to one
+    math    the two matrix products written out
+    auto    flash where it applies, sdpa elsewhere
+
+SiT-XL's 72 channels a head are a multiple of 8, which is all that the flash kernels ask for: versions 2 and 3 run them
+in their kernels for 96, version 4 in one for 80, torch's by the same rule, and the CPU's takes any number. Other sizes
+are padded with zeros to a multiple of 8, which changes neither the products q·k nor the outputs that are kept.
+float32 never goes to a flash package: such a call is sdpa's.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BACKENDS = ("auto", "flash", "sdpa", "math")
+SDPA_KERNELS = {
+    "sdpa-flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa-math": SDPBackend.MATH,
+}
+HALF = (torch.float16, torch.bfloat16)
+# Channels a head must be a multiple of in every flash kernel: 16 bytes of a two-byte type.
+ALIGNMENT = 8
+# Shape [n, tokens, heads] of the trial of a flash package, and the error it may have: outputs are means of values of
+# unit variance, rounded to bfloat16's 2⁻⁹ and multiplied from operands so rounded.
+TRIAL_SHAPE, TRIAL_ERROR = (1, 32, 2), 2e-2
 
 
-def flash_available() -> bool:
-    """Whether the flash-attn package and a CUDA device are both here."""
-    return torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+@dataclass(frozen=True)
+class FlashPackage:
+    """One version of FlashAttention: where its flash_attn_func is, what installs it, which GPUs it is for."""
+
+    module: str
+    install: str
+    majors: tuple[int, ...]  # of the CUDA compute capability: 8 Ampere and Ada, 9 Hopper, 10 to 12 Blackwell
 
 
-def choose(backend: str) -> str:
-    """Resolve `auto` to a concrete back end; raises ValueError where `backend` cannot run here."""
-    if backend not in BACKENDS:
-        raise ValueError(f"attention is {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if backend == "flash" and not flash_available():
-        raise ValueError("attention='flash' needs an NVIDIA GPU and `pip install flash-attn`; use 'sdpa' here")
-    return ("flash" if flash_available() else "sdpa") if backend == "auto" else backend
+# In order of preference on a GPU that several are for.
+FLASH = {
+    "flash-attn-3": FlashPackage("flash_attn_interface", "hopper/ of Dao-AILab/flash-attention, from source", (9,)),
+    "flash-attn-4": FlashPackage("flash_attn.cute", "pip install flash-attn-4", (9, 10, 11)),
+    "flash-attn-2": FlashPackage("flash_attn", "pip install flash-attn", (8, 9, 10, 12)),
+}
+
+
+def choose(
+    backend: str = "auto",
+    head_dim: int = 72,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | None = None,
+) -> str:
+    """The kernel that a back end means here, for `SiT.set_attention`; see `explain` for why.
+
+    backend   one of BACKENDS, FLASH or SDPA_KERNELS
+    head_dim  channels a head
+    dtype     of the products: bfloat16 under autocast, whatever the weights are
+    device    default: the current CUDA device, if there is one
+
+    ValueError, with the reason, where `backend` is unknown or cannot run.
+    """
+    return _decide(backend, head_dim, dtype, _device_type(device))[0]
+
+
+def explain(
+    backend: str = "auto",
+    head_dim: int = 72,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | None = None,
+) -> str:
+    """A line for people: what `choose` chooses with these arguments, and why not something faster."""
+    where = _device_type(device)
+    name, reason = _decide(backend, head_dim, dtype, where)
+    kernel = f", its {_sdpa_choice(head_dim, dtype, where)} kernel" if name == "sdpa" else ""
+    return f"{name}{kernel}, {head_dim} channels a head, {str(dtype).removeprefix('torch.')} on {where}: {reason}"
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: str = "sdpa") -> torch.Tensor:
-    """softmax(q kᵀ / √head_dim) v for q, k, v [n, tokens, heads, head_dim]; returns the same shape and dtype."""
-    if backend == "flash" and q.dtype in (torch.float16, torch.bfloat16):
-        from flash_attn import flash_attn_func
+    """softmax(q kᵀ / √head_dim) v for q, k, v [n, tokens, heads, head_dim]; returns the same shape and dtype.
 
-        return flash_attn_func(q, k, v)
+    `backend` is what `choose` returned.
+    """
+    if backend in FLASH and q.dtype in HALF:
+        return _flash(_flash_function(backend), q, k, v)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [n, heads, tokens, head_dim]
     if backend == "math":
         weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
         return (weights @ v).transpose(1, 2)
+    if backend in SDPA_KERNELS:
+        with sdpa_kernel(SDPA_KERNELS[backend]):
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _flash(function: Callable, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """A package's function on heads padded to its alignment; versions that also return the log-sum lose it."""
+    size = q.shape[-1]
+    padding = -size % ALIGNMENT
+    if padding:
+        q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))
+    out = function(q, k, v, softmax_scale=size**-0.5)
+    out = out[0] if isinstance(out, tuple) else out
+    return out[..., :size] if padding else out
+
+
+@lru_cache
+def _flash_function(name: str) -> Callable:
+    """flash_attn_func of a package, imported at its first use; raises whatever the import raises."""
+    return importlib.import_module(FLASH[name].module).flash_attn_func
+
+
+@lru_cache
+def _decide(backend: str, head_dim: int, dtype: torch.dtype, where: str) -> tuple[str, str]:
+    """(kernel, reason)."""
+    names = (*BACKENDS, *FLASH, *SDPA_KERNELS)
+    if backend not in names:
+        raise ValueError(f"attention is {backend!r}; choose one of {', '.join(names)}")
+    if backend not in ("auto", "flash", *FLASH):
+        return backend, "as asked"
+    asked = [backend] if backend in FLASH else list(FLASH)
+    obstacles = {}
+    for name in asked:
+        obstacles[name] = _obstacle(name, head_dim, dtype, where)
+        if obstacles[name] is None:
+            return name, "installed, and right in a trial on this GPU"
+    reason = obstacles[asked[0]]
+    if len(set(obstacles.values())) > 1:
+        reason = "; ".join(f"{name} {obstacle}" for name, obstacle in obstacles.items())
+    if backend == "auto":
+        return "sdpa", f"flash {reason}"
+    raise ValueError(f"attention is {backend!r}, but {backend} {reason}; use 'auto' or 'sdpa' here")
+
+
+def _obstacle(name: str, head_dim: int, dtype: torch.dtype, where: str) -> str | None:
+    """Why a flash package cannot be used, as the rest of a sentence; None where it can."""
+    package = FLASH[name]
+    if where != "cuda":
+        return "needs an NVIDIA GPU"
+    if dtype not in HALF:
+        return "needs float16 or bfloat16"
+    major = torch.cuda.get_device_capability()[0]
+    if major not in package.majors:
+        return f"is not for this GPU's compute capability {major}.x"
+    try:
+        function = _flash_function(name)
+    except ModuleNotFoundError:
+        return f"is not installed ({package.install})"
+    except Exception as error:  # a binary for another torch, a package of the same name, …
+        return f"does not import ({' '.join(str(error).split())[:100]})"
+    return _trial(function, head_dim, dtype, where)
+
+
+def _trial(function: Callable, head_dim: int, dtype: torch.dtype, where: str) -> str | None:
+    """Compare outputs and gradients with `math` in float32 on a small input."""
+    random = torch.Generator(where).manual_seed(0)
+    given = torch.randn(3, *TRIAL_SHAPE, head_dim, generator=random, device=where)
+    results = []
+    try:
+        for run, kind in ((lambda *x: attention(*x, "math"), torch.float32), (lambda *x: _flash(function, *x), dtype)):
+            q, k, v = inputs = [x.to(dtype).to(kind).requires_grad_() for x in given]
+            out = run(q, k, v)
+            gradients = torch.autograd.grad(out.float().square().sum() / 2, inputs)
+            results.append([x.detach().float() for x in (out, *gradients)])
+    except Exception as error:
+        return f"fails for {head_dim} channels a head ({' '.join(str(error).split())[:100]})"
+    worst = max(float((a - b).abs().max()) for a, b in zip(*results, strict=True))
+    return None if worst <= TRIAL_ERROR else f"is wrong by {worst:.1e} for {head_dim} channels a head"
+
+
+def _sdpa_choice(head_dim: int, dtype: torch.dtype, where: str) -> str:
+    """Which kernel torch's sdpa takes for such heads: flash, efficient, cudnn or math."""
+    q = torch.empty(1, 1, 16, head_dim, dtype=dtype, device=where)
+    choice = SDPBackend(torch._fused_sdp_choice(q, q, q))
+    return next(name.removeprefix("sdpa-") for name, kernel in SDPA_KERNELS.items() if kernel == choice)
+
+
+def _device_type(device: torch.device | None) -> str:
+    return device.type if device is not None else "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from sit_rl.samplers import SamplerConfig
 
 Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]
-# Fields that say where and how to run, not what is computed: a resume may change them.
-MACHINE_FIELDS = ("out", "resume", "threads", "keep_checkpoints")
+# Fields that say where and how to run; results depend on none beyond rounding. A resume may change them.
+MACHINE_FIELDS = (
+    "out", "resume", "threads", "rollout_batch", "parallel", "micro_batch", "activation_checkpointing", "compile",
+    "keep_checkpoints", "save_every", "grace", "dead_after", "stop_fd", "stop_drift", "stop_kl", "wandb", "dry_run",
+)  # fmt: skip
 # What each estimator learns best with on the embedded default. A policy gradient makes a pass for every noisy sampler
 # step: four minibatches of the paper's kept quarter, so that the clip acts. Rejection takes its own samples for data,
 # which by itself makes the model worse; the best 5% outweigh that here (README, "Estimators").
@@ -81,6 +85,14 @@ class Config:
     """largest norm of the gradient"""
     ema: float = 0.9
     """decay per optimiser step of the averaged weights that are evaluated"""
+    ema_extra: tuple[float, ...] = ()
+    """decays of further averages, kept in the checkpoints"""
+    ema_power: tuple[float, ...] = ()
+    """relative widths σ_rel of power-function averages, such as 0.05 0.1: see sit_rl/ema.py"""
+    ema_snapshot_every: int = 0
+    """steps between snapshots of the power-function averages, from which any other is made after the run; 0: none"""
+    lora: int = 0
+    """rank of LoRA terms that are trained in place of the weights (pip install -e '.[lora]'); 0: the weights"""
 
     # Samplers
     rollout: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "adams", 10, power=1.5))
@@ -88,7 +100,7 @@ class Config:
     rollout_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "euler", 20))
     """sde_policy_gradient"""
     rollout_batch: int = 200
-    """images sampled at once; fixes the grouping of samples whatever the number of ranks"""
+    """images sampled at once; fixes the grouping of samples, and so their last bits, whatever the number of ranks"""
     evaluate_ode: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "adams", 12, power=1.5))
     evaluate_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "adams", 40, power=1.5))
     evaluate_images: int = 5_000
@@ -112,9 +124,37 @@ class Config:
     reward_features: str = "fashion-a"
     judge_features: str = "fashion-b"
     attention: Literal["auto", "flash", "sdpa", "math"] = "auto"
+
+    # How to run it
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: matrix products of the generator in bfloat16; weights, log-probabilities and losses stay float32"""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """several ranks: whole copies (ddp), sharded (fsdp); auto: fsdp above 300M parameters"""
+    micro_batch: int = 0
+    """images of a minibatch that a rank passes at once; 0: all of its share"""
+    activation_checkpointing: bool = False
+    """keep the blocks' inputs alone and recompute the rest in the backward pass"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the blocks; auto: on a GPU"""
     threads: int = 0
     """CPU threads of a rank; 0: the cores divided among the ranks"""
     keep_checkpoints: int = 2
+    save_every: int = 1
+    """steps between checkpoints"""
+    grace: float = 20.0
+    """seconds that a step under way may still take after SIGTERM or SIGUSR1; torchrun kills after 30"""
+    dead_after: float = 45.0
+    """seconds without a sign of life from a rank after which the others end with an error"""
+    stop_fd: float = 5.0
+    """stop when the reference FD exceeds this multiple of the first step's; 0: never"""
+    stop_drift: float = 1.0
+    """stop when the mean squared departure from the base velocity exceeds this; 0: never"""
+    stop_kl: float = 100.0
+    """stop when a path's KL from the policy that made it exceeds this, nats; 0: never"""
+    wandb: str | None = None
+    """Weights & Biases project to log to as well (pip install -e '.[wandb]')"""
+    dry_run: bool = False
+    """print the plan (images, memory, flops, hours on GPUs) and stop; needs no weights"""
 
     @property
     def images_per_step(self) -> int:
@@ -133,27 +173,35 @@ class Config:
 
     def to_dict(self) -> dict:
         """Plain values, paths as strings."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     def save(self, path: Path) -> None:
-        """Write as YAML."""
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        """Write as YAML, whole or not at all."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        temporary.replace(path)
+
+
+# Fields that count something there must be one of.
+COUNTS = (
+    "steps", "reference_size", "replace", "candidates", "refresh_every", "updates", "minibatch", "rollout_batch",
+    "keep_checkpoints", "save_every",
+)  # fmt: skip
 
 
 def check(c: Config) -> None:
     """Raise ValueError for a config whose numbers contradict each other."""
-    for name in (
-        "steps",
-        "reference_size",
-        "replace",
-        "candidates",
-        "refresh_every",
-        "updates",
-        "minibatch",
-        "rollout_batch",
-    ):
+    for name in COUNTS:
         if getattr(c, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(c, name)}; it must be at least 1")
+    for name in ("micro_batch", "lora", "ema_snapshot_every", "grace", "stop_fd", "stop_drift", "stop_kl"):
+        if getattr(c, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(c, name)}; it must not be negative")
+    if c.dead_after <= 0:
+        raise ValueError(f"--dead-after is {c.dead_after}; it must be positive")
+    if c.ema_snapshot_every and not c.ema_power:
+        raise ValueError("--ema-snapshot-every needs --ema-power: the widths to take snapshots of, such as 0.05 0.1")
     if c.seed < 0:
         raise ValueError(f"--seed is {c.seed}; it must not be negative")
     if c.replace > c.reference_size - 2:
@@ -206,7 +254,7 @@ PRESETS = {
             rollout=SamplerConfig("ode", "heun", 25), rollout_sde=SamplerConfig("sde", "euler", 50),
             evaluate_ode=SamplerConfig("ode", "dopri5", 250), evaluate_sde=SamplerConfig("sde", "euler", 250),
             evaluate_images=50_000, evaluate_every=50, evaluate_every_images=5_000, ema=0.99,
-            reward_features="inception", judge_features="none",
+            reward_features="inception", judge_features="none", precision="bf16", micro_batch=16,
         ),
     ),
 }  # fmt: skip
@@ -220,17 +268,47 @@ def resolve(config: Config) -> Config:
 
 
 def load_config(path: Path) -> Config:
-    """Read a saved config; ValueError naming a field that does not belong."""
-    values = yaml.safe_load(path.read_text())
-    unknown = sorted(set(values) - {f.name for f in fields(Config)})
+    """Read a saved config; ValueError naming a field that does not belong or has a value of another kind."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())[:120]}); restore it") from None
+    try:
+        config = _from_dict(Config, values)
+        check(resolve(config))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; restore it, or choose another --out") from None
+    return config
+
+
+def _from_dict(kind: type, values: Any) -> Any:
+    """The dataclass `kind` from plain values, each checked against its field's type; missing ones are the default."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{type(values).__name__} in place of a table of fields")
+    hints = get_type_hints(kind)
+    unknown = sorted(str(name) for name in set(values) - set(hints))
     if unknown:
-        raise ValueError(f"{path} has an unknown field {unknown[0]!r}: it was not written by this version")
-    for f in fields(Config):
-        if isinstance(values.get(f.name), dict):
-            values[f.name] = SamplerConfig(**values[f.name])
-    for name in ("out", "checkpoint", "vae", "real", "heldout"):
-        values[name] = Path(values[name]) if values.get(name) else None
-    return Config(**values)
+        raise ValueError(f"unknown field {unknown[0]!r}: it was not written by this version")
+    return kind(**{name: _convert(name, value, hints[name]) for name, value in values.items()})
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, ValueError naming the field where it is not one."""
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for choice in choices:
+        if get_origin(choice) is Literal and value in get_args(choice):
+            return value
+        if choice is Path and isinstance(value, str):
+            return Path(value)
+        if get_origin(choice) is tuple and isinstance(value, (list, tuple)):
+            return tuple(_convert(name, item, get_args(choice)[0]) for item in value)
+        if choice is SamplerConfig and isinstance(value, dict):
+            return _from_dict(SamplerConfig, value)
+        if choice is float and type(value) in (int, float):
+            return float(value)
+        if isinstance(choice, type) and type(value) is choice:
+            return value
+    raise ValueError(f"{name} is {value!r}, which is not of its type {getattr(hint, '__name__', hint)}")
 
 
 def differences(saved: Config, asked: Config) -> list[str]:

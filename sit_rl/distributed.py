@@ -7,18 +7,29 @@ grouping into batches and their order are the same whatever the number of ranks.
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-# A rank that dies leaves the others waiting in a collective; they give up after this long.
-TIMEOUT = timedelta(minutes=10)
+# Longest wait in a collective while all ranks are alive: one may compute for the others, such as KID of 50,000 images.
+TIMEOUT = timedelta(minutes=30)
+# Seconds without a sign of life after which a rank counts as dead; signs come ten times as often.
+DEAD_AFTER = 45.0
+# Exit code of a rank that stops because another is dead.
+LOST_RANK = 3
+
+# Ranks' group for checkpoints, which are written while the training uses the default one.
+_checkpoint_group: dist.ProcessGroup | None = None
 
 
 def initialise(threads: int = 0) -> torch.device:
     """Join the process group that torchrun describes, if any; returns this rank's device and sets its CPU threads."""
+    global _checkpoint_group
     world = int(os.environ.get("WORLD_SIZE", 1))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", world))
     cuda = torch.cuda.is_available()
@@ -27,21 +38,102 @@ def initialise(threads: int = 0) -> torch.device:
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
     torch.set_flush_denormal(True)  # gradients far below float32's range would otherwise slow a CPU ten times
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        _checkpoint_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 
 
 @contextmanager
-def process_group(threads: int = 0):
-    """Yield this rank's device; at the end leave the process group and undo `initialise`'s other settings."""
-    threads_before = torch.get_num_threads()
+def process_group(threads: int = 0, dead_after: float = DEAD_AFTER):
+    """Yield this rank's device; at the end leave the process group and undo `initialise`'s other settings.
+
+    A rank that shows no sign of life for `dead_after` seconds ends the others with an error.
+    """
+    global _checkpoint_group
+    threads_before, heartbeat = torch.get_num_threads(), None
     try:
-        yield initialise(threads)
+        device = initialise(threads)
+        heartbeat = Heartbeat(dead_after) if world_size() > 1 else None
+        yield device
+        if heartbeat is not None:
+            heartbeat.stop("gone")
+            barrier()  # the rank that holds the store leaves last
+    except BaseException:
+        if heartbeat is not None:
+            heartbeat.stop("failed")
+        raise
     finally:
         torch.set_num_threads(threads_before)
         torch.set_flush_denormal(False)
         if dist.is_initialized():
             dist.destroy_process_group()
+            _checkpoint_group = None
+
+
+class Heartbeat:
+    """Each rank counts up in the store that torchrun keeps; one whose count stands still is dead.
+
+    Beside the collectives' own timeout, which must outlast honest waiting, and without which the death of a process
+    that is not being waited for shows only at the next collective, on some back ends as a hang.
+    """
+
+    def __init__(self, dead_after: float):
+        self.dead_after, self._ended = dead_after, threading.Event()
+        self._store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=dead_after),
+        )
+        self._store.set(self._key(rank()), "0")
+        dist.barrier()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self, last_word: str) -> None:
+        """End with "gone", so that nobody misses this rank, or "failed", so that nobody waits for it."""
+        self._ended.set()
+        self._thread.join()
+        try:
+            self._store.set(self._key(rank()), last_word)
+        except dist.DistError:
+            pass  # the store went with the rank that held it
+
+    @staticmethod
+    def _key(of_rank: int) -> str:
+        return f"sit_rl/heartbeat/{of_rank}"
+
+    def _beat(self) -> None:
+        others = {r: ("", time.monotonic()) for r in range(world_size()) if r != rank()}
+        count = 0
+        while not self._ended.wait(self.dead_after / 10):
+            count += 1
+            try:
+                self._store.set(self._key(rank()), str(count))
+                for r, (last, since) in others.items():
+                    now = self._store.get(self._key(r)).decode()
+                    if now == "failed":
+                        self._give_up(f"rank {r} has failed, its own message says why")
+                    if now != last or now == "gone":
+                        others[r] = now, time.monotonic()
+                    elif time.monotonic() - since > self.dead_after:
+                        self._give_up(
+                            f"rank {r} has shown no sign of life for {self.dead_after:g} s: it has died or hangs"
+                        )
+            except dist.DistError as error:
+                if not self._ended.is_set():
+                    self._give_up(f"the ranks' store does not answer ({' '.join(str(error).split())[:120]})")
+
+    @staticmethod
+    def _give_up(what: str) -> None:
+        """End this process from its thread: the main one may be waiting for the dead rank without end."""
+        print(f"error: {what}; run the same command again, it resumes", file=sys.stderr, flush=True)
+        os._exit(LOST_RANK)
+
+
+def checkpoint_group() -> dist.ProcessGroup | None:
+    """The group that checkpoints talk in, None on a single rank."""
+    return _checkpoint_group
 
 
 def rank() -> int:
@@ -65,6 +157,11 @@ def barrier() -> None:
         dist.barrier()
 
 
+def any_rank(here: bool) -> bool:
+    """Whether `here` is true on any rank; every rank calls it."""
+    return sum_scalars({"any": float(here)})["any"] > 0
+
+
 def owned(count: int, chunk: int, of_rank: int | None = None) -> range:
     """Global indices of the samples that a rank (default: this one) makes out of `count` cut into chunks."""
     chunks, r = -(-count // chunk), rank() if of_rank is None else of_rank
@@ -72,15 +169,22 @@ def owned(count: int, chunk: int, of_rank: int | None = None) -> range:
     return range(min(count, first * chunk), min(count, last * chunk))
 
 
-def gather_owned(x: torch.Tensor, count: int, chunk: int) -> torch.Tensor:
-    """Concatenate every rank's rows [len(owned), ...] into [count, ...] in global order, on every rank."""
+def gather_owned(x: torch.Tensor, count: int, chunk: int, first: int | None = None) -> torch.Tensor:
+    """Concatenate every rank's rows [len(owned), ...] into [count, ...] in global order, on every rank.
+
+    `first` gathers the first so many alone.
+    """
+    stop = count if first is None else min(first, count)
     if world_size() == 1:
-        return x
-    parts = [x.new_empty((len(owned(count, chunk, r)), *x.shape[1:])) for r in range(world_size())]
+        return x[:stop]
+    sizes = [
+        max(0, min(stop, rows.stop) - rows.start) for rows in (owned(count, chunk, r) for r in range(world_size()))
+    ]
+    parts = [x.new_empty((size, *x.shape[1:])) for size in sizes]
     # Ranks own different numbers of rows, which all_gather does not allow on every back end: broadcast each part.
     for r, part in enumerate(parts):
         if r == rank():
-            part.copy_(x)
+            part.copy_(x[: sizes[r]])
         dist.broadcast(part, src=r)
     return torch.cat(parts)
 

@@ -10,7 +10,7 @@ from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd
 from sit_rl.config import Config
 from sit_rl.distributed import gather_owned, is_main
 from sit_rl.models.sit import SiT
-from sit_rl.noise import Stream, balanced_labels
+from sit_rl.noise import EVALUATION_STEP, Stream, balanced_labels
 from sit_rl.parallel import map_batches
 from sit_rl.rollout import generate
 from sit_rl.samplers import SamplerConfig
@@ -19,8 +19,6 @@ from sit_rl.setting import RealSide, Setting
 # The paper's k of precision, recall, density and coverage (Naeem et al. 2020), and torch-fidelity's KID subsets.
 NEAREST_K, KID_SUBSETS, KID_SUBSET_SIZE = 5, 100, 1_000
 METRICS = ("fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage")
-# Fixed draw number of evaluation noise, apart from any training step's.
-EVALUATION_STEP = 0
 
 
 @dataclass
@@ -57,7 +55,7 @@ def evaluate_model(
     metrics = measure(setting.heldout, features) | {
         "fd_b": None if features_b is None else distance(setting.heldout_b, features_b)
     }
-    images = gather_owned(made.images, count, config.rollout_batch)[:grid] if grid else made.images[:0]
+    images = gather_owned(made.images, count, config.rollout_batch, first=grid)
     return Evaluation({name: metrics[name] for name in METRICS}, images.cpu())
 
 
@@ -94,3 +92,9 @@ def _in_batches(net: FeatureExtractor, images: torch.Tensor, size: int = 250) ->
     if not len(images):
         return torch.empty((0, net.dim), device=images.device)
     return torch.cat(list(map_batches(net, images.split(size), images.device)))
+
+
+if __name__ == "__main__":
+    from sit_rl.evaluate_command import main  # here: the command samples, and a training run need not load that
+
+    main()

@@ -58,6 +58,16 @@ def to_uint8(x: torch.Tensor) -> torch.Tensor:
     return (127.5 * x + 128).clamp(0, 255).to(torch.uint8)
 
 
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 [n, C, H, W] → one picture of full rows and a last one filled up with white: [rows·H, columns·W(, 3)]."""
+    n, channels, height, width = images.shape
+    columns = min(columns, n)
+    blank = np.full((-n % columns, channels, height, width), 255, images.dtype)
+    tiled = np.concatenate([images, blank]).reshape(-1, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    tiled = tiled.reshape(-1, columns * width, channels)
+    return tiled[..., 0] if channels == 1 else tiled
+
+
 def load_embedded(split: str) -> ImageSet:
     """The committed balanced subset, `train` or `heldout`."""
     path = ASSETS / f"fashion_mnist_{split}.npz"

@@ -29,6 +29,10 @@ class Stream(IntEnum):
     REFERENCE_SDE = 10  # and that of its stochastic steps
 
 
+# Fixed step number of the noise that evaluations and `sit_rl.sample` start from, apart from any training step's.
+EVALUATION_STEP = 0
+
+
 def generator(seed: int, stream: Stream, step: int, index: int = 0) -> np.random.Generator:
     """A NumPy generator addressed by (seed, stream, step, index), all non-negative."""
     return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, int(stream), step]))

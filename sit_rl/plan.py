@@ -1,14 +1,23 @@
-"""What a run is about to do and how long it will take, from the speed of this machine measured for a second."""
+"""What a run is about to do and how long it will take: predicted from this machine's speed, or counted for GPUs."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import cache
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sit_rl.config import Config
 from sit_rl.distributed import world_size
+from sit_rl.learner import SHARD_ABOVE, prepare
+from sit_rl.models.loading import load_sit
+from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.parallel import map_batches
+from sit_rl.pretrain import FASHION_SIT
+from sit_rl.runlog import Clock
+from sit_rl.samplers import noisy_steps
 from sit_rl.setting import Setting
 
 # Evaluations that an image of a minibatch costs: forward 1, backward 2, and the anchor's forward for matching.
@@ -16,6 +25,22 @@ UPDATE_EVALUATIONS = {"advantage_matching": 4, "rejection": 3, "pretraining": 3}
 # Feature networks, rounding to uint8 and random numbers beside a sample's velocity evaluations, in evaluations of the
 # default model: measured at 0.4 ms an image for both embedded networks against 0.45 ms an evaluation.
 OVERHEAD_EVALUATIONS = 1
+# The generator of a preset whose weights need not be there for a dry run.
+PRESET_MODELS = {"sit-xl-imagenet256": SiTConfig.named("SiT-XL/2")}
+# Dense peak of one GPU, FLOP/s, by precision (NVIDIA's data sheets of the A100 SXM, H100 SXM and B200; float32 without
+# TF32, torch's default).
+PEAKS = {
+    "A100": {"bf16": 312e12, "float32": 19.5e12},
+    "H100": {"bf16": 989e12, "float32": 67e12},
+    "B200": {"bf16": 2250e12, "float32": 75e12},
+}
+# Share of the peak that a transformer of this size reaches: an assumption, between the 0.3 and 0.5 that published
+# trainings report. Printed with every number that rests on it.
+UTILISATION = 0.4
+# FLOPs of an image outside the generator, counted like the generator's: diffusers' AutoencoderKL decoder from 32×32
+# latents, and the FID Inception network at 299×299.
+DECODER_FLOPS, INCEPTION_FLOPS = 6.22e11, 1.14e10
+PLANNED_RANKS = (1, 8)  # of a dry run: one GPU, and a node of them
 
 
 def describe_plan(config: Config, setting: Setting) -> str:
@@ -37,33 +62,66 @@ def describe_plan(config: Config, setting: Setting) -> str:
         "samplers": f"{c.evaluate_ode}; {c.evaluate_sde}",
         "predicted": f"about {sum(minutes.values()):.1f} minutes ({parts})",
     }
-    return "\n".join(f"{name:10} {text}" for name, text in lines.items())
+    return _aligned(lines)
 
 
 def evaluations(config: Config) -> dict[str, float]:
-    """Velocity evaluations of each phase of the whole run."""
-    sde = config.estimator == "sde_policy_gradient"
-    sampler = config.rollout_sde if sde else config.rollout
+    """Velocity evaluations of each phase of the whole run, the evaluations before and after included."""
+    total = {"evaluate": 2 * config.evaluate_images * evaluation_cost(config), "refresh": 0.0, "rollout": 0.0}
+    for step in range(config.steps):
+        for phase, count in step_evaluations(config, step).items():
+            total[phase] = total.get(phase, 0.0) + count
+    return total
+
+
+def step_evaluations(config: Config, step: int) -> dict[str, float]:
+    """Velocity evaluations of each phase of one training step."""
+    c = config
+    sde = c.estimator == "sde_policy_gradient"
+    sampler = c.rollout_sde if sde else c.rollout
     per_sample = sampler.evaluations() + OVERHEAD_EVALUATIONS
-    kept = min(config.minibatch, config.kept_fraction * config.images_per_step)
-    points = 1 + (config.steps - 1) // config.evaluate_every if config.evaluate_every else 0
-    judged = 2 * config.evaluate_images + (points - 1) * config.evaluate_every_images
-    rolls_out = config.estimator != "pretraining"
-    refreshes = 1 if config.reference == "rolling" else -(-config.steps // config.refresh_every)
-    rollout = config.steps * config.images_per_step * per_sample
-    update = (
-        config.steps
-        * config.updates
-        * kept
-        * (3 * (sampler.steps - 1) if sde else UPDATE_EVALUATIONS[config.estimator])
-    )
-    return {
-        "evaluate": judged
-        * (config.evaluate_ode.evaluations() + config.evaluate_sde.evaluations() + 2 * OVERHEAD_EVALUATIONS),
-        "refresh": rolls_out * refreshes * config.reference_size * per_sample,
-        "rollout": rolls_out * rollout,
-        "update": update if rolls_out else update + rollout,
+    kept = min(c.minibatch, c.kept_fraction * c.images_per_step)
+    update = c.updates * kept * (3 * len(noisy_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.estimator])
+    judged = c.evaluate_every and (step + 1) % c.evaluate_every == 0 and step + 1 < c.steps
+    out = {"evaluate": c.evaluate_every_images * evaluation_cost(c) if judged else 0.0}
+    if c.estimator == "pretraining":
+        return out | {"update": update + c.images_per_step * per_sample}
+    renewed = step == 0 or (c.reference == "refresh" and step % c.refresh_every == 0)
+    return out | {
+        "refresh": c.reference_size * per_sample if renewed else 0.0,
+        "rollout": c.images_per_step * per_sample,
+        "update": update,
     }
+
+
+def evaluation_cost(config: Config) -> float:
+    """Velocity evaluations of one image under both samplers."""
+    return config.evaluate_ode.evaluations() + config.evaluate_sde.evaluations() + 2 * OVERHEAD_EVALUATIONS
+
+
+class Forecast:
+    """Seconds of the next training step, from what each phase has taken for an evaluation so far in this run.
+
+    A phase that has not run yet counts at the speed of the evaluation before the training; the reward and the save,
+    which cost the same every step, at their mean.
+    """
+
+    def __init__(self, config: Config, clock: Clock):
+        self.config, self.clock = config, clock
+
+    def step(self, step: int) -> float | None:
+        """Predicted seconds of step `step`, the next one; None where nothing has been measured."""
+        done = {"evaluate": 2 * self.config.evaluate_images * evaluation_cost(self.config)}
+        for earlier in range(step):
+            for phase, count in step_evaluations(self.config, earlier).items():
+                done[phase] = done.get(phase, 0.0) + count
+        seconds = self.clock.seconds
+        if not seconds["evaluate"]:
+            return None
+        speed = {phase: seconds[phase] / count for phase, count in done.items() if count}
+        fixed = sum(seconds[phase] / step for phase in ("reward", "save")) if step else 0.0
+        ahead = step_evaluations(self.config, step)
+        return fixed + sum(count * speed.get(phase, speed["evaluate"]) for phase, count in ahead.items())
 
 
 def measure_rate(
@@ -92,3 +150,128 @@ def measure_rate(
         if time.perf_counter() - begun > most:
             break
     return 2 * at_once * len(x) / fastest
+
+
+def dry_run(config: Config) -> str:
+    """The plan without running or loading anything but a checkpoint's shape: images, memory, FLOPs, hours on GPUs.
+
+    FLOPs are counted operator by operator on tensors without memory; hours are computed from them and a GPU's peak.
+    """
+    shape = load_sit(config.checkpoint).config if _exists(config.checkpoint) else None
+    shape = shape or PRESET_MODELS.get(config.preset, FASHION_SIT)
+    flops = count_flops(shape)
+    outside = DECODER_FLOPS + INCEPTION_FLOPS if shape.channels == 4 else 0.0
+    whole = total_flops(config, flops, outside)
+    parameters = count_parameters(shape)
+    c, sampler = config, config.rollout_sde if config.estimator == "sde_policy_gradient" else config.rollout
+    lines = {
+        "plan": f"{c.steps} steps of {c.estimator}; nothing is run, no weights are read",
+        "generator": f"SiT {shape.name}, {parameters / 1e6:.1f}M parameters, {flops / 1e9:.3g} GFLOP a velocity",
+        "step": f"{c.images_per_step} images rolled out ({sampler}), {c.updates} updates of {c.minibatch}",
+        "reference": f"{c.reference_size} images, {c.reference}",
+        "evaluation": f"2 × {c.evaluate_images} images before and after: {c.evaluate_ode}; {c.evaluate_sde}",
+        "compute": ", ".join(f"{phase} {count:.2e}" for phase, count in whole.items() if count) + " FLOP (counted)",
+    }
+    for ranks in PLANNED_RANKS:
+        memory = memory_per_rank(config, shape, ranks)
+        text = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size > 1e6)
+        lines[f"{ranks} GPU{'s' if ranks > 1 else ''}"] = (
+            f"{sum(memory.values()) / 2**30:.1f} GiB a rank (computed): {text or 'less than 1 MB each'}"
+        )
+        rates = {name: peak[c.precision] * UTILISATION * ranks for name, peak in PEAKS.items()}
+        hours = {name: sum(whole.values()) / rate / 3600 for name, rate in rates.items()}
+        lines[f"{ranks} × hours"] = (
+            ", ".join(f"{name} {h:.3g}" for name, h in hours.items())
+            + f" (computed: {c.precision} peak × {UTILISATION:.0%} utilisation, unmeasured)"
+        )
+    return _aligned(lines)
+
+
+@cache
+def count_flops(shape: SiTConfig, backward: bool = False) -> float:
+    """FLOPs of one image's velocity, multiply and add counted as two; with its backward pass where asked."""
+    model = _meta_model(shape).requires_grad_(backward)
+    with FlopCounterMode(display=False) as counter:
+        v = model(*_meta_inputs(shape, 1))
+        if backward:
+            v.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def total_flops(config: Config, flops: float, outside: float) -> dict[str, float]:
+    """FLOPs of each phase of the whole run; `outside` for each generated image: decoder and feature network."""
+    counts = evaluations(config)
+    images = {
+        "evaluate": 4 * config.evaluate_images,
+        "refresh": counts["refresh"] and config.reference_size * -(-config.steps // config.refresh_every),
+        "rollout": counts["rollout"] and config.steps * config.images_per_step,
+    }
+    return {
+        phase: (count - OVERHEAD_EVALUATIONS * images.get(phase, 0)) * flops + outside * images.get(phase, 0)
+        for phase, count in counts.items()
+    }
+
+
+def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, float]:
+    """Bytes on one of `ranks` GPUs by what holds them; without the libraries' own workspaces and fragmentation."""
+    weights = 4.0 * count_parameters(shape)
+    sharded = ranks > 1 and (config.parallel == "fsdp" or (config.parallel == "auto" and weights / 4 > SHARD_ABOVE))
+    averages = 1 + len(config.ema_extra) + len(config.ema_power)
+    share = -(-config.minibatch // ranks)
+    images = -(-config.images_per_step // ranks)
+    path = config.rollout_sde.steps + 1 if config.estimator == "sde_policy_gradient" else 1
+    values = shape.channels * shape.image_size**2
+    return {
+        "weights, gradients, moments, averages": weights * (4 + averages) / (ranks if sharded else 1),
+        "base model": weights,
+        "copy for sampling": weights if sharded else 0.0,
+        "activations": activation_bytes(config, shape) * min(config.micro_batch or share, share),
+        "samples and paths": 4.0 * values * images * path,
+    }
+
+
+@cache
+def count_parameters(shape: SiTConfig) -> int:
+    """Numbers in the generator's weights."""
+    return sum(p.numel() for p in _meta_model(shape).parameters())
+
+
+@cache
+def activation_bytes(config: Config, shape: SiTConfig) -> float:
+    """Bytes that one image's forward pass keeps for its backward pass, counted on tensors without memory."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model = prepare(
+        _meta_model(shape).to(dtype), replace(config, compile="off", precision="float32"), torch.device("meta")
+    )
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return x
+
+    x, t, y = _meta_inputs(shape, 1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        model(x.to(dtype), t, y)
+    return float(sum(storage.nbytes() for storage in kept.values()))
+
+
+def _meta_model(shape: SiTConfig) -> SiT:
+    with torch.device("meta"):
+        return SiT(shape).to("meta")  # the position table comes from NumPy
+
+
+def _meta_inputs(shape: SiTConfig, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with torch.device("meta"):
+        return torch.empty(n, *shape.image_shape), torch.empty(n), torch.empty(n, dtype=torch.long)
+
+
+def _exists(path) -> bool:
+    return path is not None and path.is_file()
+
+
+def _aligned(lines: dict[str, object]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(f"{name:{width}} {text}" for name, text in lines.items())

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sit_rl.runlog import PHASES, read_metrics
+from sit_rl.images import tile
+from sit_rl.runlog import GRID_COLUMNS, PHASES, read_metrics
 
 # Rows of the table: key in summary.json, name, whether lower is better.
 ROWS = (
@@ -21,7 +22,6 @@ ROWS = (
     ("precision", "Precision", False), ("recall", "Recall", False),
     ("density", "Density", False), ("coverage", "Coverage", False),
 )  # fmt: skip
-COLUMNS = 10  # of a sample grid; evaluation labels cycle through the classes, so each column is one class of ten
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#888888"
 
 
@@ -142,7 +142,8 @@ def draw_curve(summary: dict, records: list[dict]) -> bytes:
             )
     if summary["floor"]["fd"] is not None:
         axes.axhline(summary["floor"]["fd"], color="black", lw=0.8, ls=":", label="real against real")
-    axes.set(xlabel="training step", ylabel=f"FD ({summary['protocol']['networks']['fd']['name']})", ylim=(0, None))
+    network = summary["protocol"]["networks"]["fd"]["name"].replace("$", r"\$")  # not as a formula
+    axes.set(xlabel="training step", ylabel=f"FD ({network})", ylim=(0, None))
     axes.legend(fontsize=8, frameon=False)
     return _png(figure)
 
@@ -158,7 +159,7 @@ def draw_samples(folder: Path) -> bytes | None:
     for row, samplers in enumerate(("ODE", "SDE")):
         for column, when in enumerate(("before", "after")):
             axes[row, column].imshow(
-                _tile(np.load(paths[row][column])), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+                tile(np.load(paths[row][column]), GRID_COLUMNS), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
             )
             axes[row, column].set_title(f"{samplers}, {when}", fontsize=10)
             axes[row, column].axis("off")
@@ -200,15 +201,6 @@ def draw_time(summary: dict) -> bytes:
     axes.invert_yaxis()
     axes.set(xlabel="seconds", xlim=(0, max(values) * 1.2))
     return _png(figure)
-
-
-def _tile(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, C, H, W] → one picture with COLUMNS columns: [rows·H, COLUMNS·W] or […, 3]."""
-    n, channels, height, width = images.shape
-    rows = n // COLUMNS
-    tiled = images[: rows * COLUMNS].reshape(rows, COLUMNS, channels, height, width).transpose(0, 3, 1, 4, 2)
-    tiled = tiled.reshape(rows * height, COLUMNS * width, channels)
-    return tiled[..., 0] if channels == 1 else tiled
 
 
 def _pyplot():

@@ -8,11 +8,13 @@ import torch
 from tqdm import tqdm
 
 from sit_rl.distributed import is_main, owned
+from sit_rl.guidance import bind
 from sit_rl.images import check_labels
 from sit_rl.models.sit import SiT
 from sit_rl.noise import Stream, sample_normal
-from sit_rl.parallel import map_batches
-from sit_rl.samplers import SamplerConfig, VelocityField, sample, sample_sde
+from sit_rl.parallel import map_in_two_stages
+from sit_rl.preemption import overdue, stop_if_overdue
+from sit_rl.samplers import SamplerConfig, noise_draws, sample, sample_path
 from sit_rl.setting import Setting
 
 
@@ -38,11 +40,6 @@ class Rollout:
     log_prob: torch.Tensor | None = None
 
 
-def bind(model: SiT, labels: torch.Tensor) -> VelocityField:
-    """The model's velocity with its labels filled in."""
-    return lambda x, t: model(x, torch.full((len(x),), t, device=x.device), labels)
-
-
 def generate(
     setting: Setting,
     model: SiT,
@@ -60,36 +57,44 @@ def generate(
     """Sample image i of class labels[i] from the noise of (seed, step, i), for this rank's share of len(labels) images.
 
     Batches are `batch` consecutive global indices, whatever the number of ranks, so that every matrix product has
-    the same shape and a sample the same bits on one rank and on many.
+    the same shape and a sample the same bits on one rank and on many. Preempted between two of them where the run was
+    told to stop.
     """
     check_labels(labels, setting.num_classes, "the model's classes")
     mine = owned(len(labels), batch)
 
-    def make(rows: range) -> Rollout:
+    def draw(rows: range) -> tuple:
         y = labels[rows.start : rows.stop].to(setting.device)
         noise = sample_normal(seed, initial, step, rows, setting.sample_shape).to(setting.device)
-        step_noise = _step_noise(seed, noisy, step, rows, sampler, noise) if sampler.kind == "sde" else None
-        velocity, states, log_prob = bind(model, y), None, None
+        step_noise = noise_source(seed, noisy, step, rows, sampler, noise) if noise_draws(sampler) else None
+        velocity, states, log_prob = bind(model, y, sampler), None, None
         if keep_path:
-            path = sample_sde(velocity, noise, sampler, step_noise)
+            path = sample_path(velocity, noise, sampler, step_noise)
             states, log_prob, x = torch.stack(path.states, dim=1), torch.stack(path.log_prob, dim=1), path.states[-1]
         else:
             x = sample(velocity, noise, sampler, step_noise)
+        return rows, y, x, states, log_prob
+
+    def look(drawn: tuple) -> Rollout:
+        rows, y, x, states, log_prob = drawn
         images = setting.decode(x)
         return Rollout(rows, y, x, images, setting.reward_net(images), states, log_prob)
 
     parts = []
     batches = [range(start, min(start + batch, mine.stop)) for start in range(mine.start, mine.stop, batch)]
     with tqdm(total=len(mine), desc=label, unit="image", leave=False, disable=not is_main()) as bar:
-        for part in map_batches(make, batches, setting.device):
+        for part in map_in_two_stages(draw, look, batches, setting.device):
             parts.append(part)
             bar.update(len(part.indices))
+            if overdue():
+                break
+    stop_if_overdue()
     return _join(mine, parts, setting)
 
 
-def _step_noise(seed: int, stream: Stream, step: int, rows: range, sampler: SamplerConfig, like: torch.Tensor):
-    """All noise of a batch of SDE paths, drawn a sample at a time; the last step of either solver needs none."""
-    draws = sample_normal(seed, stream, step, rows, (max(sampler.steps - 1, 1), *like.shape[1:]))
+def noise_source(seed: int, stream: Stream, step: int, rows: range, sampler: SamplerConfig, like: torch.Tensor):
+    """All noise of a batch of random paths, drawn a sample at a time."""
+    draws = sample_normal(seed, stream, step, rows, (noise_draws(sampler), *like.shape[1:]))
     return lambda i: draws[:, i].to(like.device)
 
 

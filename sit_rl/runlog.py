@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import yaml
 from tqdm import tqdm
 
 from sit_rl.distributed import is_main
+from sit_rl.images import tile
 
 PHASES = ("setup", "rollout", "reward", "update", "refresh", "evaluate", "save")
+GRID_COLUMNS = 10  # of a sample grid; evaluation labels cycle through the classes, so each column is one class of ten
 
 
 class Clock:
     """Seconds spent in each phase and in total, over the whole run (resumes included) and since the last `lap`."""
 
     def __init__(self, seconds: dict[str, float] | None = None):
+        self.running: str | None = None  # the phase under way, or the one that an exception ended
+        self.go_on(seconds)
+
+    def go_on(self, seconds: dict[str, float] | None) -> None:
+        """Count on from an earlier process's `state_dict`."""
         self.seconds = {phase: 0.0 for phase in PHASES} | (seconds or {})
         self._earlier, self._started = self.seconds.pop("total", 0.0), time.perf_counter()
         self._lap = self.state_dict()
@@ -25,9 +35,10 @@ class Clock:
     @contextmanager
     def phase(self, name: str):
         """Count the time inside a with-block towards `name`."""
-        started = time.perf_counter()
+        started, self.running = time.perf_counter(), name
         try:
             yield
+            self.running = None
         finally:
             self.seconds[name] += time.perf_counter() - started
 
@@ -43,13 +54,19 @@ class Clock:
 
 
 class RunLog:
-    """Writes one line a step; a resumed run first drops the lines of steps it will repeat."""
+    """Writes one line a step; a resumed run first drops the lines of steps it will repeat.
 
-    def __init__(self, folder: Path, first_step: int):
-        self.enabled = is_main()
+    metrics.jsonl and TensorBoard always, Weights & Biases where `wandb` names a project.
+    """
+
+    def __init__(self, folder: Path, first_step: int, wandb: str | None = None):
+        self.enabled, self.remote = is_main(), None
         if not self.enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
+
+        if wandb is not None:
+            self.remote = start_wandb(wandb, folder)
 
         self.path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(folder) if r["step"] < first_step]
@@ -64,15 +81,36 @@ class RunLog:
             return
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
-        for name, value in _flatten(record):
-            if name != "step" and isinstance(value, (int, float)):
-                self.board.add_scalar(name, value, record["step"])
+        numbers = {k: v for k, v in _flatten(record) if k != "step" and isinstance(v, (int, float))}
+        for name, value in numbers.items():
+            self.board.add_scalar(name, value, record["step"])
         self.board.flush()
+        if self.remote is not None:
+            self.remote.log(numbers, step=record["step"])
+
+    def images(self, name: str, images: torch.Tensor, step: int) -> None:
+        """Show a grid of uint8 images [n, C, H, W] in TensorBoard."""
+        if self.enabled and len(images):
+            grid = tile(images.numpy(), GRID_COLUMNS)
+            self.board.add_image(name, grid, step, dataformats="HW" if grid.ndim == 2 else "HWC")
 
     def close(self) -> None:
-        """Finish the TensorBoard file."""
+        """Finish the TensorBoard file and the Weights & Biases run."""
         if self.enabled:
             self.board.close()
+            if self.remote is not None:
+                self.remote.finish()
+
+
+def start_wandb(project: str, folder: Path):
+    """A Weights & Biases run that a resume of the same folder continues; ModuleNotFoundError says what to install."""
+    try:
+        import wandb
+    except ImportError:
+        raise ModuleNotFoundError("--wandb needs the wandb package: pip install -e '.[wandb]'") from None
+    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    return wandb.init(project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=config)
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from fastfid import FeatureExtractor, FeatureMoments, feature_extractor
 from fastfid.images import open_images
+from sit_rl import attention
 from sit_rl.config import Config
 from sit_rl.images import ASSETS, ImageSet, load_embedded, to_uint8
+from sit_rl.learner import prepare
 from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.loading import load_sit
 from sit_rl.models.sit import SiT
@@ -62,6 +64,8 @@ def build_setting(config: Config, device: torch.device, progress: bool = True) -
     """Load and check everything a run needs; errors come here, before any work."""
     check_paths(config)
     model = load_sit(config.checkpoint or ASSETS / "base.safetensors").to(device).requires_grad_(False)
+    model.set_attention(attention.choose(config.attention))
+    prepare(model, config, device)
     check_classes(config, model)
     reward_net = feature_extractor(config.reward_features, device=device)
     judge_net = None if config.judge_features == "none" else feature_extractor(config.judge_features, device=device)

@@ -9,6 +9,8 @@ The same command resumes a run that was stopped.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,26 +22,56 @@ from sit_rl import checkpoint
 from sit_rl.config import PRESETS, Config, check, differences, load_config, resolve
 from sit_rl.distributed import barrier, is_main, process_group, world_size
 from sit_rl.evaluate import METRICS, evaluate_model, floor
-from sit_rl.plan import describe_plan
+from sit_rl.guards import out_of_memory
+from sit_rl.models.loading import save_model
+from sit_rl.models.sit import SiT
+from sit_rl.plan import describe_plan, dry_run
+from sit_rl.preemption import Preempted, watch
 from sit_rl.report import save_samples, summary_table, write_json, write_report
 from sit_rl.runlog import Clock, RunLog, say
 from sit_rl.setting import Setting, build_setting
-from sit_rl.training_loop import State, start, train
+from sit_rl.state import State, exported, start
+from sit_rl.training_loop import train
 
 # Images shown in the report: ten of each of ten classes, in columns by class.
 GRID = 100
+# What gloo and NCCL say when a rank that a collective waits for is gone.
+LOST_CONTACT = re.compile(r"[Cc]onnection (closed|reset|refused)|[Tt]imed? ?out|peer|NCCL|gloo", re.ASCII)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, run, and turn an expected failure into one sentence and exit code 2."""
+    """Parse, run, and turn an expected failure into one sentence and exit code 2; a preempted run exits 0."""
+    config, clock = None, Clock()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        with process_group(config.threads) as device:
-            run(config, device)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, FloatingPointError, OSError) as error:
-        if is_main():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        if config.dry_run:
+            return print(dry_run(config))
+        with process_group(config.threads, config.dead_after) as device, watch(config.grace):
+            run(config, device, clock)
+    except torch.OutOfMemoryError as error:
+        fail(out_of_memory(config, clock.running, error), everywhere=False)
+    except (ValueError, ModuleNotFoundError, FileNotFoundError) as error:
+        fail(str(error), everywhere=True)
+    except (FloatingPointError, OSError) as error:
+        fail(str(error), everywhere=False)
+    except RuntimeError as error:
+        if world_size() == 1 and "WORLD_SIZE" not in os.environ:
+            raise
+        if not LOST_CONTACT.search(str(error)):
+            raise
+        fail(
+            f"lost contact with another rank ({' '.join(str(error).split())[:160]}): it has died, its own message may "
+            "say why; run the same command again, it resumes",
+            everywhere=False,
+        )
+
+
+def fail(message: str, everywhere: bool) -> None:
+    """End with one sentence and exit code 2; an error that every rank has alike is printed by the first."""
+    number = int(os.environ.get("RANK", 0))
+    if number == 0 or not everywhere:
+        print(f"error{f' on rank {number}' if number else ''}: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(2) from None
 
 
 def parse(argv: list[str]) -> Config:
@@ -56,34 +88,43 @@ def parse(argv: list[str]) -> Config:
     return config
 
 
-def run(config: Config, device: torch.device) -> None:
+def run(config: Config, device: torch.device, clock: Clock) -> None:
     """Evaluate, train, evaluate, report."""
-    saved = open_run(config)
-    clock = Clock(saved and saved["seconds"])
+    path = open_run(config)
+    values = None if path is None else checkpoint.load_values(path)
+    clock.go_on(values and values["seconds"])
     with clock.phase("setup"):
         setting = build_setting(config, device, progress=is_main())
-        state = start(config, setting, saved, clock)
-    if state.before is None:
+        state = start(config, setting, path, values, clock)
+    if path is None:
         say(describe_plan(config, setting))
+        checkpoint.require_space(config.run_folder, config.keep_checkpoints * state.size())
     else:
         say(f"resuming {config.run_folder} at step {state.step} of {config.steps}")
-    if state.before is None:
-        state.before = evaluate_both(config, setting, state, "before")
-        state.save(config)
-    log = RunLog(config.run_folder, first_step=state.step)
-    train(config, setting, state, log)
-    after = evaluate_both(config, setting, state, "after")
-    log.close()
+    log = RunLog(config.run_folder, first_step=state.step, wandb=config.wandb)
+    try:
+        evaluate_both(config, setting, state, "before")
+        train(config, setting, state, log)
+        evaluate_both(config, setting, state, "after")
+        log.close()
+    except Preempted:
+        state.writer.wait()
+        return say(f"stopped as told; {config.run_folder} is saved, the same command resumes")
+    finally:
+        state.writer.wait()
+    model = exported(state)
     if is_main():
-        finish(config, setting, state, after)
+        finish(config, setting, state, model)
     barrier()
 
 
-def open_run(config: Config) -> dict | None:
+def open_run(config: Config) -> Path | None:
     """Make or reopen the run folder; returns the checkpoint to go on from. Errors come before any work."""
     folder = config.run_folder
-    saved = checkpoint.load_latest(folder / "checkpoints") if config.resume else None
-    if saved is not None:
+    path = checkpoint.latest(folder / "checkpoints") if config.resume else None
+    if config.resume and path is None and any((folder / "checkpoints").glob("step-*.pt")):
+        raise ValueError(f"{folder} holds a run of version 0.1.0; choose another --out, or --no-resume to replace it")
+    if path is not None:
         changed = differences(load_config(folder / "config.yaml"), config)
         if changed:
             raise ValueError(
@@ -91,19 +132,23 @@ def open_run(config: Config) -> dict | None:
                 "or --no-resume to start it afresh"
             )
     barrier()
-    if is_main() and saved is None:
-        prepare_folder(config)
+    if is_main():
+        checkpoint.clean(folder / "checkpoints")
+        if path is None:
+            prepare_folder(config)
     barrier()
-    return saved
+    return path
 
 
 def prepare_folder(config: Config) -> None:
     """An empty run folder with its config.yaml; OSError naming --out where it cannot be written."""
     folder = config.run_folder
     try:
-        for stale in ("checkpoints", "tensorboard", "figures"):
+        for old in checkpoint.checkpoints(folder / "checkpoints"):
+            checkpoint.discard(old)
+        for stale in ("checkpoints", "tensorboard", "figures", "ema"):
             shutil.rmtree(folder / stale, ignore_errors=True)
-        for stale in ("metrics.jsonl", "summary.json", "report.html"):
+        for stale in ("metrics.jsonl", "summary.json", "report.html", "ema.safetensors"):
             (folder / stale).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         config.save(folder / "config.yaml")
@@ -111,31 +156,39 @@ def prepare_folder(config: Config) -> None:
         raise OSError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from None
 
 
-def evaluate_both(config: Config, setting: Setting, state: State, when: str) -> dict:
-    """Full evaluation under both samplers; its first images go to the run folder for the report."""
-    out = {}
-    with state.clock.phase("evaluate"):
-        for name, sampler in (("ode", config.evaluate_ode), ("sde", config.evaluate_sde)):
-            done = evaluate_model(
-                config, setting, state.ema.module, sampler, config.evaluate_images, GRID, f"evaluate {name} {when}"
+def evaluate_both(config: Config, setting: Setting, state: State, when: str) -> None:
+    """Full evaluation under each sampler that has none yet, saved as it is made; first images to the run folder."""
+    done = state.evaluations.setdefault(when, {})
+    for name, sampler in (("ode", config.evaluate_ode), ("sde", config.evaluate_sde)):
+        if name in done:
+            continue
+        with state.clock.phase("evaluate"):
+            result = evaluate_model(
+                config,
+                setting,
+                state.learner.averaged(),
+                sampler,
+                config.evaluate_images,
+                GRID,
+                f"evaluate {name} {when}",
             )
-            out[name] = done.metrics
+            done[name] = result.metrics
             if is_main():
-                save_samples(config.run_folder, f"{when}_{name}", done.images)
-            say(
-                f"{when:6} {sampler!s:30} "
-                + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if v is not None)
-            )
-    return out
+                save_samples(config.run_folder, f"{when}_{name}", result.images)
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in result.metrics.items() if v is not None)
+        say(f"{when:6} {sampler!s:30} {numbers}")
+        with state.clock.phase("save"):
+            state.save()
 
 
-def finish(config: Config, setting: Setting, state: State, after: dict) -> None:
-    """summary.json, report.html, and the table on the terminal."""
+def finish(config: Config, setting: Setting, state: State, model: SiT) -> None:
+    """ema.safetensors, summary.json, report.html, and the table on the terminal."""
     folder = config.run_folder
+    save_model(model, folder / "ema.safetensors", step=str(state.step), ema=f"{config.ema:g}")
     summary = {
         "config": config.to_dict(),
-        "before": state.before,
-        "after": after,
+        "before": state.evaluations["before"],
+        "after": state.evaluations["after"],
         "floor": floor(setting),
         "seconds": {k: round(v, 2) for k, v in state.clock.state_dict().items()},
         "images_generated": state.images_generated,
@@ -144,7 +197,11 @@ def finish(config: Config, setting: Setting, state: State, after: dict) -> None:
     }
     write_json(folder / "summary.json", summary)
     report = write_report(folder)
-    print("\n" + summary_table(summary) + f"\n\nreport      {report}\ncheckpoints {folder / 'checkpoints'}", flush=True)
+    print(
+        f"\n{summary_table(summary)}\n\nreport      {report}\ncheckpoints {folder / 'checkpoints'}\n"
+        f"weights     {folder / 'ema.safetensors'} (averaged)",
+        flush=True,
+    )
 
 
 def protocol(config: Config, setting: Setting) -> dict:

@@ -2,97 +2,46 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-
 import torch
 from tqdm import tqdm
 
-from sit_rl import checkpoint
+from sit_rl import guards
 from sit_rl.advantage import advantages, select
 from sit_rl.config import Config
-from sit_rl.distributed import barrier, gather_owned, is_main
-from sit_rl.ema import EMA
+from sit_rl.distributed import gather_owned, is_main
 from sit_rl.estimators import build_estimator
 from sit_rl.estimators.base import Estimator, update
 from sit_rl.evaluate import evaluate_model
-from sit_rl.models.sit import SiT
 from sit_rl.noise import Stream, balanced_labels
+from sit_rl.plan import Forecast
+from sit_rl.preemption import Preempted, told_to_stop
 from sit_rl.pretrain import warmup_cosine
 from sit_rl.reward import ReferenceSet, Scores, SwapReward
 from sit_rl.rollout import generate
-from sit_rl.runlog import Clock, RunLog
+from sit_rl.runlog import GRID_COLUMNS, RunLog
 from sit_rl.setting import Setting
-
-
-@dataclass
-class State:
-    """All that changes during a run; saved whole, so that a resumed run goes on bit for bit.
-
-    Random draws are addressed by (seed, step, sample) and need no saving.
-    """
-
-    step: int
-    model: SiT
-    ema: EMA
-    optimizer: torch.optim.Optimizer
-    reward: SwapReward | None
-    images_generated: int
-    clock: Clock
-    before: dict | None = None  # step-0 evaluation, once made
-    first_reward_std: float | None = None  # of the first step's images
-
-    def save(self, config: Config) -> None:
-        """Write a checkpoint (main rank)."""
-        if is_main():
-            checkpoint.save(config.run_folder / "checkpoints", self.step, self.to_dict(), config.keep_checkpoints)
-        barrier()
-
-    def to_dict(self) -> dict:
-        """Tensors and plain values."""
-        return {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "reference": None if self.reward is None else self.reward.reference.state_dict(),
-            "images_generated": self.images_generated,
-            "seconds": self.clock.state_dict(),
-            "before": self.before,
-            "first_reward_std": self.first_reward_std,
-        }
-
-
-def start(config: Config, setting: Setting, saved: dict | None, clock: Clock) -> State:
-    """A fresh state, or the one a checkpoint holds."""
-    model = copy.deepcopy(setting.model).requires_grad_(True)
-    model.pos_embed.requires_grad_(False)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, fused=True)
-    state = State(0, model, EMA(model, config.ema), optimizer, None, 0, clock)
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        state.ema.module.load_state_dict(saved["ema"])
-        optimizer.load_state_dict(saved["optimizer"])
-        for name in ("step", "images_generated", "before", "first_reward_std"):
-            setattr(state, name, saved[name])
-        if saved["reference"] is not None:
-            state.reward = SwapReward(config, setting.real.moments, ReferenceSet(**saved["reference"]))
-    return state
+from sit_rl.state import State, save_snapshots
 
 
 def train(config: Config, setting: Setting, state: State, log: RunLog) -> None:
-    """Run the remaining steps of `state`, in place."""
-    estimator = build_estimator(config, setting)
+    """Run the remaining steps of `state`, in place; Preempted after a save where the run was told to stop."""
+    estimator, forecast = build_estimator(config, setting), Forecast(config, state.clock)
     with tqdm(total=config.steps, initial=state.step, desc="train", unit="step", disable=not is_main()) as bar:
         while state.step < config.steps:
+            predicted = forecast.step(state.step)
             record = train_step(config, setting, state, estimator)
             if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < config.steps:
                 with state.clock.phase("evaluate"):
-                    record["evaluation"] = quick_evaluation(config, setting, state.ema.module)
-            log.step(record | {"seconds": state.clock.lap()})
+                    record["evaluation"] = quick_evaluation(config, setting, state, log)
+            log.step(record | timing(state.clock.lap(), predicted))
+            guards.require_sane(config, record, state.first_reference_fd)
+            stop = told_to_stop()
             with state.clock.phase("save"):
-                state.save(config)
+                if stop or state.step % config.save_every == 0 or state.step == config.steps:
+                    state.save()
+                save_snapshots(config, state)
+            if stop:
+                raise Preempted
             bar.update()
             bar.set_postfix({k: f"{record[k]:.3f}" for k in ("reference_fd", "loss") if record.get(k) is not None})
 
@@ -110,37 +59,42 @@ def train_step(config: Config, setting: Setting, state: State, estimator: Estima
         labels = state.reward.reference.labels[removed.flatten()]
         with clock.phase("rollout"):
             rollout = generate(
-                setting, state.model, labels, estimator.sampler,
+                setting, state.learner.sampler(), labels, estimator.sampler(step),
                 seed=config.seed, step=step, batch=config.rollout_batch,
                 keep_path=estimator.keeps_path, label="roll out",
             )  # fmt: skip
             state.images_generated += len(labels)
         with clock.phase("reward"):
             features = gather_owned(rollout.features, len(labels), config.rollout_batch)
-            require_finite(features, step)
+            guards.require_finite("samples", rollout.samples, step)
+            guards.require_finite("features", features, step)
             features = features.view(*removed.shape, -1)
             scores = state.reward.score(removed, features)
             advantage = advantages(scores.image, labels, config.normalise, config.advantage_clip)
             advantage = advantage * fade(config, state, float(scores.image.std()))
             kept = select(advantage, config.kept_fraction)
+        state.first_reference_fd = state.first_reference_fd or state.reward.distance
         record |= describe(state.reward.distance, scores, advantage, kept)
     with clock.phase("update"):
-        record |= update(estimator, state.model, state.optimizer, state.ema, rollout, advantage, kept, step)
+        record |= update(estimator, state.learner, rollout, advantage, kept, step)
     if estimator.rolls_out and config.reference == "rolling":
         with clock.phase("reward"):
             state.reward.roll(removed, features)
     state.step += 1
-    return record | {"lr": state.optimizer.param_groups[0]["lr"], "images_generated": state.images_generated}
+    rate = state.learner.optimizer.param_groups[0]["lr"]
+    return record | {"lr": rate, "images_generated": state.images_generated}
 
 
 def refresh(config: Config, setting: Setting, state: State, estimator: Estimator) -> None:
-    """Regenerate the whole reference set with the current model and the rollouts' own sampler."""
+    """Regenerate the whole reference set with the current model and the rollouts' own sampler, divided among ranks."""
     labels = balanced_labels(config.reference_size, setting.num_classes)
     made = generate(
-        setting, state.model, labels, estimator.sampler, seed=config.seed, step=state.step, batch=config.rollout_batch,
+        setting, state.learner.sampler(), labels, estimator.sampler(state.step),
+        seed=config.seed, step=state.step, batch=config.rollout_batch,
         initial=Stream.REFERENCE, noisy=Stream.REFERENCE_SDE, label="reference set",
     )  # fmt: skip
     features = gather_owned(made.features, config.reference_size, config.rollout_batch)
+    guards.require_finite("reference features", features, state.step)
     state.images_generated += config.reference_size
     state.reward = SwapReward(config, setting.real.moments, ReferenceSet(features, labels))
 
@@ -151,7 +105,7 @@ def set_learning_rate(config: Config, state: State) -> None:
         factor = warmup_cosine((state.step + 1) / (config.steps + 1), config.warmup / config.steps)
     else:
         factor = min(1.0, (state.step + 1) / max(1, config.warmup))
-    for group in state.optimizer.param_groups:
+    for group in state.learner.optimizer.param_groups:
         group["lr"] = config.lr * factor
 
 
@@ -184,24 +138,20 @@ def describe(reference_fd: float, scores: Scores, advantage: torch.Tensor, kept:
     }
 
 
-def quick_evaluation(config: Config, setting: Setting, model: SiT) -> dict:
+def timing(seconds: dict[str, float], predicted: float | None) -> dict:
+    """The clock's part of a step's record: seconds of each phase, their shares, and what had been predicted."""
+    total = seconds["total"]
+    share = {phase: round(s / total, 4) for phase, s in seconds.items() if phase != "total" and s}
+    return {"seconds": seconds, "share": share, "predicted_seconds": predicted}
+
+
+def quick_evaluation(config: Config, setting: Setting, state: State, log: RunLog) -> dict:
     """Both samplers on fewer images, for the curve; distances of few images are biased upwards, all points alike."""
-    samplers = {"ode": config.evaluate_ode, "sde": config.evaluate_sde}
-    return {
-        name: evaluate_model(
-            config, setting, model, sampler, config.evaluate_every_images, label=f"evaluate {name}"
-        ).metrics
-        for name, sampler in samplers.items()
-    }
-
-
-def require_finite(features: torch.Tensor, step: int) -> None:
-    """Stop before the reward if the generator has produced something that has no features."""
-    bad = (~torch.isfinite(features)).any(dim=1)
-    if bad.any():
-        first = int(torch.nonzero(bad)[0])
-        raise FloatingPointError(
-            f"{int(bad.sum())} of {len(features)} images of step {step} have NaN or infinite features, "
-            f"the first is image {first}: "
-            "the generator has diverged; lower --lr and resume from an earlier checkpoint"
+    samplers, model, out = {"ode": config.evaluate_ode, "sde": config.evaluate_sde}, state.learner.averaged(), {}
+    for name, sampler in samplers.items():
+        done = evaluate_model(
+            config, setting, model, sampler, config.evaluate_every_images, GRID_COLUMNS**2, f"evaluate {name}"
         )
+        log.images(f"samples/{name}", done.images, state.step)
+        out[name] = done.metrics
+    return out

@@ -2,16 +2,25 @@
 
 import argparse
 import math
+import resource
+import time
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from sit_rl.models.loading import load_sit
-from sit_rl.models.sit import SiT, SiTConfig, infer_config, sincos_positions
+from sit_rl.models import convert
+from sit_rl.models.dit import DiT
+from sit_rl.models.loading import load_model, load_sit, save_model
+from sit_rl.models.sit import MODEL_NAMES, SiT, SiTConfig, infer_config, sincos_positions
 
 SMALL = SiTConfig(image_size=8, patch_size=2, channels=3, width=48, depth=2, heads=4, num_classes=5, learn_sigma=True)
+
+
+# Every product of a float32 network is rounded to 2^-24 = 6e-8, and a layer's sums of 1152 to 4608 of them to about
+# 1e-6 of their size; residual blocks add such errors up as a random walk, to below 1e-5 for 28 blocks.
+FLOAT32_ERROR = 1e-5
 
 
 def random_sit(config=SMALL, seed=0):
@@ -20,6 +29,17 @@ def random_sit(config=SMALL, seed=0):
     for p in model.parameters():
         if p.requires_grad:
             p.data = 0.2 * torch.randn_like(p)
+    return model.eval()
+
+
+def near_trained(model, seed=0):
+    """Weights of the size training leaves: every layer's output near unit variance, modulations about 0.3."""
+    torch.manual_seed(seed)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            std = 0.3 if "adaLN" in name or "embedder" in name else 1.0
+            fan_in = p[0].numel() if p.ndim > 1 else 100
+            p.data = std * torch.randn_like(p) / math.sqrt(1 if "table" in name else fan_in)
     return model.eval()
 
 
@@ -69,7 +89,11 @@ def reference_forward(state, config, x, t, y):
         for j in range(grid):
             block = patches[:, i * grid + j].reshape(n, patch, patch, -1).transpose(0, 3, 1, 2)
             image[:, :, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch] = block
-    return image[:, : config.channels]
+    return image
+
+
+def relative_error(got, expected):
+    return np.abs(got - expected).max() / np.abs(expected).max()
 
 
 @pytest.mark.parametrize("learn_sigma", [True, False])
@@ -80,10 +104,52 @@ def test_forward_is_the_published_network(learn_sigma, attention):
     model.set_attention(attention)
     rng = np.random.default_rng(0)
     x, t, y = rng.standard_normal((4, 3, 8, 8)), rng.random(4), rng.integers(0, 6, 4)
-    expected = reference_forward(model.state_dict(), config, x, t, y)
+    expected = reference_forward(model.state_dict(), config, x, t, y)[:, : config.channels]
     got = model(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(y)).detach().numpy()
     # Time angles are float32 by design (as published): 1e-7 relative, amplified by two layers of weights of size 0.2.
     assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["S/8", "XL/2"])
+def test_float32_forward_at_published_widths(name):
+    """Two blocks of the true width, heads and tokens, in the arithmetic that training uses."""
+    config = SiTConfig.named(name, depth=2)
+    model = near_trained(SiT(config))
+    rng = np.random.default_rng(1)
+    x, t, y = rng.standard_normal((1, 4, 32, 32)), rng.random(1), rng.integers(0, 1001, 1)
+    expected = reference_forward(model.state_dict(), config, x, t, y)[:, :4]
+    got = model(torch.from_numpy(x).float(), torch.from_numpy(t).float(), torch.from_numpy(y)).detach().numpy()
+    assert relative_error(got, expected) < FLOAT32_ERROR
+
+
+def test_dit_returns_noise_and_variance_at_discrete_times():
+    torch.manual_seed(0)
+    model = DiT(SMALL)
+    model.load_state_dict(random_sit().state_dict())
+    rng = np.random.default_rng(0)
+    x, t, y = rng.standard_normal((3, 3, 8, 8)), np.array([0.0, 499.0, 999.0]), rng.integers(0, 6, 3)
+    expected = reference_forward(model.state_dict(), SMALL, x, t, y)
+    got = model.double()(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(y)).detach().numpy()
+    assert got.shape == (3, 6, 8, 8)
+    # Angles up to 999 rounded to float32 are 3e-5 off, 1000 times those of times in [0, 1].
+    assert relative_error(got, expected) < 3e-3
+    with pytest.raises(ValueError, match="learn_sigma"):
+        DiT(SiTConfig(**{**SMALL.to_dict(), "learn_sigma": False}))
+
+
+def test_published_shapes_by_name():
+    """Parameters in millions, from DiT's table 1 (S 33, B 130, L 458, XL 675 at patch 2) and its parameter counts."""
+    millions = {"S/2": 33, "B/2": 130, "L/2": 458, "XL/2": 675, "S/8": 33, "B/4": 130, "L/8": 459, "XL/8": 676}
+    with torch.device("meta"):
+        for name, expected in millions.items():
+            count = sum(p.numel() for p in SiT(SiTConfig.named(f"SiT-{name}")).parameters()) / 1e6
+            assert count == pytest.approx(expected, abs=1)
+    assert [SiTConfig.named(name).name for name in MODEL_NAMES] == list(MODEL_NAMES) and len(MODEL_NAMES) == 12
+    assert SiTConfig.named("DiT-XL/2") == SiTConfig() and SMALL.name == "custom"
+    assert SiTConfig.named("B/4", image_size=64).image_shape == (4, 64, 64)
+    for wrong in ("SiT-XL", "XL/3", "H/2", "XL/2/2", ""):
+        with pytest.raises(ValueError, match="choose SiT- or DiT- with one of S/2"):
+            SiTConfig.named(wrong)
 
 
 def test_official_key_layout_and_shapes_of_xl():
@@ -115,9 +181,11 @@ def test_shape_is_inferred(learn_sigma):
     assert infer_config(random_sit(config).state_dict(), heads=4) == config
 
 
-def test_published_head_sizes():
-    with torch.device("meta"):
-        assert infer_config(SiT(SiTConfig()).state_dict()).heads == 16
+def test_published_head_numbers_are_inferred():
+    for name, heads in {"S/2": 6, "B/8": 12, "L/4": 16, "XL/2": 16}.items():
+        with torch.device("meta"):
+            config = SiTConfig.named(name)
+            assert infer_config(SiT(config).state_dict()) == config and config.heads == heads
 
 
 def test_train_mode_changes_nothing():
@@ -154,6 +222,112 @@ def test_every_checkpoint_form_loads(tmp_path):
 def test_safetensors_metadata_names_the_heads(tmp_path):
     save_forms(random_sit(), tmp_path)
     assert load_sit(tmp_path / "a.safetensors").config == SMALL
+
+
+def test_a_trainers_two_sets_of_weights(tmp_path):
+    model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
+    save_forms(model, tmp_path)
+    loaded = load_sit(tmp_path / "trainer.pt", weights="model")
+    assert not any(p.any() for p in loaded.parameters())
+    assert torch.equal(load_sit(tmp_path / "bare.pt", weights="model").pos_embed, model.pos_embed)
+    torch.save({"model": model.state_dict(), "opt": {}}, tmp_path / "no_ema.pt")
+    with pytest.raises(ValueError, match="has no 'ema' weights; choose --weights model"):
+        load_sit(tmp_path / "no_ema.pt")
+    with pytest.raises(ValueError, match="choose one of ema, model"):
+        load_sit(tmp_path / "trainer.pt", weights="opt")
+
+
+def test_loading_is_strict_in_float32_and_draws_nothing(tmp_path):
+    model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
+    state = model.state_dict()
+    torch.save({k: v.half() for k, v in state.items()}, tmp_path / "half.pt")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save(state | {"extra": torch.zeros(1)}, tmp_path / "extra.pt")
+    torch.save({k: v for k, v in state.items() if k != "blocks.0.attn.proj.bias"}, tmp_path / "less.pt")
+    before = torch.get_rng_state()
+    half = load_sit(tmp_path / "half.pt")
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(p.dtype == torch.float32 for p in half.parameters()) and not half.pos_embed.requires_grad
+    torch.testing.assert_close(half.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight.half().float())
+    assert torch.equal(load_sit(tmp_path / "old.pt").blocks[1].mlp.fc2.weight, model.blocks[1].mlp.fc2.weight)
+    for name, key in (("extra.pt", "Unexpected key"), ("less.pt", "Missing key")):
+        with pytest.raises(ValueError, match=key):
+            load_sit(tmp_path / name)
+
+
+def test_safetensors_round_trip_keeps_weights_and_architecture(tmp_path):
+    dit = DiT(SMALL)
+    dit.load_state_dict(random_sit().state_dict())
+    save_model(dit, tmp_path / "dit.safetensors", step="7")
+    loaded = load_model(tmp_path / "dit.safetensors")
+    assert type(loaded) is DiT and loaded.config == SMALL
+    for key, value in dit.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    with pytest.raises(ValueError, match="is of a 'dit', not a 'sit'; choose --architecture dit"):
+        load_sit(tmp_path / "dit.safetensors")
+    save_file(dit.state_dict(), tmp_path / "wrong.safetensors", {"heads": "4", "depth": "9"})
+    with pytest.raises(ValueError, match="metadata say depth 9, its tensors 2"):
+        load_model(tmp_path / "wrong.safetensors")
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_convert_command(tmp_path, capsys):
+    model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
+    args = argparse.Namespace(model="DiT-XL/2")
+    torch.save({"model": model.state_dict(), "ema": model.state_dict(), "args": args}, tmp_path / "a.pt")
+    convert.main([str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors"), "--weights", "model"])
+    assert "DiT-custom, 0.9M parameters, width 144" in capsys.readouterr().out
+    convert.main([str(tmp_path / "b.safetensors"), str(tmp_path / "c.pt")])
+    bare = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert list(bare) == list(model.state_dict())
+    assert all(torch.equal(bare[key], value) for key, value in model.state_dict().items())
+    assert type(load_model(tmp_path / "c.pt")) is SiT  # a bare state dict says nothing of itself
+    for source, target, message in (("a.pt", "d.npz", "must end in"), ("none.pt", "d.pt", "does not exist")):
+        with pytest.raises(SystemExit):
+            convert.main([str(tmp_path / source), str(tmp_path / target)])
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_xl_2_loads_runs_and_trains_within_24_gigabytes(tmp_path, capsys):
+    """The true shape: a checkpoint from disk, a forward pass held against float64, one AdamW step.
+
+    Prints seconds and the process's peak memory; run with `pytest -m slow -s`.
+    """
+    clock = [time.perf_counter()]
+    torch.save(near_trained(SiT(SiTConfig.named("SiT-XL/2"))).state_dict(), tmp_path / "SiT-XL-2-256.pt")
+    clock.append(time.perf_counter())
+    model = load_sit(tmp_path / "SiT-XL-2-256.pt")
+    clock.append(time.perf_counter())
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(675.1e6, rel=1e-3)
+    rng = np.random.default_rng(2)
+    x, t, y = rng.standard_normal((1, 4, 32, 32)), rng.random(1), rng.integers(0, 1000, 1)
+    arguments = torch.from_numpy(x).float(), torch.from_numpy(t).float(), torch.from_numpy(y)
+    with torch.no_grad():
+        got = model(*arguments).numpy()
+    clock.append(time.perf_counter())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
+    loss = (model(*arguments) - torch.from_numpy(x).float()).square().mean()
+    loss.backward()
+    optimizer.step()
+    clock.append(time.perf_counter())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux
+    optimizer.zero_grad()
+    del optimizer
+    with torch.no_grad():
+        after = (model(*arguments) - torch.from_numpy(x).float()).square().mean()
+    state = load_sit(tmp_path / "SiT-XL-2-256.pt").state_dict()
+    (tmp_path / "SiT-XL-2-256.pt").unlink()  # 2.7 GB, which pytest would keep
+    error = relative_error(got, reference_forward(state, model.config, x, t, y)[:, :4])
+    save, load, forward, step = np.diff(clock)
+    with capsys.disabled():
+        print(
+            f"\nSiT-XL/2, one image: make and save {save:.1f} s, load {load:.1f} s, forward {forward:.2f} s, "
+            f"training step {step:.2f} s, peak {peak:.1f} GB, float32 against float64 {error:.1e}, "
+            f"loss {float(loss):.4f} to {float(after):.4f}"
+        )
+    assert error < FLOAT32_ERROR
+    assert peak < 24 and after < loss
 
 
 class Payload:

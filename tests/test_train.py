@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,17 @@ def launch(*arguments, ranks=1, wait=True, **popen):
 
 
 def final_state(folder):
-    return checkpoint.load_latest(Path(folder) / "checkpoints")
+    """Every tensor of the last checkpoint."""
+    path = checkpoint.latest(Path(folder) / "checkpoints")
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in checkpoint.names(path).items()}
+    checkpoint.load_tensors(path, tensors)
+    return tensors
 
 
 def records(folder):
     """metrics.jsonl without the times, which no run repeats."""
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in lines]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "share", "predicted_seconds")} for r in lines]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_killed_run_resumes_bit_for_bit(smoke, tmp_path):
     folder = tmp_path / "killed"
     process = launch("--out", folder, "--steps", 4, wait=False)
     deadline = time.time() + 120
-    while not (folder / "checkpoints" / "step-000002.pt").exists() and time.time() < deadline:
+    while not (folder / "checkpoints" / "step-000002").exists() and time.time() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -104,10 +109,9 @@ def test_killed_run_resumes_bit_for_bit(smoke, tmp_path):
     code, out = launch("--out", folder, "--steps", 4)
     assert code == 0, out
     whole, resumed = final_state(smoke[0]), final_state(folder)
-    for part in ("model", "ema"):
-        for name, value in whole[part].items():
-            assert torch.equal(value, resumed[part][name]), name
-    assert torch.equal(whole["reference"]["features"], resumed["reference"]["features"])
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
     assert records(folder) == records(smoke[0])
     a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, smoke[0]))
     assert a["after"] == b["after"] and a["before"] == b["before"]
@@ -124,9 +128,10 @@ def test_two_ranks_equal_one(smoke, tmp_path):
         np.testing.assert_allclose(a["subset_rewards"], b["subset_rewards"], rtol=1e-3)
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-2, atol=1e-4)
     first, second = final_state(smoke[0]), final_state(tmp_path / "two")
-    for name, value in first["model"].items():
-        # Adam turns a rounding difference of a near-zero gradient into one of a learning rate: 8 updates of 2e-4
-        torch.testing.assert_close(value, second["model"][name], rtol=0, atol=2e-3)
+    for name, value in first.items():
+        if name.startswith("model."):
+            # Adam turns a rounding difference of a near-zero gradient into one of a learning rate: 8 updates of 2e-4
+            torch.testing.assert_close(value, second[name], rtol=0, atol=2e-3)
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["ranks"] == 2
 
 
@@ -228,26 +233,46 @@ def test_nan_features_stop_the_step_and_keep_the_checkpoint(tmp_path, monkeypatc
     assert final_state(tmp_path / "run") is not None
 
 
+def write(folder, step, value, keep=2):
+    writer = checkpoint.Writer(folder, keep)
+    writer.save(step, {"x": torch.full((3,), float(value))}, {"step": step})
+    writer.wait()
+
+
+def read(path):
+    tensors = {"x": torch.empty(3)}
+    checkpoint.load_tensors(path, tensors)
+    return tensors["x"], checkpoint.load_values(path)
+
+
 def test_full_disk_names_the_file_and_the_remedy(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, 1, {"x": torch.ones(3)}, keep=2)
+    write(tmp_path, 1, 1)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="step-000002.pt.*make room and run the same command"):
-        checkpoint.save(tmp_path, 2, {"x": torch.zeros(3)}, keep=2)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000001.pt"]
-    assert torch.equal(checkpoint.load_latest(tmp_path)["x"], torch.ones(3))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="step-000002.*No space left.*make room and run the same command"):
+        write(tmp_path, 2, 0)
+    monkeypatch.undo()
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000001"]
+    x, values = read(checkpoint.latest(tmp_path))
+    assert torch.equal(x, torch.ones(3)) and values == {"step": 1}
+    checkpoint.clean(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
 
 def test_checkpoints_are_kept_to_a_number_and_damage_is_named(tmp_path):
-    for step in range(5):
-        checkpoint.save(tmp_path, step, {"step": step}, keep=2)
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000003.pt", "step-000004.pt"]
-    (tmp_path / "step-000004.pt").write_bytes(b"cut short")
-    with pytest.raises(ValueError, match="step-000004.pt cannot be read.*delete it"):
-        checkpoint.load_latest(tmp_path)
+    for step in (0, 1, 2, 2, 10):
+        write(tmp_path, step, step, keep=3)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000002", "step-000002-1", "step-000010"]
+    (shard,) = checkpoint.latest(tmp_path).glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="step-000010 cannot be read.*delete it"):
+        read(checkpoint.latest(tmp_path))
+    (checkpoint.latest(tmp_path) / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="step-000010 cannot be read.*delete it"):
+        checkpoint.load_values(checkpoint.latest(tmp_path))
 
 
 def test_command_line_is_the_config():
@@ -259,8 +284,37 @@ def test_command_line_is_the_config():
     assert (paper.rollout_sde.steps, paper.evaluate_sde.steps, paper.lr, paper.clip_range) == (50, 250, 1e-5, 1e-4)
 
 
-def test_saved_config_with_an_unknown_field_is_refused(tmp_path):
-    values = Config().to_dict() | {"colour": "red"}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(ValueError, match="unknown field 'colour'"):
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"colour": "red"}, "unknown field 'colour'"),
+        ({"steps": "many"}, "steps is 'many', which is not of its type"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"estimator": "magic"}, "estimator is 'magic'"),
+        ({"rollout": {"kind": "ode", "method": "heun", "speed": 3}}, "unknown field 'speed'"),
+        ({"rollout": "fast"}, "rollout is 'fast'"),
+        ({"ema_power": ["wide"]}, "ema_power is 'wide'"),
+        ({"resume": "yes"}, "resume is 'yes'"),
+        ({"lr": -1.0}, "--lr is -1.0"),
+    ],
+)
+def test_saved_config_that_does_not_fit_is_refused(tmp_path, change, complaint):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(Config().to_dict() | change))
+    with pytest.raises(ValueError, match=complaint):
         load_config(tmp_path / "config.yaml")
+
+
+def test_saved_config_never_runs_code(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: !!python/object/apply:os.system ['touch hacked']\n")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("just words")
+    with pytest.raises(ValueError, match="in place of a table"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_saved_config_comes_back_as_it_was(tmp_path):
+    for name, (_, config) in PRESETS.items():
+        saved = resolve(replace(config, ema_power=(0.05, 0.1), out=tmp_path / name))
+        saved.save(tmp_path / "config.yaml")
+        assert load_config(tmp_path / "config.yaml") == saved

@@ -14,16 +14,15 @@ from collections.abc import Iterator
 
 import torch
 
-from sit_rl.estimators.base import Estimator, Minibatch
+from sit_rl.estimators.base import Estimator, Minibatch, Model
 from sit_rl.estimators.matching import matching_points, squared_error
-from sit_rl.models.sit import SiT
 from sit_rl.rollout import Rollout
 
 
 class AdvantageMatching(Estimator):
     """One term a minibatch: advantage-weighted matching with an anchor on the base velocity."""
 
-    def losses(self, model: SiT, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
+    def losses(self, model: Model, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """See the module's equation."""
         samples, labels = rollout.samples[batch.rows], rollout.labels[batch.rows]
         t, x_t, target = matching_points(samples, batch.indices, self.config.seed, batch.draw)

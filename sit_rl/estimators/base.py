@@ -9,28 +9,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
 from sit_rl.config import Config
-from sit_rl.distributed import is_main, sum_gradients, sum_scalars
-from sit_rl.ema import EMA
-from sit_rl.models.sit import SiT
+from sit_rl.distributed import is_main, owned, rank, sum_scalars, world_size
+from sit_rl.guards import require_finite_gradient, require_finite_weights
+from sit_rl.learner import Learner
 from sit_rl.noise import Stream, generator
+from sit_rl.preemption import stop_if_overdue
 from sit_rl.rollout import Rollout
 from sit_rl.samplers import SamplerConfig
 from sit_rl.setting import Setting
 
-# Norm of a gradient above which it is useless whatever the clipping: float32 products of it overflow.
-GRADIENT_LIMIT = 1e18
+# (x [n, C, H, W], t [n], labels [n]) → velocity, with gradients
+Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class Minibatch:
-    """This rank's n members of a minibatch: rows into its rollout, their global indices, advantages [n] float32."""
+    """n of this rank's members of a minibatch: rows into its rollout, their global indices, advantages [n] float32."""
 
     rows: torch.Tensor
     indices: list[int]
@@ -47,9 +48,8 @@ class Estimator(ABC):
     def __init__(self, config: Config, setting: Setting):
         self.config, self.setting = config, setting
 
-    @property
-    def sampler(self) -> SamplerConfig:
-        """The sampler its rollouts use."""
+    def sampler(self, step: int) -> SamplerConfig:
+        """The sampler that the rollouts of a training step use."""
         return self.config.rollout
 
     @property
@@ -57,12 +57,21 @@ class Estimator(ABC):
         """Optimiser steps a training step."""
         return self.config.updates
 
+    def terms(self, step: int) -> int:
+        """How many terms `losses` yields in a training step."""
+        return 1
+
     @abstractmethod
-    def losses(self, model: SiT, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
+    def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """Yield (loss [n], statistics [n]) terms; their losses add up, and each is back-propagated as it comes.
 
         The same terms on every rank, also where a rank owns none of the minibatch (n = 0).
         """
+
+    def share(self, indices: list[int], of_rank: int) -> list[int]:
+        """Members of a global minibatch that a rank computes: those it generated."""
+        made = owned(self.config.images_per_step, self.config.rollout_batch, of_rank)
+        return [i for i in indices if i in made]
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:
         """`updates` lists of global indices, walking through shuffles of `kept`."""
@@ -78,9 +87,7 @@ class Estimator(ABC):
 
 def update(
     estimator: Estimator,
-    model: SiT,
-    optimizer: torch.optim.Optimizer,
-    ema: EMA,
+    learner: Learner,
     rollout: Rollout | None,
     advantage: torch.Tensor,
     kept: torch.Tensor,
@@ -91,38 +98,64 @@ def update(
     advantage float64 [B·m] and kept int64 are global. FloatingPointError, before the weights change, for a loss or
     gradient that is not finite.
     """
-    config, parameters = estimator.config, [p for p in model.parameters() if p.requires_grad]
     sums: dict[str, float] = defaultdict(float)
+    named = list(learner.module.named_parameters())
     with tqdm(total=estimator.updates, desc="update", unit="update", leave=False, disable=not is_main()) as bar:
         for u, indices in enumerate(estimator.minibatches(kept, step)):
-            batch = _own(indices, rollout, advantage, step * estimator.updates + u)
-            optimizer.zero_grad()
-            local: dict[str, float] = defaultdict(float)
-            for loss, statistics in estimator.losses(model, rollout, batch):
-                (loss.sum() / len(indices)).backward()
-                for name, value in {"loss": loss.detach(), **statistics}.items():
-                    local[name] += float(value.double().sum()) / len(indices)
-            sum_gradients(parameters)
-            for name, value in sum_scalars(dict(local)).items():
+            stop_if_overdue()
+            draw = step * estimator.updates + u
+            learner.optimizer.zero_grad()
+            for name, value in accumulate(estimator, learner, rollout, advantage, indices, draw).items():
                 sums[name] += value
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip))
-            if not norm < GRADIENT_LIMIT:
-                raise FloatingPointError(
-                    f"the gradient's norm is {norm} in update {u} of step {step}, the weights are as before it: "
-                    f"lower --lr (now {config.lr:g}) and resume"
-                )
+            norm = learner.clip()
+            require_finite_gradient(norm, named, f"update {u} of step {step}", estimator.config.lr)
             sums["gradient_norm"] += norm
-            optimizer.step()
-            ema.update(model)
+            learner.step(draw + 1)
             bar.update()
+    require_finite_weights(named, step, estimator.config.lr)
     return {name: value / estimator.updates for name, value in sums.items()}
 
 
-def _own(indices: list[int], rollout: Rollout | None, advantage: torch.Tensor, draw: int) -> Minibatch:
-    """The part of a global minibatch that this rank generated (all of it where nothing was generated)."""
+def accumulate(
+    estimator: Estimator,
+    learner: Learner,
+    rollout: Rollout | None,
+    advantage: torch.Tensor,
+    indices: list[int],
+    draw: int,
+) -> dict[str, float]:
+    """Gradients of one global minibatch, micro-batch by micro-batch; returns the sums over ranks of its statistics."""
+    parts = micro_batches(estimator, rollout, advantage, indices, draw)
+    local, count = defaultdict(float), estimator.terms(draw // estimator.updates)
+    for i, batch in enumerate(parts):
+        terms = estimator.losses(learner, rollout, batch)
+        for k in range(count):
+            with learner.backward(last=i == len(parts) - 1 and k == count - 1):
+                loss, statistics = next(terms)
+                (loss.sum() * learner.gradient_scale / len(indices)).backward()
+            for name, value in {"loss": loss.detach(), **statistics}.items():
+                local[name] += float(value.double().sum()) / len(indices)
+    return sum_scalars(dict(local))
+
+
+def micro_batches(
+    estimator: Estimator, rollout: Rollout | None, advantage: torch.Tensor, indices: list[int], draw: int
+) -> list[Minibatch]:
+    """This rank's share of a global minibatch in parts of at most --micro-batch images, equally many on every rank.
+
+    A rank with a smaller share ends with empty parts: sharded layers talk in every pass.
+    """
+    size = estimator.config.micro_batch or len(indices)
+    largest = max(len(estimator.share(indices, r)) for r in range(world_size()))
+    mine = estimator.share(indices, rank())
+    parts = [mine[i * size : (i + 1) * size] for i in range(max(1, -(-largest // size)))]
+    return [_minibatch(part, rollout, advantage, draw) for part in parts]
+
+
+def _minibatch(mine: list[int], rollout: Rollout | None, advantage: torch.Tensor, draw: int) -> Minibatch:
+    """Rows and advantages of global indices that this rank owns; the advantages are 1 where nothing was generated."""
     if rollout is None:
-        return Minibatch(torch.tensor(indices), indices, torch.ones(len(indices)), draw)
-    mine = [i for i in indices if i in rollout.indices]
+        return Minibatch(torch.tensor(mine, dtype=torch.long), mine, torch.ones(len(mine)), draw)
     rows = torch.tensor([i - rollout.indices.start for i in mine], dtype=torch.long)
     weights = advantage[torch.tensor(mine, dtype=torch.long)].float().to(rollout.samples.device)
     return Minibatch(rows.to(rollout.samples.device), mine, weights, draw)

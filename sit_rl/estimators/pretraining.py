@@ -10,11 +10,10 @@ from collections.abc import Iterator
 
 import torch
 
-from sit_rl.distributed import rank, world_size
-from sit_rl.estimators.base import Estimator, Minibatch
+from sit_rl.distributed import world_size
+from sit_rl.estimators.base import Estimator, Minibatch, Model
 from sit_rl.estimators.matching import matching_points, squared_error
 from sit_rl.images import to_float
-from sit_rl.models.sit import SiT
 from sit_rl.noise import Stream, generator
 from sit_rl.rollout import Rollout
 
@@ -48,12 +47,14 @@ class Pretraining(Estimator):
                 .tolist()
             )
 
-    def losses(self, model: SiT, rollout: Rollout | None, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
+    def share(self, indices: list[int], of_rank: int) -> list[int]:
+        """Real images belong to no rank: every world-th."""
+        return indices[of_rank :: world_size()]
+
+    def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """|v_θ(x_t, t) − u|² on this rank's share of the real images."""
-        mine = batch.indices[rank() :: world_size()]
-        rows = torch.tensor(mine)
         real, device = self.setting.real_images, self.setting.device
-        x1 = to_float(real.images[rows]).to(device)
-        t, x_t, target = matching_points(x1, mine, self.config.seed, batch.draw, as_pretraining=True)
-        matching = squared_error(model(x_t, t, real.labels[rows].to(device)), target)
+        x1 = to_float(real.images[batch.rows]).to(device)
+        t, x_t, target = matching_points(x1, batch.indices, self.config.seed, batch.draw, as_pretraining=True)
+        matching = squared_error(model(x_t, t, real.labels[batch.rows].to(device)), target)
         yield matching, {"matching": matching.detach()}

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 
 import torch
 
-from sit_rl.estimators.base import Estimator, Minibatch
+from sit_rl.estimators.base import Estimator, Minibatch, Model
 from sit_rl.estimators.matching import matching_points, squared_error
-from sit_rl.models.sit import SiT
 from sit_rl.rollout import Rollout
 
 
 class Rejection(Estimator):
     """One flow-matching term a minibatch; selection has already dropped the rest."""
 
-    def losses(self, model: SiT, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
+    def losses(self, model: Model, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """See the module's equation."""
         t, x_t, target = matching_points(rollout.samples[batch.rows], batch.indices, self.config.seed, batch.draw)
         matching = squared_error(model(x_t, t, rollout.labels[batch.rows]), target)

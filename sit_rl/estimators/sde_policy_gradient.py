@@ -17,15 +17,18 @@ from collections.abc import Iterator
 
 import torch
 
-from sit_rl.estimators.base import Estimator, Minibatch
-from sit_rl.models.sit import SiT
-from sit_rl.rollout import Rollout, bind
-from sit_rl.samplers import SamplerConfig, time_grid, transition
+from sit_rl.estimators.base import Estimator, Minibatch, Model
+from sit_rl.guidance import bind
+from sit_rl.rollout import Rollout
+from sit_rl.samplers import SamplerConfig, noisy_steps, slide_window, time_grid, transition
 
 PAPER_DIMENSIONS = 4 * 32 * 32
-# Before the first update the ratio is 1 up to float32 rounding of a mean of d squares, about 1e-6; a larger departure
-# means that rollout and update disagree about the policy (dropout left on, another precision), and nothing is learned.
-RATIO_TOLERANCE = 2e-5
+# Before the first update the ratio is 1 up to float32 rounding of a mean of d squares, about 1e-6. In bf16, kernels for
+# another batch size may round a velocity differently, by 2⁻⁸ of its size, which a step late in a path of 50 turns into
+# 0.003 of a dimension's log-ratio and the mean over 784 of them into 1e-4, five times that in the worst of many samples
+# (6e-5 was seen on a CPU). A larger departure means that rollout and update disagree about the policy, as with dropout
+# left on, and nothing is learned.
+RATIO_TOLERANCE = {"float32": 2e-5, "bf16": 2e-3}
 
 
 class SDEPolicyGradient(Estimator):
@@ -33,42 +36,55 @@ class SDEPolicyGradient(Estimator):
 
     keeps_path = True
 
-    @property
-    def sampler(self) -> SamplerConfig:
-        """Rollouts follow the SDE, whose steps have densities."""
-        return self.config.rollout_sde
+    def sampler(self, step: int) -> SamplerConfig:
+        """Rollouts follow the SDE, whose steps have densities; a MixGRPO window slides with the training steps."""
+        return slide_window(self.config.rollout_sde, step)
+
+    def terms(self, step: int) -> int:
+        """The noisy steps of a path."""
+        return len(noisy_steps(self.sampler(step)))
 
     @property
     def clip(self) -> float:
         """Half-width of the ratio's trust interval at this sample dimension."""
         return self.config.clip_range * math.sqrt(PAPER_DIMENSIONS / math.prod(self.setting.sample_shape))
 
-    def losses(self, model: SiT, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
+    def losses(self, model: Model, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """See the module's equation."""
+        sampler = self.sampler(batch.draw // self.updates)
         states, old = rollout.states[batch.rows], rollout.log_prob[batch.rows]
-        velocity, grid, noisy = bind(model, rollout.labels[batch.rows]), time_grid(self.sampler), self.sampler.steps - 1
-        for i in range(noisy):
-            step = transition(velocity(states[:, i], grid[i]), states[:, i], i, self.sampler)
-            ratio = torch.exp(step.log_prob(states[:, i + 1]) - old[:, i])
+        velocity, grid, noisy = (
+            bind(model, rollout.labels[batch.rows], sampler),
+            time_grid(sampler),
+            noisy_steps(sampler),
+        )
+        for k, i in enumerate(noisy):
+            step = transition(velocity(states[:, i], grid[i]), states[:, i], i, sampler)
+            log_ratio = step.log_prob(states[:, i + 1]) - old[:, k]
+            ratio = torch.exp(log_ratio)
             if batch.draw % self.updates == 0:
                 self._check_on_policy(ratio, i)
             clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-            loss = -torch.minimum(batch.advantage * ratio, batch.advantage * clipped) / noisy
-            yield loss, self._statistics(ratio.detach(), noisy)
+            loss = -torch.minimum(batch.advantage * ratio, batch.advantage * clipped) / len(noisy)
+            yield loss, self._statistics(ratio.detach(), log_ratio.detach(), len(noisy))
 
-    def _statistics(self, ratio: torch.Tensor, noisy: int) -> dict[str, torch.Tensor]:
-        """Shares [n] of this step in the means of the ratio, of its distance from 1, and of clipped ratios."""
-        departure = (ratio - 1).abs()
+    def _statistics(self, ratio: torch.Tensor, log_ratio: torch.Tensor, noisy: int) -> dict[str, torch.Tensor]:
+        """Shares [n] of this step in the means of the ratio, of its distance from 1, of clipped ratios, and in the KL.
+
+        kl, in nats over the path: to second order half the square of the step's log-ratio, here d times the mean.
+        """
+        departure, dimension = (ratio - 1).abs(), math.prod(self.setting.sample_shape)
         return {
             "ratio": ratio / noisy,
             "ratio_departure": departure / noisy,
             "clipped": (departure > self.clip).float() / noisy,
+            "kl": 0.5 * (dimension * log_ratio).square(),
         }
 
-    @staticmethod
-    def _check_on_policy(ratio: torch.Tensor, i: int) -> None:
-        worst = float((ratio.detach() - 1).abs().max())
-        if worst > RATIO_TOLERANCE:
+    def _check_on_policy(self, ratio: torch.Tensor, i: int) -> None:
+        """FloatingPointError where a ratio is not 1 before the first update."""
+        worst = float((ratio.detach() - 1).abs().max()) if len(ratio) else 0.0
+        if not worst <= RATIO_TOLERANCE[self.config.precision]:
             raise FloatingPointError(
                 f"the ratio departs from 1 by {worst:.1e} at sampler step {i} before any update: rollout and update "
                 "disagree about the policy; check that both run the same weights in the same precision"

@@ -22,6 +22,10 @@ from sit_rl.attention import attention
 
 # Frequencies of the time embedding: as published, 256 of them with periods up to 10,000 (· 2π).
 TIME_FREQUENCIES, TIME_MAX_PERIOD = 256, 10_000
+# Width, depth and heads of the published sizes (DiT, arXiv 2212.09748, table 1; SiT's are the same).
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+PATCH_SIZES = (2, 4, 8)
+MODEL_NAMES = tuple(f"{size}/{patch}" for size in SIZES for patch in PATCH_SIZES)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,25 @@ class SiTConfig:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, H)."""
         return self.channels, self.image_size, self.image_size
+
+    @classmethod
+    def named(cls, name: str, **changes) -> SiTConfig:
+        """A published shape, e.g. 'SiT-XL/2' or 'B/4', for 32×32×4 latents of 1000 classes unless `changes` say so.
+
+        ValueError, listing the names, for another one.
+        """
+        size, _, patch = name.removeprefix("SiT-").removeprefix("DiT-").partition("/")
+        if f"{size}/{patch}" not in MODEL_NAMES:
+            raise ValueError(f"model is {name!r}; choose SiT- or DiT- with one of {', '.join(MODEL_NAMES)}")
+        width, depth, heads = SIZES[size]
+        return cls(**{"patch_size": int(patch), "width": width, "depth": depth, "heads": heads} | changes)
+
+    @property
+    def name(self) -> str:
+        """The published name, such as 'XL/2', or 'custom'."""
+        sizes = {shape: size for size, shape in SIZES.items()}
+        name = f"{sizes.get((self.width, self.depth, self.heads))}/{self.patch_size}"
+        return name if name in MODEL_NAMES else "custom"
 
     def to_dict(self) -> dict:
         """Plain values, for a file's metadata."""
@@ -163,6 +186,8 @@ class FinalLayer(nn.Module):
 class SiT(nn.Module):
     """Velocity v(x, t, y) of the flow from noise (t = 0) to data (t = 1)."""
 
+    predicts = "velocity"  # what `forward` returns, and so which samplers apply
+
     def __init__(self, config: SiTConfig):
         super().__init__()
         if config.image_size % config.patch_size:
@@ -207,6 +232,10 @@ class SiT(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Velocity [n, C, H, H] at x [n, C, H, H], times t [n] in [0, 1], labels y int64 [n] (num_classes = null)."""
+        return self.outputs(x, t, y)[:, : self.config.channels]
+
+    def outputs(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Every channel of the last layer, [n, C or 2C, H, H]; arguments as in `forward`."""
         config = self.config
         c = self.t_embedder(t) + self.y_embedder(y)
         tokens = self.x_embedder(x) + self.pos_embed
@@ -216,7 +245,7 @@ class SiT(nn.Module):
         grid, patch = config.image_size // config.patch_size, config.patch_size
         n, out_channels = len(x), patches.shape[-1] // patch**2
         image = patches.view(n, grid, grid, patch, patch, out_channels).permute(0, 5, 1, 3, 2, 4)
-        return image.reshape(n, out_channels, config.image_size, config.image_size)[:, : config.channels]
+        return image.reshape(n, out_channels, config.image_size, config.image_size)
 
 
 def sincos_positions(width: int, grid: int) -> torch.Tensor:
@@ -230,7 +259,7 @@ def sincos_positions(width: int, grid: int) -> torch.Tensor:
 
 
 def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> SiTConfig:
-    """Read a SiT's shape off its tensors; `heads` defaults to the published 72, 64 or 32 channels a head.
+    """Read a SiT's shape off its tensors; `heads` defaults to the published number, or to 72, 64 or 32 channels a head.
 
     Raises ValueError naming the first key that is missing when `state` is not a SiT's.
     """
@@ -243,7 +272,9 @@ def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> Si
         raise ValueError(f"not a SiT checkpoint: it has no tensor {error}") from None
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     if heads is None:
-        heads = next(width // size for size in (72, 64, 32, width) if width % size == 0)
+        published = {(w, d): h for w, d, h in SIZES.values()}
+        others = (width // size for size in (72, 64, 32, width) if width % size == 0)
+        heads = published.get((width, depth)) or next(others)
     return SiTConfig(
         image_size=math.isqrt(tokens) * patch, patch_size=patch, channels=channels, width=width, depth=depth,
         heads=heads, num_classes=classes, learn_sigma=outputs == 2 * channels * patch**2,

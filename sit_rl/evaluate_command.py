@@ -1,0 +1,217 @@
+"""Measure generators on held-out real images: `python -m sit_rl.evaluate`.
+
+    python -m sit_rl.evaluate                       the embedded model, both samplers, both networks, and real images
+    python -m sit_rl.evaluate --checkpoint X --vae V --reference REF.npz --protocol adm --samplers sit-ode sit-sde
+    python -m sit_rl.evaluate --samples A.npz B.npz --reference REF.npz --protocol adm
+    torchrun --nproc-per-node 8 -m sit_rl.evaluate …
+
+A checkpoint is a weights file (SiT or DiT, .pt or .safetensors) or a run folder, of which the averaged weights. It is
+sampled first, into --out, as `sit_rl.sample` does: resumable, the same images on any number of ranks. Then all rows,
+samples of other programs included, go through fastfid, which has the metrics, protocols and networks
+(`fastfid eval --help`). The table is printed; --out/evaluation.json keeps it with everything it depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+import fastfid
+from fastfid.protocols import protocol_named
+from sit_rl import sample
+from sit_rl.distributed import is_main
+from sit_rl.images import load_embedded
+from sit_rl.report import write_json
+from sit_rl.runlog import say
+from sit_rl.sample import Generator, Recipe, default_samplers, is_small, load_generator, make_samples, parse_sampler
+from sit_rl.samplers import SamplerConfig
+from sit_rl.setting import embedded
+
+SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
+# The value of --reference that stands for the package's own held-out images, and what is measured against them: as many
+# images as there are, through both networks, the paper's second table.
+EMBEDDED = Path("embedded")
+EMBEDDED_IMAGES, EMBEDDED_NETWORKS = 5_000, ("fashion-a", "fashion-b")
+EMBEDDED_METRICS = ("fd", "kid", "mmd", "precision", "recall", "density", "coverage")
+PAPER_IMAGES = 50_000  # of everybody's ImageNet rows
+NEEDS_REFERENCE = (
+    "--reference is missing: pass real images or their statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz, or "
+    "`embedded` for the held-out Fashion-MNIST images"
+)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Recipe):
+    """What is measured against what, and how."""
+
+    images: int | None = None
+    """to sample; default 5,000 against the embedded images, 50,000 else"""
+    samplers: tuple[str, ...] = ()
+    """as --sampler of sit_rl.sample; default: ode and sde for 1×28×28 images, else sit-sde and sit-ode, or dit-ddpm"""
+    steps: int | None = None
+    """of every sampler; default: each sampler's"""
+    guidance: float | None = None
+    """classifier-free guidance scale of every sampler"""
+    samples: tuple[Path, ...] = ()
+    """measure these files or folders of images (or statistics) instead of sampling"""
+    reference: Path | None = None
+    """real images or their statistics; `embedded` (default for 1×28×28 models): the held-out Fashion-MNIST images"""
+    protocol: str | None = None
+    """of fastfid: adm, dgm-dinov2, pytorch-fid, clean, …: network, resizing and metrics together"""
+    network: tuple[str, ...] = ()
+    """feature networks; default: the protocol's; fashion-a and fashion-b embedded"""
+    weights: tuple[str, ...] = ()
+    """weights file of the network, or NAME=PATH for several"""
+    metrics: tuple[str, ...] = ()
+    """default: the protocol's; of the paper's second table embedded"""
+    out: Path = Path("runs/evaluation")
+    """folder for the samples and evaluation.json"""
+    cache: bool = True
+    """keep features, so that an interrupted evaluation goes on"""
+    force: bool = False
+    """compare what does not match, with a warning"""
+    threads: int = 0
+    """CPU threads of a rank; 0: the cores divided among the ranks"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, run, and turn an expected failure into one sentence and exit code 2."""
+    sample.command_line(lambda: tyro.cli(EvaluateConfig, args=argv, description=__doc__), run)
+
+
+def run(config: EvaluateConfig, device: torch.device) -> None:
+    """Sample what there is to sample, measure every row, print the table and write evaluation.json."""
+    check(config)
+    made = None if config.samples else load_generator(config, device)
+    config = with_defaults(config, made)
+    config.out.mkdir(parents=True, exist_ok=True)
+    reference = config.reference
+    if reference == EMBEDDED:
+        heldout = load_embedded("heldout")
+        reference = heldout.images, heldout.labels
+    rows = {}
+    for name, source, about in sources(config, made):
+        say(f"measure     {name}")
+        result = fastfid.evaluate(
+            source, reference, metrics=config.metrics or None, features=list(config.network) or None,
+            protocol=config.protocol, weights=weights_of(config), device=str(device), cache=config.cache,
+            force=config.force, progress=True,
+        )  # fmt: skip
+        rows[name] = {"sampling": about} | json.loads(result.to_json())
+        if is_main():  # after every row: hours lie between them
+            write_json(config.out / "evaluation.json", {"schema": SCHEMA, "rows": rows})
+    if is_main():
+        print(f"\n{table(rows)}\n\nevaluation  {config.out / 'evaluation.json'}", flush=True)
+
+
+def check(config: EvaluateConfig) -> None:
+    """ValueError or FileNotFoundError, before any work, for what cannot be evaluated."""
+    sample.check(config)
+    protocol_named(config.protocol)
+    weights_of(config)
+    if config.samples and config.checkpoint is not None:
+        raise ValueError("--samples are measured as they are and --checkpoint would be sampled; pass one of them")
+    if config.samples and config.reference is None:
+        raise ValueError(NEEDS_REFERENCE)
+    for flag, path in (*(("samples", p) for p in config.samples), ("reference", config.reference)):
+        if path not in (None, EMBEDDED) and not path.exists():
+            raise FileNotFoundError(f"--{flag} {path} does not exist")
+    for text in config.samplers:
+        parse_sampler(text, config.steps, config.guidance)
+
+
+def with_defaults(config: EvaluateConfig, made: Generator | None) -> EvaluateConfig:
+    """The config with everything filled in that depends on the model and the reference."""
+    reference = config.reference
+    if reference is None:
+        if not is_small(made.model):
+            raise ValueError(NEEDS_REFERENCE)
+        reference = EMBEDDED
+    filled = {"reference": reference, "images": config.images or PAPER_IMAGES}
+    if reference == EMBEDDED:
+        filled["images"] = config.images or EMBEDDED_IMAGES
+        if config.protocol is None:
+            filled["network"] = config.network or EMBEDDED_NETWORKS
+            filled["metrics"] = config.metrics or EMBEDDED_METRICS
+    if made is not None:
+        filled["samplers"] = config.samplers or default_samplers(made.model)
+    return replace(config, **filled)
+
+
+def weights_of(config: EvaluateConfig) -> str | dict[str, str] | None:
+    """--weights as fastfid takes it: one path, or {network: path}."""
+    pairs = [text.partition("=") for text in config.weights]
+    if len(pairs) == 1 and not pairs[0][1]:
+        return config.weights[0]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError(f"--weights is {' '.join(config.weights)}; write NAME=PATH for each of several networks")
+    return {name: path for name, _, path in pairs} or None
+
+
+def sources(config: EvaluateConfig, made: Generator | None) -> list[tuple[str, Path | tuple, dict | None]]:
+    """Rows to measure: name, images, and how they were sampled where that is known."""
+    rows = [(name, path, None) for name, path in zip(short_names(config.samples), config.samples, strict=True)]
+    for text in config.samplers if made is not None else ():
+        sampler = parse_sampler(text, config.steps, config.guidance)
+        files = make_samples(made, config, sampler, config.out / f"{sample_name(config, text, sampler)}.npz")
+        rows.append((str(sampler), files.path, files.read_record()))
+    if config.reference == EMBEDDED:
+        rows.append(("real images", real_images(config.images), None))
+    return rows
+
+
+def sample_name(config: EvaluateConfig, text: str, sampler: SamplerConfig) -> str:
+    """Name of a row's file of samples: tells the rows of one command apart, and most commands."""
+    model = "embedded" if config.checkpoint is None else config.checkpoint.resolve().stem
+    words = re.sub(r"[^\w.-]", "-", text)
+    return f"{model}-{words}-{sampler.steps}-{config.images}-seed{config.seed}"
+
+
+def short_names(paths: tuple[Path, ...]) -> list[str]:
+    """File names, or whole paths where two names are alike."""
+    names = [path.name for path in paths]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+
+
+def real_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `count` embedded training images with labels, evenly spaced: the floor below which no generator gets."""
+    real = embedded("train", count)
+    return real.images, real.labels
+
+
+def table(rows: dict[str, dict]) -> str:
+    """A metric a line and a row of `rows` a column, as aligned text; ± is half of the 95% interval."""
+    keys = dict.fromkeys((s["metric"], s["network"], s["label"]) for row in rows.values() for s in row["scores"])
+    networks = {network for _, network, _ in keys}
+    lines = [["", *rows]]
+    for metric, network, label in keys:
+        found = [next((s for s in row["scores"] if (s["metric"], s["network"]) == (metric, network)), None)
+                 for row in rows.values()]  # fmt: skip
+        told = network in label or len(networks) == 1
+        lines.append([label if told else f"{label} ({network})", *map(_cell, found)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    notes: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        for note in _notes(row):
+            notes.setdefault(note, []).append(name)
+    return "\n".join(text + [f"{', '.join(names)}: {note}" for note, names in notes.items()])
+
+
+def _cell(score: dict | None) -> str:
+    if score is None or score["value"] is None:
+        return "–"
+    if score["interval"] is None:
+        return f"{score['value']:.4f}"
+    low, high = score["interval"]
+    return f"{score['value']:.4f} ± {(high - low) / 2:.4f}"
+
+
+def _notes(row: dict) -> list[str]:
+    left = [f"{x['metric']} ({x['network']}) left out: {x['reason']}" for x in row["left_out"]]
+    return left + [f"warning: {text}" for text in row["warnings"]]

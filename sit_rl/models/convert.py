@@ -1,0 +1,63 @@
+"""Rewrite a checkpoint: official .pt to safetensors with its shape in the metadata, or back to a bare .pt state dict.
+
+    python -m sit_rl.models.convert SiT-XL-2-256.pt SiT-XL-2-256.safetensors
+    python -m sit_rl.models.convert 0400000.pt model.safetensors --weights model
+    python -m sit_rl.models.convert DiT-XL-2-256x256.pt DiT-XL-2-256.safetensors --architecture dit
+    python -m sit_rl.models.convert tuned.safetensors tuned.pt
+
+Weights come out in float32, under the official names.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from fastfid.moments import write_atomically
+from sit_rl.models.loading import load_model, save_model
+
+
+def convert(
+    source: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
+    weights: Literal["ema", "model"] = "ema",
+    architecture: Literal["auto", "sit", "dit"] = "auto",
+) -> None:
+    """Rewrite a SiT or DiT checkpoint in another format, in float32, and say what it is.
+
+    Args:
+        source: .safetensors, or an official .pt (bare state dict or {model, ema, opt, args})
+        target: .safetensors, or .pt for the official bare state dict
+        weights: which weights of a trainer's checkpoint
+        architecture: auto: what the source says of itself, SiT where it says nothing
+    """
+    if target.suffix not in (".safetensors", ".pt"):
+        raise ValueError(f"target {target} must end in .safetensors or .pt")
+    model = load_model(source, weights, architecture)
+    if target.suffix == ".safetensors":
+        save_model(model, target)
+    else:
+        write_atomically(target, lambda file: torch.save(model.state_dict(), file))
+    c, size = model.config, sum(p.numel() for p in model.parameters())
+    print(
+        f"{target}: {type(model).__name__}-{c.name}, {size / 1e6:.1f}M parameters, width {c.width}, depth {c.depth}, "
+        f"heads {c.heads}, samples {c.channels}×{c.image_size}×{c.image_size}, {c.num_classes} classes, "
+        f"learn_sigma {c.learn_sigma}"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line; an expected failure is one sentence and exit code 2."""
+    try:
+        tyro.cli(convert, args=argv, description=__doc__)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

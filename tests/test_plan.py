@@ -1,0 +1,124 @@
+"""What a dry run counts, against formulas; what a step is predicted to take, against the clock's own numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sit_rl.config import PRESETS, resolve
+from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.plan import (
+    Forecast,
+    activation_bytes,
+    count_flops,
+    dry_run,
+    evaluation_cost,
+    evaluations,
+    memory_per_rank,
+    step_evaluations,
+)
+from sit_rl.runlog import Clock
+from sit_rl.train import main
+
+SMALL = SiTConfig(image_size=8, patch_size=2, channels=4, width=24, depth=3, heads=2, num_classes=5, learn_sigma=True)
+XL = resolve(PRESETS["sit-xl-imagenet256"][1])
+
+
+def by_hand(c):
+    """Products of a SiT's forward pass, two FLOPs a multiply-add."""
+    tokens, width, patch = (c.image_size // c.patch_size) ** 2, c.width, c.patch_size**2
+    block = tokens * (4 + 8) * width**2 + 2 * tokens**2 * width + 6 * width**2
+    embeddings = tokens * patch * c.channels * width + 256 * width + width**2
+    final = tokens * width * patch * c.channels * (2 if c.learn_sigma else 1) + 2 * width**2
+    return 2 * (c.depth * block + embeddings + final)
+
+
+@pytest.mark.parametrize("shape", [SMALL, SiTConfig.named("XL/2"), SiTConfig.named("B/4")], ids=lambda c: c.name)
+def test_counted_flops_are_the_formulas(shape):
+    assert count_flops(shape) == by_hand(shape)
+
+
+def test_xl_has_the_published_compute_and_size():
+    """118.64 GFLOPs, counting a multiply-add once (arXiv 2212.09748, table 4), modulations aside; 675M parameters."""
+    assert count_flops(SiTConfig.named("XL/2")) / 2 == pytest.approx(118.64e9, rel=2e-3)
+    text = dry_run(XL)
+    assert "675.1M parameters" in text and "237 GFLOP" in text
+
+
+def test_backward_costs_twice_the_forward():
+    """Gradients of weights and of inputs; the input of the first layers needs none, here under 2%."""
+    assert count_flops(SMALL, backward=True) / count_flops(SMALL) == pytest.approx(3, rel=0.03)
+
+
+def test_activations_are_what_a_real_pass_keeps():
+    torch.manual_seed(0)
+    model = SiT(SMALL)
+    weights = {p.data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(x):
+        if x.data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    n = 3
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        model(torch.randn(n, *SMALL.image_shape), torch.rand(n), torch.arange(n))
+    float32 = replace(XL, precision="float32")
+    # the attention on a CPU keeps a few numbers that its plan for other devices does not, and the other way round
+    assert n * activation_bytes(float32, SMALL) == pytest.approx(sum(kept.values()), rel=0.25)
+    assert activation_bytes(XL, SMALL) < 0.6 * activation_bytes(float32, SMALL)
+    recomputed = replace(float32, activation_checkpointing=True)
+    assert activation_bytes(recomputed, SMALL) < 0.4 * activation_bytes(float32, SMALL)
+
+
+def test_memory_of_shards_and_copies():
+    shape = SiTConfig.named("XL/2")
+    weights = 4 * 675_129_632
+    one, eight = memory_per_rank(XL, shape, 1), memory_per_rank(XL, shape, 8)
+    assert one["weights, gradients, moments, averages"] == 5 * weights and one["copy for sampling"] == 0
+    assert eight["weights, gradients, moments, averages"] == 5 * weights / 8 and eight["copy for sampling"] == weights
+    whole = memory_per_rank(replace(XL, parallel="ddp"), shape, 8)
+    assert whole["weights, gradients, moments, averages"] == 5 * weights
+
+
+def test_dry_run_needs_no_file_and_marks_what_is_computed(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["--preset", "sit-xl-imagenet256", "--dry-run", "--checkpoint", "none.pt"])
+    out = capsys.readouterr().out
+    for text in ("1600 images", "GiB a rank (computed)", "FLOP (counted)", "A100", "H100", "B200", "unmeasured"):
+        assert text in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hours_are_flops_over_the_peak_used():
+    config = resolve(PRESETS["fashion"][1])
+    text = dry_run(config)
+    total = sum(float(part.split()[1]) for part in text.split("compute")[1].split("FLOP")[0].split(","))
+    hours = float(text.split("1 × hours")[1].split("H100")[1].split(",")[0])
+    assert hours == pytest.approx(total / (67e12 * 0.4) / 3600, rel=0.01)
+
+
+def test_phases_of_the_steps_add_up_to_the_run():
+    config = resolve(replace(PRESETS["sit-xl-imagenet256"][1], steps=30, evaluate_every=8))
+    total = evaluations(config)
+    assert total["refresh"] == 3 * 5000 * 51  # steps 0, 10 and 20; 50 evaluations and the networks
+    assert total["evaluate"] == (2 * 50_000 + 3 * 5_000) * evaluation_cost(config)
+    assert total["update"] == 30 * 4 * 100 * 3 * 49
+
+
+def test_a_step_is_predicted_from_measured_parts():
+    config = resolve(replace(PRESETS["fashion"][1], evaluate_every=0))
+    clock = Clock()
+    assert Forecast(config, clock).step(0) is None
+    clock.seconds |= {"evaluate": 2 * config.evaluate_images * evaluation_cost(config) * 1e-3}
+    ahead = step_evaluations(config, 0)
+    assert Forecast(config, clock).step(0) == pytest.approx(1e-3 * sum(ahead.values()))
+    # four steps done: each phase at its own speed, reward and save at their mean
+    steps = [step_evaluations(config, i) for i in range(4)]
+    speeds = {"refresh": 1e-3, "rollout": 2e-3, "update": 3e-3}
+    clock.seconds |= {phase: speed * sum(s[phase] for s in steps) for phase, speed in speeds.items()}
+    clock.seconds |= {"reward": 8.0, "save": 4.0}
+    ahead = step_evaluations(config, 4)
+    expected = 2e-3 * ahead["rollout"] + 3e-3 * ahead["update"] + 12.0 / 4
+    assert ahead["refresh"] == 0 and Forecast(config, clock).step(4) == pytest.approx(expected)
