@@ -87,6 +87,12 @@ def explain(
     return f"{name}{kernel}, {head_dim} channels a head, {str(dtype).removeprefix('torch.')} on {where}: {reason}"
 
 
+def case(backend: str, model: torch.nn.Module, precision: str, device: torch.device) -> tuple:
+    """What `choose` and `explain` ask for, of a model with a `config` and the precision it runs in."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return backend, model.config.width // model.config.heads, dtype, device
+
+
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: str = "sdpa") -> torch.Tensor:
     """softmax(q kᵀ / √head_dim) v for q, k, v [n, tokens, heads, head_dim]; returns the same shape and dtype.
 

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sit_rl import attention
 from sit_rl.config import Config
 from sit_rl.distributed import world_size
 from sit_rl.learner import SHARD_ABOVE, prepare
@@ -56,6 +57,7 @@ def describe_plan(config: Config, setting: Setting) -> str:
     lines = {
         "outputs": c.run_folder,
         "generator": f"SiT, {size:.2f}M parameters, samples {shape}, on {setting.device} × {world_size()}",
+        "attention": attention.explain(*attention.case(c.attention, setting.model, c.precision, setting.device)),
         "reward": f"{reward}, against {setting.real.moments.count} real; {c.reference} reference",
         "step": f"{c.candidates} × {c.replace} images, credit per {c.credit}; {keep} train; {c.estimator}",
         "judge": f"{c.evaluate_images} images against {setting.heldout.moments.count} held-out",

@@ -261,7 +261,7 @@ def load_generator(config: Recipe, device: torch.device) -> Generator:
     """Load weights and autoencoder, and decode one blank sample: what does not fit is told before hours of work."""
     model, about, vae = _load_weights(config)
     model = model.to(device).eval().requires_grad_(False)
-    model.set_attention(attention.choose(config.attention))
+    model.set_attention(attention.choose(*attention.case(config.attention, model, config.precision, device)))
     as_trained = replace(SMALL, precision="bf16" if config.precision == "bf16" else "float32", compile=config.compile)
     prepare(model, as_trained, device)
     if config.precision == "tf32" and device.type == "cuda":

@@ -64,7 +64,7 @@ def build_setting(config: Config, device: torch.device, progress: bool = True) -
     """Load and check everything a run needs; errors come here, before any work."""
     check_paths(config)
     model = load_sit(config.checkpoint or ASSETS / "base.safetensors").to(device).requires_grad_(False)
-    model.set_attention(attention.choose(config.attention))
+    model.set_attention(attention.choose(*attention.case(config.attention, model, config.precision, device)))
     prepare(model, config, device)
     check_classes(config, model)
     reward_net = feature_extractor(config.reward_features, device=device)
