@@ -1,7 +1,8 @@
 """Fréchet distances of swapped sets: the engine beside the routes it replaces.  pytest bench/ --benchmark-only
 
 Providers score the same candidates, a slow one fewer of them and once: compare `seconds_per_candidate` in the extra
-info (also `gflop_per_s` where the operations can be counted).  Times are reported, never asserted.
+info (also `gflop_per_s` and its share of the machine's peak where the operations can be counted).  Times are reported,
+never asserted; bench/swap_ratios.py alternates the engine with its own floors.
 
     engine          SwapEngine, default precision, reference prepared before; `16 nodes`: with a tol that asks for 16
     projection      the engine's own product of new rows and basis, [B·m, d]×[d, d] float32: its floor
@@ -17,6 +18,8 @@ Legend: N reference samples, d features, B candidates, m replaced in each, k = 2
 """
 
 import os
+import time
+from functools import cache
 
 import numpy as np
 import pytest
@@ -64,7 +67,19 @@ def problem(d, count=N, candidates=None):
     return _prepared[key]
 
 
-def measure(benchmark, call, candidates, flop_per_candidate=None, rounds=5):
+@cache
+def peak_gflop_per_s():
+    """Best of 5 square float32 products of this process: what the machine gives today."""
+    a, b = torch.randn(2, 2048, 2048)
+    out, best = torch.empty_like(a), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best / 1e9
+
+
+def measure(benchmark, call, candidates, flop_per_candidate=None, bytes_per_candidate=None, rounds=5):
     """Runs `call` in a few rounds and notes what one candidate costs."""
     result = benchmark.pedantic(call, rounds=rounds, warmup_rounds=1 if rounds > 1 else 0)
     benchmark.extra_info |= {"threads": torch.get_num_threads(), "candidates": candidates}
@@ -74,6 +89,9 @@ def measure(benchmark, call, candidates, flop_per_candidate=None, rounds=5):
         if flop_per_candidate:
             benchmark.extra_info["flop_per_candidate"] = flop_per_candidate
             benchmark.extra_info["gflop_per_s"] = flop_per_candidate / seconds / 1e9
+            benchmark.extra_info["share_of_peak"] = flop_per_candidate / seconds / 1e9 / peak_gflop_per_s()
+        if bytes_per_candidate:
+            benchmark.extra_info["bytes_per_candidate"] = bytes_per_candidate
     return result
 
 
@@ -124,14 +142,16 @@ def bench_projection(benchmark, d):
     benchmark.group = f"score {SIZES[d]['engine']} swaps of {M}, d={d}, N={N}"
     rows, basis = p.added.reshape(-1, d), torch.randn(d, d)
     out = torch.empty_like(rows)
-    measure(benchmark, lambda: torch.mm(rows, basis, out=out), len(p.removed), 2 * M * d * d)
+    measure(benchmark, lambda: torch.mm(rows, basis, out=out), len(p.removed), 2 * M * d * d, 4 * 2 * M * d)
 
 
 @by_size
 def bench_engine(benchmark, d):
     p = problem(d)
     benchmark.group = f"score {SIZES[d]['engine']} swaps of {M}, d={d}, N={N}"
-    result = measure(benchmark, lambda: p.engine.score(p.removed, p.added), len(p.removed), score_flop(p.engine, d))
+    moved = 4 * 5 * M * d  # added rows as given, centred and projected; removed rows as features and projected
+    flop = score_flop(p.engine, d)
+    result = measure(benchmark, lambda: p.engine.score(p.removed, p.added), len(p.removed), flop, moved)
     report = p.engine.report()
     exact = SwapEngine(p.real, p.reference.double(), dtype=torch.float64).score(p.removed[:16], p.added[:16].double())
     benchmark.extra_info |= {
