@@ -96,6 +96,7 @@ def test_finished_run_is_reported_again_without_training(smoke):
     assert code == 0 and "resuming" in out and records(folder) == before
 
 
+@pytest.mark.slow  # tests/test_survival.py kills at many more moments, without torchrun
 def test_killed_run_resumes_bit_for_bit(smoke, tmp_path):
     """SIGKILL after the first checkpoint of a step, then the same command again."""
     folder = tmp_path / "killed"
