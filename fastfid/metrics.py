@@ -16,6 +16,7 @@ same number on each, so every rank must call it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,7 @@ INCEPTION_LAYERS = {64: "MaxPool_1", 192: "MaxPool_2", 768: "Mixed_6e", 2048: "A
 Feature = int | str | nn.Module | FeatureExtractor | None
 
 
-class Metric:
+class Metric(ABC):
     """What the metrics share: two sides, real and generated, filled by `update` and compared by `compute`.
 
     feature              what makes features [n, d] of the images:
@@ -140,8 +141,9 @@ class Metric:
             side.to(device)
         return self
 
+    @abstractmethod
     def _compute(self):
-        raise NotImplementedError
+        """The number, of sides that hold all ranks' images where `compute` brought them together."""
 
     def _refuse_synced(self) -> None:
         if self._own is not None:

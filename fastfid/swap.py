@@ -135,17 +135,9 @@ class RealFactor:
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             pass
         factor = cls(real, device)
-        arrays = {"mean": factor.mean, "root": factor.root}
-        write_atomically(
-            path,
-            lambda file: np.savez(
-                file,
-                **{name: array.cpu().numpy() for name, array in arrays.items()},
-                trace=factor.trace,
-                clipped=factor.clipped,
-                moments_sha256=digest,
-            ),
-        )
+        kept = {"mean": factor.mean.cpu().numpy(), "root": factor.root.cpu().numpy()}
+        kept |= {"trace": factor.trace, "clipped": factor.clipped, "moments_sha256": digest}
+        write_atomically(path, lambda file: np.savez(file, **kept))
         return factor
 
     @classmethod
@@ -248,8 +240,7 @@ class SwapEngine:
                 self._change_chunk(removed[i : i + step], added[i : i + step], needs_grad, first=i)
                 for i in range(0, removed.shape[0], step)
             ]
-            if added.device.type != "cpu":
-                self._buffers.clear()  # back to the device's allocator; the host's pages are kept, see HOST_CHUNK
+            self._release_buffers()
             return torch.cat(parts) if parts else added.new_zeros(0, dtype=torch.float64)
 
     def change_each(self, removed, added) -> torch.Tensor:
@@ -292,6 +283,7 @@ class SwapEngine:
                 y, moments = centre(nothing.expand(len(rows), 0), rows[:, None], torch.float64, 0)
                 projected = self._project(y, needs_grad=False)[:, 0]
                 parts.append(moments.norm_change - 2 * moments.sum_gap - projected.square_() @ curvature)
+        self._release_buffers()
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -484,6 +476,11 @@ class SwapEngine:
         if held is None or held.dtype != dtype or held.numel() < size:
             held = self._buffers[name] = torch.empty(size, dtype=dtype, device=self._mean.device)
         return held[:size].view(shape)
+
+    def _release_buffers(self) -> None:
+        """Memory of a device goes back to its allocator; the host's pages are kept, see HOST_CHUNK."""
+        if self._mean.device.type != "cpu":
+            self._buffers.clear()
 
     def _changed_rows(self, removed: torch.Tensor, w_a: torch.Tensor) -> "ChangedRows":
         """Projected rows of the candidates: removed ones looked up, or projected anew when more digits are wanted."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from sit_rl.files import write_text
 from sit_rl.samplers import SamplerConfig
 
 Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]
@@ -178,9 +179,7 @@ class Config:
 
     def save(self, path: Path) -> None:
         """Write as YAML, whole or not at all."""
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
-        temporary.replace(path)
+        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
 # Fields that count something there must be one of.

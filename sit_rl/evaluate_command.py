@@ -25,8 +25,8 @@ import fastfid
 from fastfid.protocols import protocol_named
 from sit_rl import sample
 from sit_rl.distributed import is_main
+from sit_rl.files import write_json
 from sit_rl.images import load_embedded
-from sit_rl.report import write_json
 from sit_rl.runlog import say
 from sit_rl.sample import Generator, Recipe, default_samplers, is_small, load_generator, make_samples, parse_sampler
 from sit_rl.samplers import SamplerConfig

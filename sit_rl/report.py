@@ -6,13 +6,13 @@ import base64
 import html
 import io
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from sit_rl.files import write_text
 from sit_rl.images import tile
 from sit_rl.runlog import GRID_COLUMNS, PHASES, read_metrics
 
@@ -23,13 +23,6 @@ ROWS = (
     ("density", "Density", False), ("coverage", "Coverage", False),
 )  # fmt: skip
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#888888"
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def save_samples(folder: Path, name: str, images: torch.Tensor) -> None:
@@ -105,9 +98,7 @@ def write_report(folder: Path) -> Path:
         if figure is not None:
             (folder / "figures" / f"{name}.png").write_bytes(figure)
     path = folder / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(_page(folder.name, summary, figures))
-    os.replace(temporary, path)
+    write_text(path, _page(folder.name, summary, figures))
     return path
 
 

@@ -13,6 +13,7 @@ import yaml
 from tqdm import tqdm
 
 from sit_rl.distributed import is_main
+from sit_rl.files import write_text
 from sit_rl.images import tile
 
 PHASES = ("setup", "rollout", "reward", "update", "refresh", "evaluate", "save")
@@ -70,9 +71,7 @@ class RunLog:
 
         self.path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(folder) if r["step"] < first_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def step(self, record: dict) -> None:

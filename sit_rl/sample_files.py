@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from fastfid.moments import write_atomically
-from sit_rl.report import write_json
+from sit_rl.files import write_json
 
 # PNG (ISO/IEC 15948): signature, then the IHDR chunk with width and height as its first eight bytes; IEND ends a file.
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -22,12 +22,13 @@ from sit_rl import checkpoint
 from sit_rl.config import PRESETS, Config, check, differences, load_config, resolve
 from sit_rl.distributed import barrier, is_main, process_group, world_size
 from sit_rl.evaluate import METRICS, evaluate_model, floor
+from sit_rl.files import write_json
 from sit_rl.guards import out_of_memory
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT
 from sit_rl.plan import describe_plan, dry_run
 from sit_rl.preemption import Preempted, watch
-from sit_rl.report import save_samples, summary_table, write_json, write_report
+from sit_rl.report import save_samples, summary_table, write_report
 from sit_rl.runlog import Clock, RunLog, say
 from sit_rl.setting import Setting, build_setting
 from sit_rl.state import State, exported, start

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_survival import tiny_command
 
 from sit_rl import checkpoint, guards, training_loop
 from sit_rl.config import PRESETS, resolve
@@ -95,11 +94,6 @@ def test_a_nearly_full_disk_stops_a_save_before_it_begins(tmp_path, monkeypatch)
     writer.save(1, {"x": torch.zeros(2**20)}, {})
     writer.wait()
     assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000001"
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    return tiny_command(tmp_path_factory.mktemp("tiny"))
 
 
 def error_of(capsys, argv):

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from forked import Forked
-from test_survival import STEPS, final, lines, tiny_command
+from test_survival import STEPS, final, lines
 
 from sit_rl import checkpoint
 from sit_rl.distributed import LOST_RANK
@@ -14,18 +13,6 @@ from sit_rl.distributed import LOST_RANK
 # Adam divides a gradient by its own size: where a sum over ranks in another order turns a gradient near zero, a weight
 # moves by up to a learning rate an update, here 10 updates of at most 1e-4.
 WEIGHT_TOLERANCE = STEPS * 2 * 1e-4
-
-
-@pytest.fixture(scope="module")
-def forked():
-    server = Forked()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    return tiny_command(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

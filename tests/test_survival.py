@@ -5,7 +5,6 @@ import random
 
 import pytest
 import torch
-from forked import Forked
 
 from sit_rl import checkpoint
 from sit_rl.models.loading import save_model
@@ -15,18 +14,6 @@ TINY = SiTConfig(
     image_size=28, patch_size=14, channels=1, width=32, depth=1, heads=2, num_classes=10, learn_sigma=False
 )
 STEPS = 5
-
-
-@pytest.fixture(scope="module")
-def forked():
-    server = Forked()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    return tiny_command(tmp_path_factory.mktemp("tiny"))
 
 
 def tiny_command(folder):

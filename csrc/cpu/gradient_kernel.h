@@ -17,13 +17,13 @@ namespace FASTFID_ISA {
 // Memory beyond that of the log-determinants, in elements of T.
 template <class T>
 struct GradientLayout {
-    int64_t k, added, wide, size, nodes, row_blocks, depth, most_terms, most_group_terms;
+    int64_t k, added, wide, size, nodes, row_blocks, depth, most_group_terms;
 
     GradientLayout(int64_t removed, int64_t added_, const WeightPlan<T>& plan, const Layout<T>& at)
         : k(removed + added_), added(added_), wide(round_up(added_, 64 / sizeof(T))),
           size(round_up(round_up(k, Vector<T>::width) * wide, TILE<T>)), nodes(plan.nodes),
           row_blocks(blocks(round_up(added_, Vector<T>::width), MR)), depth(round_up(k * at.most_terms, 16) + 16),
-          most_terms(at.most_terms), most_group_terms(at.most_group_terms) {}
+          most_group_terms(at.most_group_terms) {}
 
     int64_t solution() const { return k * wide * Vector<T>::width; }                      // H[:, added] of one set of nodes, in lanes
     int64_t inverses() const { return round_up(nodes, Vector<T>::width) * size; }         // the same [k, wide] for every node
