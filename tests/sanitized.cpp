@@ -1,5 +1,6 @@
 // The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: odd sizes, every instruction set, threads.
 // tests/test_csrc.py compiles and runs it; it prints a checksum, and a sanitizer ends it with an error.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <vector>
@@ -52,6 +53,8 @@ double run(const std::string& isa, int64_t removed, int64_t added, int64_t rank,
     std::vector<double> logdets(candidates * nodes), weights(nodes, 0.5), sums(candidates * 3 * nodes);
     std::vector<T> gradient(candidates * added * rank);
     swap_logdet(rows, plan.get(), 1e9, threads, isa, logdets.data());
+    swap_gradient(rows, plan.get(), weights.data(), 1e9, threads, isa, logdets.data(), gradient.data());
+    std::copy_n(index.begin(), removed, index.begin() + removed);  // the first two candidates remove the same rows
     swap_gradient(rows, plan.get(), weights.data(), 1e9, threads, isa, logdets.data(), gradient.data());
     if (removed <= 1 && added <= 1) swap_singles(rows, plan.get(), threads, isa, sums.data());
 

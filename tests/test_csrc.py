@@ -126,6 +126,37 @@ def test_first_wrong_pivot_is_reported():
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "removed, added, rank", [(1, 1, 1), (3, 2, 7), (4, 9, 40), (17, 5, 40), (50, 50, 90), (130, 20, 130)]
+)
+def test_shared_removals_change_no_bit(removed, added, rank, dtype, isa):
+    # one run of three candidates, one alone, a run of two: what neighbours share is made once, by the same operations
+    reference, places, added_rows, _, plan = arguments(*problem(removed, added, rank, dtype, batch=6, nodes=18))
+    places, shifts, omega = places[[0, 0, 0, 3, 4, 4]], (0.05, -0.04, 0.03), np.linspace(-1, 1, 18)
+    together = _C.swap_gradient(reference, places, added_rows, shifts, plan, omega, SLACK, 2, isa)
+    assert together[2] == -1
+    np.testing.assert_array_equal(
+        together[0], _C.swap_logdet(reference, places, added_rows, shifts, plan, SLACK, 2, isa)[0]
+    )
+    for c in range(6):
+        alone = _C.swap_gradient(
+            reference, places[c : c + 1], added_rows[c : c + 1], shifts, plan, omega, SLACK, 1, isa
+        )
+        np.testing.assert_array_equal(together[0][c], alone[0][0])
+        np.testing.assert_array_equal(together[1][c], alone[1][0])
+
+
+def test_a_wrong_shared_removal_is_reported():
+    rows = problem(9, 4, 30, np.float64, batch=5)
+    rows[0][3] *= 50
+    reference, places, *others = arguments(*rows)
+    logdets, bad, pivot = _C.swap_logdet(reference, places[[0, 1, 3, 3, 4]], *others, SLACK, 1)
+    assert bad == 2 and pivot > SLACK
+    assert np.isnan(logdets[[2, 3]]).any(1).all() and np.isfinite(logdets[[0, 1, 4]]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("removed, added, rank", [(0, 1, 1), (1, 2, 7), (6, 7, 300), (50, 50, 300), (3, 120, 41)])
 def test_gradient_matches_the_closed_form(removed, added, rank, dtype, isa):
     rows = problem(removed, added, rank, dtype, nodes=4)

@@ -73,12 +73,6 @@ struct LogDeterminants {
     }
 };
 
-// Row i of packed lanes.
-template <class V>
-V* row_at(V* lanes, int64_t i) {
-    return lanes + i * (i + 1) / 2;
-}
-
 // panel [l][COLUMNS] = d_l L[start + x, l] for l < start.
 template <class T>
 void gather_panel(const typename Vector<T>::type* lanes, const typename Vector<T>::type* pivots, int64_t start, int64_t columns,
@@ -147,22 +141,22 @@ void eliminate_diagonal(const Layout<T>& at, int64_t removed, double slack, int6
     }
 }
 
-// Σ log|d_j| of J + G = L D Lᵀ for one set of nodes, the strict lower triangle of G replaced by L, 1/d_j in of.inverses.
+// Columns 0 … end−1 of J + G = L D Lᵀ for one set of nodes: L in the strict lower triangle of G, d_j and 1/d_j in of.pivots and
+// of.inverses, Σ log|d_j| in `logs`.  Of the known rows the whole blocks of columns are done.
 template <class T>
-LogDeterminants<T> factor(const Layout<T>& at, int64_t removed, double slack, T* lanes, const Workspace<T>& of) {
+void factor(const Layout<T>& at, int64_t removed, int64_t end, double slack, T* lanes, const Workspace<T>& of,
+            LogDeterminants<T>& logs) {
     using V = typename Vector<T>::type;
-    LogDeterminants<T> logs;
-    for (int64_t i = 0; i < at.k; i++) ((V*)of.diagonal)[i] = row_at((V*)lanes, i)[i];
-    for (int64_t start = 0; start < at.k; start += COLUMNS) {
+    for (int64_t i = at.known; i < at.k; i++) ((V*)of.diagonal)[i] = row_at((V*)lanes, i)[i];
+    for (int64_t start = 0; start < end; start += COLUMNS) {
         const int64_t columns = at.k - start < COLUMNS ? at.k - start : COLUMNS;
+        const bool done = start + COLUMNS <= at.known;
         gather_panel<T>((V*)lanes, (V*)of.pivots, start, columns, (V*)of.panel);
-        eliminate_diagonal(at, removed, slack, start, columns, lanes, of, logs);
-        int64_t i = start + COLUMNS;
+        if (!done) eliminate_diagonal(at, removed, slack, start, columns, lanes, of, logs);
+        int64_t i = done ? at.known : start + COLUMNS;
         for (; i + ROWS <= at.k; i += ROWS) eliminate_rows<T, ROWS>((V*)lanes, i, start, (V*)of.panel, (V*)of.inverses);
         for (; i < at.k; i++) eliminate_rows<T, 1>((V*)lanes, i, start, (V*)of.panel, (V*)of.inverses);
     }
-    logs.fold();
-    return logs;
 }
 
 // The results of set `set` where the caller wants them.
@@ -172,19 +166,6 @@ void store(const LogDeterminants<T>& logs, const Layout<T>& at, int64_t set, dou
     for (int64_t q = 0; q < Vector<T>::width && q < count; q++) {
         logdets[first + q] = logs.sum[q];
         wrong[first + q] = logs.wrong[q];
-    }
-}
-
-template <class T>
-void candidate_logdets(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, T* memory, double* logdets,
-                       double* wrong) {
-    const Layout<T> at(rows.removed + rows.added, rows.rank, plan);
-    const Workspace<T> of(at, memory);
-    weighted_grams(rows, plan, c, at, of);
-    for (int64_t set = 0; set < at.sets; set++) {
-        T* lanes = of.lanes + set * at.set();
-        shift_gram(rows, at, lanes, of.pivots);
-        store(factor(at, rows.removed, slack, lanes, of), at, set, logdets, wrong);
     }
 }
 

@@ -9,7 +9,7 @@
 // on top of each other.
 #pragma once
 
-#include "factor_kernel.h"
+#include "shared_kernel.h"
 
 namespace fastfid {
 namespace FASTFID_ISA {
@@ -36,7 +36,7 @@ struct GradientLayout {
 
 template <class T>
 int64_t workspace(int64_t removed, int64_t added, int64_t rank, const WeightPlan<T>& plan, bool gradient) {
-    const Layout<T> at(removed + added, rank, plan);
+    const Layout<T> at(removed + added, 0, rank, plan);
     return gradient ? at.total() + GradientLayout<T>(removed, added, plan, at).total() : at.total();
 }
 
@@ -198,23 +198,21 @@ void apply_inverses(const ChangedRows<T>& rows, int64_t c, const Layout<T>& at, 
 
 template <class T>
 void candidate_gradient(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack, int64_t c,
-                        T* memory, T* gradient, double* logdets, double* wrong) {
+                        const T* shared, T* memory, T* gradient, double* logdets, double* wrong) {
     constexpr int64_t width = Vector<T>::width;
-    const Layout<T> at(rows.removed + rows.added, rows.rank, plan);
+    const Layout<T> at(rows.removed + rows.added, shared ? rows.removed : 0, rows.rank, plan);
     const GradientLayout<T> grad(rows.removed, rows.added, plan, at);
     const Workspace<T> of(at, memory);
     T *solution = of.rest, *inverses = solution + grad.solution();
     weighted_grams(rows, plan, c, at, of);
     for (int64_t set = 0; set < at.sets; set++) {
-        T* lanes = of.lanes + set * at.set();
-        shift_gram(rows, at, lanes, of.pivots);
-        store(factor(at, rows.removed, slack, lanes, of), at, set, logdets, wrong);
+        store(decompose(rows, at, slack, shared, set, of), at, set, logdets, wrong);
         alignas(64) T omega[width] = {};
         for (int64_t q = 0; q < width && set * width + q < at.nodes; q++) {
             if (logdets[set * width + q] != logdets[set * width + q]) return;
             omega[q] = T(node_weights[set * width + q]);
         }
-        solve_added(at, rows.removed, grad, lanes, of.inverses, omega, solution);
+        solve_added(at, rows.removed, grad, of.lanes + set * at.set(), of.inverses, omega, solution);
         separate_nodes(grad, solution, inverses + set * width * grad.size);
     }
     apply_inverses(rows, c, at, grad, plan, of, inverses, inverses + grad.inverses(), gradient);

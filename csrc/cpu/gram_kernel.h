@@ -34,21 +34,17 @@ constexpr int64_t LEFT_STRIDE = SLICE + 16;
 template <class T>
 constexpr int64_t TOGETHER = NR<T> < 8 ? NR<T> : 8;
 
-// First row block whose tile with column block j touches the lower triangle.
-template <class T>
-int64_t first_row_block(int64_t j) {
-    return j * NR<T> / MR;
-}
-
-// How one thread's memory is laid out, in elements of T; every part starts on a 64-byte boundary.
+// How one thread's memory is laid out, in elements of T; every part starts on a 64-byte boundary.  The products of the first
+// `known` rows with each other are not wanted (shared_kernel.h has them).
 template <class T>
 struct Layout {
-    int64_t k, rank, nodes, sets, row_blocks, column_blocks, tiles, most_terms, most_group_terms, all_group_terms;
+    int64_t k, known, rank, nodes, sets, row_blocks, column_blocks, tiles, most_terms, most_group_terms, all_group_terms;
 
-    Layout(int64_t k_, int64_t rank_, const WeightPlan<T>& plan)
-        : k(k_), rank(rank_), nodes(plan.nodes), sets(blocks(plan.nodes, Vector<T>::width)), row_blocks(blocks(k_, MR)),
-          column_blocks(blocks(k_, NR<T>)), tiles(0), most_terms(0), most_group_terms(0), all_group_terms(0) {
-        for (int64_t j = 0; j < column_blocks; j++) tiles += row_blocks - first_row_block<T>(j);
+    Layout(int64_t k_, int64_t known_, int64_t rank_, const WeightPlan<T>& plan)
+        : k(k_), known(known_), rank(rank_), nodes(plan.nodes), sets(blocks(plan.nodes, Vector<T>::width)),
+          row_blocks(blocks(k_, MR)), column_blocks(blocks(k_, NR<T>)), tiles(0), most_terms(0), most_group_terms(0),
+          all_group_terms(0) {
+        for (int64_t j = 0; j < column_blocks; j++) tiles += row_blocks - first_row_block(j);
         for (int64_t s = 0; s < plan.slices; s++) most_terms = plan.terms[s] > most_terms ? plan.terms[s] : most_terms;
         for (int64_t g = 0; g < plan.groups; g++) {
             most_group_terms = plan.group_terms[g] > most_group_terms ? plan.group_terms[g] : most_group_terms;
@@ -56,6 +52,11 @@ struct Layout {
         }
     }
 
+    // First row block whose tile with column block j touches the lower triangle and has a row that is not known.
+    int64_t first_row_block(int64_t j) const {
+        const int64_t of_triangle = j * NR<T> / MR, of_new = known / MR;
+        return of_triangle > of_new ? of_triangle : of_new;
+    }
     int64_t rows_padded() const {
         const int64_t by_rows = row_blocks * MR, by_columns = column_blocks * NR<T>;
         return by_rows > by_columns ? by_rows : by_columns;
@@ -157,11 +158,11 @@ void scale_panel(const T* right, const T* function, int64_t length, T* scaled) {
 template <class T>
 void multiply_slice(const Layout<T>& at, int64_t j, int64_t panels, const T* functions, int64_t terms, int64_t length,
                     const Workspace<T>& of) {
-    const int64_t column = at.row_blocks * terms * TILE<T>, shared = first_row_block<T>(j + panels - 1);
+    const int64_t column = at.row_blocks * terms * TILE<T>, shared = at.first_row_block(j + panels - 1);
     for (int64_t n = 0; n < terms; n++) {
         for (int64_t x = 0; x < panels; x++)
             scale_panel(of.right + (j + x) * SLICE * NR<T>, functions + n * length, length, of.scaled + x * SLICE * NR<T>);
-        for (int64_t i = first_row_block<T>(j); i < at.row_blocks; i++) {
+        for (int64_t i = at.first_row_block(j); i < at.row_blocks; i++) {
             const T* left = of.left + i * MR * LEFT_STRIDE;
             T* tile = of.products + (i * terms + n) * TILE<T>;
             if (panels == 2 && i >= shared)
@@ -170,6 +171,12 @@ void multiply_slice(const Layout<T>& at, int64_t j, int64_t panels, const T* fun
                 multiply_tiles<T, 1>(left, LEFT_STRIDE, of.scaled, 0, length, tile, 0);
         }
     }
+}
+
+// Row i of packed lanes.
+template <class V>
+V* row_at(V* lanes, int64_t i) {
+    return lanes + i * (i + 1) / 2;
 }
 
 // A slice's products added to the functions of its group, [tile][m][MR·NR], tiles by column block and then row block.
@@ -184,7 +191,7 @@ void add_slice(const Layout<T>& at, const ChangedRows<T>& rows, int64_t c, int64
         const int64_t panels = at.column_blocks - j < PANELS ? at.column_blocks - j : PANELS;
         multiply_slice(at, j, panels, functions, terms, length, of);
         for (int64_t x = 0; x < panels; x++)
-            for (int64_t i = first_row_block<T>(j + x); i < at.row_blocks; i++) {
+            for (int64_t i = at.first_row_block(j + x); i < at.row_blocks; i++) {
                 const T* products = of.products + (x * at.row_blocks + i) * terms * TILE<T>;
                 for (int64_t m = 0; m < group_terms; m++, sums += TILE<T>)
                     combine(products, mix + m, group_terms, terms, TILE<T>, !first, sums);
@@ -224,7 +231,7 @@ void add_group(const Layout<T>& at, const T* coefficients, int64_t terms, const 
     for (int64_t set = 0; set < at.sets; set++) {
         const T* tile = of.group;
         for (int64_t j = 0; j < at.column_blocks; j++)
-            for (int64_t i = first_row_block<T>(j); i < at.row_blocks; i++, tile += terms * TILE<T>)
+            for (int64_t i = at.first_row_block(j); i < at.row_blocks; i++, tile += terms * TILE<T>)
                 add_tile(at, i, j, tile, coefficients + set * Vector<T>::width, terms, of.lanes + set * at.set());
     }
 }
@@ -256,14 +263,16 @@ void weighted_grams(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64
     }
 }
 
-// Sums of G over its removed and over its added columns, [k][W] each, from the lower triangle.
+// Sums of G over its removed and over its added columns, [k][W] each, from the lower triangle; those of the known rows over
+// removed columns are there already.
 template <class T>
-void row_sums(int64_t k, int64_t removed, const typename Vector<T>::type* gram, typename Vector<T>::type* over_removed,
+void row_sums(const Layout<T>& at, int64_t removed, const T* lanes, typename Vector<T>::type* over_removed,
               typename Vector<T>::type* over_added) {
     using V = typename Vector<T>::type;
-    memset(over_removed, 0, k * sizeof(V));
-    memset(over_added, 0, k * sizeof(V));
-    for (int64_t i = 0; i < k; i++) {
+    memset(over_removed + at.known, 0, (at.k - at.known) * sizeof(V));
+    memset(over_added, 0, at.k * sizeof(V));
+    const V* gram = row_at((const V*)lanes, at.known);
+    for (int64_t i = at.known; i < at.k; i++) {
         V* mirrored = i < removed ? over_removed : over_added;
         for (int64_t j = 0; j <= i; j++, gram++) {
             (j < removed ? over_removed : over_added)[i] += *gram;
@@ -274,14 +283,16 @@ void row_sums(int64_t k, int64_t removed, const typename Vector<T>::type* gram, 
 
 // G → A G Aᵀ for one set of nodes.  With u_i = z_i − w_i the same for all removed and for all added rows,
 //   z_i·z_j = w_i·w_j + w_i·u_j + u_i·w_j + u_i·u_j,
-// w_i·u_r = α' R_i and w_i·u_a = β' S_i + γ' R_i from the sums R_i, S_i of row i over removed and added columns.
+// w_i·u_r = α' R_i and w_i·u_a = β' S_i + γ' R_i from the sums R_i, S_i of row i over removed and added columns.  Rows that are
+// known stay as they are, their R_i is in `known_sums`.
 template <class T>
-void shift_gram(const ChangedRows<T>& rows, const Layout<T>& at, T* lanes, T* memory) {
+void shift_gram(const ChangedRows<T>& rows, const Layout<T>& at, const T* known_sums, T* lanes, T* memory) {
     using V = typename Vector<T>::type;
     const Shifts<T> by(rows);
     if (by.none()) return;
-    V *gram = (V*)lanes, *to_removed = (V*)memory, *to_added = to_removed + at.k;  // R, S and then w_i·u_r, w_i·u_a
-    row_sums<T>(at.k, rows.removed, gram, to_removed, to_added);
+    V *gram = row_at((V*)lanes, at.known), *to_removed = (V*)memory, *to_added = to_removed + at.k;  // R, S; then w_i·u_r, w_i·u_a
+    if (at.known) memcpy(to_removed, known_sums, at.known * sizeof(V));
+    row_sums(at, rows.removed, lanes, to_removed, to_added);
     V rr{}, ra{}, aa{};  // sums of G over its three blocks
     for (int64_t i = 0; i < at.k; i++) {
         (i < rows.removed ? rr : ra) += to_removed[i];
@@ -291,7 +302,7 @@ void shift_gram(const ChangedRows<T>& rows, const Layout<T>& at, T* lanes, T* me
     }
     const V both_removed = by.alpha * by.alpha * rr, mixed = by.alpha * (by.beta * ra + by.gamma * rr);
     const V both_added = by.beta * by.beta * aa + 2 * by.beta * by.gamma * ra + by.gamma * by.gamma * rr;
-    for (int64_t i = 0; i < at.k; i++) {
+    for (int64_t i = at.known; i < at.k; i++) {
         const bool removed = i < rows.removed;
         const V with_removed = to_removed[i] + (removed ? both_removed : mixed), with_added = to_added[i] + both_added;
         const V* mirrored = removed ? to_removed : to_added;

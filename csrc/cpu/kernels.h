@@ -13,12 +13,15 @@ template <class T>
 struct Kernels {
     // Elements of T one thread needs for log-determinants and for gradients, zeroed and 64-byte aligned.
     int64_t (*workspace)(int64_t removed, int64_t added, int64_t rank, const WeightPlan<T>& plan, bool gradient);
-    // Candidate c: logdets [nodes], wrong [nodes] where a logdet is NaN.
-    void (*logdets)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, T* memory, double* logdets,
-                    double* wrong);
+    // Elements of T of what candidates that remove the same rows share, and that part from the rows of candidate c.
+    int64_t (*shared_size)(int64_t removed, const WeightPlan<T>& plan);
+    void (*share_removed)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, T* memory, T* shared);
+    // Candidate c: logdets [nodes], wrong [nodes] where a logdet is NaN.  shared: its removed rows' part, or null.
+    void (*logdets)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, const T* shared, T* memory,
+                    double* logdets, double* wrong);
     // Candidate c: gradient [added, rank] of Σ_q node_weights[q]·log|det(J + G_q)| in its rows z_a.
     void (*gradient)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack, int64_t c,
-                     T* memory, T* gradient, double* logdets, double* wrong);
+                     const T* shared, T* memory, T* gradient, double* logdets, double* wrong);
     // Candidate c of one row each way: sums [3, nodes] of w_r w_r f, w_r w_a f, w_a w_a f, f the node weights.  memory: 192
     // bytes for each function of the plan's largest group.
     void (*singles)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, T* memory, double* sums);
@@ -45,7 +48,7 @@ namespace fastfid {
 namespace FASTFID_ISA {
 template <class T>
 Kernels<T> kernels() {
-    return {workspace<T>, candidate_logdets<T>, candidate_gradient<T>, candidate_singles<T>, centre_candidate};
+    return {workspace<T>, shared_size<T>, share_removed<T>, candidate_logdets<T>, candidate_gradient<T>, candidate_singles<T>, centre_candidate};
 }
 template Kernels<float> kernels<float>();
 template Kernels<double> kernels<double>();

@@ -99,14 +99,51 @@ WrongPivot first_wrong(const double* logdets, const std::vector<double>& wrong, 
 
 }  // namespace
 
+// Of each candidate, the part it shares with its neighbours that remove the same rows in the same order; null where there are none.
+template <class T>
+class SharedParts {
+public:
+    SharedParts(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const Kernels<T>& kernels, double slack, int threads)
+        : part_of_(rows.candidates, nullptr) {
+        std::vector<int64_t> firsts, run_of(rows.candidates, -1);
+        for (int64_t c = 1; c < rows.candidates; c++) {
+            if (!same_removed(rows, c - 1, c)) continue;
+            if (run_of[c - 1] < 0) {
+                run_of[c - 1] = int64_t(firsts.size());
+                firsts.push_back(c - 1);
+            }
+            run_of[c] = run_of[c - 1];
+        }
+        if (firsts.empty()) return;
+        const int64_t size = kernels.shared_size(rows.removed, plan);
+        memory_ = zeroed<T>(int64_t(firsts.size()) * size);
+        for (int64_t c = 0; c < rows.candidates; c++)
+            if (run_of[c] >= 0) part_of_[c] = memory_.get() + run_of[c] * size;
+        share<T>(int64_t(firsts.size()), threads, kernels.workspace(rows.removed, 0, rows.rank, plan, false),
+                 [&](int64_t run, T* memory) {
+                     kernels.share_removed(rows, plan, slack, firsts[run], memory, memory_.get() + run * size);
+                 });
+    }
+    const T* operator[](int64_t c) const { return part_of_[c]; }
+
+private:
+    static bool same_removed(const ChangedRows<T>& rows, int64_t a, int64_t b) {
+        const int64_t *first = rows.index + a * rows.removed, *second = rows.index + b * rows.removed;
+        return rows.removed > 0 && rows.added > 0 && std::equal(first, first + rows.removed, second);
+    }
+    Buffer<T> memory_;
+    std::vector<T*> part_of_;
+};
+
 template <class T>
 WrongPivot swap_logdet(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int threads, const std::string& isa,
                        double* logdets) {
     const Kernels<T> kernels = kernels_of<T>(isa);
+    const SharedParts<T> shared(rows, plan, kernels, slack, threads);
     std::vector<double> wrong(rows.candidates * plan.nodes, 0.0);
     share<T>(rows.candidates, threads, kernels.workspace(rows.removed, rows.added, rows.rank, plan, false),
              [&](int64_t c, T* memory) {
-                 kernels.logdets(rows, plan, slack, c, memory, logdets + c * plan.nodes, wrong.data() + c * plan.nodes);
+                 kernels.logdets(rows, plan, slack, c, shared[c], memory, logdets + c * plan.nodes, wrong.data() + c * plan.nodes);
              });
     return first_wrong(logdets, wrong, plan.nodes);
 }
@@ -115,10 +152,11 @@ template <class T>
 WrongPivot swap_gradient(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack,
                          int threads, const std::string& isa, double* logdets, T* gradient) {
     const Kernels<T> kernels = kernels_of<T>(isa);
+    const SharedParts<T> shared(rows, plan, kernels, slack, threads);
     std::vector<double> wrong(rows.candidates * plan.nodes, 0.0);
     share<T>(rows.candidates, threads, kernels.workspace(rows.removed, rows.added, rows.rank, plan, true),
              [&](int64_t c, T* memory) {
-                 kernels.gradient(rows, plan, node_weights, slack, c, memory, gradient + c * rows.added * rows.rank,
+                 kernels.gradient(rows, plan, node_weights, slack, c, shared[c], memory, gradient + c * rows.added * rows.rank,
                                   logdets + c * plan.nodes, wrong.data() + c * plan.nodes);
              });
     return first_wrong(logdets, wrong, plan.nodes);
