@@ -4,7 +4,7 @@ The images are Fashion-MNIST enlarged and given some noise, so that they compres
 Everybody's files are in the page cache after the warm-up, and everybody ends with the same pixels in memory: uint8
 batches here and from torchvision, float batches from pytorch-fid, whose conversion is part of its loader.
 
-fastfid                 folder → uint8 batches, hashed for the cache and decoded by threads
+fastfid                 folder → uint8 batches, hashed for the cache, decoded by threads with imagecodecs or Pillow
 pytorch-fid             ImagePathDataset and DataLoader as its command makes them, 0, 1, 2 … workers
 torchvision             read_file and decode_image in a loop, in a pool of threads, and in a DataLoader
 """
@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastfid import open_images
+from fastfid import open_images, plain_png
 
 torchvision = pytest.importorskip("torchvision")
 fid_score = pytest.importorskip("pytorch_fid.fid_score")
@@ -43,15 +43,27 @@ def folder(tmp_path_factory):
 def measure(benchmark, call):
     benchmark.group = GROUP
     assert benchmark.pedantic(call, rounds=5, warmup_rounds=1) == COUNT
-    benchmark.extra_info["images_per_second"] = COUNT / benchmark.stats.stats.median
+    if benchmark.stats:
+        benchmark.extra_info["images_per_second"] = COUNT / benchmark.stats.stats.median
+
+
+def read(folder, workers=None):
+    return sum(len(batch) for batch in open_images(folder, workers=workers).batches(256))
 
 
 def test_fastfid(benchmark, folder):
-    measure(benchmark, lambda: sum(len(batch) for batch in open_images(folder).batches(256)))
+    benchmark.extra_info["decoder"] = plain_png.decoder()[0]
+    measure(benchmark, lambda: read(folder))
 
 
 def test_fastfid_one_thread(benchmark, folder):
-    measure(benchmark, lambda: sum(len(batch) for batch in open_images(folder, workers=1).batches(256)))
+    benchmark.extra_info["decoder"] = plain_png.decoder()[0]
+    measure(benchmark, lambda: read(folder, workers=1))
+
+
+def test_fastfid_pillow(benchmark, folder, monkeypatch):
+    monkeypatch.setattr(plain_png, "decoder", lambda: ("Pillow", None))
+    measure(benchmark, lambda: read(folder))
 
 
 @pytest.mark.parametrize("workers", sorted({0, 1, CORES}))

@@ -26,6 +26,7 @@ from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.pretrain import FASHION_SIT
 
 OURS = "sit_rl"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PASSES = ("forward", "forward and backward")
 # Name: shape and batch. The first is the embedded model in a training minibatch; the others are small enough for a CPU.
 MODELS = {
@@ -106,10 +107,11 @@ def bench_model(name: str, rounds: int, only: str | None) -> list[str]:
     """Tables of the forward pass, and of forward and backward, or of one of them."""
     config, batch = MODELS[name]
     torch.manual_seed(0)
-    x, t = torch.randn(batch, *config.image_shape), torch.rand(batch)
-    y = torch.randint(config.num_classes, (batch,))
+    x, t = torch.randn(batch, *config.image_shape, device=DEVICE), torch.rand(batch, device=DEVICE)
+    y = torch.randint(config.num_classes, (batch,), device=DEVICE)
     providers = model_providers(config)
     for module, _ in providers.values():  # zero-initialised layers would multiply zeros
+        module.to(DEVICE)
         for p in module.parameters():
             p.data.normal_(0, 0.05)
 
@@ -133,27 +135,24 @@ def bench_model(name: str, rounds: int, only: str | None) -> list[str]:
 def bench_attention(name: str, rounds: int, only: str | None) -> list[str]:
     """A table of the back ends that run here, forward and backward together."""
     shape = ATTENTION[name]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    given = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+    given = [torch.randn(shape, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(3)]
     calls = {}
     for backend in ("sdpa", "math", *attention.SDPA_KERNELS, *attention.FLASH):
 
         def call(backend=backend):
             out = attention.attention(*given, backend)
             torch.autograd.grad(out.sum(), given)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
 
         try:
-            attention.choose(backend, shape[-1], dtype, device)
+            attention.choose(backend, shape[-1], dtype, DEVICE)
             call()
         except (ValueError, RuntimeError) as error:
             print(f"{name}: {backend} does not run here: {' '.join(str(error).split())[:90]}", flush=True)
             continue
         calls[backend] = call
-    chosen = attention.explain("auto", shape[-1], dtype, device)
-    calls = {OURS: calls.pop(attention.choose("auto", shape[-1], dtype, device)), **calls}
+    chosen = attention.explain("auto", shape[-1], dtype, DEVICE)
+    calls = {OURS: calls.pop(attention.choose("auto", shape[-1], dtype, DEVICE)), **calls}
     heading = f"{name} [n, tokens, heads, channels] = {list(shape)}, forward and backward; {OURS} is {chosen}"
     return [table(heading, alternate(calls, rounds))]
 
@@ -165,6 +164,8 @@ def alternate(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
         for name, call in calls.items():
             start = time.perf_counter()
             call()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
             if i >= 2:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -12,6 +12,9 @@ never asserted; bench/swap_ratios.py alternates the engine with its own floors.
     sqrtm           moments from scratch, pytorch-fid's own function (SciPy's matrix root of Σ_r Σ'), once
     moment queue    FD-loss's algorithm: running sums with rows evicted and added, eigvalsh(R Σ' Rᵀ) in float32 products
 
+Where there is a GPU, the sets and the engine are on it, and a round ends when its work is done; the tools' own
+functions take NumPy arrays and stay on the host.
+
 `--full` adds the growth with B up to 1,024 and with N up to 50,000.
 
 Legend: N reference samples, d features, B candidates, m replaced in each, k = 2m.
@@ -34,6 +37,7 @@ SIZES = {  # candidates a provider scores
     128: {"engine": 128, "eigvalsh": 32, "eigvals": 4, "sqrtm": 4},
     2048: {"engine": 128, "eigvalsh": 2, "eigvals": 1, "sqrtm": 1},
 }
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GROWTH_DIM = 512
 GROWTH_B = (1, 4, 16, 64, 256)
 GROWTH_N = (2_500, 5_000, 10_000)
@@ -50,12 +54,12 @@ class Problem:
         def draw(*shape):
             return torch.randn(*shape, d, generator=rng) * spread
 
-        samples = draw(10_000).double()
+        samples = draw(10_000).double().to(DEVICE)
         self.d, self.mean, self.cov = d, samples.mean(0), torch.cov(samples.T)
         self.real = RealFactor((self.mean, self.cov))
-        self.reference = 1.1 * draw(count) + 0.02
-        self.removed = torch.stack([torch.randperm(count, generator=rng)[:M] for _ in range(candidates)])
-        self.added = 1.1 * draw(candidates, M)
+        self.reference = (1.1 * draw(count) + 0.02).to(DEVICE)
+        removed = [torch.randperm(count, generator=rng)[:M] for _ in range(candidates)]
+        self.removed, self.added = torch.stack(removed).to(DEVICE), 1.1 * draw(candidates, M).to(DEVICE)
         self.engine = SwapEngine(self.real, self.reference)
         self.scores = self.engine.score(self.removed, self.added)
 
@@ -67,21 +71,51 @@ def problem(d, count=N, candidates=None):
     return _prepared[key]
 
 
+def finished(call):
+    """`call` until its work is done: a GPU's kernels go on when their launch returns."""
+
+    def until_done():
+        result = call()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return until_done
+
+
 @cache
 def peak_gflop_per_s():
     """Best of 5 square float32 products of this process: what the machine gives today."""
-    a, b = torch.randn(2, 2048, 2048)
+    a, b = torch.randn(2, 2048, 2048, device=DEVICE)
     out, best = torch.empty_like(a), float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        torch.mm(a, b, out=out)
+        finished(lambda: torch.mm(a, b, out=out))()
         best = min(best, time.perf_counter() - start)
     return 2 * 2048**3 / best / 1e9
 
 
+def peak_bytes(call):
+    """Most resident memory while `call` runs, its result included, beyond what there was before; None off Linux."""
+
+    def resident(field):
+        with open("/proc/self/status") as file:
+            return 1024 * int(next(line for line in file if line.startswith(field)).split()[1])
+
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # forget the peak so far (proc(5))
+    except OSError:
+        return None
+    before, kept = resident("VmRSS"), call()
+    peak = resident("VmHWM") - before
+    del kept
+    return peak
+
+
 def measure(benchmark, call, candidates, flop_per_candidate=None, bytes_per_candidate=None, rounds=5):
     """Runs `call` in a few rounds and notes what one candidate costs."""
-    result = benchmark.pedantic(call, rounds=rounds, warmup_rounds=1 if rounds > 1 else 0)
+    result = benchmark.pedantic(finished(call), rounds=rounds, warmup_rounds=1 if rounds > 1 else 0)
     benchmark.extra_info |= {"threads": torch.get_num_threads(), "candidates": candidates}
     if benchmark.stats:  # absent with --benchmark-disable
         seconds = benchmark.stats.stats.median / candidates
@@ -98,6 +132,8 @@ def measure(benchmark, call, candidates, flop_per_candidate=None, bytes_per_cand
 def score_flop(engine, d):
     """Projection 2·m·d², lower half of a Gram matrix k² for every function and position of the plan, Q factors k³/3."""
     nodes = next(reversed(engine._node_cache.values()))  # the last used
+    if DEVICE.type == "cuda":  # no plan: a whole Gram matrix for every node
+        return 2 * M * d * d + len(nodes.tau) * (2 * d * (2 * M) ** 2 + (2 * M) ** 3 / 3)
     plan = nodes.plan(np.dtype(np.float32))
     positions = int((plan.terms * np.diff(plan.bounds)).sum())
     k = 2 * M
@@ -106,7 +142,7 @@ def score_flop(engine, d):
 
 def check(distances, p):
     """Rivals and engine agree: 1e-6 covers the engine's float32 rows and eigenvalues of a non-symmetric product."""
-    np.testing.assert_allclose(distances, p.scores[: len(distances)], rtol=1e-6)
+    np.testing.assert_allclose(torch.as_tensor(distances).cpu(), p.scores[: len(distances)].cpu(), rtol=1e-6)
 
 
 by_size = pytest.mark.parametrize("d", SIZES)
@@ -120,27 +156,28 @@ def bench_prepare(benchmark, d):
     p = problem(d)
     benchmark.group = f"prepare, d={d}, N={N}"
     measure(benchmark, lambda: SwapEngine(p.real, p.reference), 1, rounds=3)
+    benchmark.extra_info["peak_bytes"] = peak_bytes(lambda: SwapEngine(p.real, p.reference))
+
+
+def prepare_parts(p):
+    """What prepare cannot do without: a float64 eigh, the products around it, the projection of the reference."""
+    centred, root = p.reference.double() - p.reference.double().mean(0), p.real.root
+    _, basis = torch.linalg.eigh(root @ (centred.T @ centred) @ root.T)
+    return centred.float() @ (basis.T @ root).T.float()
 
 
 @by_size
 def bench_prepare_parts(benchmark, d):
-    """What prepare cannot do without: a float64 eigh, the products around it, the projection of the reference."""
     p = problem(d)
     benchmark.group = f"prepare, d={d}, N={N}"
-    centred, root = p.reference.double() - p.reference.double().mean(0), p.real.root
-
-    def call():
-        _, basis = torch.linalg.eigh(root @ (centred.T @ centred) @ root.T)
-        return centred.float() @ (basis.T @ root).T.float()
-
-    measure(benchmark, call, 1, rounds=3)
+    measure(benchmark, lambda: prepare_parts(p), 1, rounds=3)
 
 
 @by_size
 def bench_projection(benchmark, d):
     p = problem(d)
     benchmark.group = f"score {SIZES[d]['engine']} swaps of {M}, d={d}, N={N}"
-    rows, basis = p.added.reshape(-1, d), torch.randn(d, d)
+    rows, basis = p.added.reshape(-1, d), torch.randn(d, d, device=DEVICE)
     out = torch.empty_like(rows)
     measure(benchmark, lambda: torch.mm(rows, basis, out=out), len(p.removed), 2 * M * d * d, 4 * 2 * M * d)
 
@@ -196,7 +233,7 @@ def bench_gradient_by_autograd(benchmark):
     def call():
         added = p.added[:4].double().requires_grad_()
         for r, a in zip(p.removed[:4], added, strict=True):
-            kept = torch.ones(N, dtype=torch.bool)
+            kept = torch.ones(N, dtype=torch.bool, device=DEVICE)
             kept[r] = False
             rows = torch.cat([p.reference[kept].double(), a])
             roots = torch.linalg.eigvalsh(p.real.root @ torch.cov(rows.T) @ p.real.root.T).sqrt().sum()
@@ -218,7 +255,7 @@ def bench_leave_one_out_floor(benchmark, d):
     """One [N, d]×[d, d] product, float32."""
     p = problem(d)
     benchmark.group = f"leave one out, d={d}, N={N}"
-    basis, out = torch.randn(d, d), torch.empty(N, d)
+    basis, out = torch.randn(d, d, device=DEVICE), torch.empty(N, d, device=DEVICE)
     measure(benchmark, lambda: torch.mm(p.reference, basis, out=out), N)
 
 
@@ -248,7 +285,7 @@ def bench_influence_floor(benchmark, d):
     """Its projection, [n, d]×[d, d] float64."""
     p = problem(d)
     benchmark.group = f"influence of {M * 32} rows, d={d}"
-    rows, basis = p.added[:32].reshape(-1, d).double(), torch.randn(d, d, dtype=torch.float64)
+    rows, basis = p.added[:32].reshape(-1, d).double(), torch.randn(d, d, dtype=torch.float64, device=DEVICE)
     out = torch.empty_like(rows)
     measure(benchmark, lambda: torch.mm(rows, basis, out=out), len(rows))
 
@@ -257,10 +294,10 @@ def bench_influence_floor(benchmark, d):
 
 
 def changed_sets(p, count):
-    """The changed sample sets, one after the other, float64 [N, d]."""
+    """The changed sample sets, one after the other, float64 [N, d] on the host."""
     for r, a in zip(p.removed[:count], p.added, strict=False):
-        rows = p.reference.double()
-        rows[r] = a.double()
+        rows = p.reference.double().cpu()
+        rows[r.cpu()] = a.double().cpu()
         yield rows
 
 
@@ -310,12 +347,11 @@ def bench_moment_queue(benchmark, d):
 def by_a_tool(benchmark, d, provider, distance):
     """Moments of every changed set from scratch and a tool's own function of (mean, cov, mean, cov), once."""
     p, count = problem(d), SIZES[d][provider]
+    real = p.mean.cpu(), p.cov.cpu()
     benchmark.group = f"score {SIZES[d]['engine']} swaps of {M}, d={d}, N={N}"
 
     def call():
-        return np.array(
-            [float(distance(rows.mean(0), torch.cov(rows.T), p.mean, p.cov)) for rows in changed_sets(p, count)]
-        )
+        return np.array([float(distance(rows.mean(0), torch.cov(rows.T), *real)) for rows in changed_sets(p, count)])
 
     check(measure(benchmark, call, count, rounds=1), p)
 

@@ -21,3 +21,9 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "full" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="long: add --full"))
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    """The GPU's name, by which bench.report names its files."""
+    if torch.cuda.is_available():
+        machine_info["gpu"] = torch.cuda.get_device_name()

@@ -3,13 +3,14 @@
     pytest bench/bench_swap.py --benchmark-only --benchmark-json=swap.json
     python -m bench.report swap.json --device "2 cores of a Xeon at 2.5 GHz"
 
-Writes bench/results/<device>-swap.md, with a row a benchmark and its ratio to the engine, and two figures: seconds a
-candidate by route, and growth with the number of candidates B and of reference samples N.
+Writes bench/results/<device>-swap.csv and .md, with a row a benchmark and its ratio to the engine, and two figures:
+seconds a candidate by route, and growth with the number of candidates B and of reference samples N.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 from pathlib import Path
@@ -63,6 +64,15 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def write_csv(rows: list[dict], path: Path) -> None:
+    """The rows with their numbers unrounded; the extra information is left to the JSON."""
+    columns = [name for name in rows[0] if name != "extra"]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def plot_routes(rows: list[dict], path: Path) -> None:
     """Seconds a candidate of every route, logarithmic, a panel for each d."""
     groups = {m.group(1): row["group"] for row in rows if (m := SCORE.match(row["group"]))}
@@ -99,15 +109,17 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, help="written by --benchmark-json")
-    parser.add_argument("--device", help="what it ran on; default: the processor's name in the file")
+    parser.add_argument("--device", help="what it ran on; default: the GPU's or processor's name in the file")
     arguments = parser.parse_args()
     saved = json.loads(arguments.json.read_text())
-    device = arguments.device or saved["machine_info"]["cpu"].get("brand_raw", "cpu")
+    machine = saved["machine_info"]
+    device = arguments.device or machine.get("gpu") or machine["cpu"].get("brand_raw", "cpu")
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     rows, out = rows_of(saved), RESULTS / f"{name}-swap"
     threads = max(row["extra"].get("threads", 1) for row in rows)
     heading = f"Measured on {device}, {threads} threads; medians.\n\n"
     out.with_suffix(".md").write_text(heading + table(rows))
+    write_csv(rows, out.with_suffix(".csv"))
     plot_routes(rows, RESULTS / f"{name}-routes.png")
     plot_growth(rows, RESULTS / f"{name}-growth.png")
     print(heading + table(rows))

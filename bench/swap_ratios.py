@@ -15,7 +15,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from bench.bench_swap import SIZES, Problem
+from bench.bench_swap import SIZES, Problem, finished, prepare_parts
+from fastfid import SwapEngine
 
 D, N, GRADIENT_CANDIDATES, INFLUENCE_CANDIDATES = 2048, 5000, 32, 32
 
@@ -23,13 +24,13 @@ D, N, GRADIENT_CANDIDATES, INFLUENCE_CANDIDATES = 2048, 5000, 32, 32
 def seconds(call: Callable[[], object]) -> float:
     """Wall seconds of one call."""
     start = time.perf_counter()
-    call()
+    finished(call)()
     return time.perf_counter() - start
 
 
 def product(rows: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
     """[n, d]×[d, d] into memory of its own."""
-    rows, basis = rows.reshape(-1, D).to(dtype), torch.randn(D, D, dtype=dtype)
+    rows, basis = rows.reshape(-1, D).to(dtype), torch.randn(D, D, dtype=dtype, device=rows.device)
     out = torch.empty_like(rows)
     return lambda: torch.mm(rows, basis, out=out)
 
@@ -41,9 +42,14 @@ def pairs(p: Problem) -> dict[str, tuple[Callable[[], object], Callable[[], obje
     projection = product(p.added, torch.float32)
     return {
         "score / projection": (projection, lambda: p.engine.score(p.removed, p.added)),
+        "score, all removing the same rows / projection": (
+            projection,
+            lambda: p.engine.score(p.removed[:1].expand(len(p.removed), -1), p.added),
+        ),
         "change_each / projection": (projection, lambda: p.engine.change_each(p.removed, p.added)),
         "leave_one_out / [N, d]×[d, d]": (product(p.reference, torch.float32), p.engine.leave_one_out),
         "influence / projection in float64": (product(rows, torch.float64), lambda: p.engine.influence(rows)),
+        "prepare / its parts": (lambda: prepare_parts(p), lambda: SwapEngine(p.real, p.reference)),
         "score and gradient / score": (
             lambda: p.engine.score(few, added.detach()),
             lambda: p.engine.score(few, added).sum().backward(),

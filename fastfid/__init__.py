@@ -1,6 +1,7 @@
 """fastfid: exact Fréchet distances of many sample swaps at once, and the distribution metrics around them."""
 
 from fastfid.evaluate import diff, evaluate
+from fastfid.extractors import torchscript_extractor
 from fastfid.features import FeatureExtractor, feature_extractor
 from fastfid.frechet import PreparedMoments, frechet_distance, frechet_terms, prepare
 from fastfid.images import open_images
@@ -42,5 +43,6 @@ __all__ = [
     "prepare",
     "read_statistics",
     "swap_change_ref",
+    "torchscript_extractor",
     "trace_sqrt_product",
 ]

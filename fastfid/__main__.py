@@ -5,6 +5,7 @@ fastfid diff a/ b/ reference/                       is A nearer than B?
 fastfid stats real/ real.npz                        statistics for later runs
 fastfid convert peer.pkl ours.npz                   statistics of any peer as ours
 fastfid info real.npz                               what a file of statistics or images holds
+fastfid info                                        networks, protocols, extras, back ends of this installation
 fastfid real/ generated.zip                         FD (fashion-a):  3.1415
 fastfid real.npz generated/ --network inception     FID:  3.1415
 
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fastfid import __version__, distributed
+from fastfid import __version__, distributed, installation
 from fastfid.evaluate import compare, diff, evaluate, statistics_of
 from fastfid.extraction import SHARD_IMAGES
 from fastfid.extractors import NETWORK_NAMES
@@ -74,38 +75,42 @@ def _command_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     source = "folder, .zip, .npz or .npy of images, or a file of statistics or features"
 
-    evaluation = commands.add_parser("eval", help="every metric of SAMPLES against REFERENCE")
+    evaluation = commands.add_parser("eval", help=PURPOSES["eval"], description=PURPOSES["eval"])
     evaluation.add_argument("samples", metavar="SAMPLES", help=source)
     evaluation.add_argument("reference", metavar="REFERENCE", help=source)
-    evaluation.add_argument("--metrics", type=_list, help=f"comma-separated, of {', '.join(METRICS)}")
-    evaluation.add_argument("--kid-subset-size", type=int, help="rows of a KID subset (default: the protocol's)")
-    evaluation.add_argument("--nearest-k", type=int, help="neighbour of precision, recall, density, coverage")
+    evaluation.add_argument("--metrics", type=_list, metavar="NAMES", help=f"comma-separated, of {', '.join(METRICS)}")
+    evaluation.add_argument(
+        "--kid-subset-size", type=int, metavar="N", help="rows of a KID subset (default: the protocol's)"
+    )
+    evaluation.add_argument(
+        "--nearest-k", type=int, metavar="K", help="neighbour of precision, recall, density, coverage"
+    )
     evaluation.add_argument("--html", metavar="PATH", help="also write a self-contained report")
     _add_network_options(evaluation, several=True)
     _add_json(evaluation)
 
-    difference = commands.add_parser("diff", help="is A nearer to REFERENCE than B?")
+    difference = commands.add_parser("diff", help=PURPOSES["diff"], description=PURPOSES["diff"])
     for name in ("a", "b", "reference"):
         difference.add_argument(name, metavar=name.upper() if len(name) == 1 else "REFERENCE", help=source)
     difference.add_argument("--same-noise", action="store_true", help="image i of A and of B came from the same noise")
     _add_network_options(difference)
     _add_json(difference)
 
-    statistics = commands.add_parser("stats", help="write the statistics of IMAGES to OUT.npz")
+    statistics = commands.add_parser("stats", help=PURPOSES["stats"], description=PURPOSES["stats"])
     statistics.add_argument("images", metavar="IMAGES", help="folder, .zip, .npz or .npy of images")
     statistics.add_argument("out", metavar="OUT", help="the .npz to write; pytorch-fid reads its mu and sigma")
     statistics.add_argument("--keep-features", action="store_true", help="also keep the features, for KID and others")
     statistics.add_argument("--spatial", action="store_true", help="also statistics of spatial features (sFID)")
     _add_network_options(statistics)
 
-    conversion = commands.add_parser("convert", help="write statistics of any peer as fastfid's")
+    conversion = commands.add_parser("convert", help=PURPOSES["convert"], description=PURPOSES["convert"])
     conversion.add_argument("file", metavar="IN", help=".npz, .npy, .pkl or .pt of statistics or features")
     conversion.add_argument("out", metavar="OUT", help="the .npz to write")
     conversion.add_argument("--network", help="which of several networks in the file, or whose features they are")
     conversion.add_argument("--count", type=int, help="how many images they are of, where the file does not tell")
 
-    information = commands.add_parser("info", help="what a file of statistics, or a set of images, holds")
-    information.add_argument("file", metavar="FILE", help=source)
+    information = commands.add_parser("info", help=PURPOSES["info"], description=PURPOSES["info"])
+    information.add_argument("file", metavar="FILE", nargs="?", help=f"{source}; left out: this installation")
     information.add_argument("--network", help="which of several networks in the file")
     _add_json(information)
     return parser
@@ -114,11 +119,20 @@ def _command_parser() -> argparse.ArgumentParser:
 def _add_network_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Options of every command that may run a network."""
     more = ", or several separated by commas" if several else ""
-    parser.add_argument("--network", help=f"of {', '.join(NETWORK_NAMES)}{more} (default: the protocol's)")
-    parser.add_argument("--protocol", choices=PROTOCOLS, help="network, resizing and metric defaults of a peer")
-    parser.add_argument("--weights", type=_weights, help="weights file of the network, or NAME=PATH,NAME=PATH")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"images a step (default {BATCH_SIZE})")
-    parser.add_argument("--workers", type=int, help="threads that decode files (default: one a core, up to 8)")
+    parser.add_argument(
+        "--network", metavar="NAME", help=f"of {', '.join(NETWORK_NAMES)}{more} (default: the protocol's)"
+    )
+    peers = f"network, resizing and metric defaults of a peer: {', '.join(PROTOCOLS)}"
+    parser.add_argument("--protocol", choices=PROTOCOLS, metavar="NAME", help=peers)
+    parser.add_argument(
+        "--weights", type=_weights, metavar="PATH", help="weights file of the network, or NAME=PATH,NAME=PATH"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", default=BATCH_SIZE, help=f"images a step (default {BATCH_SIZE})"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads that decode files (default: one a core, up to 8)"
+    )
     parser.add_argument("--value-range", type=_range, metavar="LOW,HIGH", help="of float images in .npz and .npy")
     parser.add_argument("--device", default="cpu", help="where the network runs, e.g. cuda (default cpu)")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor write the cache of features")
@@ -232,6 +246,9 @@ def _convert(arguments: argparse.Namespace) -> Callable[[], None]:
 
 
 def _information(arguments: argparse.Namespace) -> Callable[[], None]:
+    if arguments.file is None:
+        found = installation.facts()
+        return lambda: print(json.dumps(found) if arguments.json else installation.text(found))
     if holds_statistics(arguments.file):
         found = _statistics_facts(arguments)
     else:
@@ -262,6 +279,14 @@ def _statistics_facts(arguments: argparse.Namespace) -> dict:
 
 # Provenance that `info` shows, known or not.
 FACTS = ("extractor", "weights_sha256", "preprocessing", "protocol", "dtype", "source", "source_sha256", "version")
+
+PURPOSES = {
+    "eval": "every metric of SAMPLES against REFERENCE, with intervals",
+    "diff": "is A nearer to REFERENCE than B?",
+    "stats": "write the statistics of IMAGES to OUT.npz",
+    "convert": "write statistics of any peer as fastfid's",
+    "info": "what a file or a set of images holds, or what this installation can do",
+}
 
 COMMANDS = {
     "eval": _evaluate,
@@ -294,7 +319,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastfid",
         description="Fréchet distance of two sets of images.",
-        epilog=f"Further commands, each with --help: {', '.join(COMMANDS)}.",
+        epilog="further commands, each with --help:\n" + "\n".join(f"  {n:<9}{text}" for n, text in PURPOSES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("a", metavar="A", help="folder, .zip, .npz or .npy of images, or .npz of statistics mu, sigma")
     parser.add_argument("b", metavar="B", help="the other set; with --save-stats the file to write")

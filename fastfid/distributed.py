@@ -143,7 +143,7 @@ def gather_rows(x: Tensor) -> Tensor | None:
 
 def host_group():
     """A gloo group of all ranks: the caller's own, or one beside it."""
-    return dist.group.WORLD if "gloo" in dist.get_backend() else _gloo_beside(dist.group.WORLD)
+    return dist.group.WORLD if "cpu:gloo" in dist.get_backend_config() else _gloo_beside(dist.group.WORLD)
 
 
 @cache

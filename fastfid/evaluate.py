@@ -70,7 +70,7 @@ def evaluate(
     """
     started = time.perf_counter()
     settings, chosen = Settings(**settings), protocol_named(protocol)
-    metrics = _checked_metrics(metrics, chosen)
+    metrics = checked_metrics(metrics, chosen)
     with distributed.agreement():
         sides = [open_side(x, role, settings) for x, role in ((samples, "samples"), (reference, "reference"))]
         networks = networks_of(features, chosen, sides, settings, spatial="sfid" in metrics)
@@ -81,7 +81,7 @@ def evaluate(
     def scored() -> EvaluationResult:
         result = EvaluationResult([], [], warnings, [], [], [], {})
         for mine, theirs in zip(*materials, strict=True):
-            _add_scores(result, Pair(mine, theirs, chosen, settings), metrics)
+            _add_scores(result, Pair(mine, theirs, chosen, settings, metrics), metrics)
         seconds = {"features": read - started, "metrics": time.perf_counter() - read}
         result.provenance = _provenance(materials, chosen, settings, seconds)
         return result
@@ -226,7 +226,8 @@ def compare(
 # --- checks and provenance ---------------------------------------------------------------------------------------
 
 
-def _checked_metrics(metrics: Sequence[str] | None, protocol: Protocol) -> tuple[str, ...]:
+def checked_metrics(metrics: Sequence[str] | None, protocol: Protocol) -> tuple[str, ...]:
+    """The metrics asked for, once each, or the protocol's; ValueError for one that does not exist."""
     if metrics is None:
         return protocol.metrics if "outliers" in protocol.metrics else (*protocol.metrics, "outliers")
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfid import features as base
+from fastfid.devices import full_float32
 from fastfid.features import (
     CLIP_MEAN,
     CLIP_STD,
@@ -107,12 +108,15 @@ class MultiExtractor(FeatureExtractor):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features, float32 [n, d], of images, uint8 [n, 1 or 3, H, W]."""
-        return self._found(images)["features"].to(torch.float32) if len(images) else torch.empty(0, self.dim)
+        if len(images) == 0:
+            return torch.empty(0, self.dim, device=self.device)
+        return self._found(images)["features"].to(torch.float32)
 
     @torch.inference_mode()
     def _found(self, images: Tensor) -> dict[str, Tensor]:
         base._check_images(images)
-        found = self.network(self.prepare(images.to(self.device)))
+        with full_float32(self.device):
+            found = self.network(self.prepare(images.to(self.device)))
         if found["features"].shape != (len(images), self.dim):
             raise ValueError(
                 f"{self.name} returned features {tuple(found['features'].shape)} for {len(images)} images; they must "

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfid.devices import full_float32
+
 ASSETS = Path(__file__).parent / "assets"
 FASHION_SIZE = 28  # side of a Fashion-MNIST image, pixels
 HALF_RANGE = 127.5  # uint8 x → x / 127.5 − 1 maps 0…255 onto −1…1
@@ -208,6 +210,8 @@ class FeatureExtractor:
     preprocessing   str, one line for reports
     weights_sha256  str, hexadecimal hash of the weights
     device          where the images are sent; the features come back on the same device
+
+    The network computes in float32 even within a caller's autocast, and without TF32.
     """
 
     def __init__(
@@ -269,8 +273,9 @@ class FeatureExtractor:
         """Features, float32 [n, d], of images, uint8 [n, 1 or 3, H, W]; ValueError for another type or shape."""
         _check_images(images)
         if len(images) == 0:
-            return torch.empty(0, self.dim)
-        features = self.network(self.prepare(images.to(self.device)))
+            return torch.empty(0, self.dim, device=self.device)
+        with full_float32(self.device):
+            features = self.network(self.prepare(images.to(self.device)))
         if features.shape != (len(images), self.dim):
             raise ValueError(
                 f"{self.name} returned shape {tuple(features.shape)} for {len(images)} images; "
@@ -347,7 +352,8 @@ def _download(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(cached), hash_prefix=INCEPTION_SHA256)
         except OSError as failed:
             raise FileNotFoundError(
-                f"the inception weights could not be downloaded ({failed}); fetch {url} elsewhere and pass its path"
+                f"the inception weights could not be downloaded ({failed}); fetch {url} elsewhere and "
+                "pass its path as weights (--weights)"
             ) from failed
     return cached
 

@@ -39,6 +39,10 @@ from fastfid.sqrtm import ASYMMETRY, EPS, NOISE, refuse_indefinite, symmetric_fa
 # for two full products and 0.32 for LAPACK's dsygst.
 COLUMNS = 256
 
+# Side of the tiles in which a matrix is compared with its transpose, so that both stay in the cache.  Measured at
+# d = 2048: 18 ms, beside 57 ms for the whole.
+TILE = 256
+
 # Vectors and steps of the inverse iteration that looks for a covariance's smallest eigenvalue.  It finds it exactly
 # where it stands apart, as a singular matrix's does, and in the dense spectra of features within a factor 1.2 (measured
 # at d = 300 and 2048).
@@ -248,12 +252,18 @@ def _as_moments(side: Side, which: str) -> FeatureMoments:
     mean, cov = moments.mean.detach(), moments.cov.detach()
     if not (_all_finite(mean) and _all_finite(cov)):
         raise ValueError(f"the {which} moments hold NaN or infinity; check the features they came from")
-    transpose = cov.T.contiguous()
-    if torch.equal(cov, transpose):
+    if _is_symmetric(cov):
         return moments
-    if (cov - transpose).abs().max() > ASYMMETRY * cov.abs().max():
+    if (cov - cov.T).abs().max() > ASYMMETRY * cov.abs().max():
         raise ValueError(f"the {which} covariance is not symmetric; pass Σ with ddof = 1, as FeatureMoments makes it")
     return FeatureMoments(moments.count, moments.mean, (moments.cov + moments.cov.T) / 2, moments.provenance)
+
+
+def _is_symmetric(matrix: Tensor) -> bool:
+    """Whether a square matrix equals its transpose exactly, tile by tile."""
+    starts = range(0, len(matrix), TILE)
+    tiles = ((slice(i, i + TILE), slice(j, j + TILE)) for i in starts for j in range(0, i + 1, TILE))
+    return all(torch.equal(matrix[rows, columns], matrix[columns, rows].T) for rows, columns in tiles)
 
 
 def _all_finite(x: Tensor) -> bool:

@@ -8,9 +8,10 @@ float32 each product could err by 10⁻⁴ of |x||y| at d = 2048, as much as KID
 or so is likely, not certain.
 
 Work: one triangle of k(x, x') and of k(y, y') and the whole k(x, y), each value once for all subsets or once a subset,
-whichever is less.  Memory: a panel of rows in float64 and its kernel values, whatever n and m.
+whichever is less; KID and MMD of the same features share their products (`kid_and_mmd`).  Memory: a panel of rows in
+float64 and its kernel values, whatever n and m.
 
-Legend: x real [n, d], y generated [m, d]; S subsets of s rows.
+Legend: x real [n, d], y generated [m, d]; p = x − c and q = y − c about a common c; S subsets of s rows.
 """
 
 from __future__ import annotations
@@ -35,15 +36,19 @@ MEDIAN_ROWS = 1000  # rows of each set, evenly spaced, whose pairwise distances 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel in three steps: rows of either side prepared for a matrix product, and values made of the product.
+    """k(x, y) made of p·q and one number for each row: kernels of the same rows share the matrix product.
 
-    left, right  rows [n, d] of any float dtype → float64 [n, e]
-    values       left [n, e], right [m, e] → k(x_i, y_j), float64 [n, m]
+    term    p float64 [n, d], c float64 [d] → float64 [n]
+    values  p·q float64 [n, m], terms of x [n] and of y [m] → k(x_i, y_j) [n, m], in the memory of p·q
     """
 
-    left: Callable[[Tensor], Tensor]
-    right: Callable[[Tensor], Tensor]
-    values: Callable[[Tensor, Tensor], Tensor]
+    term: Callable[[Tensor, Tensor], Tensor]
+    values: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def between(self, x: Tensor, y: Tensor, centre: Tensor) -> Tensor:
+        """k(x_i, y_j) float64 [n, m] of rows of any float dtype about c = `centre`."""
+        p, q = x.to(torch.float64) - centre, y.to(torch.float64) - centre
+        return self.values(p @ q.T, self.term(p, centre), self.term(q, centre))
 
 
 @dataclass(frozen=True)
@@ -103,16 +108,42 @@ def kid(
     _check_subset_size(subset_size, len(real), len(generated))
     gamma = 1.0 / real.shape[1] if gamma is None else gamma
     kernel = polynomial_kernel(degree, gamma, coef)
-    drawn_generated, drawn_real = _draw_subsets(len(generated), len(real), subsets, subset_size, seed, real.device)
-    within = subset_size * (subset_size - 1)
-    estimates = (
-        _subset_sums(generated, drawn_generated, generated, drawn_generated, kernel) / within
-        + _subset_sums(real, drawn_real, real, drawn_real, kernel) / within
-        - 2 * _subset_sums(generated, drawn_generated, real, drawn_real, kernel) / subset_size**2
+    drawn = _draw_subsets(len(generated), len(real), subsets, subset_size, seed, real.device)
+    if len(real) * len(generated) > subsets * subset_size**2:  # kernel values
+        sums = _sums_by_subsets(generated, real, drawn, kernel)
+    else:
+        (sums,) = _sums(generated, real, [_of_subsets(kernel, generated, real, drawn)])
+    return _kid_estimate(sums, subsets, subset_size, degree, gamma, coef, seed)
+
+
+def kid_and_mmd(
+    real: Tensor, generated: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+) -> tuple[KidEstimate, MaximumMeanDiscrepancy]:
+    """`kid(real, generated, …)` and `mmd(real, generated)` together, in little more than the time of one of them.
+
+    ValueError as of either.
+    """
+    real, generated = _checked_pair(real, generated)
+    _check_subset_size(subset_size, len(real), len(generated))
+    d, sigma = real.shape[1], _bandwidth(real, generated, "median")
+    kernel, wanted = polynomial_kernel(3, 1.0 / d, 1.0), [_of_all(gaussian_kernel(sigma))]
+    drawn = _draw_subsets(len(generated), len(real), subsets, subset_size, seed, real.device)
+    # For all pairs, made anyway, S multiplications and a kernel value each; for those of every subset, d and a value.
+    if len(real) * len(generated) > subset_size**2 * max(subsets, d):
+        of_kid = _sums_by_subsets(generated, real, drawn, kernel)
+        (of_mmd,) = _sums(generated, real, wanted)
+    else:
+        of_kid, of_mmd = _sums(generated, real, [_of_subsets(kernel, generated, real, drawn), *wanted])
+    value = _unbiased(of_mmd, len(generated), len(real)).item()
+    return (
+        _kid_estimate(of_kid, subsets, subset_size, 3, 1.0 / d, 1.0, seed),
+        MaximumMeanDiscrepancy(value, "gaussian", sigma, "unbiased", 1.0),
     )
-    return KidEstimate(
-        estimates.mean().item(), estimates.std(correction=0).item(), subsets, subset_size, degree, gamma, coef, seed
-    )
+
+
+def _kid_estimate(sums: tuple[Tensor, Tensor, Tensor], subsets: int, subset_size: int, *options) -> KidEstimate:
+    estimates = _unbiased(sums, subset_size, subset_size)
+    return KidEstimate(estimates.mean().item(), estimates.std(correction=0).item(), subsets, subset_size, *options)
 
 
 def _draw_subsets(
@@ -127,28 +158,25 @@ def _draw_subsets(
     return torch.from_numpy(np.stack(first)).to(device), torch.from_numpy(np.stack(second)).to(device)
 
 
-def _subset_sums(x: Tensor, drawn_x: Tensor, y: Tensor, drawn_y: Tensor, kernel: Kernel) -> Tensor:
-    """Σ k over each round's pairs, [S]; where y is x over pairs of different rows.
-
-    By whichever of two routes evaluates the kernel less often.
-    """
-    subsets, size = drawn_x.shape
-    if len(x) * len(y) <= subsets * size * size:
-        return _subset_sums_from_whole(x, drawn_x, y, drawn_y, kernel)
+def _sums_by_subsets(
+    generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor], kernel: Kernel
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_sums` of each subset's rows, [S] each, its kernel values made for it alone."""
     sums = []
-    for rows, columns in zip(drawn_x, drawn_y, strict=True):
-        left = x[rows].to(torch.float64)
-        sums.append(_kernel_sum(left, left if y is x else y[columns].to(torch.float64), kernel))
-    return torch.stack(sums)
+    for of_generated, of_real in zip(*drawn, strict=True):
+        (found,) = _sums(generated[of_generated], real[of_real], [_of_all(kernel)])
+        sums.append(torch.stack(found))
+    return torch.stack(sums, dim=1).unbind()
 
 
-def _subset_sums_from_whole(x: Tensor, drawn_x: Tensor, y: Tensor, drawn_y: Tensor, kernel: Kernel) -> Tensor:
-    """Subset sums as diag(Zₓᵀ K Z_y) with 0/1 membership columns Z: each kernel value is computed once for all S."""
-    member_x, member_y = _membership(drawn_x, len(x)), _membership(drawn_y, len(y))
-    sums = torch.zeros(len(drawn_x), dtype=torch.float64, device=x.device)
-    for rows, columns, values in _kernel_blocks(x, y, kernel):
-        sums += (member_x[rows] * (_both_orders(values, x is y, rows, columns) @ member_y[columns])).sum(dim=0)
-    return sums
+def _of_subsets(kernel: Kernel, generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor]) -> _Reduction:
+    """Sums [S] over the pairs of every subset, as diag(Zᵀ K Z) with 0/1 membership columns Z: K is made once."""
+    members = {id(x): _membership(rows, len(x)) for x, rows in zip((generated, real), drawn, strict=True)}
+
+    def reduce(x: Tensor, y: Tensor, rows: slice, columns: slice, values: Tensor) -> Tensor:
+        return (values @ members[id(y)][columns]).mul_(members[id(x)][rows])
+
+    return _Reduction(kernel, reduce)
 
 
 def _membership(drawn: Tensor, n: int) -> Tensor:
@@ -192,25 +220,35 @@ def mmd(
     sigma = None
     if kernel == "gaussian":
         sigma = _bandwidth(real, generated, bandwidth)
-        function = gaussian_kernel(sigma, _common_mean(real, generated))
+        function = gaussian_kernel(sigma)
     elif kernel == "polynomial":
         function = polynomial_kernel(degree, 1.0 / real.shape[1] if gamma is None else gamma, coef)
     else:
         raise ValueError(f"unknown kernel {kernel!r}; choose gaussian or polynomial")
-    within = _within_mean(real, function, estimator) + _within_mean(generated, function, estimator)
-    between = _kernel_sum(real, generated, function).item() / (len(real) * len(generated))
-    return MaximumMeanDiscrepancy(scale * (within - 2 * between), kernel, sigma, estimator, scale)
+    _check_estimator(estimator, min(len(real), len(generated)))
+    mean = _unbiased if estimator == "unbiased" else _biased
+    (sums,) = _sums(generated, real, [_of_all(function)], diagonal=estimator == "biased")
+    value = mean(sums, len(generated), len(real)).item()
+    return MaximumMeanDiscrepancy(scale * value, kernel, sigma, estimator, scale)
 
 
-def _within_mean(x: Tensor, kernel: Kernel, estimator: str) -> float:
-    n = len(x)
-    if estimator == "biased":
-        return _kernel_sum(x, x, kernel, diagonal=True).item() / n**2
-    if estimator != "unbiased":
+def _check_estimator(estimator: str, rows: int) -> None:
+    if estimator not in ("unbiased", "biased"):
         raise ValueError(f"unknown estimator {estimator!r}; choose unbiased or biased")
-    if n < 2:
+    if estimator == "unbiased" and rows < 2:
         raise ValueError("the unbiased estimator needs at least 2 rows on each side; pass estimator='biased'")
-    return _kernel_sum(x, x, kernel).item() / (n * (n - 1))
+
+
+def _unbiased(sums: tuple[Tensor, Tensor, Tensor], m: int, n: int) -> Tensor:
+    """MMD² of the sums over pairs of different rows within the m generated and the n real ones, and between them."""
+    of_generated, of_real, between = sums
+    return of_generated / (m * (m - 1)) + of_real / (n * (n - 1)) - 2 * between / (m * n)
+
+
+def _biased(sums: tuple[Tensor, Tensor, Tensor], m: int, n: int) -> Tensor:
+    """MMD² of the sums over all pairs."""
+    of_generated, of_real, between = sums
+    return of_generated / m**2 + of_real / n**2 - 2 * between / (m * n)
 
 
 def _bandwidth(real: Tensor, generated: Tensor, bandwidth: float | str) -> float:
@@ -245,66 +283,89 @@ def _evenly_spaced(x: Tensor) -> Tensor:
 
 
 def polynomial_kernel(degree: int, gamma: float, coef: float) -> Kernel:
-    """k(x, y) = (γ x·y + coef)^degree."""
+    """k(x, y) = (γ x·y + coef)^degree, with x·y = p·q + (p·c + |c|²/2) + (q·c + |c|²/2)."""
 
-    def rows(x: Tensor) -> Tensor:
-        return x.to(torch.float64)
+    def term(p: Tensor, centre: Tensor) -> Tensor:
+        return (p @ centre).add_(centre.square().sum() / 2).mul_(gamma).add_(coef / 2)
 
-    def values(x: Tensor, y: Tensor) -> Tensor:
-        return torch.addmm(x.new_full((1, 1), coef), x, y.T, alpha=gamma).pow_(degree)
+    def values(products: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
+        return torch.add(of_x[:, None], products, alpha=gamma, out=products).add_(of_y).pow_(degree)
 
-    return Kernel(rows, rows, values)
+    return Kernel(term, values)
 
 
-def gaussian_kernel(sigma: float, centre: Tensor) -> Kernel:
-    """k(x, y) = exp(−|x − y|² / 2σ²), its exponent one product: [p, −|p|²/2, 1] · [q, 1, −|q|²/2], p = (x − centre)/σ.
+def gaussian_kernel(sigma: float) -> Kernel:
+    """k(x, y) = exp(−|x − y|²/2σ²), with −|x − y|²/2 = p·q − |p|²/2 − |q|²/2: about a common mean least is lost."""
 
-    The kernel sees differences only; about a common mean, float64 [d], the squared norms it subtracts are smallest.
+    def term(p: Tensor, centre: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(p, dim=1).square_().div_(-2 * sigma**2)
+
+    def values(products: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
+        return torch.add(of_x[:, None], products, alpha=sigma**-2, out=products).add_(of_y).exp_()
+
+    return Kernel(term, values)
+
+
+# --- sums over pairs ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    """A kernel and what of its values is summed: reduce(x, y, rows of x, columns from y, values) → [rows, sums]."""
+
+    kernel: Kernel
+    reduce: Callable[[Tensor, Tensor, slice, slice, Tensor], Tensor]
+
+
+def _of_all(kernel: Kernel) -> _Reduction:
+    return _Reduction(kernel, lambda x, y, rows, columns, values: values.sum(dim=1))
+
+
+def _sums(
+    generated: Tensor, real: Tensor, reductions: list[_Reduction], diagonal: bool = False
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each reduction its sums over pairs within the generated rows, within the real ones, and between the two.
+
+    A row is no pair with itself unless `diagonal`.
     """
-
-    def extended(x: Tensor) -> Tensor:
-        extended = torch.ones(len(x), x.shape[1] + 2, dtype=torch.float64, device=x.device)
-        torch.sub(x.to(torch.float64), centre, out=extended[:, :-2]).div_(sigma)
-        return extended
-
-    def left(x: Tensor) -> Tensor:
-        rows = extended(x)
-        rows[:, -2] = rows[:, :-2].square().sum(dim=1).div_(-2)
-        return rows
-
-    def right(x: Tensor) -> Tensor:
-        rows = extended(x)
-        rows[:, -1] = rows[:, :-2].square().sum(dim=1).div_(-2)
-        return rows
-
-    return Kernel(left, right, lambda x, y: (x @ y.T).exp_())
+    centre = _common_mean(real, generated)
+    sides = (generated, generated), (real, real), (generated, real)
+    return list(zip(*(_sums_of(x, y, centre, reductions, diagonal) for x, y in sides), strict=True))
 
 
-def _kernel_sum(x: Tensor, y: Tensor, kernel: Kernel, diagonal: bool = False) -> Tensor:
-    """Σ_ij k(x_i, y_j), a 0-d tensor; where y is x without i = j unless `diagonal`."""
-    blocks = _kernel_blocks(x, y, kernel)
-    return torch.stack([_both_orders(values, x is y, *place, diagonal).sum() for *place, values in blocks]).sum()
-
-
-def _kernel_blocks(x: Tensor, y: Tensor, kernel: Kernel) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, kernel values) that cover all pairs; where y is x, those with i ≤ j and the rest of squares."""
+def _sums_of(x: Tensor, y: Tensor, centre: Tensor, reductions: list[_Reduction], diagonal: bool) -> list[Tensor]:
+    """Each reduction's sum over all pairs (x_i, y_j); where y is x, of different rows unless `diagonal`."""
+    sums: list[Tensor] = [0.0] * len(reductions)
+    # Memory that stays mapped: a new block's 8 MiB would be handed over page by page.
+    room = min(len(x), PANEL_BLOCKS * COLUMNS) * min(len(y), COLUMNS)
+    buffers = centre.new_empty(min(len(reductions), 2), room)
     for panel in _blocks(len(x), PANEL_BLOCKS * COLUMNS):
-        left = kernel.left(x[panel])
+        p = torch.sub(x[panel], centre)  # float64, as the centre is
+        of_rows = [reduction.kernel.term(p, centre) for reduction in reductions]
         for columns in _blocks(len(y), COLUMNS):
+            # Where y is x: pairs with i ≤ j, and the rest of the squares on the diagonal.
             stop = min(panel.stop, columns.stop) if y is x else panel.stop
-            if stop > panel.start:
-                values = kernel.values(left[: stop - panel.start], kernel.right(y[columns]))
-                yield slice(panel.start, stop), columns, values
+            if stop <= panel.start:
+                continue
+            rows, q = slice(panel.start, stop), torch.sub(y[columns], centre)
+            products = torch.mm(p[: stop - panel.start], q.T, out=_room(buffers[0], stop - panel.start, len(q)))
+            for i, (kernel, reduce) in enumerate((r.kernel, r.reduce) for r in reductions):
+                last = i == len(reductions) - 1
+                terms = of_rows[i][: stop - panel.start], kernel.term(q, centre)
+                place = products if last else _room(buffers[1], *products.shape).copy_(products)
+                values = kernel.values(place, *terms)
+                if y is x and not diagonal and stop > columns.start:
+                    values[columns.start - panel.start :].fill_diagonal_(0)
+                of_row = reduce(x, y, rows, columns, values)
+                if y is x:  # a pair i < j stands for j < i, too
+                    of_row[: max(0, columns.start - panel.start)] *= 2
+                sums[i] = sums[i] + of_row.sum(dim=0)
+    return sums
 
 
-def _both_orders(values: Tensor, same: bool, rows: slice, columns: slice, diagonal: bool = False) -> Tensor:
-    """A block of `_kernel_blocks` with i < j standing for j > i too, in place; the diagonal 0 unless `diagonal`."""
-    if same:
-        above = columns.start - rows.start
-        values[:above] *= 2
-        if len(values) > above and not diagonal:
-            values[above:].fill_diagonal_(0)
-    return values
+def _room(buffer: Tensor, rows: int, columns: int) -> Tensor:
+    """The beginning of a buffer as [rows, columns]."""
+    return buffer[: rows * columns].view(rows, columns)
 
 
 def _blocks(n: int, step: int) -> Iterator[slice]:

@@ -107,13 +107,16 @@ class Material:
 
 
 def open_side(source, role: str, settings: Settings) -> Side:
-    """Open one side without reading its images; statistics files of several networks are opened later."""
+    """Open one side without reading its images; statistics files of several networks are opened later.
+
+    Whatever lies on a GPU comes to the host, where the other side's file or extracted features are.
+    """
     if isinstance(source, Statistics):
-        return Side(role, source.name, statistics=source)
+        return Side(role, source.name, statistics=source.cpu())
     if isinstance(source, FeatureMoments):
-        return Side(role, f"the {role}", statistics=Statistics(source, f"the {role}"))
+        return Side(role, f"the {role}", statistics=Statistics(source, f"the {role}").cpu())
     if isinstance(source, Tensor | np.ndarray) and source.ndim == 2:
-        statistics = Statistics.from_features(torch.as_tensor(source), name=f"the {role}")
+        statistics = Statistics.from_features(torch.as_tensor(source).cpu(), name=f"the {role}")
         return Side(role, statistics.name, statistics=statistics)
     if not isinstance(source, str | Path):
         images = settings.open_images(source, name=f"the {role}")

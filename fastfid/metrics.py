@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfid.devices import as_tensor, full_float32
 from fastfid.features import FeatureExtractor, feature_extractor
 from fastfid.frechet import frechet_distance
 from fastfid.kernel_distance import kid
@@ -81,7 +82,7 @@ class Metric(ABC):
         self._refuse_synced()
         if self.normalize and isinstance(self.extractor, FeatureExtractor | InceptionLayer):
             imgs = _as_bytes(imgs)
-        features = self.extractor(imgs) if self.extractor is not None else torch.as_tensor(imgs)
+        features = self.extractor(imgs) if self.extractor is not None else as_tensor(imgs)
         if features.dim() == 1:  # torchmetrics takes a single row so
             features = features[None]
         (self._real if real else self._fake).update(features)
@@ -285,19 +286,19 @@ class _Moments:
 
     def of_all_ranks(self, group) -> _Moments:
         """The side of all ranks together; one without images learns d from the others."""
-        dims = _gathered(None if self._moments is None else self._moments.dim, group)
-        known = {dim for dim in dims if dim is not None}
-        if len(known) > 1:
-            raise ValueError(f"the ranks' features differ in dimension: {dims}; use one extractor on all")
+        own = None if self._moments is None else (self._moments.dim, self._moments.mean.device.type)
+        told = [item for item in _gathered(own, group) if item is not None]
+        if len({dim for dim, _ in told}) > 1:
+            raise ValueError(f"the ranks' features differ in dimension: {told}; use one extractor on all")
         together = _Moments()
-        if known:
-            together._moments = (self._moments or FeatureMoments.empty(*known)).all_reduce(group)
+        if told:
+            dim, device = told[0]
+            together._moments = (self._moments or FeatureMoments.empty(dim, device=device)).all_reduce(group)
         return together
 
     def to(self, device: str | torch.device) -> None:
         if self._moments is not None:
-            m = self._moments
-            self._moments = FeatureMoments(m.count, m.mean.to(device), m.cov.to(device), m.provenance)
+            self._moments = self._moments.to(device)
 
     def state_dict(self) -> dict:
         return {} if self._moments is None else self._moments.state_dict()
@@ -326,22 +327,24 @@ class _Rows:
     def of_all_ranks(self, group) -> _Rows:
         """The rows of all ranks, in the order of ranks."""
         own = self.rows() if self._parts else None
-        shapes = _gathered(None if own is None else (*own.shape, own.dtype), group)
+        shapes = _gathered(None if own is None else (*own.shape, own.dtype, own.device.type), group)
         known = [shape for shape in shapes if shape is not None]
         together = _Rows()
         if not known:
             return together
-        if len({shape[1:] for shape in known}) > 1:
+        if len({shape[1:3] for shape in known}) > 1:
             raise ValueError(f"the ranks' features differ in dimension or type: {shapes}; use one extractor on all")
-        _, dim, dtype = known[0]
-        device = reducing_device(torch.device("cpu") if own is None else own.device, group)
+        _, dim, dtype, kind = known[0]
+        home = torch.device(kind) if own is None else own.device
+        device = reducing_device(home, group)
         most = max(shape[0] for shape in known)
         padded = torch.zeros(most, dim, dtype=dtype, device=device)  # collectives want one shape of all ranks
         if own is not None:
             padded[: len(own)] = own
         gathered = [torch.empty_like(padded) for _ in shapes]
         torch.distributed.all_gather(gathered, padded, group=group)
-        together._parts = [part[: shape[0]] for part, shape in zip(gathered, shapes, strict=True) if shape is not None]
+        parts = [part[: shape[0]] for part, shape in zip(gathered, shapes, strict=True) if shape is not None]
+        together._parts = [part.to(home) for part in parts]
         return together
 
     def to(self, device: str | torch.device) -> None:
@@ -416,13 +419,14 @@ class InceptionLayer(nn.Module):
                 "pass normalize=True for floats on [0, 1]"
             )
         device = next(self.network.parameters()).device
-        x = self.resize(images.to(device).expand(-1, 3, -1, -1).contiguous())
-        for stage in INCEPTION_STAGES:
-            x = getattr(self.network, stage)(x)
-            if stage == INCEPTION_LAYERS[self.layer]:
-                break
-        x = F.adaptive_avg_pool2d(x, (1, 1)).flatten(1)
-        return x.mm(self.network.fc.weight.T) if self.layer == "logits_unbiased" else x
+        with full_float32(device):
+            x = self.resize(images.to(device).expand(-1, 3, -1, -1).contiguous())
+            for stage in INCEPTION_STAGES:
+                x = getattr(self.network, stage)(x)
+                if stage == INCEPTION_LAYERS[self.layer]:
+                    break
+            x = F.adaptive_avg_pool2d(x, (1, 1)).flatten(1)
+            return x.mm(self.network.fc.weight.T) if self.layer == "logits_unbiased" else x
 
 
 def _as_bytes(images: Tensor) -> Tensor:

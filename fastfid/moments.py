@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.devices import as_tensor
+
 # Rows of a buffer: 1024 × 2048 float64 is 16 MiB, and the d² of scaling the covariance is lost beside their 1024·d².
 # Measured at d = 512 and 2048: 512, 1024 and 2048 are within 5% of each other at 2048, 512 a tenth slower at 512.
 BLOCK_ROWS = 1024
@@ -41,8 +43,8 @@ class FeatureMoments:
     """
 
     def __init__(self, count: int | None, mean: Tensor, cov: Tensor, provenance: dict | None = None):
-        self._mean = torch.as_tensor(mean).to(torch.float64)
-        self._cov = torch.as_tensor(cov).to(torch.float64)
+        self._mean = as_tensor(mean).to(torch.float64)
+        self._cov = as_tensor(cov).to(torch.float64)
         if self._mean.dim() != 1 or self._cov.shape != (len(self._mean), len(self._mean)):
             raise ValueError(
                 f"moments need mean [d] and cov [d, d], got {tuple(self._mean.shape)} and {tuple(self._cov.shape)}"
@@ -145,6 +147,13 @@ class FeatureMoments:
         for _ in self._evicted.fill(x.detach(), self._mean.device):
             self._flush()
         return self
+
+    def to(self, device: str | torch.device) -> FeatureMoments:
+        """The same moments on `device`: themselves if they are there, else a copy."""
+        device = torch.empty(0, device=device).device  # "cuda" with its number
+        if self._mean.device == device:
+            return self
+        return FeatureMoments(self.count, self.mean.to(device), self.cov.to(device), dict(self.provenance))
 
     def copy(self) -> FeatureMoments:
         """Moments of the same rows that go their own way."""
@@ -346,6 +355,8 @@ def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
             raise ValueError(f"the {key} differs: {ours} against {theirs}; extract both sets with the same network")
     if a.dim != b.dim:
         raise ValueError(f"moments of d = {a.dim} and d = {b.dim} cannot be compared; use one extractor for both")
+    if a._mean.device != b._mean.device:
+        raise ValueError(f"moments lie on {a._mean.device} and {b._mean.device}; move one side with .to(device)")
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------
@@ -435,15 +446,20 @@ def _combine(
 
 
 def reducing_device(device: torch.device, group) -> torch.device:
-    """Where tensors must lie for the group to reduce them: NCCL takes no host memory."""
+    """Where the group reduces tensors of `device`: in host memory unless it takes none, as NCCL, and so alike on all.
+
+    A rank without rows knows no device, and in a group of both kinds must not wait in gloo for others in NCCL.
+    """
     import torch.distributed as dist
 
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else device
+    if "cpu:" in dist.get_backend_config(group):
+        return torch.device("cpu")
+    return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
 
 
 def checked_features(x: Tensor) -> Tensor:
     """x [n, d] as a tensor; ValueError for another shape, no floats, or values that are not finite, naming the row."""
-    x = torch.as_tensor(x)
+    x = as_tensor(x)
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"features must be [n, d], got shape {tuple(x.shape)}; pool or flatten them on purpose")
     if not x.is_floating_point():

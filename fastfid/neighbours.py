@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.devices import full_float32
+
 # Rows and columns of a tile: 4 MiB of float32 that stay in cache for the comparisons.  Measured at d = 2048, two cores:
 # products of 1024² run at the speed of 2048², and the comparisons at three times its speed.
 TILE = 1024
@@ -90,7 +92,9 @@ class BallCounts:
 
 def ball_counts(real: Tensor, generated: Tensor, nearest_k: int = 5) -> BallCounts:
     """The counts behind `prdc`, row by row."""
-    return _ball_counts(*_checked_pair(real, generated, nearest_k), nearest_k, operator.lt)
+    real, generated = _checked_pair(real, generated, nearest_k)
+    with full_float32(real.device):  # no bound here covers products of TF32 or bfloat16
+        return _ball_counts(real, generated, nearest_k, operator.lt)
 
 
 def precision_recall(real: Tensor, generated: Tensor, nearest_k: int = 3, distances: str = "exact") -> dict[str, float]:
@@ -104,9 +108,10 @@ def precision_recall(real: Tensor, generated: Tensor, nearest_k: int = 3, distan
     if distances not in DISTANCES:
         raise ValueError(f"unknown distances {distances!r}; choose one of {', '.join(DISTANCES)}")
     real, generated = _checked_pair(real, generated, nearest_k)
-    if distances == "adm":
-        return _adm_precision_recall(real, generated, nearest_k)
-    scores = _ball_counts(real, generated, nearest_k, operator.le).scores()
+    with full_float32(real.device):
+        if distances == "adm":
+            return _adm_precision_recall(real, generated, nearest_k)
+        scores = _ball_counts(real, generated, nearest_k, operator.le).scores()
     return {"precision": scores["precision"], "recall": scores["recall"]}
 
 
@@ -116,7 +121,7 @@ def _ball_counts(real: Tensor, generated: Tensor, k: int, closer: Callable) -> B
     x, y = _Points(real, _mean(real), scale), _Points(generated, _mean(generated), scale)
     radii_x, radii_y = _squared_radii(x, k), _squared_radii(y, k)
     y = replace(y, centre=x.centre)
-    limits_x, limits_y = _rounded_up(radii_x, x.work_dtype), _rounded_up(radii_y, x.work_dtype)
+    limits_x, limits_y = _rounded_up(radii_x, x.dtype), _rounded_up(radii_y, x.dtype)
 
     around = torch.zeros(len(y), dtype=torch.int64, device=radii_x.device)
     in_generated_ball = torch.zeros(len(x), dtype=torch.bool, device=radii_x.device)
@@ -135,7 +140,7 @@ def _inside(tile: _Tile, i: Tensor, j: Tensor, low: Tensor, radii: Tensor, close
     """bool [pairs]: is |x_i − y_j|², at least `low`, `closer` than the pair's squared radius?"""
     inside = tile.upper(i, j, low) < radii
     unsure = (~inside).nonzero()[:, 0]
-    if tile.x.work_dtype != torch.float64 and len(unsure) > OPEN_PART * tile.bounds.numel():
+    if tile.x.dtype != torch.float64 and len(unsure) > OPEN_PART * tile.bounds.numel():
         precise = tile.in_float64()
         low = precise.bounds[i[unsure] - tile.rows.start, j[unsure] - tile.columns.start]
         inside[unsure] = precise.upper(i[unsure], j[unsure], low) < radii[unsure]
@@ -149,7 +154,7 @@ def _inside(tile: _Tile, i: Tensor, j: Tensor, low: Tensor, radii: Tensor, close
 
 def _squared_radii(x: _Points, k: int) -> Tensor:
     """Squared distance of every point to its k-th neighbour, times scale², float64 [n]."""
-    if x.work_dtype != torch.float64:
+    if x.dtype != torch.float64:
         candidates = _neighbour_candidates(x, k)
         if candidates is not None:
             return _radii_among(x, *candidates, k)
@@ -168,12 +173,12 @@ def _neighbour_candidates(x: _Points, k: int) -> tuple[Tensor, Tensor, Tensor] |
     for tile in _tiles(x, x, lambda i, j: i == j):
         tile.bounds.fill_diagonal_(torch.inf)
         limits[tile.rows] = _upper_limit(tile, k)
-        found.append(tile.pairs_within(_rounded_up(limits[tile.rows, None], x.work_dtype)))
+        found.append(tile.pairs_within(_rounded_up(limits[tile.rows, None], x.dtype)))
         if sum(len(i) for i, *_ in found) > most:  # k a row and near-ties alone
             return None
     for tile in _tiles(x, x, lambda i, j: i < j):
-        found.append(tile.pairs_within(_rounded_up(limits[tile.rows, None], x.work_dtype)))
-        i, j, low = tile.pairs_within(_rounded_up(limits[None, tile.columns], x.work_dtype))
+        found.append(tile.pairs_within(_rounded_up(limits[tile.rows, None], x.dtype)))
+        i, j, low = tile.pairs_within(_rounded_up(limits[None, tile.columns], x.dtype))
         found.append((j, i, low))
         if sum(len(i) for i, *_ in found) > most:
             found = [_tightened(x, found, limits, k)]
@@ -256,11 +261,6 @@ class _Points:
         return len(self.features)
 
     @cached_property
-    def work_dtype(self) -> torch.dtype:
-        """`dtype`, or float64 where torch may make float32 products of TF32 or bfloat16, which no bound here covers."""
-        return self.dtype if torch.get_float32_matmul_precision() == "highest" else torch.float64
-
-    @cached_property
     def in_float64(self) -> _Points:
         return replace(self, dtype=torch.float64)
 
@@ -273,7 +273,7 @@ class _Points:
     @cached_property
     def slack(self) -> Tensor:
         """s float64 [n]: the product for rows i and j errs by at most s_i + s_j."""
-        return _error(self.features.shape[1], self.work_dtype) * (self.norms + NORM_FLOOR)
+        return _error(self.features.shape[1], self.dtype) * (self.norms + NORM_FLOOR)
 
     def left(self, rows: slice) -> Tensor:
         """[p, |p|² − s, 1], [rows, d + 2]."""
@@ -292,9 +292,9 @@ class _Points:
     def _extended(self, rows: slice, factor: float) -> Tensor:
         """factor·(x − centre), rounded once, and two columns to fill, [rows, d + 2]."""
         x = self.features[rows]
-        fits = self.work_dtype == torch.float32 and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        fits = self.dtype == torch.float32 and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
         x = x.to(torch.float32 if fits else torch.float64)
-        extended = torch.empty(len(x), x.shape[1] + 2, dtype=self.work_dtype, device=x.device)
+        extended = torch.empty(len(x), x.shape[1] + 2, dtype=self.dtype, device=x.device)
         if x.dtype == extended.dtype:
             torch.add(self.centre.to(x.dtype) * -factor, x, alpha=factor, out=extended[:, :-2])
         else:  # float64 features, rounded after they are centred

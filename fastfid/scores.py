@@ -17,7 +17,16 @@ from torch import Tensor
 
 from fastfid.extraction import PROGRESS_DELAY
 from fastfid.frechet import FrechetTerms, frechet_distance, frechet_terms, prepare
-from fastfid.kernel_distance import gaussian_kernel, kid, mmd, polynomial_kernel
+from fastfid.kernel_distance import (
+    Kernel,
+    KidEstimate,
+    MaximumMeanDiscrepancy,
+    gaussian_kernel,
+    kid,
+    kid_and_mmd,
+    mmd,
+    polynomial_kernel,
+)
 from fastfid.materials import Material, Settings
 from fastfid.moments import FeatureMoments
 from fastfid.neighbours import BallCounts, ball_counts, prdc, precision_recall
@@ -30,6 +39,7 @@ from fastfid.uncertainty import (
     leave_one_out,
     line_through,
     mmd_variance,
+    mmd_variances,
     normal_interval,
     wilson_interval,
 )
@@ -44,8 +54,16 @@ INFINITY_RANK = 2  # times d images at least in the smallest subset: below d the
 class Pair:
     """Samples and reference in one network, and what more than one metric needs of them."""
 
-    def __init__(self, samples: Material, reference: Material, protocol: Protocol, settings: Settings):
+    def __init__(
+        self,
+        samples: Material,
+        reference: Material,
+        protocol: Protocol,
+        settings: Settings,
+        metrics: Sequence[str] = METRICS,
+    ):
         self.samples, self.reference, self.protocol, self.settings = samples, reference, protocol, settings
+        self.metrics = metrics  # that will be asked for: what they share is made once
         self.network = samples.network
 
     @property
@@ -67,6 +85,39 @@ class Pair:
     def reference_changes(self) -> Tensor | None:
         """Change of FD when each reference image is left out, float64 [M]; None without features of these moments."""
         return _changes(self.reference.features, self.reference.moments, self.samples.moments)
+
+    @cached_property
+    def kid_and_mmd(self) -> tuple | None:
+        """Both estimates and their variances from the same products; None where either cannot be had."""
+        real, generated = self.reference.features, self.samples.features
+        options = self.protocol.kid_subsets, _kid_subset_size(self), self.settings.seed
+        if not {"kid", "mmd"} <= set(self.metrics) or options[1] > min(len(real), len(generated)):
+            return None
+        try:
+            found = kid_and_mmd(real, generated, *options)
+        except ValueError:  # no median distance
+            return None
+        kernels = [_kernel_of_kid(found[0]), gaussian_kernel(found[1].bandwidth)]
+        variances = mmd_variances(generated, real, kernels, self.settings.seed) or (None, None)
+        return tuple(zip(found, variances, strict=True))
+
+    @cached_property
+    def kid(self) -> tuple[KidEstimate, float | None]:
+        """KID and its jackknife variance."""
+        if self.kid_and_mmd:
+            return self.kid_and_mmd[0]
+        real, generated, seed = self.reference.features, self.samples.features, self.settings.seed
+        found = kid(real, generated, self.protocol.kid_subsets, _kid_subset_size(self), seed=seed)
+        return found, mmd_variance(generated, real, _kernel_of_kid(found), seed)
+
+    @cached_property
+    def mmd(self) -> tuple[MaximumMeanDiscrepancy, float | None]:
+        """MMD² and its jackknife variance; ValueError where there is no median distance."""
+        if self.kid_and_mmd:
+            return self.kid_and_mmd[1]
+        real, generated = self.reference.features, self.samples.features
+        found = mmd(real, generated)
+        return found, mmd_variance(generated, real, gaussian_kernel(found.bandwidth), self.settings.seed)
 
     @cached_property
     def balls(self) -> BallCounts:
@@ -110,7 +161,8 @@ def _repairs(score: Score, pair: Pair) -> list[str]:
         wanted, size = pair.settings.kid_subset_size or pair.protocol.kid_subset_size, score.details["subset_size"]
         return [f"KID subsets shrank from {wanted} to the {size} images there are"] if size < wanted else []
     clipped = score.details.get("clipped", 0)
-    return [f"{clipped} eigenvalues under the root of {score.label} were below 0 and taken for 0"] if clipped else []
+    values = "eigenvalue was" if clipped == 1 else "eigenvalues were"
+    return [f"{clipped} {values} below 0 under the root of {score.label} and taken for 0"] if clipped else []
 
 
 def _with_bar(metrics: Sequence[str], pair: Pair):
@@ -140,7 +192,7 @@ def _sfid(pair: Pair) -> Score | str:
     for side in (mine, theirs):
         if side.spatial is None:
             return (
-                f"{side.name} has no spatial features; they come from images through inception, or ADM's mu_s, sigma_s"
+                f"no spatial features of {side.name}; they come from images through inception, or ADM's mu_s, sigma_s"
             )
     terms = frechet_terms(without_provenance(mine.spatial), without_provenance(theirs.spatial))
     changes = (
@@ -258,22 +310,27 @@ def _both_features(pair: Pair) -> str | None:
     return None
 
 
+def _kernel_of_kid(found: KidEstimate) -> Kernel:
+    return polynomial_kernel(found.degree, found.gamma, found.coef)
+
+
+def _kid_subset_size(pair: Pair) -> int:
+    """Rows of a KID subset: asked for, or the protocol's, capped where it caps."""
+    asked, available = pair.settings.kid_subset_size, min(len(pair.samples.features), len(pair.reference.features))
+    size = asked or pair.protocol.kid_subset_size
+    return min(size, available) if asked is None and pair.protocol.kid_caps else size
+
+
 def _kid(pair: Pair) -> Score | str:
     if reason := _both_features(pair):
         return reason
-    real, generated = pair.reference.features, pair.samples.features
-    p, available = pair.protocol, min(len(generated), len(real))
-    size = pair.settings.kid_subset_size or p.kid_subset_size
-    if size > available and pair.settings.kid_subset_size is None and p.kid_caps:
-        size = available
-    if size > available:
+    available = min(len(pair.samples.features), len(pair.reference.features))
+    if (size := _kid_subset_size(pair)) > available:
         return f"subsets of {size} rows from {available} images; pass kid_subset_size={available} or less"
-    found = kid(real, generated, p.kid_subsets, size, seed=pair.settings.seed)
+    found, variance = pair.kid
     details = {k: v for k, v in asdict(found).items() if k not in ("mean", "std")} | {"std_over_subsets": found.std}
     formula = f"(x·y/{pair.samples.moments.dim} + 1)^{found.degree}"
     method = f"mean of {found.subsets} subsets of {size}, std {found.std:.4g}, kernel {formula}"
-    kernel = polynomial_kernel(found.degree, found.gamma, found.coef)
-    variance = mmd_variance(generated, real, kernel, pair.settings.seed)
     if variance is None or found.subsets < 2:
         return Score("kid", "KID", pair.network, found.mean, method=method, details=details)
     error = math.sqrt(variance + found.std**2 / (found.subsets - 1))
@@ -284,16 +341,13 @@ def _kid(pair: Pair) -> Score | str:
 def _mmd(pair: Pair) -> Score | str:
     if reason := _both_features(pair):
         return reason
-    real, generated = pair.reference.features, pair.samples.features
-    if min(len(generated), len(real)) < 2:
+    if min(len(pair.samples.features), len(pair.reference.features)) < 2:
         return "fewer than 2 images on a side"
     try:
-        found = mmd(real, generated)
+        found, variance = pair.mmd
     except ValueError as unfit:  # most rows identical: no median distance
         return str(unfit)
     method = f"{found.kernel} kernel, bandwidth {found.bandwidth:.4g} (median distance), {found.estimator}"
-    kernel = gaussian_kernel(found.bandwidth, pair.reference.moments.mean)
-    variance = mmd_variance(generated, real, kernel, pair.settings.seed)
     if variance is None:
         return Score("mmd", "MMD²", pair.network, found.value, method=method, details=asdict(found))
     error, method = math.sqrt(variance), f"{method}; jackknife over samples and reference, bandwidth taken as fixed"
@@ -327,6 +381,7 @@ def _share(metric: str) -> Callable[[Pair], Score | str]:
         details = {"nearest_k": pair.nearest_k, "inclusive": by_protocol, "distances": measured}
         inside = f"distance {'<=' if by_protocol else '<'} radius, {measured}"
         method = f"k = {pair.nearest_k}, {inside}; binomial over {counted}, {balls} taken as fixed"
+        method += "; too narrow, neighbouring balls overlap" if metric == "coverage" else ""
         error = math.sqrt(value * (1 - value) / n)
         interval = wilson_interval(value, n)
         return Score(metric, metric.capitalize(), pair.network, value, error, interval, method, details)

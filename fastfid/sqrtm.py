@@ -51,6 +51,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.devices import float32_products
+
 METHODS = ("eigh", "newton_schulz", "polar_express")
 # Explicit mantissa bits of the operands of a product; sums are in float32 for the last three.
 PRECISIONS = {"float64": 52, "float32": 23, "tf32": 10, "bfloat16": 7}
@@ -242,12 +244,11 @@ def _arithmetic(precision: str, device: torch.device) -> Iterator[Callable[[Tens
     """A batched product x, y ↦ x @ y whose operands have the precision's mantissa and whose sums are float32.
 
     A CUDA device multiplies in tf32 and bfloat16 itself; elsewhere operands are rounded, then multiplied in float32,
-    which holds their products exactly.  torch's own tf32 setting is put aside meanwhile and restored.
+    which holds their products exactly.  torch's own tf32 and autocast settings are put aside meanwhile and restored.
     """
     native = device.type == "cuda"
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if native and precision == "tf32" else "highest")
-    try:
+    products = float32_products("high" if native and precision == "tf32" else "highest")
+    with torch.autocast(device.type, enabled=False), products:
         if precision in ("float64", "float32") or (native and precision == "tf32"):
             yield torch.matmul
         elif native:
@@ -255,8 +256,6 @@ def _arithmetic(precision: str, device: torch.device) -> Iterator[Callable[[Tens
         else:
             bits = PRECISIONS[precision]
             yield lambda x, y: round_mantissa(x, bits) @ round_mantissa(y, bits)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def round_mantissa(x: Tensor, bits: int) -> Tensor:

@@ -26,7 +26,7 @@ import os
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,12 @@ class Statistics:
         dtype = str(features.dtype).removeprefix("torch.")
         moments.provenance.setdefault("dtype", dtype)
         return cls(moments, name, features, None if spatial is None else FeatureMoments.from_features(spatial))
+
+    def cpu(self) -> Statistics:
+        """The same with every tensor in host memory."""
+        features = None if self.features is None else self.features.cpu()
+        spatial = None if self.spatial is None else self.spatial.to("cpu")
+        return replace(self, moments=self.moments.to("cpu"), features=features, spatial=spatial)
 
     def save(self, path: str | os.PathLike, keep_features: bool = True) -> None:
         """Write one npz: mu, sigma (which pytorch-fid reads), count, provenance as JSON, mu_s, sigma_s, features.

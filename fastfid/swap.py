@@ -49,7 +49,8 @@ import torch
 
 from fastfid import backend as backends
 from fastfid import triton_kernels
-from fastfid.moments import write_atomically
+from fastfid.devices import as_tensor, full_float32
+from fastfid.moments import FeatureMoments, write_atomically
 from fastfid.quadrature import error_bound, node_count, sqrt_nodes, weight_plan
 from fastfid.sqrtm import MATRICES_PER_PAIR, root_function
 
@@ -231,11 +232,13 @@ class SwapEngine:
 
         removed  [B, m_r] int64 rows of the reference, no repeats inside a candidate
         added    [B, m_a, d] any float dtype; m_a may differ from m_r
+
+        Neighbours of the batch that remove the same rows in the same order share what these cost (backend "cpp").
         """
         removed, added = self._check_swap(removed, added)
         needs_grad = added.requires_grad and torch.is_grad_enabled()
-        step = self._candidates_per_chunk(removed.shape[1], added.shape[1], needs_grad)
-        with torch.set_grad_enabled(needs_grad), _exact_matmul(added.device):
+        step = self._candidates_per_chunk(len(removed), removed.shape[1], added.shape[1], needs_grad)
+        with torch.set_grad_enabled(needs_grad), full_float32(added.device):
             parts = [
                 self._change_chunk(removed[i : i + step], added[i : i + step], needs_grad, first=i)
                 for i in range(0, removed.shape[0], step)
@@ -278,7 +281,7 @@ class SwapEngine:
         step = max(1, min(self.workspace, HOST_CHUNK) // (8 * (self.real.dim + self.real.rank)))
         parts = [features.new_zeros(0, dtype=torch.float64)]
         centre = self._centre_cpp if self._extension else self._centre_torch
-        with _exact_matmul(features.device):
+        with full_float32(features.device):
             for rows in features.split(step):
                 y, moments = centre(nothing.expand(len(rows), 0), rows[:, None], torch.float64, 0)
                 projected = self._project(y, needs_grad=False)[:, 0]
@@ -341,15 +344,14 @@ class SwapEngine:
     @torch.no_grad()
     def _prepare(self, reference: torch.Tensor) -> None:
         """Eigenbasis, projected rows and distance of the reference (equation 1)."""
-        with self._phase("prepare"), _exact_matmul(reference.device):
+        with self._phase("prepare"), full_float32(reference.device):
             self._reference = reference
             self._node_cache = {}  # of the spectrum that is about to change
             self._rows = reference if reference.dtype in (torch.float32, torch.float64) else reference.float()
-            self._mean = reference.mean(0, dtype=torch.float64)
-            centred = reference.to(torch.float64) - self._mean
-            self._trace = centred.square().sum().item() / (self.count - 1)
+            moments = FeatureMoments.from_features(reference)
+            self._mean, self._trace = moments.mean, moments.cov.trace().item()
             self._gap = self.real.mean - self._mean
-            spectrum, basis = self._eigenbasis(centred)
+            spectrum, basis = self._eigenbasis(moments.cov)
             self._scale = spectrum.max().item() if spectrum.numel() and spectrum.max() > 0 else 1.0
             self._spectrum = (spectrum / self._scale).contiguous()  # λ/λ_max: float32 sees numbers of order one
             self._lambda_min = self._spectrum.min().item() if spectrum.numel() else 0.0
@@ -357,22 +359,22 @@ class SwapEngine:
             self._resolved = self._lambda_min > SINGULAR
             self._prepared_dtype = self.dtype if self._lambda_min >= SINGULAR else torch.float64
             self._root_trace = math.sqrt(self._scale) * self._spectrum.sqrt().sum().item()
-            weights = basis.T @ self.real.root / math.sqrt((self.count - 1) * self._scale)
-            self._weights = {torch.float64: weights.T.contiguous()}  # [d, r]: w = y @ weights
+            weights = (self.real.root.T @ basis).div_(math.sqrt((self.count - 1) * self._scale))
+            self._weights = {torch.float64: weights}  # [d, r]: w = y @ weights
             self._weights.setdefault(self.dtype, self._weights[torch.float64].to(self.dtype))
-            self._projected = self._project_reference(centred)
+            self._projected = self._project_reference()
             self._distance = self._gap.square().sum().item() + self.real.trace + self._trace - 2 * self._root_trace
 
-    def _eigenbasis(self, centred: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """λ [r] ≥ 0 and U [r, r] of R Σ_g Rᵀ from centred rows [N, d] float64."""
-        root, count = self.real.root, self.count
+    def _eigenbasis(self, cov: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """λ [r] ≥ 0 and U [r, r] of R Σ_g Rᵀ, Σ_g = cov [d, d]; from the rows themselves where it is singular."""
+        root = self.real.root
         self._clipped = 0
-        if count - 1 >= root.shape[0]:
-            half = root @ (centred.T @ centred) / (count - 1)
-            spectrum, basis = torch.linalg.eigh(half @ root.T)
+        if self.count - 1 >= root.shape[0]:
+            spectrum, basis = torch.linalg.eigh(root @ cov @ root.T)
             if spectrum.numel() == 0 or spectrum[0] > SINGULAR * spectrum[-1]:
                 return spectrum, basis
-        return self._singular_basis(centred @ root.T / math.sqrt(count - 1))
+        centred = self._reference.to(torch.float64) - self._mean
+        return self._singular_basis(centred @ root.T / math.sqrt(self.count - 1))
 
     def _singular_basis(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same from Z = X Rᵀ/√(N−1) [N, r] by singular values, whose small ones keep their digits (Z = V √Λ Uᵀ)."""
@@ -385,10 +387,14 @@ class SwapEngine:
         self._clipped = int((spectrum == 0).sum())
         return spectrum, basis_t.T
 
-    def _project_reference(self, centred: torch.Tensor) -> torch.Tensor:
+    def _project_reference(self) -> torch.Tensor:
         """Projected reference rows [N, r], exactly zero along directions the reference has lost."""
         dtype = self._prepared_dtype
-        projected = centred.to(dtype) @ self._weights_of(dtype)
+        weights = self._weights_of(dtype)
+        projected = weights.new_empty(self.count, self.real.rank)
+        step = max(1, min(self.workspace, HOST_CHUNK) // (16 * self.real.dim))
+        for rows, out in zip(self._reference.split(step), projected.split(step), strict=True):
+            torch.mm((rows.to(torch.float64) - self._mean).to(dtype), weights, out=out)
         return projected.mul_((self._spectrum > 0).to(dtype)) if self._clipped else projected
 
     def _weights_of(self, dtype: torch.dtype) -> torch.Tensor:
@@ -566,16 +572,22 @@ class SwapEngine:
 
     # ------------------------------------------------------------------------------------------------------- helpers
 
-    def _candidates_per_chunk(self, removed: int, added: int, needs_grad: bool) -> int:
-        """Candidates whose centred and projected rows, and torch's copies of them, fit the workspace; at least one."""
+    def _candidates_per_chunk(self, candidates: int, removed: int, added: int, needs_grad: bool) -> int:
+        """Candidates whose centred and projected rows, and torch's copies of them, fit the workspace; at least one.
+
+        Chunks are of one size, or the last would be too small for a fast product.
+        """
         itemsize = torch.finfo(self._working_dtype(removed)).bits // 8
         per_candidate = itemsize * added * (self.real.dim + self.real.rank)
-        if not self._fused(needs_grad):
+        if needs_grad and self._fused_gradient(removed, added):
+            per_candidate += 8 * self.real.dim + itemsize * added * self.real.rank  # totals and slope
+        elif not self._fused(needs_grad):
             per_candidate = 8 * (removed + added) * (3 * self.real.dim + 3 * self.real.rank)
         if self.method != "logdet":
             per_candidate += 8 * MATRICES_PER_PAIR * self.real.rank**2
         host = self._reference.device.type == "cpu"
-        return max(1, (min(self.workspace, HOST_CHUNK) if host else self.workspace) // max(1, per_candidate))
+        most = max(1, (min(self.workspace, HOST_CHUNK) if host else self.workspace) // max(1, per_candidate))
+        return math.ceil(candidates / math.ceil(candidates / most)) if candidates else 1
 
     def _as_removed(self, removed) -> torch.Tensor:
         removed = _as_tensor(removed, "removed")
@@ -615,9 +627,11 @@ class SwapEngine:
 
     @contextmanager
     def _phase(self, name: str):
-        """Adds host seconds to this phase of the report."""
+        """Adds seconds to this phase of the report; on a GPU those until its work is done."""
         start = time.perf_counter()
         yield
+        if self.real.mean.is_cuda:
+            torch.cuda.current_stream(self.real.mean.device).synchronize()
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
 
@@ -810,7 +824,7 @@ class _Change(torch.autograd.Function):
         engine, (batch, m_a, dim) = ctx.engine, centred.shape
         final = engine.count - ctx.removed_count + m_a
         shrink = math.sqrt((engine.count - 1) / (final - 1) * engine._scale)
-        with _exact_matmul(centred.device):
+        with full_float32(centred.device):
             gradient = torch.addmm(
                 centred.view(-1, dim), slope.view(batch * m_a, -1), weights.T, beta=2 / (final - 1), alpha=-2 * shrink
             ).view(centred.shape)
@@ -917,11 +931,9 @@ def _digest(mean: torch.Tensor, cov: torch.Tensor) -> str:
 
 
 def _as_tensor(value, name: str) -> torch.Tensor:
-    """The value as a tensor without a copy where its maker allows one (NumPy, DLPack)."""
+    """The value as a tensor without a copy where its maker allows one; ValueError where it is none."""
     try:
-        if isinstance(value, torch.Tensor) or not hasattr(value, "__dlpack__") or hasattr(value, "__array__"):
-            return torch.as_tensor(value)
-        return torch.from_dlpack(value)
+        return as_tensor(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise ValueError(f"{name} cannot be read as a tensor ({error}); pass a tensor or a numeric array") from error
 
@@ -939,18 +951,6 @@ def _symmetric_root(cov: torch.Tensor) -> tuple[torch.Tensor, int]:
         )
     kept = values > noise
     return (vectors[:, kept] * values[kept].sqrt()).T.contiguous(), int((values < 0).sum())
-
-
-@contextmanager
-def _exact_matmul(device: torch.device):
-    """Full float32 products, whatever the caller's autocast or TF32 settings."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 # --------------------------------------------------------------------------------------------------------------- checks

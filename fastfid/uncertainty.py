@@ -27,9 +27,13 @@ jackknife, plus std²/(S − 1) for the draw of the subsets.
 Inception Score.  exp(L), L = mean h + H(q) with h_i = Σ_c p_ic log p_ic and H(q) the entropy of q = mean p.  Without
 image i, mean h and q are one subtraction away.  Parts are independent, so squares add up over their number squared.
 
-Precision, recall and coverage are shares of images inside a set of balls.  With the balls taken as fixed they are
-binomial, and Wilson's interval (1927) is used, which holds near 0 and 1, too.  Density is the mean of a count over the
-samples, the real balls taken as fixed; its interval is that of a mean.
+Precision and recall are shares of images inside a set of balls.  With the balls taken as fixed they are binomial, and
+Wilson's interval (1927) is used, which holds near 0 and 1, too.  Density is the mean of a count over the samples, the
+real balls taken as fixed; its interval is that of a mean.
+
+Coverage gets Wilson's interval as well, but the balls it counts are not independent: neighbours overlap and share the
+samples inside.  The interval is too narrow: of repeated draws (150 reference images; d = 2 and 8; k = 5) it held 78 to
+90% where the samples were kept, and 70 to 78% where they were drawn anew, too.
 
 FD∞ is the FD of all N images moved along a line: its variance is the jackknife's of that FD plus that of the line's
 intercept, by the residuals of the subsets about it.
@@ -97,24 +101,41 @@ def mmd_variance(a: Tensor, b: Tensor, kernel: Kernel, seed: int = 2020) -> floa
 
     None where a side has fewer than 3 rows.
     """
+    found = mmd_variances(a, b, [kernel], seed)
+    return found and found[0]
+
+
+def mmd_variances(a: Tensor, b: Tensor, kernels: list[Kernel], seed: int = 2020) -> list[float] | None:
+    """`mmd_variance` of several kernels from the same matrix products."""
     if min(len(a), len(b)) < 3:
         return None
-    return _one_side_variance(a, b, kernel, seed) + _one_side_variance(b, a, kernel, seed)
+    sides = _one_side_variances(a, b, kernels, seed), _one_side_variances(b, a, kernels, seed)
+    return [sum(both) for both in zip(*sides, strict=True)]
 
 
-def _one_side_variance(x: Tensor, y: Tensor, kernel: Kernel, seed: int) -> float:
+def _one_side_variances(x: Tensor, y: Tensor, kernels: list[Kernel], seed: int) -> list[float]:
     m, n = len(x), len(y)
-    chosen = x[torch.from_numpy(np.random.RandomState(seed).permutation(m)[:JACKKNIFE_ROWS])]
-    own = torch.cat([kernel.values(kernel.left(row), kernel.right(row))[0] for row in chosen.split(1)])
-    within = _kernel_sums(chosen, x, kernel) - own
-    values = -2 * within / ((m - 1) * (m - 2)) + 2 * _kernel_sums(chosen, y, kernel) / ((m - 1) * n)
-    return (m - 1) ** 2 / m * values.var().item()
+    chosen = x[torch.from_numpy(np.random.RandomState(seed).permutation(m)[:JACKKNIFE_ROWS])].to(torch.float64)
+    centre = chosen.mean(dim=0)
+    within, between = (_kernel_sums(chosen, rows, kernels, centre) for rows in (x, y))
+    variances = []
+    for kernel, of_x, of_y in zip(kernels, within, between, strict=True):
+        own = torch.cat([kernel.between(row, row, centre)[0] for row in chosen.split(1)])
+        values = -2 * (of_x - own) / ((m - 1) * (m - 2)) + 2 * of_y / ((m - 1) * n)
+        variances.append((m - 1) ** 2 / m * values.var().item())
+    return variances
 
 
-def _kernel_sums(rows: Tensor, columns: Tensor, kernel: Kernel) -> Tensor:
-    """Σ_j k(row_i, column_j), float64 [rows]."""
-    left = kernel.left(rows)
-    return sum(kernel.values(left, kernel.right(block)).sum(dim=1) for block in columns.split(KERNEL_COLUMNS))
+def _kernel_sums(rows: Tensor, columns: Tensor, kernels: list[Kernel], centre: Tensor) -> list[Tensor]:
+    """Σ_j k(row_i, column_j) of every kernel, float64 [rows]."""
+    p = rows - centre
+    of_rows, sums = [kernel.term(p, centre) for kernel in kernels], [p.new_zeros(len(p)) for _ in kernels]
+    for block in columns.split(KERNEL_COLUMNS):
+        q = block.to(torch.float64) - centre
+        products = p @ q.T
+        for kernel, term, total in zip(kernels, of_rows, sums, strict=True):
+            total += kernel.values(products.clone(), term, kernel.term(q, centre)).sum(dim=1)
+    return sums
 
 
 def inception_score_variance(log_p: Tensor) -> float | None:

@@ -1,10 +1,19 @@
-"""What test files share; one torch thread for every test, as two threads of a small problem only wait."""
+"""What test files share; one torch thread for every test, as two threads of a small problem only wait.
+
+GPUs are hidden from all tests but tests/test_gpu.py, which runs alone: trainings and their children would otherwise
+take one where there is one, and the tests are of what a CPU does bit for bit.
+"""
+
+import os
+import sys
 
 import pytest
 import torch
 from forked import Forked
 
 torch.set_num_threads(1)
+if not any("test_gpu" in word for word in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA is first asked for
 
 
 @pytest.fixture(scope="module")

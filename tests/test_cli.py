@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from PIL import Image
 from torch import nn
 
 import fastfid.__main__ as command
-from fastfid import FeatureExtractor, FeatureMoments, extraction, feature_extractor, frechet_distance, materials
+from fastfid import (
+    FeatureExtractor,
+    FeatureMoments,
+    extraction,
+    feature_extractor,
+    frechet_distance,
+    installation,
+    materials,
+)
 from fastfid.statistics import read_statistics
 
 
@@ -240,6 +249,23 @@ def test_sigint_leaves_a_usable_cache_and_one_line(tmp_path):
     assert command.main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == written  # found again, not made again
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 24 + 2
+
+
+def test_info_tells_what_the_installation_can_do(capsys, monkeypatch):
+    found = json.loads(run(capsys, "info", "--json")[1])
+    assert {"fashion-a", "inception", "torchscript:PATH"} <= set(found["networks"])
+    assert {"adm", "pytorch-fid"} <= set(found["protocols"]) and found["threads"]["decoding"] >= 1
+    monkeypatch.setitem(installation.EXTRAS, "clip", ("the CLIP networks", ("no_such_module",)))
+    text = run(capsys, "info")[1]
+    assert "the CLIP networks: pip install 'fastfid[clip]'" in text
+    installed = installation.facts()["extras"]["inception"]["installed"]
+    assert ("the Inception network: installed" in text) == installed
+    assert installation.facts()["extras"]["clip"]["installed"] is False
+
+
+def test_every_extra_that_info_names_is_one():
+    declared = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert all(f"\n{name} = [" in declared for name in installation.EXTRAS)
 
 
 def test_stats_info_and_eval_against_them(sets, capsys):

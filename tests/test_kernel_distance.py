@@ -9,6 +9,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 
 import fastfid.kernel_distance
 from fastfid import kid, mmd
+from fastfid.kernel_distance import kid_and_mmd
 
 # Kernel values of unit-variance features with γ = 1/d lie near (1 + 1)³ = 8; three float64 means of them differ between
 # summation orders by some 1e-15 each.
@@ -81,6 +82,20 @@ def test_small_blocks_change_nothing(monkeypatch):
     monkeypatch.setattr(fastfid.kernel_distance, "PANEL_BLOCKS", 3)
     assert kid(real, generated, 30, 41).mean == pytest.approx(whole[0].mean, abs=ABSOLUTE)
     assert mmd(real, generated).value == pytest.approx(whole[1].value, abs=ABSOLUTE)
+
+
+@pytest.mark.parametrize(("n", "m", "subset_size"), [(120, 90, 50), (700, 600, 20)])  # by whole matrices; by subsets
+def test_both_together_are_each_alone(n, m, subset_size):
+    real, generated = features(n, 16, 1, shift=3.0), features(m, 16, 2, shift=3.1)
+    together = kid_and_mmd(real, generated, 30, subset_size, seed=5)
+    alone = kid(real, generated, 30, subset_size, seed=5), mmd(real, generated)
+    assert (together[0].mean, together[0].std) == pytest.approx((alone[0].mean, alone[0].std), rel=1e-9)
+    assert together[1].value == pytest.approx(alone[1].value, abs=ABSOLUTE)
+    assert together[0].subset_size == subset_size and together[1].bandwidth == alone[1].bandwidth
+    with pytest.raises(ValueError, match="median distance is 0"):
+        kid_and_mmd(OK, OK, 2, 3)
+    with pytest.raises(ValueError, match="subset_size 6 exceeds"):
+        kid_and_mmd(OK, OK, 2, 6)
 
 
 # --- MMD ---------------------------------------------------------------------------------------------------------

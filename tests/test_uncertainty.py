@@ -12,8 +12,11 @@ import torch
 
 from fastfid import evaluate
 from fastfid.kernel_distance import gaussian_kernel, mmd, polynomial_kernel
-from fastfid.neighbours import ball_counts, precision_recall
-from fastfid.scores import inception_score
+from fastfid.materials import Material, Settings
+from fastfid.moments import FeatureMoments
+from fastfid.neighbours import ball_counts, prdc, precision_recall
+from fastfid.protocols import protocol_named
+from fastfid.scores import Pair, compute, inception_score
 from fastfid.uncertainty import (
     JACKKNIFE_ROWS,
     inception_score_variance,
@@ -54,7 +57,7 @@ def test_mmd_variance_is_the_jackknife_by_brute_force(kernel):
     of_fake = [mmd(real, torch.cat([fake[:i], fake[i + 1 :]]), **options).value for i in range(17)]
     of_real = [mmd(torch.cat([real[:i], real[i + 1 :]]), fake, **options).value for i in range(23)]
     expected = sum((len(x) - 1) / len(x) * np.square(np.array(x) - np.mean(x)).sum() for x in (of_fake, of_real))
-    function = gaussian_kernel(2.0, real.mean(0)) if kernel == "gaussian" else polynomial_kernel(3, 1 / 4, 1.0)
+    function = gaussian_kernel(2.0) if kernel == "gaussian" else polynomial_kernel(3, 1 / 4, 1.0)
     assert mmd_variance(fake, real, function) == pytest.approx(expected, rel=1e-9)
     assert mmd_variance(fake[:2], real, function) is None
 
@@ -73,10 +76,11 @@ def mmd_variance_of_all_rows(a, b, kernel):
     total = 0.0
     for x, y in ((a, b), (b, a)):
         m, n = len(x), len(y)
-        within = kernel.values(kernel.left(x), kernel.right(x))
+        centre = torch.zeros(x.shape[1]).double()
+        within = kernel.between(x, x, centre)
         sums = within.sum(1) - within.diagonal()
         values = -2 * sums / ((m - 1) * (m - 2))
-        values += 2 * kernel.values(kernel.left(x), kernel.right(y)).sum(1) / ((m - 1) * n)
+        values += 2 * kernel.between(x, y, centre).sum(1) / ((m - 1) * n)
         total += jackknife_variance(values)
     return total
 
@@ -163,6 +167,34 @@ def test_precision_and_recall_intervals_hold_as_far_as_they_say():
         truth = np.mean(values)  # of 15,000 draws: a tenth of an interval's half width
         assert held(truth, [wilson_interval(value, 150) for value in values]) > lower_limit(repeats), name
         assert np.std(values) == pytest.approx(math.sqrt(truth * (1 - truth) / 150), rel=4 / math.sqrt(2 * repeats))
+
+
+def test_sfid_intervals_hold():
+    def material(rng, n, shift):
+        spatial = rows(n, rng, shift, d=6) * torch.tensor([1, 1, 1, 1, 0.5, 2.0])
+        moments = FeatureMoments.from_features(spatial)
+        return Material("x", "inception", moments, {}, spatial, spatial=moments, spatial_features=spatial)
+
+    repeats, scores = 100, []
+    for i in range(repeats):
+        rng = np.random.default_rng([9, i])
+        (found,), _ = compute(
+            Pair(material(rng, 200, 0.4), material(rng, 250, 0.0), protocol_named(None), Settings()), ["sfid"], []
+        )
+        scores.append(found)
+    values = np.array([score.value for score in scores])
+    ratio = np.mean([score.standard_error**2 for score in scores]) / values.var(ddof=1)
+    assert 1 - 4 * math.sqrt(2 / repeats) < ratio < 1.25 + 4 * math.sqrt(2 / repeats)
+    assert held(values.mean(), [score.interval for score in scores]) > lower_limit(repeats)
+
+
+def test_coverage_intervals_are_too_narrow_as_their_method_says():
+    repeats, rng = 100, np.random.default_rng(11)
+    values = [prdc(rows(150, rng, d=2), rows(150, rng, 0.8, d=2))["coverage"] for _ in range(repeats)]
+    truth = np.mean(values)
+    assert 0.5 < held(truth, [wilson_interval(value, 150) for value in values]) < 0.88  # 0.7 ± 4√(0.7·0.3/100)
+    result = evaluate(rows(60, rng), rows(60, rng), metrics=["coverage"])
+    assert "too narrow" in result["coverage"].method
 
 
 # --- closed forms ------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 //
 // `isa` names an instruction set ("avx512", "avx2", "baseline", or "wide" for tests); an empty string takes the best this machine
 // has.  std::invalid_argument for a name this build or machine lacks, std::bad_alloc when memory runs out.  Results do not
-// depend on `threads`: a candidate is computed by one thread, in one order.
+// depend on `threads`: a candidate is computed by one thread, in one order, its nodes side by side in the lanes of vectors.
+// Handing parts of a candidate to two threads was tried where candidates are fewer than threads, and cost more than it gained:
+// 2.3 ms beside 1.9 for one candidate of d = 1024.
 #pragma once
 
 #include <string>

@@ -20,7 +20,10 @@ int launch(const T* matrices, double* logdets, int* bad, int64_t count, int k, i
     const size_t shared = ldl_shared_bytes<T>(k);
     // above 48 kB a kernel must ask; a device that has less refuses here
     cudaError_t status = cudaFuncSetAttribute(ldl_logdet<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-    if (status != cudaSuccess) return status;
+    if (status != cudaSuccess) {
+        cudaGetLastError();  // the error is returned, not left behind for the next launch
+        return status;
+    }
     // logdets[b] = Σ_j log|d_j| of J + matrices[b]
     ldl_logdet<T><<<unsigned(count), LDL_THREADS, shared, static_cast<cudaStream_t>(stream)>>>(matrices, logdets, bad, k,
                                                                                             removed, slack);

@@ -34,6 +34,7 @@ import torch
 import triton
 import triton.language as tl
 
+from fastfid.devices import full_float32
 from fastfid.triton_kernels import check_choice, check_device, check_grid
 
 PRECISIONS = ("tf32x3", "ieee")
@@ -203,17 +204,13 @@ def _swap_logdet_wide(w_r, w_a, roots, slack):
     m_r, k = w_r.shape[1], w_r.shape[1] + w_a.shape[1]
     step = max(1, WIDE_BYTES // (4 * k * max(k, w_r.shape[2]) * len(roots)))
     parts = []
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with full_float32(w_r.device):
         for first in range(0, len(w_r), step):
             w = torch.cat([w_r[first : first + step], w_a[first : first + step]], 1)
             scaled = w[:, None] * roots[:, None]
             gram = scaled @ scaled.mT
             use_cuda = gram.is_cuda and k <= CUDA_MAX_K and _cuda_kernel() is not None
             parts.append((_factor_cuda if use_cuda else _factor_torch)(gram, m_r, slack))
-    finally:
-        torch.set_float32_matmul_precision(before)
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 

@@ -1,0 +1,136 @@
+"""What a training step costs beside model, features and reward, and what a second one-thread rank adds.
+
+Overhead: the default run's step on one thread, timed inside the model's forward and backward passes, the optimiser with
+the averages, the feature network and the reward; the rest is noise, solver arithmetic, decoding, losses, clipping,
+gathering, the log and the checkpoint. Of CPU time, of all threads, which a neighbour on the machine changes by
+percents; the background save counts.
+
+Ranks: images a second of a training step, by its own metrics.jsonl, with one and with two one-thread ranks under
+torchrun (gloo), at the same global batch, taking turns.
+
+    pytest bench/bench_training.py --benchmark-only -s [--full]   a quarter of the default's images; --full: all
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from fastfid import FeatureExtractor
+from sit_rl.config import PRESETS, resolve
+from sit_rl.ema import EMA
+from sit_rl.estimators import build_estimator
+from sit_rl.models.sit import SiT
+from sit_rl.reward import SwapReward
+from sit_rl.runlog import Clock, RunLog
+from sit_rl.setting import build_setting
+from sit_rl.state import start
+from sit_rl.training_loop import train
+
+ROOT = Path(__file__).parent.parent
+STEPS = 4  # of a run, of which the first, with the reference set and new memory, does not count
+# What is timed: where the trainer calls it, and what it counts as.
+PARTS = (
+    (SiT, "forward", "model"), (torch.Tensor, "backward", "model"),
+    (torch.optim.AdamW, "step", "optimiser"), (EMA, "update", "optimiser"),
+    (FeatureExtractor, "__call__", "features"),
+    (SwapReward, "__init__", "reward"), (SwapReward, "propose", "reward"), (SwapReward, "score", "reward"),
+    (SwapReward, "roll", "reward"),
+)  # fmt: skip
+OVERHEAD_TARGET, RANKS_TARGET = 0.05, 1.25
+SMALL = {"candidates": 8, "minibatch": 100, "reference_size": 1_250}  # a quarter of each
+SIZES = [pytest.param(SMALL, id="quarter"), pytest.param({}, id="whole", marks=pytest.mark.full)]
+
+
+@contextmanager
+def tally():
+    """CPU seconds of this thread spent inside each of PARTS, as they add up."""
+    seconds = defaultdict(float)
+
+    def timed(original, name):
+        def call(*arguments, **options):
+            started = time.thread_time()
+            try:
+                return original(*arguments, **options)
+            finally:
+                seconds[name] += time.thread_time() - started
+
+        return call
+
+    with ExitStack() as stack:
+        for owner, method, name in PARTS:
+            stack.enter_context(mock.patch.object(owner, method, timed(getattr(owner, method), name)))
+        yield seconds
+
+
+def shares(folder, changes):
+    """Shares of the CPU time of the steps after the first: each part's, and what is left as `outside`."""
+    config = replace(PRESETS["fashion"][1], out=folder, evaluate_every=0, judge_features="none", **changes)
+    config = resolve(replace(config, embedded_images=1_000))
+    setting = build_setting(config, torch.device("cpu"), progress=False)
+    state = start(config, setting, None, None, Clock())
+    folder.mkdir()
+    log, estimator = RunLog(folder, 0), build_estimator(config, setting)
+    train(replace(config, steps=1), setting, state, estimator, log)
+    with tally() as seconds:
+        started = time.process_time()
+        train(replace(config, steps=STEPS), setting, state, estimator, log)
+        state.writer.wait()
+        total = time.process_time() - started
+    return {name: value / total for name, value in seconds.items()} | {"outside": 1 - sum(seconds.values()) / total}
+
+
+@pytest.mark.parametrize("changes", SIZES)
+def test_step_overhead(benchmark, tmp_path, capsys, changes):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # else batches run side by side, in threads of their own
+    benchmark.group = "a training step on one thread"
+    try:
+        found = benchmark.pedantic(shares, args=(tmp_path / "run", changes), rounds=1)
+    finally:
+        torch.set_num_threads(threads)
+    benchmark.extra_info |= found
+    with capsys.disabled():
+        text = ", ".join(f"{name} {share:.1%}" for name, share in found.items())
+        print(f"\nshares of a step: {text} (target of outside {OVERHEAD_TARGET:.0%})")
+
+
+def images_per_second(folder, ranks, changes):
+    """Of every step after the first, of a run of STEPS steps on one-thread ranks."""
+    config = replace(PRESETS["fashion"][1], **changes)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
+        "sit_rl/train.py", "--out", str(folder), "--threads=1", f"--steps={STEPS}", "--evaluate-images=20",
+        "--evaluate-every=0", "--judge-features=none", "--embedded-images=1000", *flags,
+    ]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [config.images_per_step / record["seconds"]["total"] for record in records[1:]]
+
+
+@pytest.mark.parametrize("changes", SIZES)
+def test_two_ranks(benchmark, tmp_path, capsys, changes):
+    rates = {1: [], 2: []}
+
+    def turn(number):
+        for ranks in rates:
+            rates[ranks] += images_per_second(tmp_path / f"{number}-{ranks}", ranks, changes)
+
+    numbers = iter(range(10))
+    benchmark.group = "training steps on one and two one-thread ranks"
+    benchmark.pedantic(turn, setup=lambda: ((next(numbers),), {}), rounds=2)
+    one, two = (statistics.median(rates[ranks]) for ranks in (1, 2))
+    benchmark.extra_info |= {"one": one, "two": two, "ratio": two / one}
+    with capsys.disabled():
+        print(f"\nimages a second: one rank {one:.1f}, two {two:.1f}, ratio {two / one:.2f} (target {RANKS_TARGET})")

@@ -1,0 +1,116 @@
+"""What the code around a computation owes to the device it runs on: full float32, and arrays taken as they are.
+
+A GPU's products and convolutions of float32 are TF32, with 10 bits of mantissa, where the caller or torch's own default
+allows it (convolutions do by default), and bfloat16 under autocast.  Features and distances are computed without
+either, so that they are the same on every device to the rounding of float32.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Within this block float32 products and convolutions on `device` are float32: no autocast, no TF32.
+
+    torch's own settings are put aside meanwhile and restored.  They belong to the process, autocast to the thread:
+    blocks of several threads may overlap, and the last to end restores.
+    """
+    _settings.put_aside()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        _settings.restore()
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """torch.set_float32_matmul_precision(precision) within this block: "highest", "high" (TF32) or "medium"."""
+    undo = _set_products(precision)
+    try:
+        yield
+    finally:
+        undo()
+
+
+class _Settings:
+    """TF32 switched off for as long as at least one block needs it."""
+
+    def __init__(self):
+        self.lock, self.blocks, self.undo = threading.Lock(), 0, []
+
+    def put_aside(self) -> None:
+        with self.lock:
+            if not self.blocks:
+                self.undo = [_set_products("highest"), _set_convolutions_exact()]
+            self.blocks += 1
+
+    def restore(self) -> None:
+        with self.lock:
+            self.blocks -= 1
+            if not self.blocks:
+                for undo in self.undo:
+                    undo()
+
+
+_settings = _Settings()
+
+# torch ≥ 2.9 keeps these settings twice, for each back end as `fp32_precision` ("none" follows a more general one) and
+# under older names, which set both.  Where a caller has set the former, reading an older name raises RuntimeError.
+
+
+def _set_products(precision: str) -> Callable[[], None]:
+    """Set the precision of float32 matrix products; returns what undoes it."""
+    parts = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    undo = _remembered(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, parts)
+    torch.set_float32_matmul_precision(precision)
+    return undo
+
+
+def _set_convolutions_exact() -> Callable[[], None]:
+    """Forbid TF32 in cuDNN's convolutions; returns what undoes it."""
+    cudnn = torch.backends.cudnn
+    allow = partial(setattr, cudnn, "allow_tf32")
+    undo = _remembered(lambda: cudnn.allow_tf32, allow, (cudnn.conv, cudnn.rnn))
+    allow(False)
+    cudnn.conv.fp32_precision = "ieee"
+    return undo
+
+
+def _remembered(read: Callable, write: Callable, parts: tuple) -> Callable[[], None]:
+    """A function that brings back what the older name tells, if it does, and what the back ends' own names tell."""
+    try:
+        older = [read()]
+    except RuntimeError:
+        older = []
+    values = [part.fp32_precision for part in parts]
+
+    def restore() -> None:
+        for value in older:
+            write(value)
+        for part, value in zip(parts, values, strict=True):
+            part.fp32_precision = value
+
+    return restore
+
+
+def as_tensor(value) -> Tensor:
+    """`value` as a tensor that shares its memory where its maker allows: torch, NumPy, CuPy and others by DLPack.
+
+    Device arrays come by DLPack, which makes torch's stream wait for the one that computes them;
+    `__cuda_array_interface__`, by which torch takes those that have nothing else, does not.
+    """
+    if isinstance(value, Tensor):
+        return value
+    device_array = hasattr(value, "__cuda_array_interface__")
+    if hasattr(value, "__dlpack__") and (device_array or not hasattr(value, "__array__")):
+        return torch.from_dlpack(value)
+    return torch.as_tensor(value)

@@ -1,0 +1,393 @@
+"""Everything on a device that is not the host: nothing here has a GPU, so one is pretended (tests/pretend_cuda.py).
+
+What a route computes must be what it computes on the CPU, and no tensor may meet one of another device on the way.
+"""
+
+import contextlib
+
+import numpy as np
+import pretend_cuda
+import pytest
+import torch
+import torch.nn.functional as F
+from pretend_cuda import CPU, pretended
+
+import fastfid
+from fastfid import FeatureMoments, SwapEngine, devices, frechet_distance, kid, mmd, prdc
+from fastfid.devices import as_tensor, float32_products, full_float32
+from fastfid.extractors import build_extractor, outputs_of
+from fastfid.frechet import prepare
+from fastfid.moments import FeatureWindow, reducing_device
+from fastfid.neighbours import precision_recall
+from fastfid.sqrtm import METHODS, trace_sqrt_product
+from fastfid.swap import RealFactor, swap_change_ref
+from sit_rl import checkpoint, sample, train
+from sit_rl.estimators import build_estimator
+from sit_rl.evaluate import evaluate_model
+from sit_rl.images import load_embedded
+from sit_rl.rollout import generate
+from sit_rl.runlog import Clock
+from sit_rl.setting import build_setting
+from sit_rl.state import start
+from sit_rl.training_loop import train_step
+
+GENERATOR = torch.Generator().manual_seed(0)
+REAL = torch.randn(300, 12, generator=GENERATOR)
+REFERENCE = 1.1 * torch.randn(120, 12, generator=GENERATOR) + 0.1
+REMOVED = torch.stack([torch.randperm(120, generator=GENERATOR)[:5] for _ in range(4)])
+ADDED = torch.randn(4, 5, 12, generator=GENERATOR)
+
+
+# --- the pretence itself -----------------------------------------------------------------------------------------
+
+
+def test_the_pretence_refuses_what_a_gpu_refuses():
+    with pretended() as cuda:
+        x, host = torch.randn(8, 3).to(cuda), torch.ones(3)
+        rows = torch.tensor([0, 1])
+        for refused in (lambda: x + host, lambda: torch.cat([x, host[None]]), lambda: host[rows.to(cuda)],
+                        lambda: x.index_put_((rows,), torch.ones(2, 3)),
+                        lambda: torch.randn(3, device=cuda, generator=torch.Generator())):  # fmt: skip
+            with pytest.raises(RuntimeError, match=r"one device|generator"):
+                refused()
+        for refused in (x.numpy, lambda: np.asarray(x)):
+            with pytest.raises(TypeError, match="convert cuda"):
+                refused()
+
+
+def test_the_pretence_allows_what_a_gpu_allows():
+    with pretended() as cuda:
+        x = torch.randn(8, 3).to(cuda)
+        x[:2] = torch.ones(2, 3)  # a copy
+        kept = [x + 1, x * torch.tensor(2.0), x[torch.tensor([0, 1])], x.double(), x.new_zeros(3), torch.zeros_like(x)]
+        kept += [torch.zeros(3, device=cuda), torch.as_tensor(np.ones(3), device="cuda"), x.detach().to(torch.float64)]
+        assert {y.device for y in kept} == {cuda}
+        assert {y.device for y in (x.cpu(), x.to("cpu", torch.float64), torch.zeros(3))} == {CPU}
+        layer = torch.nn.Linear(3, 2).to(cuda)
+        F.mse_loss(layer(x), x.new_ones(8, 2)).backward()
+        assert layer.weight.device == layer.weight.grad.device == cuda and x.cpu().numpy().shape == (8, 3)
+
+
+# --- fastfid -----------------------------------------------------------------------------------------------------
+
+
+def engine_on(device, **options):
+    moments = FeatureMoments.from_features(REAL.to(device))
+    return SwapEngine(moments, REFERENCE.to(device), backend="torch", **options)
+
+
+def gradient(device):
+    added = ADDED.clone().to(device).requires_grad_()
+    engine_on(device).score(REMOVED.to(device), added).sum().backward()
+    return added.grad
+
+
+def replaced(device):
+    engine = engine_on(device).replace(REMOVED[0].to(device), ADDED[0].to(device))
+    engine.replace(REMOVED[1].to(device), ADDED[1, :2].to(device))
+    return engine.score(REMOVED[2:].to(device), ADDED[2:].to(device))
+
+
+def kept_factor(device, folder):
+    moments = FeatureMoments.from_features(REAL.to(device))
+    RealFactor.kept(moments, folder / f"{device.type}.npz")
+    return RealFactor.kept(moments, folder / f"{device.type}.npz").root
+
+
+def windowed(device):
+    window, other = (FeatureWindow(40, 12, device=device) for _ in range(2))
+    for part in REAL.split(33):  # rows of the host
+        window.add(part)
+    other.load_state_dict(window.state_dict())
+    assert window.drift() < 1e-12
+    return torch.stack([window.moments.cov, other.moments.cov])
+
+
+def streamed(device):
+    moments = FeatureMoments.empty(12, device=device)
+    for part in REAL.split(37):
+        moments.update(part)
+    other = FeatureMoments.from_features(REFERENCE.to(device))
+    return moments.evict(REAL[:20]).copy().merge(other).all_reduce().cov
+
+
+def distance_gradient(device):
+    rows = REFERENCE.clone().to(device).requires_grad_()
+    frechet_distance(FeatureMoments.from_features(REAL.to(device)), FeatureMoments.from_features(rows)).backward()
+    return rows.grad
+
+
+def sides(device):
+    return REAL.to(device), REFERENCE.to(device)
+
+
+def moments_of(device):
+    return [FeatureMoments.from_features(rows) for rows in sides(device)]
+
+
+ENGINE = {
+    **{
+        method: lambda d, _, m=method: engine_on(d, method=m).score(REMOVED.to(d), ADDED.to(d))
+        for method in ("logdet", "eigh", "newton_schulz", "polar_express")
+    },
+    "float64": lambda d, _: engine_on(d, dtype=torch.float64).score(REMOVED.to(d), ADDED.to(d)),
+    "chunks": lambda d, _: engine_on(d, workspace=1).change(REMOVED.to(d), ADDED.to(d)),
+    "single images": lambda d, _: engine_on(d).change_each(REMOVED.to(d), ADDED.to(d)),
+    "unequal": lambda d, _: engine_on(d).change(REMOVED.to(d), ADDED[:, :2].to(d)),
+    "none": lambda d, _: engine_on(d).change(REMOVED[:0].to(d), ADDED[:0].to(d)),
+    "leave one out": lambda d, _: engine_on(d).leave_one_out(),
+    "influence": lambda d, _: engine_on(d).influence(ADDED.flatten(0, 1).to(d)),
+    "gradient": lambda d, _: gradient(d),
+    "replace": lambda d, _: replaced(d),
+    "kept factor": kept_factor,
+    "reference": lambda d, _: swap_change_ref(engine_on(d), REMOVED.to(d), ADDED.to(d)),
+}
+METRICS = {
+    "window": lambda d, _: windowed(d),
+    "stream": lambda d, _: streamed(d),
+    "distance": lambda d, _: frechet_distance(*moments_of(d)),
+    "prepared": lambda d, _: frechet_distance(prepare(moments_of(d)[0]), moments_of(d)[1]),
+    "low rank": lambda d, _: frechet_distance(moments_of(d)[0], FeatureMoments.from_features(REFERENCE[:8].to(d))),
+    "distance's gradient": lambda d, _: distance_gradient(d),
+    "kid": lambda d, _: kid(*sides(d), subsets=5, subset_size=50).mean,
+    "kid of the whole": lambda d, _: kid(*sides(d), subsets=100, subset_size=50).mean,
+    "mmd": lambda d, _: mmd(*sides(d)).value,
+    "polynomial mmd": lambda d, _: mmd(*sides(d), kernel="polynomial").value,
+    "prdc": lambda d, _: list(prdc(*sides(d), 3).values()),
+    "prdc of ties": lambda d, _: list(prdc(*(x.round() for x in sides(d)), 3).values()),
+    "precision, recall": lambda d, _: list(precision_recall(*sides(d)).values()),
+    "ADM's": lambda d, _: list(precision_recall(*sides(d), distances="adm").values()),
+    **{
+        f"root by {method}": lambda d, _, m=method: trace_sqrt_product(*(x.cov for x in moments_of(d)), m)
+        for method in METHODS
+    },
+}
+
+
+@pytest.mark.parametrize("route", [*ENGINE, *METRICS])
+def test_the_same_on_both_devices(route, tmp_path):
+    compute = (ENGINE | METRICS)[route]
+    expected = compute(CPU, tmp_path)
+    with pretended() as cuda:
+        found = compute(cuda, tmp_path)
+        if isinstance(found, torch.Tensor):
+            assert found.device == cuda
+            found = found.detach().cpu()
+    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("argument", ["removed", "added", "reference"])
+def test_tensors_of_two_devices_are_an_error_that_names_them(argument):
+    with pretended() as cuda:
+        engine, given = engine_on(cuda), {"removed": REMOVED.to(cuda), "added": ADDED.to(cuda)}
+        if argument == "reference":
+            factor = RealFactor(FeatureMoments.from_features(REAL))
+            call = lambda: SwapEngine(factor, REFERENCE.to(cuda))  # noqa: E731
+        else:
+            call = lambda: engine.score(**given | {argument: given[argument].cpu()})  # noqa: E731
+        with pytest.raises(ValueError, match=r"cpu.* cuda:0|cuda:0.* cpu"):
+            call()
+
+
+def test_moments_of_two_devices_are_an_error_with_a_remedy():
+    with pretended() as cuda:
+        here, there = FeatureMoments.from_features(REAL), FeatureMoments.from_features(REFERENCE.to(cuda))
+        with pytest.raises(ValueError, match=r"cpu and cuda:0; move one side with \.to"):
+            frechet_distance(here, there)
+        assert here.to("cpu") is here and here.to(cuda).cov.device == cuda
+        distance = frechet_distance(here.to(cuda), there)
+    assert distance == pytest.approx(frechet_distance(*moments_of(CPU)), rel=1e-12)
+
+
+def test_extractors_work_where_they_were_put():
+    images = torch.randint(256, (6, 3, 20, 20), dtype=torch.uint8, generator=GENERATOR)
+    for name in ("fashion-a", "fashion-b"):
+        expected = fastfid.feature_extractor(name)(images)
+        with pretended() as cuda:
+            for build in (fastfid.feature_extractor, build_extractor):
+                net = build(name, device="cuda")
+                found, none = net(images), net(images[:0])
+                assert found.device == none.device == cuda
+                torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(outputs_of(net, images)["features"], found.cpu())
+
+
+@pytest.mark.parametrize("kind", ["features", "moments"])
+def test_evaluate_takes_what_lies_on_a_gpu(kind):
+    """A statistics file, or features that were extracted, are in host memory."""
+    expected = fastfid.evaluate(REFERENCE, REAL, metrics=["fd"])["fd"].value
+    with pretended() as cuda:
+        samples = REFERENCE.to(cuda) if kind == "features" else FeatureMoments.from_features(REFERENCE.to(cuda))
+        assert fastfid.evaluate(samples, REAL, metrics=["fd"])["fd"].value == pytest.approx(expected, rel=1e-12)
+
+
+# --- float32 is float32 ------------------------------------------------------------------------------------------
+
+BY_BACK_END = "torch.backends.cuda.matmul.fp32_precision = 'tf32'"  # after which torch refuses its older question
+
+
+@pytest.fixture
+def settings():
+    """torch's settings of float32, brought back after the test."""
+    backends = torch.backends
+    parts = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+
+    def told():
+        return [part.fp32_precision for part in parts]
+
+    before = told()
+    yield told
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = True
+    for part, value in zip(parts, before, strict=True):
+        part.fp32_precision = value
+
+
+@pytest.mark.parametrize("how", ["torch.set_float32_matmul_precision('high')", BY_BACK_END,
+                                 "torch.backends.cudnn.conv.fp32_precision = 'tf32'"])  # fmt: skip
+def test_tf32_is_put_aside_and_restored(settings, how):
+    exec(how)
+    chosen = settings()
+    with full_float32(CPU), full_float32(torch.device("cuda")):
+        assert settings()[:3] == ["ieee"] * 3
+    assert settings() == chosen
+    with contextlib.suppress(ZeroDivisionError), float32_products("high"):
+        assert settings()[0] == "tf32"
+        raise ZeroDivisionError
+    assert settings() == chosen
+
+
+def test_threads_that_overlap_restore_once(settings):
+    torch.set_float32_matmul_precision("medium")
+    chosen = settings()
+    first, second = full_float32(CPU), full_float32(CPU)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert settings()[0] == "ieee"
+    second.__exit__(None, None, None)
+    assert settings() == chosen and devices._settings.blocks == 0
+
+
+def test_tf32_chosen_by_back_end_is_no_error(settings):
+    expected = engine_on(CPU).score(REMOVED, ADDED), prdc(REAL, REFERENCE)
+    exec(BY_BACK_END)
+    with pytest.raises(RuntimeError):
+        torch.get_float32_matmul_precision()
+    torch.testing.assert_close(engine_on(CPU).score(REMOVED, ADDED), expected[0], rtol=0, atol=0)
+    assert prdc(REAL, REFERENCE) == expected[1]
+    assert float(trace_sqrt_product(torch.eye(3), torch.eye(3), "polar_express")) == pytest.approx(3, rel=1e-6)
+
+
+def test_an_extractor_ignores_the_callers_autocast():
+    net, images = fastfid.feature_extractor("fashion-a"), torch.full((2, 1, 28, 28), 7, dtype=torch.uint8)
+    expected = net(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(net(images), expected, rtol=0, atol=0)
+
+
+# --- arrays of other libraries -----------------------------------------------------------------------------------
+
+
+class Lent:
+    """An array of another library, which lends its memory by DLPack; NumPy's protocol would copy, as CuPy's raises."""
+
+    __cuda_array_interface__ = None
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, **options):
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.tensor.__dlpack_device__()
+
+    def __array__(self, *_):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed")
+
+
+def test_arrays_are_taken_without_a_copy():
+    x, array = torch.ones(3, 2), np.ones((3, 2))
+    array.setflags(write=False)
+    assert as_tensor(x) is x and as_tensor(Lent(x)).data_ptr() == x.data_ptr()
+    with pytest.warns(UserWarning, match="not writable"):
+        assert as_tensor(array).data_ptr() == array.ctypes.data
+    moments = FeatureMoments.from_features(Lent(REAL))
+    assert torch.equal(moments.cov, FeatureMoments.from_features(REAL).cov)
+    scores = SwapEngine(moments, Lent(REFERENCE)).score(Lent(REMOVED), Lent(ADDED))
+    torch.testing.assert_close(scores, SwapEngine(moments, REFERENCE).score(REMOVED, ADDED), rtol=0, atol=0)
+
+
+# --- ranks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config, expected", [("cpu:gloo,cuda:gloo", CPU), ("cpu:gloo,cuda:nccl", CPU),
+                                              ("cuda:nccl", pretend_cuda.CUDA)])  # fmt: skip
+def test_all_ranks_reduce_on_one_kind_of_device(monkeypatch, config, expected):
+    """Also a rank that has no rows, and so no device: in a group of both kinds it would wait for the others in gloo."""
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: config)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for own in (CPU, pretend_cuda.CUDA):
+        assert reducing_device(own, None) == expected
+
+
+# --- sit_rl ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def statistics(tmp_path):
+    """Files of real and held-out moments, as ImageNet's come."""
+    net, paths = fastfid.feature_extractor("fashion-a"), []
+    for split in ("train", "heldout"):
+        paths.append(tmp_path / f"{split}.npz")
+        FeatureMoments.from_features(net(load_embedded(split).images[:200])).save(paths[-1])
+    return "--real", paths[0], "--heldout", paths[1]
+
+
+def trained(device, arguments):
+    """Records of a step, of another after a save and a load, and the metrics of the averaged weights."""
+    config = train.parse([*arguments, "--compile", "off"])
+    setting = build_setting(config, device, progress=False)
+    estimator, state = build_estimator(config, setting), start(config, setting, None, None, Clock())
+    first = train_step(config, setting, state, estimator)
+    state.save()
+    state.writer.wait()
+    path = checkpoint.latest(config.run_folder / "checkpoints")
+    state = start(config, setting, path, checkpoint.load_values(path), Clock())
+    second = train_step(config, setting, state, estimator)
+    return first, second, evaluate_model(config, setting, state.learner.averaged(), config.evaluate_sde, 20, 5)
+
+
+@pytest.mark.parametrize("estimator", ["advantage_matching", "sde_policy_gradient"])
+def test_a_training(command, statistics, tmp_path, estimator):
+    flags = [*statistics, "--reference", "rolling"]
+    if estimator == "sde_policy_gradient":
+        flags = ["--micro-batch", "5", "--credit", "influence", "--activation-checkpointing"]
+    flags += ["--estimator", estimator]
+    *expected, evaluated = trained(CPU, command(tmp_path / "host", *flags))
+    with pretended() as cuda:
+        *found, judged = trained(cuda, command(tmp_path / "device", *flags))
+    # another route of the engine rounds otherwise, and AdamW's first steps take a gradient's sign
+    for a, b, rel in zip(found, expected, (1e-2, 5e-2), strict=True):
+        for key in ("reference_fd", "image_reward_std", "loss", "gradient_norm"):
+            assert a[key] == pytest.approx(b[key], rel=rel), key
+    assert judged.metrics["fd"] == pytest.approx(evaluated.metrics["fd"], rel=5e-2)
+
+
+def test_a_rank_without_samples_has_them_on_its_device(command, tmp_path, monkeypatch):
+    """Else it would send what it has not by another back end than the others receive by, and all would wait."""
+    monkeypatch.setattr("sit_rl.rollout.owned", lambda count, batch: range(0))
+    with pretended() as cuda:
+        config = train.parse([*command(tmp_path / "run"), "--compile", "off"])
+        setting = build_setting(config, cuda, progress=False)
+        made = generate(setting, setting.model, torch.arange(10), config.rollout, seed=0, step=0, batch=5)
+        assert {x.device for x in (made.samples, made.images, made.features, made.labels)} == {cuda}
+
+
+def test_sampling(tmp_path, settings):
+    for device in (CPU, pretend_cuda.CUDA):
+        with pretended() if device != CPU else contextlib.nullcontext():
+            config = sample.SampleConfig(images=4, batch=2, steps=2, compile="off", out=tmp_path / f"{device.type}.npz")
+            sample.run(config, device)
+    found, expected = (np.load(tmp_path / f"{kind}.npz")["arr_0"].astype(int) for kind in ("cuda", "cpu"))
+    assert np.abs(found - expected).max() <= 1 and settings()[2] == "none"  # convolutions without TF32
