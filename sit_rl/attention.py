@@ -98,6 +98,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: str = 
 
     `backend` is what `choose` returned.
     """
+    if not len(q):  # of a rank without samples: kernels refuse an empty batch
+        backend = "math"
     if backend in FLASH and q.dtype in HALF:
         return _flash(_flash_function(backend), q, k, v)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [n, heads, tokens, head_dim]
@@ -176,8 +178,9 @@ def _trial(function: Callable, head_dim: int, dtype: torch.dtype, where: str) ->
     try:
         for run, kind in ((lambda *x: attention(*x, "math"), torch.float32), (lambda *x: _flash(function, *x), dtype)):
             q, k, v = inputs = [x.to(dtype).to(kind).requires_grad_() for x in given]
-            out = run(q, k, v)
-            gradients = torch.autograd.grad(out.float().square().sum() / 2, inputs)
+            with torch.enable_grad():
+                out = run(q, k, v)
+                gradients = torch.autograd.grad(out.float().square().sum() / 2, inputs)
             results.append([x.detach().float() for x in (out, *gradients)])
     except Exception as error:
         return f"fails for {head_dim} channels a head ({' '.join(str(error).split())[:100]})"

@@ -11,13 +11,11 @@ import statistics
 from pathlib import Path
 
 from sit_rl.config import MACHINE_FIELDS
-from sit_rl.report import relative_change
+from sit_rl.report import relative_change, sampler_kinds
 
-# Columns of relative change: heading, sampler, key in summary.json.
-CHANGES = (
-    ("FD, ODE", "ode", "fd"), ("FD, SDE", "sde", "fd"), ("2nd network, ODE", "ode", "fd_b"),
-    ("2nd network, SDE", "sde", "fd_b"), ("recall, ODE", "ode", "recall"), ("recall, SDE", "sde", "recall"),
-)  # fmt: skip
+# Columns of relative change: heading, key in summary.json; each under both samplers.
+CHANGES = (("FD", "fd"), ("2nd network", "fd_b"), ("recall", "recall"))
+SAMPLERS = ("ode", "sde")  # the noiseless and the noisy one in summary.json, DDIM and DDPM for a DiT
 # What may differ between runs that count as repetitions of one: the seed, and what no result depends on.
 REPETITION_FIELDS = ("seed", *MACHINE_FIELDS, "evaluate_every", "evaluate_every_images")
 
@@ -32,7 +30,11 @@ def load_summary(path: Path) -> dict:
 
 def changes(summary: dict) -> list[float | None]:
     """Relative change of every column, None where a metric was not computed."""
-    return [relative_change(*(summary[when][s].get(key) for when in ("before", "after"))) for _, s, key in CHANGES]
+    return [
+        relative_change(*(summary[when][sampler].get(key) for when in ("before", "after")))
+        for _, key in CHANGES
+        for sampler in SAMPLERS
+    ]
 
 
 def groups(summaries: list[dict]) -> list[list[dict]]:
@@ -46,7 +48,9 @@ def groups(summaries: list[dict]) -> list[list[dict]]:
 
 def compare(summaries: list[dict]) -> str:
     """Markdown: a row for each run with its FDs, and for repetitions a row of mean ± standard deviation."""
-    head = ["run", "images", "ODE FD", "SDE FD", *(f"Δ {name}" for name, *_ in CHANGES)]
+    kinds = [" or ".join(dict.fromkeys(pair)) for pair in zip(*map(sampler_kinds, summaries), strict=True)]
+    head = ["run", "images", *(f"{kind} FD" for kind in kinds)]
+    head += [f"Δ {name}, {kind}" for name, _ in CHANGES for kind in kinds]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for group in groups(summaries):
         rows += [_run_row(s) for s in group]
@@ -58,7 +62,7 @@ def compare(summaries: list[dict]) -> str:
 def _run_row(summary: dict) -> list[str]:
     config = summary["config"]
     name = f"{config['estimator']}, {config['reference']}, {config['credit']}, seed {config['seed']}"
-    fds = [f"{summary['before'][s]['fd']:.3f} → {summary['after'][s]['fd']:.3f}" for s in ("ode", "sde")]
+    fds = [f"{summary['before'][s]['fd']:.3f} → {summary['after'][s]['fd']:.3f}" for s in SAMPLERS]
     cells = ["–" if c is None else f"{c:+.1%}" for c in changes(summary)]
     return [name, f"{summary['images_generated']:,}", *fds, *cells]
 

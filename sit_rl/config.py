@@ -10,13 +10,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from sit_rl.files import write_text
-from sit_rl.samplers import SamplerConfig
+from sit_rl.samplers import SamplerConfig, noisy_steps
 
 Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]
 # Fields that say where and how to run; results depend on none beyond rounding. A resume may change them.
 MACHINE_FIELDS = (
     "out", "resume", "threads", "rollout_batch", "parallel", "micro_batch", "activation_checkpointing", "compile",
     "keep_checkpoints", "save_every", "grace", "dead_after", "stop_fd", "stop_drift", "stop_kl", "wandb", "dry_run",
+    "reward_device",
 )  # fmt: skip
 # What each estimator learns best with on the embedded default. A policy gradient makes a pass for every noisy sampler
 # step: four minibatches of the paper's kept quarter, so that the clip acts. Rejection takes its own samples for data,
@@ -99,11 +100,13 @@ class Config:
     rollout: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "adams", 10, power=1.5))
     """advantage_matching and rejection"""
     rollout_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "euler", 20))
-    """sde_policy_gradient"""
+    """sde_policy_gradient: sde euler, or for a DiT discrete ddpm, or ddim with eta above 0"""
     rollout_batch: int = 200
     """images sampled at once; fixes the grouping of samples, and so their last bits, whatever the number of ranks"""
     evaluate_ode: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "adams", 12, power=1.5))
+    """the noiseless sampler of every evaluation; for a DiT discrete ddim with eta 0"""
     evaluate_sde: SamplerConfig = field(default_factory=lambda: SamplerConfig("sde", "adams", 40, power=1.5))
+    """the noisy one; for a DiT discrete ddpm, or ddim with eta above 0"""
     evaluate_images: int = 5_000
     """images of the evaluations before and after"""
     evaluate_every: int = 8
@@ -113,7 +116,9 @@ class Config:
 
     # What to train and measure with; the embedded default needs none of these paths.
     checkpoint: Path | None = None
-    """SiT weights: .safetensors, or an official .pt (bare state dict or {model, ema, ...})"""
+    """SiT or DiT weights: .safetensors, or an official .pt (bare state dict or {model, ema, ...})"""
+    architecture: Literal["auto", "sit", "dit"] = "auto"
+    """what the weights are of; auto: what the file says of itself, else DiT for a name DiT-…, else SiT"""
     vae: Path | None = None
     """folder of a diffusers AutoencoderKL, for models of latents"""
     real: Path | None = None
@@ -123,7 +128,13 @@ class Config:
     embedded_images: int = 0
     """how many of the embedded real images to use of each split, evenly spaced; 0: all"""
     reward_features: str = "fashion-a"
+    """feature network of the reward: any that `fastfid eval --network` takes"""
     judge_features: str = "fashion-b"
+    """a second network, which only judges; none: no second one"""
+    weights: tuple[str, ...] = ()
+    """weights file of the feature network, such as Inception's, or NAME=PATH for several"""
+    reward_device: Literal["auto", "cpu"] = "auto"
+    """where the swap engine lives; auto: with the features; cpu: in host memory, prepared beside rollout and update"""
     attention: Literal["auto", "flash", "sdpa", "math"] = "auto"
 
     # How to run it
@@ -216,13 +227,16 @@ def check(c: Config) -> None:
         raise ValueError(f"--keep is {c.keep}; it must be 'all' or a fraction in (0, 1]")
     if c.lr <= 0:
         raise ValueError(f"--lr is {c.lr}; it must be positive")
-    if (c.rollout_sde.kind, c.rollout_sde.method) != ("sde", "euler"):
+    if not c.rollout_sde.has_density:
         raise ValueError(
-            "--rollout-sde must be kind sde, method euler: only its steps have the density a policy gradient needs"
+            f"--rollout-sde is {c.rollout_sde}, whose steps have not the density a policy gradient needs; choose kind "
+            "sde with method euler, or for a DiT kind discrete with method ddpm, or ddim with eta above 0"
         )
-    if c.evaluate_ode.kind != "ode" or c.evaluate_sde.kind != "sde":
+    if noisy_steps(c.evaluate_ode) or not noisy_steps(c.evaluate_sde):
         raise ValueError(
-            "--evaluate-ode.kind must be 'ode' and --evaluate-sde.kind 'sde': both columns of the table are reported"
+            f"--evaluate-ode is {c.evaluate_ode} and --evaluate-sde {c.evaluate_sde}; the first must draw no noise "
+            "(kind ode, or ddim with eta 0) and the second must (kind sde, ddpm, or ddim with eta above 0): both "
+            "columns of the table are reported"
         )
     if c.embedded_images and c.embedded_images < 200:
         raise ValueError(
@@ -232,6 +246,21 @@ def check(c: Config) -> None:
         raise ValueError(f"--evaluate-images is {c.evaluate_images}; a covariance needs at least 2")
 
 
+SIT_XL = Config(
+    preset="sit-xl-imagenet256", steps=450, estimator="sde_policy_gradient", credit="subset", normalise="batch",
+    reference="refresh", candidates=32, keep=0.25, fade=False, updates=4, minibatch=100,
+    lr=1e-5, lr_schedule="constant", warmup=0, rollout_batch=50,
+    rollout=SamplerConfig("ode", "heun", 25), rollout_sde=SamplerConfig("sde", "euler", 50),
+    evaluate_ode=SamplerConfig("ode", "dopri5", 250), evaluate_sde=SamplerConfig("sde", "euler", 250),
+    evaluate_images=50_000, evaluate_every=50, evaluate_every_images=5_000, ema=0.99,
+    reward_features="inception", judge_features="none", precision="bf16", micro_batch=16,
+)  # fmt: skip
+# The same with DiT's own chain: the paper's 50 steps train, the published DDPM of 250 and DDIM of as many evaluate.
+DIT_XL = replace(
+    SIT_XL, preset="dit-xl-imagenet256", architecture="dit",
+    rollout=SamplerConfig("discrete", "ddim", 50), rollout_sde=SamplerConfig("discrete", "ddpm", 50),
+    evaluate_ode=SamplerConfig("discrete", "ddim", 250), evaluate_sde=SamplerConfig("discrete", "ddpm", 250),
+)  # fmt: skip
 PRESETS = {
     "fashion": ("Fashion-MNIST with the embedded model, on a CPU (default)", Config()),
     "smoke": (
@@ -244,18 +273,8 @@ PRESETS = {
             evaluate_images=200, evaluate_every=1, evaluate_every_images=100,
         ),
     ),
-    "sit-xl-imagenet256": (
-        "the paper's settings; needs --checkpoint, --vae, --real and --heldout",
-        Config(
-            preset="sit-xl-imagenet256", steps=450, estimator="sde_policy_gradient", credit="subset", normalise="batch",
-            reference="refresh", candidates=32, keep=0.25, fade=False, updates=4, minibatch=100,
-            lr=1e-5, lr_schedule="constant", warmup=0, rollout_batch=50,
-            rollout=SamplerConfig("ode", "heun", 25), rollout_sde=SamplerConfig("sde", "euler", 50),
-            evaluate_ode=SamplerConfig("ode", "dopri5", 250), evaluate_sde=SamplerConfig("sde", "euler", 250),
-            evaluate_images=50_000, evaluate_every=50, evaluate_every_images=5_000, ema=0.99,
-            reward_features="inception", judge_features="none", precision="bf16", micro_batch=16,
-        ),
-    ),
+    "sit-xl-imagenet256": ("the paper's settings; needs --checkpoint, --vae, --real and --heldout", SIT_XL),
+    "dit-xl-imagenet256": ("the same for DiT-XL/2, by DDPM and DDIM", DIT_XL),
 }  # fmt: skip
 
 

@@ -34,6 +34,11 @@ def initialise(threads: int = 0) -> torch.device:
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", world))
     cuda = torch.cuda.is_available()
     if cuda:
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"rank {local} of this machine has no GPU, {torch.cuda.device_count()} are visible; start one process "
+                "for each GPU (torchrun --nproc-per-node), or hide them all (CUDA_VISIBLE_DEVICES=) to use the CPU"
+            )
         torch.cuda.set_device(local)
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
     torch.set_flush_denormal(True)  # gradients far below float32's range would otherwise slow a CPU ten times
@@ -185,8 +190,17 @@ def gather_owned(x: torch.Tensor, count: int, chunk: int, first: int | None = No
     for r, part in enumerate(parts):
         if r == rank():
             part.copy_(x[: sizes[r]])
-        dist.broadcast(part, src=r)
+        if sizes[r]:
+            dist.broadcast(part, src=r)
     return torch.cat(parts)
+
+
+def from_main(x: torch.Tensor) -> torch.Tensor:
+    """The main rank's `x`, on every rank: what decides how often they meet must not differ by a last bit."""
+    if world_size() > 1:
+        x = x.clone()
+        dist.broadcast(x, src=0)
+    return x
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:

@@ -22,6 +22,10 @@ import torch
 import tyro
 
 import fastfid
+from fastfid.distributed import agreement
+from fastfid.evaluate import checked_metrics
+from fastfid.features import FeatureExtractor
+from fastfid.materials import Settings, Side, gather, networks_of, open_side
 from fastfid.protocols import protocol_named
 from sit_rl import sample
 from sit_rl.distributed import is_main
@@ -30,7 +34,7 @@ from sit_rl.images import load_embedded
 from sit_rl.runlog import say
 from sit_rl.sample import Generator, Recipe, default_samplers, is_small, load_generator, make_samples, parse_sampler
 from sit_rl.samplers import SamplerConfig
-from sit_rl.setting import embedded
+from sit_rl.setting import embedded, weights_of
 
 SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
 # The value of --reference that stands for the package's own held-out images, and what is measured against them: as many
@@ -38,6 +42,7 @@ SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a ke
 EMBEDDED = Path("embedded")
 EMBEDDED_IMAGES, EMBEDDED_NETWORKS = 5_000, ("fashion-a", "fashion-b")
 EMBEDDED_METRICS = ("fd", "kid", "mmd", "precision", "recall", "density", "coverage")
+PROBE = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)  # a black image of ImageNet's size
 PAPER_IMAGES = 50_000  # of everybody's ImageNet rows
 NEEDS_REFERENCE = (
     "--reference is missing: pass real images or their statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz, or "
@@ -94,13 +99,18 @@ def run(config: EvaluateConfig, device: torch.device) -> None:
     if reference == EMBEDDED:
         heldout = load_embedded("heldout")
         reference = heldout.images, heldout.labels
+    settings = Settings(
+        weights=weights_of(config.weights), device=str(device), cache=config.cache, force=config.force, progress=True
+    )
+    networks = list(config.network) or None
+    if made is not None:
+        networks = load_networks(config, reference, settings)
     rows = {}
     for name, source, about in sources(config, made):
         say(f"measure     {name}")
         result = fastfid.evaluate(
-            source, reference, metrics=config.metrics or None, features=list(config.network) or None,
-            protocol=config.protocol, weights=weights_of(config), device=str(device), cache=config.cache,
-            force=config.force, progress=True,
+            source, reference, metrics=config.metrics or None, features=networks, protocol=config.protocol,
+            **vars(settings),
         )  # fmt: skip
         rows[name] = {"sampling": about} | json.loads(result.to_json())
         if is_main():  # after every row: hours lie between them
@@ -112,8 +122,8 @@ def run(config: EvaluateConfig, device: torch.device) -> None:
 def check(config: EvaluateConfig) -> None:
     """ValueError or FileNotFoundError, before any work, for what cannot be evaluated."""
     sample.check(config)
-    protocol_named(config.protocol)
-    weights_of(config)
+    checked_metrics(config.metrics or None, protocol_named(config.protocol))
+    weights_of(config.weights)
     if config.samples and config.checkpoint is not None:
         raise ValueError("--samples are measured as they are and --checkpoint would be sampled; pass one of them")
     if config.samples and config.reference is None:
@@ -143,14 +153,22 @@ def with_defaults(config: EvaluateConfig, made: Generator | None) -> EvaluateCon
     return replace(config, **filled)
 
 
-def weights_of(config: EvaluateConfig) -> str | dict[str, str] | None:
-    """--weights as fastfid takes it: one path, or {network: path}."""
-    pairs = [text.partition("=") for text in config.weights]
-    if len(pairs) == 1 and not pairs[0][1]:
-        return config.weights[0]
-    if not all(equals for _, equals, _ in pairs):
-        raise ValueError(f"--weights is {' '.join(config.weights)}; write NAME=PATH for each of several networks")
-    return {name: path for name, _, path in pairs} or None
+def load_networks(config: EvaluateConfig, reference: Path | tuple, settings: Settings) -> list[FeatureExtractor]:
+    """The feature networks, tried on one image, and the reference read through them: what can fail does so here.
+
+    Hours of sampling come next. The reference's features are kept for the rows, unless --no-cache.
+    """
+    chosen, metrics = protocol_named(config.protocol), config.metrics or None
+    spatial = "sfid" in checked_metrics(metrics, chosen)
+    with agreement():
+        side = open_side(reference, "reference", settings)
+        samples = Side("samples", "the samples", images=settings.open_images(PROBE))  # stands for those to come
+        networks = networks_of(list(config.network) or None, chosen, [samples, side], settings, spatial)
+        for network in networks:
+            network(PROBE)
+    if config.cache or side.images is None:
+        gather([side], networks, settings, [])
+    return networks
 
 
 def sources(config: EvaluateConfig, made: Generator | None) -> list[tuple[str, Path | tuple, dict | None]]:

@@ -30,6 +30,9 @@ from sit_rl.models.sit import SiT
 # Parameters above which `auto` shards: weights, gradients, two moments and one average are 20 bytes a parameter, 6 GB
 # here. S and B stay whole (33M, 131M), L and XL are sharded (458M, 675M).
 SHARD_ABOVE = 300_000_000
+# Compiled versions of a block that torch keeps before it gives up and runs it uncompiled, 8 by default.  All blocks
+# share them, and they differ by gradients or none, frozen or trained weights, and none, one, or more samples: 12.
+COMPILED_CASES = 32
 # The linear layers of a block that LoRA adapts: attention and MLP. Its modulation is left alone.
 LORA_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -152,6 +155,7 @@ def prepare(model: SiT, config: Config, device: torch.device) -> SiT:
         # forward and backward of 400 1.3 times faster compiled, and took 74 s to compile, more than a run's 96 updates
         # gain. On a GPU it is unmeasured.
         if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+            torch._dynamo.config.recompile_limit = max(COMPILED_CASES, torch._dynamo.config.recompile_limit)
             block.compile()
     if config.precision == "bf16":
         model.forward = types.MethodType(_autocast, model)

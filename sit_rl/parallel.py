@@ -29,7 +29,7 @@ def map_batches(work: Callable[[In], Out], batches: Sequence[In], device: torch.
         with torch.no_grad():
             yield from map(work, batches)
         return
-    pool = ThreadPoolExecutor(workers, initializer=_enter_worker, initargs=(threads // workers,))
+    pool = ThreadPoolExecutor(workers, initializer=enter_worker, initargs=(threads // workers,))
     try:
         yield from pool.map(_without_gradients(work), batches)
     finally:
@@ -84,7 +84,7 @@ class _Stream:
         return out
 
 
-def _enter_worker(threads: int) -> None:
+def enter_worker(threads: int) -> None:
     """Settings that belong to a thread: how many it may use, and no slow arithmetic far below float32's range."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

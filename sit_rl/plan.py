@@ -13,13 +13,14 @@ from sit_rl import attention
 from sit_rl.config import Config
 from sit_rl.distributed import world_size
 from sit_rl.learner import SHARD_ABOVE, prepare
-from sit_rl.models.loading import load_sit
+from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.parallel import map_batches
 from sit_rl.pretrain import FASHION_SIT
+from sit_rl.report import known
 from sit_rl.runlog import Clock
 from sit_rl.samplers import noisy_steps
-from sit_rl.setting import Setting
+from sit_rl.setting import Setting, check_predictions
 
 # Evaluations that an image of a minibatch costs: forward 1, backward 2, and the anchor's forward for matching.
 UPDATE_EVALUATIONS = {"advantage_matching": 4, "rejection": 3, "pretraining": 3}
@@ -27,7 +28,10 @@ UPDATE_EVALUATIONS = {"advantage_matching": 4, "rejection": 3, "pretraining": 3}
 # default model: measured at 0.4 ms an image for both embedded networks against 0.45 ms an evaluation.
 OVERHEAD_EVALUATIONS = 1
 # The generator of a preset whose weights need not be there for a dry run.
-PRESET_MODELS = {"sit-xl-imagenet256": SiTConfig.named("SiT-XL/2")}
+PRESET_MODELS = {
+    "sit-xl-imagenet256": ("SiT", SiTConfig.named("SiT-XL/2")),
+    "dit-xl-imagenet256": ("DiT", SiTConfig.named("DiT-XL/2")),
+}
 # Dense peak of one GPU, FLOP/s, by precision (NVIDIA's data sheets of the A100 SXM, H100 SXM and B200; float32 without
 # TF32, torch's default).
 PEAKS = {
@@ -56,11 +60,12 @@ def describe_plan(config: Config, setting: Setting) -> str:
     reward = f"−FD ({setting.reward_net.name}) of {c.reference_size} images with {c.replace} replaced"
     lines = {
         "outputs": c.run_folder,
-        "generator": f"SiT, {size:.2f}M parameters, samples {shape}, on {setting.device} × {world_size()}",
+        "generator": f"{type(setting.model).__name__}, {size:.2f}M parameters, samples {shape}, "
+        f"on {setting.device} × {world_size()}",
         "attention": attention.explain(*attention.case(c.attention, setting.model, c.precision, setting.device)),
-        "reward": f"{reward}, against {setting.real.moments.count} real; {c.reference} reference",
+        "reward": f"{reward}, against {known(setting.real.moments.count, 'real')}; {c.reference} reference",
         "step": f"{c.candidates} × {c.replace} images, credit per {c.credit}; {keep} train; {c.estimator}",
-        "judge": f"{c.evaluate_images} images against {setting.heldout.moments.count} held-out",
+        "judge": f"{c.evaluate_images} images against {known(setting.heldout.moments.count, 'held-out')}",
         "samplers": f"{c.evaluate_ode}; {c.evaluate_sde}",
         "predicted": f"about {sum(minutes.values()):.1f} minutes ({parts})",
     }
@@ -159,8 +164,7 @@ def dry_run(config: Config) -> str:
 
     FLOPs are counted operator by operator on tensors without memory; hours are computed from them and a GPU's peak.
     """
-    shape = load_sit(config.checkpoint).config if _exists(config.checkpoint) else None
-    shape = shape or PRESET_MODELS.get(config.preset, FASHION_SIT)
+    kind, shape = planned_model(config)
     flops = count_flops(shape)
     outside = DECODER_FLOPS + INCEPTION_FLOPS if shape.channels == 4 else 0.0
     whole = total_flops(config, flops, outside)
@@ -168,7 +172,7 @@ def dry_run(config: Config) -> str:
     c, sampler = config, config.rollout_sde if config.estimator == "sde_policy_gradient" else config.rollout
     lines = {
         "plan": f"{c.steps} steps of {c.estimator}; nothing is run, no weights are read",
-        "generator": f"SiT {shape.name}, {parameters / 1e6:.1f}M parameters, {flops / 1e9:.3g} GFLOP a velocity",
+        "generator": f"{kind} {shape.name}, {parameters / 1e6:.1f}M parameters, {flops / 1e9:.3g} GFLOP an evaluation",
         "step": f"{c.images_per_step} images rolled out ({sampler}), {c.updates} updates of {c.minibatch}",
         "reference": f"{c.reference_size} images, {c.reference}",
         "evaluation": f"2 × {c.evaluate_images} images before and after: {c.evaluate_ode}; {c.evaluate_sde}",
@@ -187,6 +191,15 @@ def dry_run(config: Config) -> str:
             + f" (computed: {c.precision} peak × {UTILISATION:.0%} utilisation, unmeasured)"
         )
     return _aligned(lines)
+
+
+def planned_model(config: Config) -> tuple[str, SiTConfig]:
+    """Kind and shape of the generator: the checkpoint's where it is there, else the preset's."""
+    if config.checkpoint is None or not config.checkpoint.is_file():
+        return PRESET_MODELS.get(config.preset, ("SiT", FASHION_SIT))
+    model = load_model(config.checkpoint, architecture=config.architecture)
+    check_predictions(config, model)
+    return type(model).__name__, model.config
 
 
 @cache
@@ -268,10 +281,6 @@ def _meta_model(shape: SiTConfig) -> SiT:
 def _meta_inputs(shape: SiTConfig, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.device("meta"):
         return torch.empty(n, *shape.image_shape), torch.empty(n), torch.empty(n, dtype=torch.long)
-
-
-def _exists(path) -> bool:
-    return path is not None and path.is_file()
 
 
 def _aligned(lines: dict[str, object]) -> str:

@@ -52,10 +52,20 @@ def table_rows(summary: dict) -> list[list[str]]:
     return rows
 
 
+def sampler_kinds(summary: dict) -> list[str]:
+    """What the two samplers are: ODE and SDE, or DDIM and DDPM."""
+    return [summary["protocol"]["samplers"][key].split()[0].rstrip(",") for key in ("ode", "sde")]
+
+
+def table_head(summary: dict) -> list[str]:
+    """Headings of the table's columns."""
+    return ["", *(text for kind in sampler_kinds(summary) for text in (f"{kind} before", "after", "change"))]
+
+
 def summary_table(summary: dict) -> str:
     """The paper's table as text, with the real-against-real floor under it."""
     protocol = summary["protocol"]
-    head = ["", "ODE before", "after", "change", "SDE before", "after", "change"]
+    head = table_head(summary)
     rows = [head, *table_rows(summary)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
@@ -65,9 +75,10 @@ def summary_table(summary: dict) -> str:
         for row in rows
     ]
     names = {key: net["name"] for key, net in protocol["networks"].items()}
+    held = known(protocol["heldout_images"], "held-out")
     lines.append(
         f"FD: {names['fd']}; second network: {names.get('fd_b', 'none')}; {protocol['generated_images']} images "
-        f"against {protocol['heldout_images']} held-out; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
+        f"against {held}; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
     )
     floor = "  ".join(f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None)
     lines.append(
@@ -75,6 +86,11 @@ def summary_table(summary: dict) -> str:
         f"{summary['seconds']['total']:.0f} s{_reward_share(summary['seconds'])}"
     )
     return "\n".join(lines)
+
+
+def known(count: int | None, kind: str) -> str:
+    """E.g. '5000 held-out'; a statistics file need not tell how many images it is of."""
+    return f"{kind} statistics of an unknown count" if count is None else f"{count} {kind}"
 
 
 def _reward_share(seconds: dict[str, float]) -> str:
@@ -89,7 +105,7 @@ def write_report(folder: Path) -> Path:
     records = read_metrics(folder)
     figures = {
         "Fréchet distance over training": draw_curve(summary, records),
-        "Samples from the same noise and labels": draw_samples(folder),
+        "Samples from the same noise and labels": draw_samples(folder, sampler_kinds(summary)),
         "Reward of the candidate subsets": draw_rewards(records),
         "Where the time went": draw_time(summary),
     }
@@ -112,7 +128,7 @@ def draw_curve(summary: dict, records: list[dict]) -> bytes:
         axes.plot(
             *zip(*reference, strict=True), color=GREY, lw=1.5, label="reference set against the reward's real images"
         )
-    for sampler, color in (("ode", BLUE), ("sde", ORANGE)):
+    for sampler, kind, color in zip(("ode", "sde"), sampler_kinds(summary), (BLUE, ORANGE), strict=True):
         ends = [summary[when][sampler]["fd"] for when in ("before", "after")]
         axes.plot(
             [0, steps],
@@ -129,7 +145,7 @@ def draw_curve(summary: dict, records: list[dict]) -> bytes:
                 "x--",
                 color=color,
                 lw=1,
-                label=f"{sampler.upper()}: {summary['config']['evaluate_every_images']} images (biased up)",
+                label=f"{kind}: {summary['config']['evaluate_every_images']} images (biased up)",
             )
     if summary["floor"]["fd"] is not None:
         axes.axhline(summary["floor"]["fd"], color="black", lw=0.8, ls=":", label="real against real")
@@ -139,7 +155,7 @@ def draw_curve(summary: dict, records: list[dict]) -> bytes:
     return _png(figure)
 
 
-def draw_samples(folder: Path) -> bytes | None:
+def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
     """Grids before and after, side by side, a row for each sampler."""
     names = [[f"{when}_{sampler}" for when in ("before", "after")] for sampler in ("ode", "sde")]
     paths = [[folder / "figures" / f"{name}.npy" for name in row] for row in names]
@@ -147,12 +163,12 @@ def draw_samples(folder: Path) -> bytes | None:
         return None
     plt = _pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(9, 9.4))
-    for row, samplers in enumerate(("ODE", "SDE")):
+    for row, kind in enumerate(kinds):
         for column, when in enumerate(("before", "after")):
             axes[row, column].imshow(
                 tile(np.load(paths[row][column]), GRID_COLUMNS), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
             )
-            axes[row, column].set_title(f"{samplers}, {when}", fontsize=10)
+            axes[row, column].set_title(f"{kind}, {when}", fontsize=10)
             axes[row, column].axis("off")
     return _png(figure)
 
@@ -218,7 +234,7 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%}pre{background:
 def _page(name: str, summary: dict, figures: dict[str, bytes | None]) -> str:
     """The whole HTML document; everything that came from outside is escaped."""
     cell = lambda tag, text: f"<{tag}>{html.escape(text)}</{tag}>"  # noqa: E731
-    head = "".join(cell("th", t) for t in ("", "ODE before", "after", "change", "SDE before", "after", "change"))
+    head = "".join(cell("th", t) for t in table_head(summary))
     body = "".join("<tr>" + "".join(cell("td", c) for c in row) + "</tr>" for row in table_rows(summary))
     notes = summary_table(summary).splitlines()[-2:]
     pictures = "".join(

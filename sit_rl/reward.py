@@ -9,7 +9,8 @@ Signs: a `change` below 0 is an improvement; a reward is minus a distance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +18,7 @@ from fastfid import SwapEngine
 from fastfid.swap import RealFactor
 from sit_rl.config import Config
 from sit_rl.noise import Stream, generator
+from sit_rl.parallel import enter_worker
 
 
 @dataclass
@@ -41,17 +43,35 @@ class Scores:
 
 
 class SwapReward:
-    """Holds the reference set and scores candidates against the real moments."""
+    """Holds the reference set and scores candidates against the real moments.
+
+    The engine lives with the features, or under --reward-device cpu in host memory. There a new reference's
+    eigendecomposition, the one part that waits for nothing but features, runs in a thread: beside the update where the
+    reference rolls, beside the rollout where it was refreshed. Scoring follows the last feature and precedes the first
+    advantage, so that part overlaps with nothing.
+    """
 
     def __init__(self, config: Config, real, reference: ReferenceSet):
         self.config = config
-        self.real = RealFactor(real)
+        self.device = torch.device("cpu") if config.reward_device == "cpu" else reference.features.device
+        self.real = RealFactor(real, self.device)
+        self._thread = None
+        if config.reward_device == "cpu":
+            self._thread = ThreadPoolExecutor(1, "reward", enter_worker, (torch.get_num_threads(),))
         self.renew(reference)
 
     def renew(self, reference: ReferenceSet) -> None:
-        """Take a new reference set: one symmetric eigendecomposition."""
-        self.reference = reference
-        self.engine = SwapEngine(self.real, reference.features)
+        """Take a new reference set: one symmetric eigendecomposition, begun at least."""
+        self.reference = replace(reference, features=reference.features.to(self.device))
+        arguments = self.real, self.reference.features
+        self._engine = SwapEngine(*arguments) if self._thread is None else self._thread.submit(SwapEngine, *arguments)
+
+    @property
+    def engine(self) -> SwapEngine:
+        """The engine of the present reference set, once it is ready."""
+        if isinstance(self._engine, Future):
+            self._engine = self._engine.result()
+        return self._engine
 
     @property
     def distance(self) -> float:
@@ -73,7 +93,11 @@ class SwapReward:
         )
 
     def score(self, removed: torch.Tensor, features: torch.Tensor) -> Scores:
-        """Rewards of candidates: removed int64 [B, m], features [B, m, d] of the images that replace them."""
+        """Rewards of candidates: removed int64 [B, m], features [B, m, d] of the images that replace them.
+
+        Results are on the engine's device.
+        """
+        removed, features = removed.to(self.device), features.to(self.device)
         subset = -self.engine.score(removed, features)
         return Scores(subset, self._credit(removed, features, subset).flatten())
 
@@ -98,6 +122,6 @@ class SwapReward:
     def roll(self, removed: torch.Tensor, features: torch.Tensor) -> None:
         """Carry out every swap of a rolling step: features [B, m, d] take the places of the rows [B, m]."""
         kept = self.reference.features.clone()
-        kept[removed.flatten()] = features.flatten(0, 1).to(kept.dtype)
+        kept[removed.flatten()] = features.flatten(0, 1).to(kept)
         oldest = (self.reference.oldest + removed.numel()) % len(kept)
         self.renew(ReferenceSet(kept, self.reference.labels, oldest))

@@ -27,7 +27,7 @@ class Rollout:
     samples   float32 [n, C, H, W], before decoding
     images    uint8 [n, c, h, w]
     features  float32 [n, d] of the reward's network
-    states    float32 [n, steps + 1, C, H, W], the SDE's path, where it was asked for
+    states    float32 [n, steps + 1, C, H, W], the random path, where it was asked for
     log_prob  float32 [n, steps − 1] of the path's noisy steps under the model that made it
     """
 
@@ -104,10 +104,10 @@ def _join(indices: range, parts: list[Rollout], setting: Setting) -> Rollout:
         samples = torch.empty((0, *setting.sample_shape), device=setting.device)
         return Rollout(
             indices,
-            torch.empty(0, dtype=torch.long),
+            torch.empty(0, dtype=torch.long, device=setting.device),
             samples,
             setting.decode(samples),
-            torch.empty((0, setting.reward_net.dim)),
+            torch.empty((0, setting.reward_net.dim), device=setting.device),
         )
 
     def cat(name: str) -> torch.Tensor | None:

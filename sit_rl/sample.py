@@ -72,7 +72,7 @@ class Recipe:
     checkpoint: Path | None = None
     """weights (.safetensors, .pt) or a run folder, of which the averaged weights; default: the embedded model"""
     architecture: Literal["auto", "sit", "dit"] = "auto"
-    """what the weights are of; DiT's files do not tell, so name it"""
+    """what the weights are of; auto: what the file says of itself, else DiT for a name DiT-…, else SiT"""
     vae: Path | None = None
     """folder of a diffusers AutoencoderKL, for models of latents"""
     images: int = 100
@@ -141,8 +141,12 @@ def command_line(parse: Callable[[], T], run: Callable[[T, torch.device], None])
             run(config, device)
     except OtherRankFailed:
         raise SystemExit(2) from None
-    except (ValueError, ModuleNotFoundError, FloatingPointError, OSError) as error:
-        on_every_rank = isinstance(error, (ValueError, ModuleNotFoundError, FileNotFoundError))
+    except torch.OutOfMemoryError as error:
+        reason = " ".join(str(error).split())[:160]
+        print(f"error: out of GPU memory: lower --batch, with another --out ({reason})", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except (ValueError, ImportError, FloatingPointError, OSError) as error:
+        on_every_rank = isinstance(error, (ValueError, ImportError, FileNotFoundError))
         if os.environ.get("RANK", "0") == "0" or not on_every_rank:
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
@@ -264,8 +268,8 @@ def load_generator(config: Recipe, device: torch.device) -> Generator:
     model.set_attention(attention.choose(*attention.case(config.attention, model, config.precision, device)))
     as_trained = replace(SMALL, precision="bf16" if config.precision == "bf16" else "float32", compile=config.compile)
     prepare(model, as_trained, device)
-    if config.precision == "tf32" and device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if device.type == "cuda":  # torch's default is TF32 in the autoencoder's convolutions alone
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     decode = to_uint8 if vae is None else load_decoder(vae, device)
     about["vae"] = None if vae is None else {"folder": vae.resolve().name, "sha256": content_hash(vae)}
     blank = torch.zeros((1, *model.config.image_shape), device=device)
@@ -298,7 +302,7 @@ def _averaged_weights(run_folder: Path, trained: Config) -> tuple[SiT, str]:
     saved = checkpoint.latest(run_folder / "checkpoints")
     if saved is None:
         raise FileNotFoundError(f"--checkpoint {run_folder} holds no weights yet; wait for the run's first checkpoint")
-    model = load_model(trained.checkpoint or EMBEDDED)
+    model = load_model(trained.checkpoint or EMBEDDED, architecture=trained.architecture)
     if trained.lora:
         add_lora(model, trained.lora, trained.seed)
     model.load_state_dict(checkpoint.load_part(saved, "ema"))

@@ -154,6 +154,8 @@ class SamplerConfig:
             parts.append(f"{self.steps} steps")
         if self.kind == "sde" and self.diffusion != "sigma":
             parts.append(self.diffusion)
+        if self.eta:
+            parts.append(f"η {self.eta:g}")
         if self.kind == "sde" and self.window:
             parts.append(f"window {self.window_start}–{self.window_start + self.window - 1}")
         if self.guidance != 1:

@@ -12,17 +12,19 @@ from tqdm import tqdm
 
 from fastfid import FeatureExtractor, FeatureMoments, feature_extractor
 from fastfid.images import open_images
+from fastfid.materials import identity
+from fastfid.statistics import Statistics, mismatch
 from sit_rl import attention
 from sit_rl.config import Config
 from sit_rl.images import ASSETS, ImageSet, load_embedded, to_uint8
 from sit_rl.learner import prepare
 from sit_rl.models.autoencoder import load_decoder
-from sit_rl.models.loading import load_sit
+from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT
 from sit_rl.parallel import map_batches
 
 # Paths that a preset without embedded assets cannot do without.
-NEEDED_PATHS = {"sit-xl-imagenet256": ("checkpoint", "vae", "real", "heldout")}
+NEEDED_PATHS = dict.fromkeys(("sit-xl-imagenet256", "dit-xl-imagenet256"), ("checkpoint", "vae", "real", "heldout"))
 FEATURE_BATCH = 250  # images; large enough for the CPU's convolutions, small enough for their workspace
 
 
@@ -38,7 +40,7 @@ class RealSide:
 class Setting:
     """Everything that a run reads and never changes."""
 
-    model: SiT  # the base generator, on the device
+    model: SiT  # the base generator, SiT or DiT, on the device
     decode: Callable[[torch.Tensor], torch.Tensor]  # samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
     reward_net: FeatureExtractor
     judge_net: FeatureExtractor | None  # a second network, which no reward sees
@@ -63,12 +65,14 @@ class Setting:
 def build_setting(config: Config, device: torch.device, progress: bool = True) -> Setting:
     """Load and check everything a run needs; errors come here, before any work."""
     check_paths(config)
-    model = load_sit(config.checkpoint or ASSETS / "base.safetensors").to(device).requires_grad_(False)
+    model = load_model(config.checkpoint or ASSETS / "base.safetensors", architecture=config.architecture)
+    check_predictions(config, model)
+    model = model.to(device).requires_grad_(False)
     model.set_attention(attention.choose(*attention.case(config.attention, model, config.precision, device)))
     prepare(model, config, device)
     check_classes(config, model)
-    reward_net = feature_extractor(config.reward_features, device=device)
-    judge_net = None if config.judge_features == "none" else feature_extractor(config.judge_features, device=device)
+    decode = to_uint8 if config.vae is None else load_decoder(config.vae, device)
+    reward_net, judge_net = load_networks(config, device)
     train = embedded("train", config.embedded_images) if config.real is None else None
     sides = {}
     for split, path in (("real", config.real), ("heldout", config.heldout)):
@@ -76,8 +80,31 @@ def build_setting(config: Config, device: torch.device, progress: bool = True) -
         source = embedded(name, config.embedded_images).images if path is None else path
         for key, net in ((split, reward_net), (f"{split}_b", judge_net)):
             sides[key] = None if net is None else see(source, net, f"{split} images → {net.name}", progress)
-    decode = to_uint8 if config.vae is None else load_decoder(config.vae, device)
     return Setting(model, decode, reward_net, judge_net, real_images=train, device=device, **sides)
+
+
+def load_networks(config: Config, device: torch.device) -> tuple[FeatureExtractor, FeatureExtractor | None]:
+    """The reward's feature network and the judge's, with the files of --weights."""
+    names = [config.reward_features, *([] if config.judge_features == "none" else [config.judge_features])]
+    weights = weights_of(config.weights)
+    if isinstance(weights, str) and len(set(names)) > 1:
+        raise ValueError(f"--weights {weights} is one file for {' and '.join(names)}; write NAME={weights}")
+    files = dict.fromkeys(names, weights) if isinstance(weights, str) else weights or {}
+    unused = [name for name in files if name not in names]
+    if unused:
+        raise ValueError(f"--weights names {unused[0]}, which is not a network of this run: {', '.join(names)}")
+    nets = [feature_extractor(name, files.get(name), device) for name in names]
+    return nets[0], nets[1] if len(nets) > 1 else None
+
+
+def weights_of(words: tuple[str, ...]) -> str | dict[str, str] | None:
+    """--weights as fastfid takes it: one path, or {network: path}."""
+    pairs = [text.partition("=") for text in words]
+    if len(pairs) == 1 and not pairs[0][1]:
+        return words[0]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError(f"--weights is {' '.join(words)}; write NAME=PATH for each of several networks")
+    return {name: path for name, _, path in pairs} or None
 
 
 def embedded(split: str, count: int) -> ImageSet:
@@ -95,13 +122,31 @@ def check_paths(config: Config) -> None:
     if missing:
         flags = ", ".join(f"--{name}" for name in missing)
         raise ValueError(
-            f"preset {config.preset} needs {flags}: paths of the SiT weights, a diffusers autoencoder folder, "
+            f"preset {config.preset} needs {flags}: paths of the weights, a diffusers autoencoder folder, "
             "and real images or statistics"
         )
     for name in ("checkpoint", "vae", "real", "heldout"):
         path = getattr(config, name)
         if path is not None and not Path(path).exists():
             raise FileNotFoundError(f"--{name} {path} does not exist")
+
+
+def check_predictions(config: Config, model: SiT) -> None:
+    """ValueError where the estimator or a sampler of the run is not one for what the model predicts."""
+    kind, policy_gradient = type(model).__name__, config.estimator == "sde_policy_gradient"
+    if model.predicts != "velocity" and not policy_gradient:
+        raise ValueError(
+            f"--estimator {config.estimator} fits velocities, and the checkpoint is a {kind}, which predicts "
+            f"{model.predicts}; choose --estimator sde_policy_gradient"
+        )
+    for name in ("rollout_sde" if policy_gradient else "rollout", "evaluate_ode", "evaluate_sde"):
+        flag, sampler = f"--{name.replace('_', '-')}", getattr(config, name)
+        if sampler.needs != model.predicts:
+            preset = "dit-xl-imagenet256" if model.predicts == "noise" else "sit-xl-imagenet256 or fashion"
+            raise ValueError(
+                f"{flag} is {sampler}, for a model that predicts {sampler.needs}, and the checkpoint is a {kind}, "
+                f"which predicts {model.predicts}; choose --preset {preset}, {flag}.kind, or another --architecture"
+            )
 
 
 def check_classes(config: Config, model: SiT) -> None:
@@ -123,9 +168,12 @@ def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress
     """Moments and features of images (tensor, folder, zip, npz), or the moments of a statistics file."""
     if isinstance(source, Path) and source.suffix == ".npz":
         try:
-            return RealSide(FeatureMoments.load(source), None)
+            moments = FeatureMoments.load(source)
         except ValueError:
             pass  # an npz of images, not of statistics
+        else:
+            check_statistics(Statistics(moments, str(source)), net)
+            return RealSide(moments.to(net.device), None)
     images = open_images(source)
     parts = []
     with tqdm(total=len(images), desc=label, unit="image", disable=not progress, leave=False) as bar:
@@ -135,6 +183,20 @@ def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress
                 bar.update(len(part))
     features = torch.cat(parts)
     return RealSide(FeatureMoments.from_features(features), features)
+
+
+def check_statistics(statistics: Statistics, net: FeatureExtractor) -> None:
+    """ValueError where saved statistics are not of the network's features: of another d, weights or resizing."""
+    blank = FeatureMoments(None, torch.zeros(net.dim), torch.zeros(net.dim, net.dim), identity(net))
+    network, found = Statistics(blank, f"the network {net.name}"), None
+    if statistics.dim != net.dim:
+        found = f"{statistics.name} has d = {statistics.dim} features, {network.name} has d = {net.dim}"
+    found = found or mismatch(statistics, network)
+    if found:
+        raise ValueError(
+            f"{found}; pass images, statistics by `fastfid stats --network {net.name}`, or other --reward-features "
+            "and --judge-features (none: no second network)"
+        )
 
 
 def _groups(items: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:

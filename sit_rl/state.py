@@ -86,7 +86,8 @@ class State:
             }
         checkpoint.load_tensors(path, self.learner.tensors() | reference)
         if reference:
-            whole = ReferenceSet(reference["reference.features"], reference["reference.labels"], **values["reference"])
+            features = reference["reference.features"].to(setting.device)
+            whole = ReferenceSet(features, reference["reference.labels"], **values["reference"])
             self.reward = SwapReward(self.config, setting.real.moments, whole)
 
 

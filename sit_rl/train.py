@@ -1,8 +1,9 @@
-"""Fine-tune a SiT with distribution-wise rewards.
+"""Fine-tune a SiT or DiT with distribution-wise rewards.
 
     torchrun sit_rl/train.py                                  the embedded default, on a CPU, in minutes
     torchrun sit_rl/train.py --estimator rejection --seed 1   any field of the config is a flag; --help lists them
     torchrun sit_rl/train.py --preset sit-xl-imagenet256 --checkpoint … --vae … --real … --heldout …
+    torchrun sit_rl/train.py --preset dit-xl-imagenet256 --checkpoint DiT-XL-2-256x256.pt …    by DDPM steps
 
 The same command resumes a run that was stopped.
 """
@@ -21,6 +22,7 @@ import tyro
 from sit_rl import checkpoint
 from sit_rl.config import PRESETS, Config, check, differences, load_config, resolve
 from sit_rl.distributed import barrier, is_main, process_group, world_size
+from sit_rl.estimators import build_estimator
 from sit_rl.evaluate import METRICS, evaluate_model, floor
 from sit_rl.files import write_json
 from sit_rl.guards import out_of_memory
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             run(config, device, clock)
     except torch.OutOfMemoryError as error:
         fail(out_of_memory(config, clock.running, error), everywhere=False)
-    except (ValueError, ModuleNotFoundError, FileNotFoundError) as error:
+    except (ValueError, ImportError, FileNotFoundError) as error:
         fail(str(error), everywhere=True)
     except (FloatingPointError, OSError) as error:
         fail(str(error), everywhere=False)
@@ -96,7 +98,7 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
     clock.go_on(values and values["seconds"])
     with clock.phase("setup"):
         setting = build_setting(config, device, progress=is_main())
-        state = start(config, setting, path, values, clock)
+        estimator, state = build_estimator(config, setting), start(config, setting, path, values, clock)
     if path is None:
         say(describe_plan(config, setting))
         checkpoint.require_space(config.run_folder, config.keep_checkpoints * state.size())
@@ -105,7 +107,7 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
     log = RunLog(config.run_folder, first_step=state.step, wandb=config.wandb)
     try:
         evaluate_both(config, setting, state, "before")
-        train(config, setting, state, log)
+        train(config, setting, state, estimator, log)
         evaluate_both(config, setting, state, "after")
         log.close()
     except Preempted:

@@ -8,8 +8,7 @@ from tqdm import tqdm
 from sit_rl import guards
 from sit_rl.advantage import advantages, select
 from sit_rl.config import Config
-from sit_rl.distributed import gather_owned, is_main
-from sit_rl.estimators import build_estimator
+from sit_rl.distributed import from_main, gather_owned, is_main
 from sit_rl.estimators.base import Estimator, update
 from sit_rl.evaluate import evaluate_model
 from sit_rl.noise import Stream, balanced_labels
@@ -23,9 +22,9 @@ from sit_rl.setting import Setting
 from sit_rl.state import State, save_snapshots
 
 
-def train(config: Config, setting: Setting, state: State, log: RunLog) -> None:
+def train(config: Config, setting: Setting, state: State, estimator: Estimator, log: RunLog) -> None:
     """Run the remaining steps of `state`, in place; Preempted after a save where the run was told to stop."""
-    estimator, forecast = build_estimator(config, setting), Forecast(config, state.clock)
+    forecast = Forecast(config, state.clock)
     with tqdm(total=config.steps, initial=state.step, desc="train", unit="step", disable=not is_main()) as bar:
         while state.step < config.steps:
             predicted = forecast.step(state.step)
@@ -72,14 +71,15 @@ def train_step(config: Config, setting: Setting, state: State, estimator: Estima
             scores = state.reward.score(removed, features)
             advantage = advantages(scores.image, labels, config.normalise, config.advantage_clip)
             advantage = advantage * fade(config, state, float(scores.image.std()))
+            advantage = from_main(advantage)
             kept = select(advantage, config.kept_fraction)
         state.first_reference_fd = state.first_reference_fd or state.reward.distance
         record |= describe(state.reward.distance, scores, advantage, kept)
+        if config.reference == "rolling":
+            with clock.phase("reward"):
+                state.reward.roll(removed, features)
     with clock.phase("update"):
         record |= update(estimator, state.learner, rollout, advantage, kept, step)
-    if estimator.rolls_out and config.reference == "rolling":
-        with clock.phase("reward"):
-            state.reward.roll(removed, features)
     state.step += 1
     rate = state.learner.optimizer.param_groups[0]["lr"]
     return record | {"lr": rate, "images_generated": state.images_generated}
@@ -96,7 +96,11 @@ def refresh(config: Config, setting: Setting, state: State, estimator: Estimator
     features = gather_owned(made.features, config.reference_size, config.rollout_batch)
     guards.require_finite("reference features", features, state.step)
     state.images_generated += config.reference_size
-    state.reward = SwapReward(config, setting.real.moments, ReferenceSet(features, labels))
+    reference = ReferenceSet(features, labels)
+    if state.reward is None:
+        state.reward = SwapReward(config, setting.real.moments, reference)
+    else:
+        state.reward.renew(reference)
 
 
 def set_learning_rate(config: Config, state: State) -> None:

@@ -1,8 +1,9 @@
 """Draws belong to samples: no batch, rank or order changes them, and no two streams share one."""
 
+import numpy as np
 import torch
 
-from sit_rl.noise import Stream, balanced_labels, generator, sample_normal
+from sit_rl.noise import Stream, balanced_labels, generator, generators, sample_normal
 
 
 def test_a_sample_has_the_same_noise_in_any_batch():
@@ -10,6 +11,15 @@ def test_a_sample_has_the_same_noise_in_any_batch():
     parts = [sample_normal(3, Stream.INITIAL, 5, rows, (2, 4)) for rows in (range(0, 3), range(3, 10))]
     assert torch.equal(whole, torch.cat(parts))
     assert torch.equal(whole[[7, 2]], sample_normal(3, Stream.INITIAL, 5, [7, 2], (2, 4)))
+
+
+def test_a_generator_addressed_anew_is_a_new_one():
+    """Also after draws that leave half a word behind."""
+    for index, drawn in zip([5, 0, 9], generators(3, Stream.SDE, 7, [5, 0, 9]), strict=True):
+        fresh = generator(3, Stream.SDE, 7, index)
+        for g in (drawn, fresh):
+            g.integers(10, dtype=np.uint32)
+        assert np.array_equal(drawn.standard_normal(7, np.float32), fresh.standard_normal(7, np.float32))
 
 
 def test_streams_steps_seeds_and_samples_differ():

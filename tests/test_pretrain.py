@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fastfid import feature_extractor
 from sit_rl.images import ASSETS, ImageSet, balanced_subset, load_embedded, load_official, to_float, to_uint8
-from sit_rl.models.loading import load_sit
+from sit_rl.models.loading import load_model
 from sit_rl.pretrain import FASHION_SIT, Base, Features, Images, main, warmup_cosine
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def test_assets_are_small():
 
 
 def test_base_model_is_the_declared_one():
-    assert load_sit(ASSETS / "base.safetensors").config == FASHION_SIT
+    assert load_model(ASSETS / "base.safetensors").config == FASHION_SIT
 
 
 def test_curve_was_committed_and_has_stopped_falling():
@@ -74,7 +74,7 @@ def test_the_three_commands_run(tmp_path, capsys):
     Features(tmp_path, out=tmp_path / "nets", passes=1, batch=50).run()
     assert {p.name for p in (tmp_path / "nets").iterdir()} == {"fashion-a.safetensors", "fashion-b.safetensors"}
     Base(tmp_path, out=tmp_path, iterations=4, batch=10, curve_every=2, curve_images=30).run()
-    assert load_sit(tmp_path / "base.safetensors").config == FASHION_SIT
+    assert load_model(tmp_path / "base.safetensors").config == FASHION_SIT
     assert len((tmp_path / "base_curve.csv").read_text().splitlines()) == 3
 
 

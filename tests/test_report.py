@@ -114,6 +114,7 @@ def test_runs_are_compared_with_the_spread_of_their_seeds(tmp_path, monkeypatch,
     ]  # fmt: skip
     # −50% and −30%: mean −40%, standard deviation 0.2/√2
     assert rows[2][2] == "2.000 → 1.000" and rows[2][4] == "-50.0%" and rows[4][4] == "-40.0% ± 14.1%"
+    assert rows[0][2:6] == ["ODE FD", "SDE FD", "Δ FD, ODE", "Δ FD, SDE"]
     assert rows[4][7] == "–"  # the second network is missing under the SDE
     monkeypatch.setattr("sys.argv", ["compare", str(tmp_path)])
     with pytest.raises(SystemExit, match="holds no summary.json"):

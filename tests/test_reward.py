@@ -1,11 +1,13 @@
 """The subset-replace reward against distances computed from scratch with NumPy."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fastfid import SwapEngine
 from sit_rl.config import Config
 from sit_rl.reward import ReferenceSet, SwapReward
 
@@ -92,6 +94,35 @@ def test_rolling_candidates_are_the_oldest_rows_and_are_carried_out():
     assert sorted(seen) == list(range(N))
     assert torch.equal(torch.bincount(reward.reference.labels), torch.full((10,), N // 10))
     assert reward.distance == pytest.approx(distance(real, reward.reference.features.numpy()), rel=1e-9)
+
+
+def test_on_the_cpu_beside_the_device_it_is_prepared_meanwhile_and_says_the_same(monkeypatch):
+    """`roll` returns before the eigendecomposition, which here waits for the test; numbers are those of the engine."""
+    rewards = {device: setup(reward_device=device)[0] for device in ("auto", "cpu")}
+    new, go, threads = setup()[3], threading.Event(), []
+
+    def slow(*arguments):
+        threads.append(threading.current_thread())
+        assert go.wait(60)
+        return SwapEngine(*arguments)
+
+    for device, reward in rewards.items():
+        removed = reward.propose(0)
+        if device == "cpu":
+            monkeypatch.setattr("sit_rl.reward.SwapEngine", slow)
+        reward.roll(removed, new)
+    assert rewards["cpu"].propose(1).shape == (B, M)  # labels and rows need no engine
+    go.set()
+    scores = [reward.score(reward.propose(1), new + 1) for reward in rewards.values()]
+    assert torch.equal(scores[0].image, scores[1].image) and torch.equal(scores[0].subset, scores[1].subset)
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+def test_an_engine_that_fails_in_its_thread_fails_the_step():
+    reward, _, _, new = setup(reward_device="cpu")
+    reward.roll(reward.propose(0), torch.full_like(new, float("nan")))
+    with pytest.raises(ValueError, match="reference_features"):
+        reward.score(reward.propose(1), new)
 
 
 def test_refresh_candidates_are_random_subsets():

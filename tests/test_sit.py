@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from sit_rl.models import convert
 from sit_rl.models.dit import DiT
-from sit_rl.models.loading import load_model, load_sit, save_model
+from sit_rl.models.loading import load_model, save_model
 from sit_rl.models.sit import MODEL_NAMES, SiT, SiTConfig, infer_config, sincos_positions
 
 SMALL = SiTConfig(image_size=8, patch_size=2, channels=3, width=48, depth=2, heads=4, num_classes=5, learn_sigma=True)
@@ -214,27 +214,27 @@ def test_every_checkpoint_form_loads(tmp_path):
     config = SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2})  # 72 channels a head, as in XL
     model = random_sit(config)
     for name in save_forms(model, tmp_path)[1:]:
-        loaded = load_sit(tmp_path / name)
+        loaded = load_model(tmp_path / name)
         assert loaded.config == config
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
 def test_safetensors_metadata_names_the_heads(tmp_path):
     save_forms(random_sit(), tmp_path)
-    assert load_sit(tmp_path / "a.safetensors").config == SMALL
+    assert load_model(tmp_path / "a.safetensors").config == SMALL
 
 
 def test_a_trainers_two_sets_of_weights(tmp_path):
     model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
     save_forms(model, tmp_path)
-    loaded = load_sit(tmp_path / "trainer.pt", weights="model")
+    loaded = load_model(tmp_path / "trainer.pt", weights="model")
     assert not any(p.any() for p in loaded.parameters())
-    assert torch.equal(load_sit(tmp_path / "bare.pt", weights="model").pos_embed, model.pos_embed)
+    assert torch.equal(load_model(tmp_path / "bare.pt", weights="model").pos_embed, model.pos_embed)
     torch.save({"model": model.state_dict(), "opt": {}}, tmp_path / "no_ema.pt")
     with pytest.raises(ValueError, match="has no 'ema' weights; choose --weights model"):
-        load_sit(tmp_path / "no_ema.pt")
+        load_model(tmp_path / "no_ema.pt")
     with pytest.raises(ValueError, match="choose one of ema, model"):
-        load_sit(tmp_path / "trainer.pt", weights="opt")
+        load_model(tmp_path / "trainer.pt", weights="opt")
 
 
 def test_loading_is_strict_in_float32_and_draws_nothing(tmp_path):
@@ -245,14 +245,14 @@ def test_loading_is_strict_in_float32_and_draws_nothing(tmp_path):
     torch.save(state | {"extra": torch.zeros(1)}, tmp_path / "extra.pt")
     torch.save({k: v for k, v in state.items() if k != "blocks.0.attn.proj.bias"}, tmp_path / "less.pt")
     before = torch.get_rng_state()
-    half = load_sit(tmp_path / "half.pt")
+    half = load_model(tmp_path / "half.pt")
     assert torch.equal(before, torch.get_rng_state())
     assert all(p.dtype == torch.float32 for p in half.parameters()) and not half.pos_embed.requires_grad
     torch.testing.assert_close(half.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight.half().float())
-    assert torch.equal(load_sit(tmp_path / "old.pt").blocks[1].mlp.fc2.weight, model.blocks[1].mlp.fc2.weight)
+    assert torch.equal(load_model(tmp_path / "old.pt").blocks[1].mlp.fc2.weight, model.blocks[1].mlp.fc2.weight)
     for name, key in (("extra.pt", "Unexpected key"), ("less.pt", "Missing key")):
         with pytest.raises(ValueError, match=key):
-            load_sit(tmp_path / name)
+            load_model(tmp_path / name)
 
 
 def test_safetensors_round_trip_keeps_weights_and_architecture(tmp_path):
@@ -264,7 +264,7 @@ def test_safetensors_round_trip_keeps_weights_and_architecture(tmp_path):
     for key, value in dit.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
     with pytest.raises(ValueError, match="is of a 'dit', not a 'sit'; choose --architecture dit"):
-        load_sit(tmp_path / "dit.safetensors")
+        load_model(tmp_path / "dit.safetensors", architecture="sit")
     save_file(dit.state_dict(), tmp_path / "wrong.safetensors", {"heads": "4", "depth": "9"})
     with pytest.raises(ValueError, match="metadata say depth 9, its tensors 2"):
         load_model(tmp_path / "wrong.safetensors")
@@ -297,7 +297,7 @@ def test_xl_2_loads_runs_and_trains_within_24_gigabytes(tmp_path, capsys):
     clock = [time.perf_counter()]
     torch.save(near_trained(SiT(SiTConfig.named("SiT-XL/2"))).state_dict(), tmp_path / "SiT-XL-2-256.pt")
     clock.append(time.perf_counter())
-    model = load_sit(tmp_path / "SiT-XL-2-256.pt")
+    model = load_model(tmp_path / "SiT-XL-2-256.pt")
     clock.append(time.perf_counter())
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(675.1e6, rel=1e-3)
     rng = np.random.default_rng(2)
@@ -316,7 +316,7 @@ def test_xl_2_loads_runs_and_trains_within_24_gigabytes(tmp_path, capsys):
     del optimizer
     with torch.no_grad():
         after = (model(*arguments) - torch.from_numpy(x).float()).square().mean()
-    state = load_sit(tmp_path / "SiT-XL-2-256.pt").state_dict()
+    state = load_model(tmp_path / "SiT-XL-2-256.pt").state_dict()
     (tmp_path / "SiT-XL-2-256.pt").unlink()  # 2.7 GB, which pytest would keep
     error = relative_error(got, reference_forward(state, model.config, x, t, y)[:, :4])
     save, load, forward, step = np.diff(clock)
@@ -354,7 +354,7 @@ def test_bad_checkpoints_are_named(tmp_path, capsys):
         "list.pt": "holds a list",
     }.items():
         with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-            load_sit(tmp_path / name)
+            load_model(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
     assert "must not run" not in capsys.readouterr().out
 

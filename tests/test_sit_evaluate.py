@@ -6,17 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fastfid
 from fastfid import FeatureMoments, frechet_distance
+from sit_rl import evaluate_command
 from sit_rl.config import PRESETS
 from sit_rl.evaluate import evaluate_model
-from sit_rl.evaluate_command import EvaluateConfig, main, real_images, table, weights_of
+from sit_rl.evaluate_command import main, real_images, table
 from sit_rl.images import load_embedded
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.samplers import SamplerConfig
-from sit_rl.setting import build_setting
+from sit_rl.setting import build_setting, weights_of
 
 IMAGES = 260  # more than fashion-a's 128 features, in two batches
 
@@ -152,6 +154,7 @@ def test_images_of_an_npz_give_fastfids_own_numbers(tmp_path):
         (["--protocol", "fidd"], "unknown protocol 'fidd'"),
         (["--weights", "a.pt", "inception=b.pt"], "write NAME=PATH"),
         (["--images", "0"], "--images is 0"),
+        (["--metrics", "fdd"], "unknown metric 'fdd'"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys, flags, message):
@@ -168,11 +171,45 @@ def test_bad_input_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys
     assert sorted(p.name for p in tmp_path.iterdir()) == ["colour.safetensors", "x.npz"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--network", "fashion-a", "--weights", "no.safetensors"], "no.safetensors"),
+        (["--network", "no.pt"], "unknown feature network 'no.pt'"),
+        (["--network", "fashion-a", "fashion-b", "--weights", "x.npz"], "one weights file for 2 networks"),
+        (["--reference", "wide.npz", "--network", "fashion-a"], "has d = 128"),
+        (["--reference", "other.npz", "--network", "fashion-a"], "of fashion-b, not of fashion-a"),
+        (["--reference", "cut.npz"], "cut.npz"),
+        (["--reference", "broken", "--network", "fashion-a"], "2.png"),
+    ],
+)
+def test_networks_and_reference_are_read_before_sampling(tmp_path, monkeypatch, capsys, flags, message):
+    """A missing network, statistics of another and an unreadable real image end the command in its first seconds."""
+    monkeypatch.chdir(tmp_path)
+    statistics_file("wide.npz", np.zeros(2048))
+    FeatureMoments(100, torch.zeros(96), torch.eye(96), {"extractor": "fashion-b"}).save("other.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "wide.npz").read_bytes()[:1000])
+    (tmp_path / "broken").mkdir()
+    for number in range(2):
+        Image.fromarray(load_embedded("heldout").images[number, 0].numpy()).save(f"broken/{number}.png")
+    (tmp_path / "broken/2.png").write_bytes(b"no image")
+
+    def sampled(*_):
+        raise AssertionError("sampling began")
+
+    monkeypatch.setattr(evaluate_command, "make_samples", sampled)
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--threads", "1", "--samplers", "ode,steps=1", "--images", "20"])
+    error = capsys.readouterr().err
+    assert message in error and error.splitlines()[-1].startswith("error: "), error
+    with pytest.raises(AssertionError, match="sampling began"):  # where nothing is amiss, it does begin
+        main(["--threads", "1", "--samplers", "ode,steps=1", "--images", "20", "--network", "fashion-a"])
+
+
 def test_weights_of_one_and_of_several_networks():
-    assert weights_of(EvaluateConfig()) is None
-    assert weights_of(EvaluateConfig(weights=("a.pt",))) == "a.pt"
-    named = EvaluateConfig(weights=("inception=a.pt", "dinov2=b.pt"))
-    assert weights_of(named) == {"inception": "a.pt", "dinov2": "b.pt"}
+    assert weights_of(()) is None
+    assert weights_of(("a.pt",)) == "a.pt"
+    assert weights_of(("inception=a.pt", "dinov2=b.pt")) == {"inception": "a.pt", "dinov2": "b.pt"}
 
 
 def test_table_shows_half_of_the_interval_and_what_is_missing():

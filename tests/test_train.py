@@ -179,7 +179,7 @@ def test_bad_numbers_are_refused(capsys, tmp_path):
     assert "an image of each of the model's 10 classes" in error_of(
         capsys, "--reference-size", 8, "--replace", 2, "--candidates", 1, "--out", tmp_path / "run"
     )
-    assert "only its steps have the density" in error_of(capsys, "--rollout-sde.method", "adams")
+    assert "have not the density" in error_of(capsys, "--rollout-sde.method", "adams")
 
 
 def test_bad_paths_are_refused(capsys, tmp_path):

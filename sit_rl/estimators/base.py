@@ -25,7 +25,7 @@ from sit_rl.rollout import Rollout
 from sit_rl.samplers import SamplerConfig
 from sit_rl.setting import Setting
 
-# (x [n, C, H, W], t [n], labels [n]) → velocity, with gradients
+# (x [n, C, H, W], t [n], labels [n]) → velocity, or a DiT's two outputs, with gradients
 Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -126,6 +126,7 @@ def accumulate(
 ) -> dict[str, float]:
     """Gradients of one global minibatch, micro-batch by micro-batch; returns the sums over ranks of its statistics."""
     parts = micro_batches(estimator, rollout, advantage, indices, draw)
+    # sums stay tensors until the end: a GPU is not waited for at every term
     local, count = defaultdict(float), estimator.terms(draw // estimator.updates)
     for i, batch in enumerate(parts):
         terms = estimator.losses(learner, rollout, batch)
@@ -134,8 +135,8 @@ def accumulate(
                 loss, statistics = next(terms)
                 (loss.sum() * learner.gradient_scale / len(indices)).backward()
             for name, value in {"loss": loss.detach(), **statistics}.items():
-                local[name] += float(value.double().sum()) / len(indices)
-    return sum_scalars(dict(local))
+                local[name] += value.double().sum() / len(indices)
+    return sum_scalars({name: float(total) for name, total in local.items()})
 
 
 def micro_batches(

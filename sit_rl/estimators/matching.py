@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from sit_rl.interpolant import interpolate, target_velocity
-from sit_rl.noise import Stream, generator, sample_normal
+from sit_rl.noise import Stream, generators, sample_normal
 
 # Successive times of one sample step by the golden ratio mod 1, the sequence that fills [0, 1) most evenly.
 GOLDEN = 0.6180339887498949
@@ -23,7 +23,7 @@ def matching_points(
     t is uniform, or logit-normal(0, 1) as in pretraining, for those who take samples for data; ε and t belong to
     (seed, draw, sample index).
     """
-    starts = torch.tensor([generator(seed, Stream.MATCHING, 0, i).random() for i in indices], dtype=torch.float64)
+    starts = torch.tensor([g.random() for g in generators(seed, Stream.MATCHING, 0, indices)], dtype=torch.float64)
     u = (starts + draw * GOLDEN) % 1.0
     # u is 0 with probability 2⁻⁵³, where the logit is −∞ and its sigmoid 0, an allowed time
     t = (torch.sigmoid(torch.special.ndtri(u)) if as_pretraining else u).float().to(samples.device)

@@ -1,10 +1,11 @@
-"""The paper's estimator: a clipped policy gradient through the steps of an SDE sampler (Flow-GRPO, arXiv 2505.05470).
+"""The paper's estimator: a clipped policy gradient through the steps of a random sampler (Flow-GRPO, arXiv 2505.05470).
 
     L = −E_x (1/S) Σ_i min( A ρ_i, A clip(ρ_i, 1 − c, 1 + c) ),
     ρ_i = exp( log p_θ(x_{i+1}|x_i) − log p_old(x_{i+1}|x_i) ),
 
 over the S noisy steps of a path; log-probabilities are means over dimensions. Every step costs one pass, so an image
-costs S of them where matching costs one.
+costs S of them where matching costs one. The steps are an Euler SDE's (SiT), or DDPM's, whose learned variance is
+trained too, or DDIM's with η > 0 (DiT).
 
 **Clip range.** A mean-over-dimensions log-ratio of a fixed per-dimension shift δ has a spread |δ|/√d, so the paper's
 c = 1e-4 at d = 4·32·32 = 4096 becomes c·√(4096/d) at another d: the clip then acts at the same per-dimension shift.
@@ -26,8 +27,9 @@ PAPER_DIMENSIONS = 4 * 32 * 32
 # Before the first update the ratio is 1 up to float32 rounding of a mean of d squares, about 1e-6. In bf16, kernels for
 # another batch size may round a velocity differently, by 2⁻⁸ of its size, which a step late in a path of 50 turns into
 # 0.003 of a dimension's log-ratio and the mean over 784 of them into 1e-4, five times that in the worst of many samples
-# (6e-5 was seen on a CPU). A larger departure means that rollout and update disagree about the policy, as with dropout
-# left on, and nothing is learned.
+# (6e-5 was seen on a CPU). DDPM's steps near the data turn it into ten times as much (computed), which a DiT's 4096
+# dimensions average to 2e-4. A larger departure means that rollout and update disagree about the policy, as with
+# dropout left on, and nothing is learned.
 RATIO_TOLERANCE = {"float32": 2e-5, "bf16": 2e-3}
 
 
@@ -37,7 +39,7 @@ class SDEPolicyGradient(Estimator):
     keeps_path = True
 
     def sampler(self, step: int) -> SamplerConfig:
-        """Rollouts follow the SDE, whose steps have densities; a MixGRPO window slides with the training steps."""
+        """Rollouts follow steps that have densities; a MixGRPO window slides with the training steps."""
         return slide_window(self.config.rollout_sde, step)
 
     def terms(self, step: int) -> int:

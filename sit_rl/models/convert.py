@@ -2,7 +2,7 @@
 
     python -m sit_rl.models.convert SiT-XL-2-256.pt SiT-XL-2-256.safetensors
     python -m sit_rl.models.convert 0400000.pt model.safetensors --weights model
-    python -m sit_rl.models.convert DiT-XL-2-256x256.pt DiT-XL-2-256.safetensors --architecture dit
+    python -m sit_rl.models.convert renamed.pt DiT-XL-2-256.safetensors --architecture dit
     python -m sit_rl.models.convert tuned.safetensors tuned.pt
 
 Weights come out in float32, under the official names.
@@ -33,7 +33,7 @@ def convert(
         source: .safetensors, or an official .pt (bare state dict or {model, ema, opt, args})
         target: .safetensors, or .pt for the official bare state dict
         weights: which weights of a trainer's checkpoint
-        architecture: auto: what the source says of itself, SiT where it says nothing
+        architecture: auto: what the source says of itself, else DiT for a name DiT-…, else SiT
     """
     if target.suffix not in (".safetensors", ".pt"):
         raise ValueError(f"target {target} must end in .safetensors or .pt")

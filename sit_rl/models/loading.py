@@ -22,11 +22,8 @@ from sit_rl.models.sit import SiT, SiTConfig, infer_config
 
 ARCHITECTURES: dict[str, type[SiT]] = {"sit": SiT, "dit": DiT}
 WEIGHTS = ("ema", "model")
-
-
-def load_sit(path: Path, weights: str = "ema") -> SiT:
-    """A velocity model from `path`: `load_model` with the architecture fixed."""
-    return load_model(path, weights, "sit")
+# How the names of the published DiT checkpoints begin, which are bare state dicts of the same tensors as SiT's.
+DIT_FILES = "DiT-"
 
 
 def load_model(path: Path, weights: str = "ema", architecture: str = "auto") -> SiT:
@@ -34,7 +31,7 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto") -> 
 
     path          file of the weights
     weights       which of a trainer's two sets: 'ema' or 'model'; a bare state dict has one alone
-    architecture  'sit', 'dit', or 'auto': what the file says of itself, SiT where it says nothing
+    architecture  'sit', 'dit', or 'auto': what the file says of itself, else DiT for the official name DiT-…, else SiT
 
     The shape is inferred from the tensors, learn_sigma included; the number of heads from metadata or the published
     sizes. FileNotFoundError or ValueError, naming the file, for anything else.
@@ -46,7 +43,7 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto") -> 
         raise FileNotFoundError(f"checkpoint {path} does not exist; pass the path of a .safetensors or .pt file")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
     state, metadata = read(path, weights)
-    said = metadata.get("architecture", "sit")
+    said = metadata.get("architecture", "dit" if path.name.startswith(DIT_FILES) else "sit")
     if architecture != "auto" and architecture != metadata.get("architecture", architecture):
         raise ValueError(f"checkpoint {path} is of a {said!r}, not a {architecture!r}; choose --architecture {said}")
     try:
