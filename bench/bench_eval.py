@@ -1,6 +1,6 @@
 """`fastfid eval` beside what no evaluation can do without: reading the images and one pass of the network over them.
 
-1,000 PNG of 64×64 against 1,000 others, EfficientNet-Lite0 at 96 pixels, every metric with its interval, no cache
+500 PNG of 64×64 against 500 others, EfficientNet-Lite0 at 96 pixels, every metric with its interval, no cache
 (--full: 10,000 against 10,000, five minutes on two cores).  The images are Fashion-MNIST enlarged, coloured and noisy.
 
 extra_info: images, seconds of reading and features, of the metrics, and whole / (reading + features).
@@ -36,7 +36,7 @@ def write(folder, images, seed):
     return folder
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.full)])
 def test_eval(benchmark, tmp_path, count):
     files = (ASSETS / f"fashion_mnist_{name}.npz" for name in ("train", "heldout"))
     train, heldout = (np.load(file)["images"][:, 0] for file in files)

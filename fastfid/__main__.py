@@ -106,12 +106,16 @@ def _command_parser() -> argparse.ArgumentParser:
     conversion = commands.add_parser("convert", help=PURPOSES["convert"], description=PURPOSES["convert"])
     conversion.add_argument("file", metavar="IN", help=".npz, .npy, .pkl or .pt of statistics or features")
     conversion.add_argument("out", metavar="OUT", help="the .npz to write")
-    conversion.add_argument("--network", help="which of several networks in the file, or whose features they are")
-    conversion.add_argument("--count", type=int, help="how many images they are of, where the file does not tell")
+    conversion.add_argument(
+        "--network", metavar="NAME", help="which of several networks in the file, or whose features they are"
+    )
+    conversion.add_argument(
+        "--count", type=int, metavar="N", help="how many images they are of, where the file does not tell"
+    )
 
     information = commands.add_parser("info", help=PURPOSES["info"], description=PURPOSES["info"])
     information.add_argument("file", metavar="FILE", nargs="?", help=f"{source}; left out: this installation")
-    information.add_argument("--network", help="which of several networks in the file")
+    information.add_argument("--network", metavar="NAME", help="which of several networks in the file")
     _add_json(information)
     return parser
 

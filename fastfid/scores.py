@@ -227,8 +227,9 @@ def _fd_infinity(pair: Pair) -> Score | str:
     sizes = np.linspace(smallest, n, INFINITY_POINTS).round().astype(int)
     reference = prepare(without_provenance(pair.reference.moments))
     rng = np.random.RandomState(pair.settings.seed)
+    whole = without_provenance(pair.samples.moments) if pair.samples.moments.count == n else None
     rows = [torch.from_numpy(rng.choice(n, size, replace=False)) for size in sizes]
-    values = np.array([frechet_distance(FeatureMoments.from_features(features[r]), reference) for r in rows])
+    values = np.array([frechet_distance(_moments_of(features, r, whole), reference) for r in rows])
     slope, intercept, line_error = line_through(1 / sizes, values)
     details = {
         "sizes": sizes.tolist(),
@@ -244,6 +245,15 @@ def _fd_infinity(pair: Pair) -> Score | str:
     method += "; jackknife of FD and the line's residuals"
     interval = normal_interval(intercept, error)
     return Score("fd_infinity", label, pair.network, intercept, error, interval, method, details)
+
+
+def _moments_of(features: Tensor, rows: Tensor, whole: FeatureMoments | None) -> FeatureMoments:
+    """Moments of some rows of features [n, d]; where the others are fewer, they are taken out of the `whole`'s."""
+    if whole is None or 2 * len(rows) <= len(features):
+        return FeatureMoments.from_features(features[rows])
+    others = torch.ones(len(features), dtype=torch.bool)
+    others[rows] = False
+    return whole.copy().evict(features[others])
 
 
 # --- Inception Score ---------------------------------------------------------------------------------------------

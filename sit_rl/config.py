@@ -94,7 +94,7 @@ class Config:
     ema_snapshot_every: int = 0
     """steps between snapshots of the power-function averages, from which any other is made after the run; 0: none"""
     lora: int = 0
-    """rank of LoRA terms that are trained in place of the weights (pip install -e '.[lora]'); 0: the weights"""
+    """rank of LoRA terms that are trained in place of the weights (pip install 'fastfid[lora]'); 0: the weights"""
 
     # Samplers
     rollout: SamplerConfig = field(default_factory=lambda: SamplerConfig("ode", "adams", 10, power=1.5))
@@ -164,7 +164,7 @@ class Config:
     stop_kl: float = 100.0
     """stop when a path's KL from the policy that made it exceeds this, nats; 0: never"""
     wandb: str | None = None
-    """Weights & Biases project to log to as well (pip install -e '.[wandb]')"""
+    """Weights & Biases project to log to as well (pip install 'fastfid[wandb]')"""
     dry_run: bool = False
     """print the plan (images, memory, flops, hours on GPUs) and stop; needs no weights"""
 
@@ -230,7 +230,7 @@ def check(c: Config) -> None:
     if not c.rollout_sde.has_density:
         raise ValueError(
             f"--rollout-sde is {c.rollout_sde}, whose steps have not the density a policy gradient needs; choose kind "
-            "sde with method euler, or for a DiT kind discrete with method ddpm, or ddim with eta above 0"
+            "sde with method euler, or for a DiT kind discrete, 3 steps or more, method ddpm, or ddim with eta above 0"
         )
     if noisy_steps(c.evaluate_ode) or not noisy_steps(c.evaluate_sde):
         raise ValueError(

@@ -183,7 +183,7 @@ def add_lora(model: SiT, rank: int, seed: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ModuleNotFoundError("--lora needs peft: pip install -e '.[lora]'") from None
+        raise ModuleNotFoundError("--lora needs peft: pip install 'fastfid[lora]'") from None
     targets = [f"blocks.{i}.{name}" for i in range(len(model.blocks)) for name in LORA_TARGETS]
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

@@ -19,7 +19,7 @@ from sit_rl.parallel import map_batches
 from sit_rl.pretrain import FASHION_SIT
 from sit_rl.report import known
 from sit_rl.runlog import Clock
-from sit_rl.samplers import noisy_steps
+from sit_rl.samplers import trained_steps
 from sit_rl.setting import Setting, check_predictions
 
 # Evaluations that an image of a minibatch costs: forward 1, backward 2, and the anchor's forward for matching.
@@ -88,7 +88,7 @@ def step_evaluations(config: Config, step: int) -> dict[str, float]:
     sampler = c.rollout_sde if sde else c.rollout
     per_sample = sampler.evaluations() + OVERHEAD_EVALUATIONS
     kept = min(c.minibatch, c.kept_fraction * c.images_per_step)
-    update = c.updates * kept * (3 * len(noisy_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.estimator])
+    update = c.updates * kept * (3 * len(trained_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.estimator])
     judged = c.evaluate_every and (step + 1) % c.evaluate_every == 0 and step + 1 < c.steps
     out = {"evaluate": c.evaluate_every_images * evaluation_cost(c) if judged else 0.0}
     if c.estimator == "pretraining":

@@ -106,7 +106,7 @@ def start_wandb(project: str, folder: Path):
     try:
         import wandb
     except ImportError:
-        raise ModuleNotFoundError("--wandb needs the wandb package: pip install -e '.[wandb]'") from None
+        raise ModuleNotFoundError("--wandb needs the wandb package: pip install 'fastfid[wandb]'") from None
     identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     return wandb.init(project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=config)

@@ -18,6 +18,7 @@ from sit_rl.samplers import (
     sample,
     sample_path,
     time_grid,
+    trained_steps,
     transition,
 )
 
@@ -168,6 +169,9 @@ def test_noisy_steps():
     assert noisy_steps(SamplerConfig("discrete", "ddpm", 5)) == [0, 1, 2, 3]
     assert noisy_steps(SamplerConfig("discrete", "ddim", 5)) == []
     assert noise_draws(SamplerConfig("discrete", "ddim", 5, eta=0.5)) == 4
+    assert trained_steps(SamplerConfig("discrete", "ddpm", 5)) == [0, 1, 2]
+    assert trained_steps(SamplerConfig("sde", "euler", 5)) == noisy_steps(SamplerConfig("sde", "euler", 5))
+    assert not SamplerConfig("discrete", "ddpm", 2).has_density
     assert SamplerConfig("discrete", "ddpm", 5).has_density and not SamplerConfig("discrete", "ddim", 5).has_density
     assert str(OFFICIAL["dit-ddpm"]) == "DDPM, 250 steps" and OFFICIAL["dit-ddpm"].evaluations() == 250
 

@@ -222,6 +222,16 @@ def test_fd_infinity_removes_the_bias_of_finite_n():
     assert few.reason == "20 samples are too few for subsets of 16 and more; d = 8 needs at least 32"
 
 
+def test_fd_infinity_measures_the_subsets_it_draws():
+    """Large subsets take the others' rows out of the whole: equal up to rounding, far below 1e-9."""
+    fake, real = features(400, 1), features(500, 2)
+    details = evaluate(fake, real, metrics=["fd_infinity"])["fd_infinity"].details
+    rng, reference = np.random.RandomState(2020), FeatureMoments.from_features(real)
+    for size, distance in zip(details["sizes"], details["distances"], strict=True):
+        chosen = fake[torch.from_numpy(rng.choice(400, size, replace=False))]
+        assert distance == pytest.approx(frechet_distance(FeatureMoments.from_features(chosen), reference), rel=1e-9)
+
+
 # --- what statistics can and cannot give -------------------------------------------------------------------------
 
 

@@ -158,7 +158,7 @@ def test_a_missing_extra_names_the_command(tmp_path, monkeypatch, capsys, flags,
     with pytest.raises(SystemExit):
         main([*tiny_command(tmp_path)(tmp_path / "run"), *flags])
     extra = {"peft": "lora"}.get(package, package)
-    assert f"pip install -e '.[{extra}]'" in capsys.readouterr().err
+    assert f"pip install 'fastfid[{extra}]'" in capsys.readouterr().err
     assert extra in (ROOT / "pyproject.toml").read_text()
 
 

@@ -178,7 +178,7 @@ def test_bad_input_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys
         (["--network", "no.pt"], "unknown feature network 'no.pt'"),
         (["--network", "fashion-a", "fashion-b", "--weights", "x.npz"], "one weights file for 2 networks"),
         (["--reference", "wide.npz", "--network", "fashion-a"], "has d = 128"),
-        (["--reference", "other.npz", "--network", "fashion-a"], "of fashion-b, not of fashion-a"),
+        (["--reference", "other.npz", "--network", "fashion-a"], "extractor of other.npz is fashion-b"),
         (["--reference", "cut.npz"], "cut.npz"),
         (["--reference", "broken", "--network", "fashion-a"], "2.png"),
     ],
@@ -187,23 +187,29 @@ def test_networks_and_reference_are_read_before_sampling(tmp_path, monkeypatch, 
     """A missing network, statistics of another and an unreadable real image end the command in its first seconds."""
     monkeypatch.chdir(tmp_path)
     statistics_file("wide.npz", np.zeros(2048))
-    FeatureMoments(100, torch.zeros(96), torch.eye(96), {"extractor": "fashion-b"}).save("other.npz")
+    FeatureMoments(100, torch.zeros(128), torch.eye(128), {"extractor": "fashion-b"}).save("other.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "wide.npz").read_bytes()[:1000])
     (tmp_path / "broken").mkdir()
     for number in range(2):
         Image.fromarray(load_embedded("heldout").images[number, 0].numpy()).save(f"broken/{number}.png")
     (tmp_path / "broken/2.png").write_bytes(b"no image")
-
-    def sampled(*_):
-        raise AssertionError("sampling began")
-
     monkeypatch.setattr(evaluate_command, "make_samples", sampled)
     with pytest.raises(SystemExit, match="2"):
-        main([*flags, "--threads", "1", "--samplers", "ode,steps=1", "--images", "20"])
+        main([*flags, "--threads", "1", "--images", "20"])
     error = capsys.readouterr().err
     assert message in error and error.splitlines()[-1].startswith("error: "), error
-    with pytest.raises(AssertionError, match="sampling began"):  # where nothing is amiss, it does begin
-        main(["--threads", "1", "--samplers", "ode,steps=1", "--images", "20", "--network", "fashion-a"])
+
+
+def sampled(*_):
+    """In place of sampling."""
+    raise AssertionError("sampling began")
+
+
+def test_sampling_begins_where_nothing_is_amiss(tmp_path, monkeypatch):
+    """So that the test above cannot pass because its stand-in is never reached."""
+    monkeypatch.setattr(evaluate_command, "make_samples", sampled)
+    with pytest.raises(AssertionError, match="sampling began"):
+        main(["--threads", "1", "--images", "20", "--network", "fashion-a", "--out", str(tmp_path / "out")])
 
 
 def test_weights_of_one_and_of_several_networks():

@@ -5,7 +5,7 @@
 
 over the S noisy steps of a path; log-probabilities are means over dimensions. Every step costs one pass, so an image
 costs S of them where matching costs one. The steps are an Euler SDE's (SiT), or DDPM's, whose learned variance is
-trained too, or DDIM's with η > 0 (DiT).
+trained too, or DDIM's with η > 0 (DiT), both but for the last noisy one (`sit_rl.samplers.trained_steps`).
 
 **Clip range.** A mean-over-dimensions log-ratio of a fixed per-dimension shift δ has a spread |δ|/√d, so the paper's
 c = 1e-4 at d = 4·32·32 = 4096 becomes c·√(4096/d) at another d: the clip then acts at the same per-dimension shift.
@@ -21,14 +21,14 @@ import torch
 from sit_rl.estimators.base import Estimator, Minibatch, Model
 from sit_rl.guidance import bind
 from sit_rl.rollout import Rollout
-from sit_rl.samplers import SamplerConfig, noisy_steps, slide_window, time_grid, transition
+from sit_rl.samplers import SamplerConfig, slide_window, time_grid, trained_steps, transition
 
 PAPER_DIMENSIONS = 4 * 32 * 32
 # Before the first update the ratio is 1 up to float32 rounding of a mean of d squares, about 1e-6. In bf16, kernels for
 # another batch size may round a velocity differently, by 2⁻⁸ of its size, which a step late in a path of 50 turns into
 # 0.003 of a dimension's log-ratio and the mean over 784 of them into 1e-4, five times that in the worst of many samples
-# (6e-5 was seen on a CPU). DDPM's steps near the data turn it into ten times as much (computed), which a DiT's 4096
-# dimensions average to 2e-4. A larger departure means that rollout and update disagree about the policy, as with
+# (6e-5 was seen on a CPU). DDPM's steps near the data turn it into twice as much (computed), which a DiT's 4096
+# dimensions average to less. A larger departure means that rollout and update disagree about the policy, as with
 # dropout left on, and nothing is learned.
 RATIO_TOLERANCE = {"float32": 2e-5, "bf16": 2e-3}
 
@@ -43,8 +43,8 @@ class SDEPolicyGradient(Estimator):
         return slide_window(self.config.rollout_sde, step)
 
     def terms(self, step: int) -> int:
-        """The noisy steps of a path."""
-        return len(noisy_steps(self.sampler(step)))
+        """The noisy steps of a path that are trained."""
+        return len(trained_steps(self.sampler(step)))
 
     @property
     def clip(self) -> float:
@@ -55,31 +55,28 @@ class SDEPolicyGradient(Estimator):
         """See the module's equation."""
         sampler = self.sampler(batch.draw // self.updates)
         states, old = rollout.states[batch.rows], rollout.log_prob[batch.rows]
-        velocity, grid, noisy = (
-            bind(model, rollout.labels[batch.rows], sampler),
-            time_grid(sampler),
-            noisy_steps(sampler),
-        )
-        for k, i in enumerate(noisy):
+        velocity = bind(model, rollout.labels[batch.rows], sampler)
+        grid, trained = time_grid(sampler), trained_steps(sampler)
+        for k, i in enumerate(trained):  # the first of the noisy steps, whose log-probabilities `old` holds
             step = transition(velocity(states[:, i], grid[i]), states[:, i], i, sampler)
             log_ratio = step.log_prob(states[:, i + 1]) - old[:, k]
             ratio = torch.exp(log_ratio)
             if batch.draw % self.updates == 0:
                 self._check_on_policy(ratio, i)
             clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-            loss = -torch.minimum(batch.advantage * ratio, batch.advantage * clipped) / len(noisy)
-            yield loss, self._statistics(ratio.detach(), log_ratio.detach(), len(noisy))
+            loss = -torch.minimum(batch.advantage * ratio, batch.advantage * clipped) / len(trained)
+            yield loss, self._statistics(ratio.detach(), log_ratio.detach(), len(trained))
 
-    def _statistics(self, ratio: torch.Tensor, log_ratio: torch.Tensor, noisy: int) -> dict[str, torch.Tensor]:
+    def _statistics(self, ratio: torch.Tensor, log_ratio: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
         """Shares [n] of this step in the means of the ratio, of its distance from 1, of clipped ratios, and in the KL.
 
-        kl, in nats over the path: to second order half the square of the step's log-ratio, here d times the mean.
+        kl, in nats over these steps: to second order half the square of the step's log-ratio, here d times the mean.
         """
         departure, dimension = (ratio - 1).abs(), math.prod(self.setting.sample_shape)
         return {
-            "ratio": ratio / noisy,
-            "ratio_departure": departure / noisy,
-            "clipped": (departure > self.clip).float() / noisy,
+            "ratio": ratio / steps,
+            "ratio_departure": departure / steps,
+            "clipped": (departure > self.clip).float() / steps,
             "kl": 0.5 * (dimension * log_ratio).square(),
         }
 

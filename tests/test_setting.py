@@ -1,0 +1,75 @@
+"""What a run loads before any work: feature networks by name and file, statistics of that network alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_protocols import inception, random_weights  # noqa: F401, fixtures
+
+import fastfid
+from fastfid import FeatureMoments, feature_extractor
+from fastfid.features import file_sha256
+from fastfid.materials import identity
+from sit_rl import train
+from sit_rl.config import PRESETS
+from sit_rl.report import known
+from sit_rl.setting import load_networks, see
+
+CPU = torch.device("cpu")
+
+
+def test_inception_from_a_file(random_weights):  # noqa: F811
+    """--weights as `fastfid eval` takes it: a file in torch-fidelity's own format, of random numbers."""
+    path = str(random_weights[0])
+    config = replace(PRESETS["sit-xl-imagenet256"][1], weights=(path,))
+    net, judge = load_networks(config, CPU)
+    assert (net.name, net.dim, judge) == ("inception", 2048, None)
+    assert net.weights_sha256 == file_sha256(path)
+    named = replace(config, weights=(f"inception={path}",), judge_features="fashion-b")
+    assert [n.name for n in load_networks(named, CPU)] == ["inception", "fashion-b"]
+
+
+@pytest.fixture
+def train_error(capsys, tmp_path, monkeypatch):
+    """The error that a smoke run with these flags ends with, before anything is sampled."""
+
+    def run(*flags):
+        monkeypatch.setattr(train, "evaluate_both", None)
+        monkeypatch.setattr(train, "describe_plan", None)
+        with pytest.raises(SystemExit, match="2"):
+            train.main(["--preset", "smoke", "--threads", "1", "--out", str(tmp_path / "run"), *map(str, flags)])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ")
+        return error
+
+    return run
+
+
+def test_a_network_that_is_not_there_is_one_sentence(train_error, random_weights, monkeypatch):  # noqa: F811
+    assert "no weights file at no.pth" in train_error("--reward-features", "inception", "--judge-features", "none",
+                                                      "--weights", "no.pth")  # fmt: skip
+    assert "write NAME=no.pth" in train_error("--weights", "no.pth")
+    assert "--weights names inception, which is not" in train_error("--weights", "inception=no.pth")
+    assert "unknown feature network 'fid'" in train_error("--reward-features", "fid")
+    monkeypatch.setattr(
+        fastfid.extractors.base, "load_inception", lambda *_: (_ for _ in ()).throw(ImportError("pip install it"))
+    )
+    assert "pip install it" in train_error("--reward-features", "inception", "--judge-features", "none")
+
+
+def test_statistics_of_another_network_are_refused(train_error, tmp_path):
+    def saved(name, dim, **provenance):
+        FeatureMoments(300, torch.zeros(dim), torch.eye(dim), provenance).save(tmp_path / name)
+        return "--real", tmp_path / name, "--heldout", tmp_path / name, "--judge-features", "none"
+
+    assert "has d = 2048 features" in train_error(*saved("wide.npz", 2048))
+    assert "weights sha256 of" in train_error(*saved("other.npz", 128, extractor="fashion-a", weights_sha256="0" * 64))
+    judged = saved("two.npz", 128)[:4]
+    assert "the network fashion-b has d = 96" in train_error(*judged)
+    own = saved("own.npz", 128, **identity(feature_extractor("fashion-a")))
+    side = see(own[1], feature_extractor("fashion-a"), "real", progress=False)
+    assert side.moments.count == 300 and side.features is None
+
+
+def test_a_count_that_nobody_told_is_not_printed_as_a_number():
+    assert known(None, "held-out") == "held-out statistics of an unknown count" and known(7, "real") == "7 real"
