@@ -234,7 +234,11 @@ def test_sigint_leaves_a_usable_cache_and_one_line(tmp_path):
     np.savez(tmp_path / "b.npz", pixels(300, 2))
     arguments = ["eval", str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), "--metrics", "fd", "--batch-size", "4"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastfid", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fastfid", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cache").rglob("*.npz")) and time.monotonic() < deadline:
