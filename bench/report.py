@@ -99,6 +99,9 @@ def plot_growth(rows: list[dict], path: Path) -> None:
     left.loglog(*zip(*against_b, strict=True), "o-")
     left.set(xlabel="B, candidates", ylabel="seconds", title="d = 512, N = 5,000")
     right.semilogx(*zip(*against_n, strict=True), "o-")
+    counts = [n for n, _ in against_n]
+    right.set_xticks(counts, [f"{n:,}" for n in counts])
+    right.minorticks_off()
     right.set(xlabel="N, reference samples", title="d = 512, B = 64")
     right.set_ylim(0, 1.4 * max(seconds for _, seconds in against_n))
     figure.tight_layout()
