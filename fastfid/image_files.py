@@ -8,7 +8,7 @@ than MAX_INFLATION times beyond FREE_BYTES: what claims more is refused before i
 to disk, and archives with paths that leave them are refused as a whole.
 
 Speed.  Decoders let go of the interpreter while they work, but the rest of a small image does not: threads take
-FILES_A_TASK at a time.  Plain PNG takes half as long where imagecodecs is installed (plain_png.py).
+FILES_A_TASK at a time.  Plain PNG takes two thirds as long where imagecodecs is installed (plain_png.py).
 """
 
 from __future__ import annotations

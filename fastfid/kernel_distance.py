@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.devices import as_tensor
+
 # Kernel values are made for panels of rows by blocks of columns.  Half a block per column is made in vain beside the
 # diagonal of a triangle, a quarter more for a subset of 1000; narrower products are slower (measured at d = 2048 in
 # float64, two cores: 1000 × 128, 256 and 512 at 75, 87 and 92% of the peak).
@@ -399,7 +401,7 @@ def _common_mean(*sets: Tensor) -> Tensor:
 
 def _checked_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     """Both sides as tensors; ValueError for shapes or devices that differ, empty sides or values not finite."""
-    real, generated = torch.as_tensor(real).detach(), torch.as_tensor(generated).detach()
+    real, generated = as_tensor(real).detach(), as_tensor(generated).detach()
     if real.device != generated.device:
         raise ValueError(f"real is on {real.device}, generated on {generated.device}; move one of them")
     for name, x in (("real", real), ("generated", generated)):

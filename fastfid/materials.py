@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastfid import distributed
 from fastfid.cache import FeatureCache
+from fastfid.devices import as_tensor
 from fastfid.extraction import SHARD_IMAGES, Extracted, extract
 from fastfid.extractors import NETWORK_NAMES, build_extractor
 from fastfid.features import FeatureExtractor
@@ -116,7 +117,7 @@ def open_side(source, role: str, settings: Settings) -> Side:
     if isinstance(source, FeatureMoments):
         return Side(role, f"the {role}", statistics=Statistics(source, f"the {role}").cpu())
     if isinstance(source, Tensor | np.ndarray) and source.ndim == 2:
-        statistics = Statistics.from_features(torch.as_tensor(source).cpu(), name=f"the {role}")
+        statistics = Statistics.from_features(as_tensor(source).cpu(), name=f"the {role}")
         return Side(role, statistics.name, statistics=statistics)
     if not isinstance(source, str | Path):
         images = settings.open_images(source, name=f"the {role}")

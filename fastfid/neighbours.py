@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.devices import full_float32
+from fastfid.devices import as_tensor, full_float32
 
 # Rows and columns of a tile: 4 MiB of float32 that stay in cache for the comparisons.  Measured at d = 2048, two cores:
 # products of 1024² run at the speed of 2048², and the comparisons at three times its speed.
@@ -452,7 +452,7 @@ def _part(flags: Tensor) -> float:
 
 
 def _checked_pair(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    real, generated = torch.as_tensor(real).detach(), torch.as_tensor(generated).detach()
+    real, generated = as_tensor(real).detach(), as_tensor(generated).detach()
     if k < 1:
         raise ValueError(f"nearest_k is {k}; it counts neighbours from 1")
     if real.device != generated.device:

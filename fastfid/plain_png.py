@@ -1,4 +1,4 @@
-"""Plain PNG by libspng, where imagecodecs is installed: half of Pillow's time, the same pixels.
+"""Plain PNG by libspng, where imagecodecs is installed: two thirds of Pillow's time, the same pixels.
 
 Only files that libspng and Pillow cannot read differently: 8 bits a channel, grey or RGB or RGB with alpha, not
 interlaced, no chunks but those of METADATA before the image data and none after it.  Palettes, 16 bits, animations and

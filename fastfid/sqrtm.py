@@ -51,7 +51,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.devices import float32_products
+from fastfid.devices import as_tensor, float32_products
 
 METHODS = ("eigh", "newton_schulz", "polar_express")
 # Explicit mantissa bits of the operands of a product; sums are in float32 for the last three.
@@ -359,7 +359,7 @@ def _check_options(method: str, precision: str, iterations: int, lower: float, w
 
 def _checked_covariances(cov: Tensor, name: str) -> Tensor:
     """`cov` as [1 or B, d, d]."""
-    cov = torch.as_tensor(cov)
+    cov = as_tensor(cov)
     if cov.ndim not in (2, 3) or cov.shape[-1] != cov.shape[-2] or cov.shape[-1] == 0:
         raise ValueError(f"{name} must be [d, d] or [B, d, d], got shape {tuple(cov.shape)}; stack covariances first")
     if not cov.is_floating_point():

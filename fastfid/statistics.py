@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.devices import as_tensor
 from fastfid.images import ARRAY_NAMES
 from fastfid.moments import FeatureMoments, write_atomically
 
@@ -90,7 +91,7 @@ class Statistics:
         cls, features: Tensor, provenance: dict | None = None, *, name: str = "features", spatial: Tensor | None = None
     ) -> Statistics:
         """Statistics that keep `features` [n ≥ 2, d], any float dtype; `spatial` [n, s] adds moments for sFID."""
-        features = torch.as_tensor(features)
+        features = as_tensor(features)
         moments = FeatureMoments.from_features(features, provenance)
         dtype = str(features.dtype).removeprefix("torch.")
         moments.provenance.setdefault("dtype", dtype)
