@@ -81,6 +81,7 @@ fastfid::WeightPlan<T> weight_plan(const py::tuple& plan, int64_t rank) {
     int64_t entries = 0, mixed = 0, nodes_mixed = 0;
     for (int64_t g = 0, s = 0; g < found.groups; nodes_mixed += totals[g], g++) {
         require(totals[g] > 0 && last[g] > s, "a group of the plan must have slices and functions");
+        require(last[g] <= found.slices && edges[last[g]] - edges[s] <= fastfid::SPAN, "a group of the plan may have 512 positions at most");
         for (; s < last[g]; s++) {
             const int64_t length = edges[s + 1] - edges[s];
             require(length > 0 && length <= fastfid::SLICE && counts[s] > 0, "a slice of the plan must have 1 to 256 positions");
@@ -221,6 +222,7 @@ int ldl_logdet_cuda(uintptr_t matrices, uintptr_t logdets, uintptr_t bad, int64_
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Compiled kernels of fastfid; see fastfid.backend for who calls them.";
     m.attr("SLICE") = fastfid::SLICE;
+    m.attr("SPAN") = fastfid::SPAN;
     m.def("instruction_sets", &fastfid::instruction_sets,
           "Instruction sets of the CPU kernels usable on this machine, best first; 'wide' is a test's.");
     m.def("swap_logdet", &swap_logdet, py::arg("reference"), py::arg("index"), py::arg("added_rows"), py::arg("shifts"),

@@ -37,13 +37,9 @@ MIN_NODES = 4
 # A slice of a weight plan is not halved below this: half a register tile's inner loop would be its beginning and end.
 SHORTEST_SLICE = 32
 
-# What adding a product to a sum in the second-level cache costs beside its arithmetic, in multiply-adds.  Measured: at
-# d = 2048 anything from 2 to 8 differs by less than the noise.
-LOAD_AND_STORE = 5
-
-# Longest group of slices: a group of 512 of 2,048 eigenvalues that fall as those of network features needs 6 functions
-# for 17 nodes at ε = 1e-5, one of 1,024 needs 8, and their slices pay for each.
-LONGEST_GROUP = 512
+# What a group's function costs on each slice beside the multiply-adds of combining it, in multiply-adds.  Measured: at
+# d = 2048 anything from 1 to 5 differs by less than the noise.
+LOAD_AND_STORE = 2
 
 
 def error_bound(nodes: int, lo: float, hi: float) -> float:
@@ -136,11 +132,16 @@ class _Group(NamedTuple):
     cost: int
 
 
-def weight_plan(spectrum: np.ndarray, tau: np.ndarray, tol: float, longest: int, dtype=np.float32) -> WeightPlan:
-    """Plan for eigenvalues λ [r] and nodes τ [Q], every weight to a relative error of `tol`, slices ≤ `longest`."""
+def weight_plan(
+    spectrum: np.ndarray, tau: np.ndarray, tol: float, longest: int, longest_group: int, dtype=np.float32
+) -> WeightPlan:
+    """Plan for eigenvalues λ [r] and nodes τ [Q], every weight to a relative error of `tol`.
+
+    longest, longest_group  most eigenvalues of a slice and of a group
+    """
     groups: list[_Group] = []
-    for start in range(0, len(spectrum), LONGEST_GROUP):
-        weights = 1 / (spectrum[start : start + LONGEST_GROUP] + tau[:, None] ** 2)
+    for start in range(0, len(spectrum), longest_group):
+        weights = 1 / (spectrum[start : start + longest_group] + tau[:, None] ** 2)
         groups += _cheapest_groups(weights, _Accuracy(tol, np.finfo(dtype).eps), longest)
     slices = [part for group in groups for part in group.slices]
 

@@ -73,10 +73,10 @@ SYMMETRY = 1e-6
 # Chosen so that the error stays below 1e-4 (float32) and 1e-7 (float64) of the standard deviation over candidates.
 DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-10}
 
-# Relative error of a weight plan in units of tol.  Measured at d = 128 and 512, N = 1,500 … 5,000, tol = 1e-6: the
-# error of a change stays what it is, 1.5e-5 to 7e-5 of the candidates' standard deviation, up to 100; at 10 a slice
-# saves a term.
-PLAN_TOL = 10
+# Relative error of a weight plan in units of tol.  Measured at d = 128 to 1,024, N = 1,500 … 5,000, tol = 2e-6: the
+# error of a change, 1.5e-5 to 7e-5 of the candidates' standard deviation, stays what it is up to 100; at 300 some are
+# twice as large.
+PLAN_TOL = 50
 
 # Sets of nodes kept with their weight plans, 0.1 s each at d = 2048: of subsets, of single images, of leaving one out.
 NODE_SETS = 4
@@ -711,8 +711,10 @@ class Nodes:
     def plan(self, dtype: np.dtype):
         """`quadrature.weight_plan` in NumPy's `dtype` for the extension's slices."""
         if dtype not in self._plans:
-            longest = backends.extension().SLICE
-            self._plans[dtype] = weight_plan(self.spectrum.numpy(), self.tau.numpy(), self.tol, longest, dtype)
+            most = backends.extension()
+            self._plans[dtype] = weight_plan(
+                self.spectrum.numpy(), self.tau.numpy(), self.tol, most.SLICE, most.SPAN, dtype
+            )
         return self._plans[dtype]
 
     def weights(self, dtype: torch.dtype) -> torch.Tensor:

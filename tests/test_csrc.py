@@ -45,7 +45,7 @@ ISAS = _C.instruction_sets()
 
 def arguments(rows_r, rows_a, spectrum, tau_squares, tol=0.0, shifts=(0.0, 0.0, 0.0)):
     """What the extension takes for rows given directly; tol = 0 keeps every node's weights as they are."""
-    plan = weight_plan(spectrum, np.sqrt(tau_squares), tol, _C.SLICE, rows_a.dtype)
+    plan = weight_plan(spectrum, np.sqrt(tau_squares), tol, _C.SLICE, _C.SPAN, rows_a.dtype)
     places = np.arange(rows_r.shape[0] * rows_r.shape[1]).reshape(rows_r.shape[:2])
     return np.ascontiguousarray(rows_r.reshape(-1, rows_r.shape[2])), places, rows_a, shifts, plan
 

@@ -103,7 +103,7 @@ def weights_of(plan, count):
 def test_a_weight_plan_keeps_its_tolerance(spectrum, tol):
     spectrum = np.asarray(spectrum)
     tau, _ = sqrt_nodes(12, 1e-7, 2.0)
-    plan = weight_plan(spectrum, tau, tol, 256, np.float64)
+    plan = weight_plan(spectrum, tau, tol, 256, 512, np.float64)
     exact = 1 / (spectrum + tau[:, None] ** 2)
     # evaluating the plan adds a rounding of each of its terms
     assert (abs(weights_of(plan, len(spectrum)) / exact - 1) <= tol + 1e-13).all()
@@ -113,5 +113,5 @@ def test_a_weight_plan_keeps_its_tolerance(spectrum, tol):
 
 
 def test_an_empty_spectrum_has_an_empty_plan():
-    plan = weight_plan(np.zeros(0), np.ones(3), 1e-6, 256)
+    plan = weight_plan(np.zeros(0), np.ones(3), 1e-6, 256, 512)
     assert plan.bounds.tolist() == [0] and plan.terms.size == 0 and plan.coefficients.shape == (0, 3)

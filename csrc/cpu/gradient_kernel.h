@@ -184,7 +184,7 @@ void apply_inverses(const ChangedRows<T>& rows, int64_t c, const Layout<T>& at, 
         }
         for (; s < plan.group_ends[g]; s++) {
             const int64_t terms = plan.terms[s], start = plan.bounds[s], length = plan.bounds[s + 1] - start;
-            copy_slice(rows, c, start, length, of.left);
+            copy_positions(rows, c, start, length, of.left);
             for (int64_t n = 0; n < terms; n++) {
                 combine(groups, mixes + n * group_terms, 1, group_terms, grad.size, false, mixed);
                 lay_left(grad, n, mixed, left);

@@ -5,16 +5,19 @@
 //
 // A WeightPlan writes the Q weights of a slice of positions as combinations of a few functions e_n: eigenvalues that are
 // neighbours in a sorted spectrum differ little, and 3 or 4 functions do for 16 nodes.  k²/2 multiply-adds a position and
-// function replace those of every node.  The M_n of a slice are added to the functions of its group, some 6 of them, and only
-// a group's sums to the nodes.
+// function replace those of every node.  The M_n of all slices of a group are combined to the functions of the group, some 6 of
+// them, and those to the nodes.
 //
-// A slice of w is copied to rows, left operands whose entries are broadcast one at a time, and packed once more as right panels
-// of NR rows, which are scaled by e_n before the product.  Meanwhile the next slice is fetched: a candidate's rows lie scattered
-// in the reference.
+// Work goes by spans of positions, one group or a few short ones.  A span of w is copied to rows, left operands whose entries
+// are broadcast one at a time, and column block by column block to right panels of NR rows, which are scaled by e_n before the
+// product.  The M_n of a tile and of every slice of the span are kept until the last is there: their combinations then grow in
+// registers and go through the nodes' sums once a span.  A sum for each group that every slice adds to would be read and
+// written 300 kB a slice, at k = 100: that took a fifth longer.
 //
-//   right  [column block][position][NR]
-//   tile (i, j) of M_n  =  Σ_p w[i][p] ⊗ (e_n[p] right[j][p][:])       only tiles that touch the lower triangle
-//   lanes  [set of W nodes][entry (i, j ≤ i)][W]                       W of the G_q side by side, as factor_kernel.h wants them
+//   right     [panel][position][NR]
+//   products  [row block][panel][slice, n][MR·NR]   M_n = Σ_p w[i][p] ⊗ (e_n[p] right[j][p][:]), tiles that touch the lower triangle
+//   sums      [m][MR·NR]                            a tile's functions of the span's groups
+//   lanes     [set of W nodes][entry (i, j ≤ i)][W] W of the G_q side by side, as factor_kernel.h wants them
 //
 // Shifts.  z = A w, the rows of equation 2, adds multiples of two mean rows, so that A G Aᵀ costs sums over rows of G; z itself
 // is never formed.
@@ -27,28 +30,66 @@
 namespace fastfid {
 namespace FASTFID_ISA {
 
-// Rows of a slice's copy are this far apart: 16 past the length keeps them off one cache set.
-constexpr int64_t LEFT_STRIDE = SLICE + 16;
+// Rows of a span's copy are this far apart: 16 past the length keeps them off one cache set.
+constexpr int64_t LEFT_STRIDE = SPAN + 16;
 
 // Entries combined at once: as many accumulators as cover a multiply-add's latency of 4 cycles on two units.
 template <class T>
 constexpr int64_t TOGETHER = NR<T> < 8 ? NR<T> : 8;
 
+// Products of row blocks made together take this many bytes at most, unless one block takes more: a fifth of a second-level
+// cache of 1 MiB, where the sums of 16 nodes take 320 kB and the span's rows 220 (k = 100).  Twice as much is no faster.
+constexpr int64_t PRODUCT_BYTES = 192 << 10;
+
+// Vectors of a tile, and functions of a group at most, that are combined at once: 24 or 12 accumulators of 32 or 16 registers.
+#if FASTFID_VECTOR_BYTES == 64
+constexpr int64_t TILE_PART = 4, FUNCTIONS_TOGETHER = 6;
+#else
+constexpr int64_t TILE_PART = 3, FUNCTIONS_TOGETHER = 4;
+#endif
+
+// Groups of slices that are worked on together: one, or neighbours that fit SPAN positions.
+template <class T>
+struct Span {
+    int64_t first, last, first_group, last_group;  // slices, groups
+    int64_t start, length;                         // positions
+    int64_t functions, terms;                      // of all slices, of all groups
+};
+
+// The span that begins with a group and its first slice; of no length behind the last.
+template <class T>
+Span<T> next_span(const WeightPlan<T>& plan, int64_t first, int64_t group) {
+    Span<T> span{first, first, group, group, plan.bounds[first], 0, 0, 0};
+    while (span.last_group < plan.groups) {
+        const int64_t last = plan.group_ends[span.last_group], length = plan.bounds[last] - span.start;
+        if (length > SPAN) break;
+        for (; span.last < last; span.last++) span.functions += plan.terms[span.last];
+        span.terms += plan.group_terms[span.last_group++];
+        span.length = length;
+    }
+    return span;
+}
+
 // How one thread's memory is laid out, in elements of T; every part starts on a 64-byte boundary.  The products of the first
 // `known` rows with each other are not wanted (shared_kernel.h has them).
 template <class T>
 struct Layout {
-    int64_t k, known, rank, nodes, sets, row_blocks, column_blocks, tiles, most_terms, most_group_terms, all_group_terms;
+    int64_t k, known, rank, nodes, sets, row_blocks, column_blocks, most_terms, most_functions, most_span_terms, most_group_terms,
+        all_group_terms;
 
     Layout(int64_t k_, int64_t known_, int64_t rank_, const WeightPlan<T>& plan)
         : k(k_), known(known_), rank(rank_), nodes(plan.nodes), sets(blocks(plan.nodes, Vector<T>::width)),
-          row_blocks(blocks(k_, MR)), column_blocks(blocks(k_, NR<T>)), tiles(0), most_terms(0), most_group_terms(0),
-          all_group_terms(0) {
-        for (int64_t j = 0; j < column_blocks; j++) tiles += row_blocks - first_row_block(j);
-        for (int64_t s = 0; s < plan.slices; s++) most_terms = plan.terms[s] > most_terms ? plan.terms[s] : most_terms;
+          row_blocks(blocks(k_, MR)), column_blocks(blocks(k_, NR<T>)), most_terms(0), most_functions(0), most_span_terms(0),
+          most_group_terms(0), all_group_terms(0) {
+        const auto larger = [](int64_t a, int64_t b) { return a > b ? a : b; };
+        for (int64_t s = 0; s < plan.slices; s++) most_terms = larger(plan.terms[s], most_terms);
         for (int64_t g = 0; g < plan.groups; g++) {
-            most_group_terms = plan.group_terms[g] > most_group_terms ? plan.group_terms[g] : most_group_terms;
+            most_group_terms = larger(plan.group_terms[g], most_group_terms);
             all_group_terms += plan.group_terms[g];
+        }
+        for (Span<T> span = next_span(plan, 0, 0); span.length; span = next_span(plan, span.last, span.last_group)) {
+            most_functions = larger(span.functions, most_functions);
+            most_span_terms = larger(span.terms, most_span_terms);
         }
     }
 
@@ -61,34 +102,42 @@ struct Layout {
         const int64_t by_rows = row_blocks * MR, by_columns = column_blocks * NR<T>;
         return by_rows > by_columns ? by_rows : by_columns;
     }
+    // Row blocks whose products are made together where each takes `functions` tiles a panel.
+    int64_t blocks_together(int64_t functions) const {
+        const int64_t fit = PRODUCT_BYTES / (PANELS * functions * TILE<T> * int64_t(sizeof(T)));
+        return fit < 1 ? 1 : fit < row_blocks ? fit : row_blocks;
+    }
     int64_t entries() const { return k * (k + 1) / 2 + TOGETHER<T>; }  // reads may pass the last row's end
     int64_t left() const { return round_up(rows_padded() * LEFT_STRIDE, 16); }
-    int64_t right() const { return column_blocks * SLICE * NR<T>; }
+    int64_t right() const { return PANELS * SPAN * NR<T>; }
     int64_t scaled() const { return PANELS * SLICE * NR<T>; }
-    int64_t products() const { return PANELS * row_blocks * most_terms * TILE<T>; }
-    int64_t group() const { return tiles * most_group_terms * TILE<T>; }
+    int64_t products() const {
+        const int64_t one_block = PANELS * most_functions * TILE<T>, fit = PRODUCT_BYTES / int64_t(sizeof(T));
+        return one_block > fit ? one_block : fit;
+    }
+    int64_t sums() const { return most_span_terms * TILE<T>; }
     int64_t coefficients() const { return all_group_terms * sets * Vector<T>::width; }
     int64_t set() const { return entries() * Vector<T>::width; }
     int64_t lanes() const { return sets * set(); }
     int64_t columns() const { return k * Vector<T>::width; }
     int64_t panel() const { return 4 * columns(); }
     int64_t total() const {
-        return left() + right() + scaled() + products() + group() + round_up(coefficients(), 16) + lanes() + 3 * columns() + panel();
+        return left() + right() + scaled() + products() + sums() + round_up(coefficients(), 16) + lanes() + 3 * columns() + panel();
     }
 };
 
 // The parts of that memory.
 template <class T>
 struct Workspace {
-    T *left, *right, *scaled, *products, *group, *coefficients, *lanes, *diagonal, *pivots, *inverses, *panel, *rest;
+    T *left, *right, *scaled, *products, *sums, *coefficients, *lanes, *diagonal, *pivots, *inverses, *panel, *rest;
 
     Workspace(const Layout<T>& at, T* memory) {
         left = memory;
         right = left + at.left();
         scaled = right + at.right();
         products = scaled + at.scaled();
-        group = products + at.products();
-        coefficients = group + at.group();
+        sums = products + at.products();
+        coefficients = sums + at.sums();
         lanes = coefficients + round_up(at.coefficients(), 16);
         diagonal = lanes + at.lanes();
         pivots = diagonal + at.columns();
@@ -116,33 +165,26 @@ const T* row_of(const ChangedRows<T>& rows, int64_t c, int64_t i) {
 }
 
 // Positions start … start+length−1 of every row, followed by zeros to a whole vector; what lies past the last row is zero already.
+// The rows lie scattered in the reference: while one is copied the next is fetched.
 template <class T>
-void copy_slice(const ChangedRows<T>& rows, int64_t c, int64_t start, int64_t length, T* left) {
-    const int64_t padded = round_up(length, 16);
-    for (int64_t i = 0; i < rows.removed + rows.added; i++, left += LEFT_STRIDE) {
+void copy_positions(const ChangedRows<T>& rows, int64_t c, int64_t start, int64_t length, T* left) {
+    constexpr int64_t line = 64 / sizeof(T);
+    const int64_t k = rows.removed + rows.added, padded = round_up(length, 16);
+    for (int64_t i = 0; i < k; i++, left += LEFT_STRIDE) {
+        const T* next = row_of(rows, c, i + 1 < k ? i + 1 : i) + start;
+        for (int64_t p = 0; p < length; p += line) __builtin_prefetch(next + p);
         memcpy(left, row_of(rows, c, i) + start, length * sizeof(T));
         for (int64_t p = length; p < padded; p++) left[p] = 0;
     }
 }
 
-// The same positions on their way into the second-level cache.
+// The span's copy of column block j as right panel [position][NR].
 template <class T>
-void fetch_slice(const ChangedRows<T>& rows, int64_t c, int64_t start, int64_t length) {
-    constexpr int64_t line = 64 / sizeof(T);
-    for (int64_t i = 0; i < rows.removed + rows.added; i++) {
-        const T* row = row_of(rows, c, i) + start;
-        for (int64_t p = 0; p < length; p += line) __builtin_prefetch(row + p, 0, 2);
-    }
-}
-
-// A slice as right panels [column block][position][NR], panels SLICE·NR apart.
-template <class T>
-void pack_right(const Layout<T>& at, const T* left, int64_t length, T* right) {
+void pack_right(const T* left, int64_t j, int64_t length, T* right) {
     constexpr int64_t width = Vector<T>::width;
-    for (int64_t j = 0; j < at.column_blocks; j++)
-        for (int64_t p = 0; p < length; p += width)
-            for (int64_t m = 0; m < NR<T>; m += width)
-                transpose(left + (j * NR<T> + m) * LEFT_STRIDE + p, LEFT_STRIDE, right + (j * SLICE + p) * NR<T> + m, NR<T>);
+    for (int64_t p = 0; p < length; p += width)
+        for (int64_t m = 0; m < NR<T>; m += width)
+            transpose(left + (j * NR<T> + m) * LEFT_STRIDE + p, LEFT_STRIDE, right + p * NR<T> + m, NR<T>);
 }
 
 // scaled[p][:] = e[p]·right[p][:] for a slice of a panel.
@@ -154,65 +196,98 @@ void scale_panel(const T* right, const T* function, int64_t length, T* scaled) {
         for (int64_t v = 0; v < WIDE; v++) ((V*)scaled)[p * WIDE + v] = function[p] * ((const V*)right)[p * WIDE + v];
 }
 
-// Tiles of M_n for column blocks j … j+panels−1: products [column block][row block][n][tile].
-template <class T>
-void multiply_slice(const Layout<T>& at, int64_t j, int64_t panels, const T* functions, int64_t terms, int64_t length,
-                    const Workspace<T>& of) {
-    const int64_t column = at.row_blocks * terms * TILE<T>, shared = at.first_row_block(j + panels - 1);
-    for (int64_t n = 0; n < terms; n++) {
-        for (int64_t x = 0; x < panels; x++)
-            scale_panel(of.right + (j + x) * SLICE * NR<T>, functions + n * length, length, of.scaled + x * SLICE * NR<T>);
-        for (int64_t i = at.first_row_block(j); i < at.row_blocks; i++) {
-            const T* left = of.left + i * MR * LEFT_STRIDE;
-            T* tile = of.products + (i * terms + n) * TILE<T>;
-            if (panels == 2 && i >= shared)
-                multiply_tiles<T, 2>(left, LEFT_STRIDE, of.scaled, SLICE * NR<T>, length, tile, column);
-            else
-                multiply_tiles<T, 1>(left, LEFT_STRIDE, of.scaled, 0, length, tile, 0);
-        }
-    }
-}
-
 // Row i of packed lanes.
 template <class V>
 V* row_at(V* lanes, int64_t i) {
     return lanes + i * (i + 1) / 2;
 }
 
-// A slice's products added to the functions of its group, [tile][m][MR·NR], tiles by column block and then row block.
+// Products of row blocks i … end−1 and column blocks j … j+panels−1.
 template <class T>
-void add_slice(const Layout<T>& at, const ChangedRows<T>& rows, int64_t c, int64_t start, int64_t length, const T* functions,
-               int64_t terms, const T* mix, int64_t group_terms, bool first, const Workspace<T>& of) {
-    copy_slice(rows, c, start, length, of.left);
-    fetch_slice(rows, c, start + length, start + 2 * length < at.rank ? length : at.rank - start - length);
-    pack_right(at, of.left, length, of.right);
-    T* sums = of.group;
-    for (int64_t j = 0; j < at.column_blocks; j += PANELS) {
-        const int64_t panels = at.column_blocks - j < PANELS ? at.column_blocks - j : PANELS;
-        multiply_slice(at, j, panels, functions, terms, length, of);
-        for (int64_t x = 0; x < panels; x++)
-            for (int64_t i = at.first_row_block(j + x); i < at.row_blocks; i++) {
-                const T* products = of.products + (x * at.row_blocks + i) * terms * TILE<T>;
-                for (int64_t m = 0; m < group_terms; m++, sums += TILE<T>)
-                    combine(products, mix + m, group_terms, terms, TILE<T>, !first, sums);
+void multiply_span(const Layout<T>& at, const WeightPlan<T>& plan, const Span<T>& span, const T* functions, int64_t i, int64_t end,
+                   int64_t j, int64_t panels, const Workspace<T>& of) {
+    const int64_t panel_tiles = span.functions * TILE<T>, shared = at.first_row_block(j + panels - 1);
+    const T *left = of.left, *right = of.right;
+    T* products = of.products;
+    for (int64_t s = span.first; s < span.last; s++) {
+        const int64_t length = plan.bounds[s + 1] - plan.bounds[s];
+        for (int64_t n = 0; n < plan.terms[s]; n++, functions += length, products += TILE<T>) {
+            for (int64_t x = 0; x < panels; x++)
+                scale_panel(right + x * SPAN * NR<T>, functions, length, of.scaled + x * SLICE * NR<T>);
+            for (int64_t r = i; r < end; r++) {
+                const T* rows = left + r * MR * LEFT_STRIDE;
+                T* tile = products + (r - i) * panels * panel_tiles;
+                if (panels == 2 && r >= shared)
+                    multiply_tiles<T, 2>(rows, LEFT_STRIDE, of.scaled, SLICE * NR<T>, length, tile, panel_tiles);
+                else
+                    multiply_tiles<T, 1>(rows, LEFT_STRIDE, of.scaled, 0, length, tile, 0);
             }
+        }
+        left += length;
+        right += length * NR<T>;
     }
 }
 
-// Entries of tile (i, j) added to one set of nodes: lanes[entry][:] += Σ_m functions[m][entry]·coefficients[m][:].
+// sums [m][tile] = Σ_e mixes[e][m]·products[e][tile] for the first `count` of a group's `terms` functions m.
+template <class T, int64_t count>
+void combine_some(const T* products, const T* mixes, int64_t functions, int64_t terms, T* sums) {
+    using V = typename Vector<T>::type;
+    for (int64_t start = 0; start < MR * WIDE; start += TILE_PART) {
+        V sum[count][TILE_PART];
+#pragma GCC unroll 8
+        for (int64_t m = 0; m < count; m++)
+#pragma GCC unroll 4
+            for (int64_t v = 0; v < TILE_PART; v++) sum[m][v] = V{};
+        for (int64_t e = 0; e < functions; e++) {
+            const V* product = (const V*)(products + e * TILE<T>) + start;
+#pragma GCC unroll 8
+            for (int64_t m = 0; m < count; m++)
+#pragma GCC unroll 4
+                for (int64_t v = 0; v < TILE_PART; v++) sum[m][v] += mixes[e * terms + m] * product[v];
+        }
+#pragma GCC unroll 8
+        for (int64_t m = 0; m < count; m++)
+#pragma GCC unroll 4
+            for (int64_t v = 0; v < TILE_PART; v++) ((V*)(sums + m * TILE<T>))[start + v] = sum[m][v];
+    }
+}
+
+// The same for `count` functions, at most `most`.
+template <class T, int64_t most>
+void combine_at_most(int64_t count, const T* products, const T* mixes, int64_t functions, int64_t terms, T* sums) {
+    if (count >= most) return combine_some<T, most>(products, mixes, functions, terms, sums);
+    if constexpr (most > 1) combine_at_most<T, most - 1>(count, products, mixes, functions, terms, sums);
+}
+
+// sums [m][tile] of every function of the span's groups from a tile's products.
 template <class T>
-void add_tile(const Layout<T>& at, int64_t i, int64_t j, const T* functions, const T* coefficients, int64_t terms, T* lanes) {
+void combine_tile(const WeightPlan<T>& plan, const Span<T>& span, const T* products, const T* mixes, T* sums) {
+    for (int64_t g = span.first_group, s = span.first; g < span.last_group; g++) {
+        const int64_t terms = plan.group_terms[g];
+        int64_t functions = 0;
+        for (; s < plan.group_ends[g]; s++) functions += plan.terms[s];
+        for (int64_t m = 0; m < terms; m += FUNCTIONS_TOGETHER)
+            combine_at_most<T, FUNCTIONS_TOGETHER>(terms - m, products, mixes + m, functions, terms, sums + m * TILE<T>);
+        products += functions * TILE<T>;
+        mixes += functions * terms;
+        sums += terms * TILE<T>;
+    }
+}
+
+// Entries of tile (i, j) for one set of nodes: lanes[entry][:] (+)= Σ_m sums[m][entry]·coefficients[m][:].
+template <class T, bool accumulate>
+void add_tile(const Layout<T>& at, int64_t i, int64_t j, const T* sums, const T* coefficients, int64_t terms, T* lanes) {
     using V = typename Vector<T>::type;
     const int64_t stride = at.sets * Vector<T>::width;
     for (int64_t r = 0; r < MR; r++) {
         const int64_t row = i * MR + r, wanted = row + 1 - j * NR<T>, columns = wanted < NR<T> ? wanted : NR<T>;
         if (row >= at.k) return;
         V* out = (V*)lanes + row * (row + 1) / 2 + j * NR<T>;
-        const T* entries = functions + r * NR<T>;
+        const T* entries = sums + r * NR<T>;
         for (int64_t start = 0; start < columns; start += TOGETHER<T>) {
             V sum[TOGETHER<T>];
 #pragma GCC unroll 8
-            for (int64_t x = 0; x < TOGETHER<T>; x++) sum[x] = out[start + x];
+            for (int64_t x = 0; x < TOGETHER<T>; x++) sum[x] = accumulate ? out[start + x] : V{};
             for (int64_t m = 0; m < terms; m++) {
                 const V c = *(const V*)(coefficients + m * stride);
 #pragma GCC unroll 8
@@ -225,15 +300,19 @@ void add_tile(const Layout<T>& at, int64_t i, int64_t j, const T* functions, con
     }
 }
 
-// A group's functions added to every node.
+// The products of row blocks i … end−1 combined and added to every node.
 template <class T>
-void add_group(const Layout<T>& at, const T* coefficients, int64_t terms, const Workspace<T>& of) {
-    for (int64_t set = 0; set < at.sets; set++) {
-        const T* tile = of.group;
-        for (int64_t j = 0; j < at.column_blocks; j++)
-            for (int64_t i = at.first_row_block(j); i < at.row_blocks; i++, tile += terms * TILE<T>)
-                add_tile(at, i, j, tile, coefficients + set * Vector<T>::width, terms, of.lanes + set * at.set());
-    }
+void add_span(const Layout<T>& at, const WeightPlan<T>& plan, const Span<T>& span, const T* mixes, const T* coefficients, int64_t i,
+              int64_t end, int64_t j, int64_t panels, const Workspace<T>& of) {
+    const auto add = span.first ? add_tile<T, true> : add_tile<T, false>;
+    const T* products = of.products;
+    for (int64_t r = i; r < end; r++)
+        for (int64_t x = 0; x < panels; x++, products += span.functions * TILE<T>) {
+            if (r < at.first_row_block(j + x)) continue;
+            combine_tile(plan, span, products, mixes, of.sums);
+            for (int64_t set = 0; set < at.sets; set++)
+                add(at, r, j + x, of.sums, coefficients + set * Vector<T>::width, span.terms, of.lanes + set * at.set());
+        }
 }
 
 // The plan's coefficients [m][sets·W], zero past the last node.
@@ -244,22 +323,37 @@ void pad_coefficients(const Layout<T>& at, const WeightPlan<T>& plan, T* padded)
         memcpy(padded + m * stride, plan.coefficients + m * at.nodes, at.nodes * sizeof(T));
 }
 
+// What a span adds to G of the unshifted rows at every node.
+template <class T>
+void span_grams(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const Span<T>& span, int64_t c, const T* functions,
+                const T* mixes, const T* coefficients, const Layout<T>& at, const Workspace<T>& of) {
+    const int64_t together = at.blocks_together(span.functions);
+    copy_positions(rows, c, span.start, span.length, of.left);
+    for (int64_t j = 0; j < at.column_blocks; j += PANELS) {
+        const int64_t panels = at.column_blocks - j < PANELS ? at.column_blocks - j : PANELS;
+        for (int64_t x = 0; x < panels; x++) pack_right(of.left, j + x, span.length, of.right + x * SPAN * NR<T>);
+        for (int64_t i = at.first_row_block(j), end; i < at.row_blocks; i = end) {
+            end = i + together < at.row_blocks ? i + together : at.row_blocks;
+            multiply_span(at, plan, span, functions, i, end, j, panels, of);
+            add_span(at, plan, span, mixes, coefficients, i, end, j, panels, of);
+        }
+    }
+}
+
 // G of the unshifted rows at every node.
 template <class T>
 void weighted_grams(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, const Layout<T>& at, const Workspace<T>& of) {
     const T *functions = plan.functions, *mixes = plan.mixes, *coefficients = of.coefficients;
     pad_coefficients(at, plan, of.coefficients);
-    memset(of.lanes, 0, at.lanes() * sizeof(T));
-    for (int64_t g = 0, s = 0; g < plan.groups; g++) {
-        const int64_t first = s, group_terms = plan.group_terms[g];
-        for (; s < plan.group_ends[g]; s++) {
-            const int64_t terms = plan.terms[s], start = plan.bounds[s], length = plan.bounds[s + 1] - start;
-            add_slice(at, rows, c, start, length, functions, terms, mixes, group_terms, s == first, of);
-            functions += terms * length;
-            mixes += terms * group_terms;
-        }
-        add_group(at, coefficients, group_terms, of);
-        coefficients += group_terms * at.sets * Vector<T>::width;
+    if (!plan.groups) memset(of.lanes, 0, at.lanes() * sizeof(T));
+    for (Span<T> span = next_span(plan, 0, 0); span.length; span = next_span(plan, span.last, span.last_group)) {
+        span_grams(rows, plan, span, c, functions, mixes, coefficients, at, of);
+        for (int64_t g = span.first_group, s = span.first; g < span.last_group; g++)
+            for (; s < plan.group_ends[g]; s++) {
+                functions += plan.terms[s] * (plan.bounds[s + 1] - plan.bounds[s]);
+                mixes += plan.terms[s] * plan.group_terms[g];
+            }
+        coefficients += span.terms * at.sets * Vector<T>::width;
     }
 }
 
