@@ -72,7 +72,7 @@ double run(const std::string& isa, int64_t removed, int64_t added, int64_t rank,
 
 int main() {
     double checksum = 0;
-    const int64_t shapes[][3] = {{1, 1, 1}, {1, 0, 40}, {0, 1, 40}, {2, 3, 7}, {5, 9, 75}, {16, 17, 131}, {33, 0, 50}, {0, 35, 300}};
+    const int64_t shapes[][3] = {{1, 1, 1}, {1, 0, 40}, {0, 1, 40}, {2, 3, 7}, {5, 9, 75}, {16, 17, 131}, {33, 0, 50}, {0, 35, 300}, {2, 3, 1100}};
     for (const std::string& isa : instruction_sets())
         for (const auto& shape : shapes)
             for (int64_t nodes : {1, 5, 17}) {

@@ -76,6 +76,23 @@ def test_widest_change(dtype, isa):
     np.testing.assert_allclose(logdets, expected, rtol=0, atol=tolerance(*rows[:2], dtype))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("tol", [0.0, 1e-6])
+def test_logdets_of_many_spans(tol, dtype):
+    *rows, spectrum, tau_squares = problem(7, 9, 1300, dtype, batch=2, nodes=17)
+    order = np.argsort(spectrum)  # neighbours differ little: groups of several slices, a last span of several groups
+    rows, spectrum = [np.ascontiguousarray(r[:, :, order]) for r in rows], spectrum[order]
+    arrays = arguments(*rows, spectrum, tau_squares, tol=tol)
+    assert len(arrays[4].group_ends) > 2 and arrays[4].group_terms.max() > 6
+    w = np.concatenate(rows, 1)
+    expected = oracles.log_determinants(w, 7, spectrum, tau_squares)
+    gross = np.einsum("bkr,qr->bq", w.astype(float) ** 2, 1 / (spectrum + tau_squares[:, None]))
+    for isa in ISAS:
+        logdets, bad, _ = _C.swap_logdet(*arrays, SLACK, 1, isa)
+        assert bad == -1
+        assert (abs(logdets - expected) <= tolerance(*rows, dtype) + 2 * tol * gross).all(), isa
+
+
 def test_a_compressed_plan_costs_its_tolerance():
     # weights off by ε move log|det| by at most ε·Σ|g|/(1 − leverage); leverages here stay below a half
     rows = problem(6, 9, 600, np.float64, nodes=12)
