@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from sit_rl import attention
-from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.models.sit import SiT, SiTConfig, compile_blocks
 from sit_rl.pretrain import FASHION_SIT
 
 OURS = "sit_rl"
@@ -89,8 +89,7 @@ def diffusers_model(config: SiTConfig) -> Callable:
 def compiled(config: SiTConfig) -> SiT:
     """Ours with every block compiled on its own."""
     model = SiT(config)
-    for block in model.blocks:
-        block.compile()
+    compile_blocks(model, DEVICE)
     return model
 
 

@@ -38,6 +38,7 @@ from sit_rl.state import start
 from sit_rl.training_loop import train
 
 ROOT = Path(__file__).parent.parent
+ROUNDS = 1  # of three steps with one rank and three with two
 STEPS = 4  # of a run, of which the first, with the reference set and new memory, does not count
 # What is timed: where the trainer calls it, and what it counts as.
 PARTS = (
@@ -129,8 +130,7 @@ def test_two_ranks(benchmark, tmp_path, capsys, changes):
 
     numbers = iter(range(10))
     benchmark.group = "training steps on one and two one-thread ranks"
-    rounds = 1 if changes else 2  # the quarter's turns are three steps each: one round keeps the quick form quick
-    benchmark.pedantic(turn, setup=lambda: ((next(numbers),), {}), rounds=rounds)
+    benchmark.pedantic(turn, setup=lambda: ((next(numbers),), {}), rounds=ROUNDS)
     one, two = (statistics.median(rates[ranks]) for ranks in (1, 2))
     benchmark.extra_info |= {"one": one, "two": two, "ratio": two / one}
     with capsys.disabled():

@@ -124,7 +124,7 @@ class Config:
     real: Path | None = None
     """the reward's real images or statistics (.npz with mu, sigma)"""
     heldout: Path | None = None
-    """the judge's real images or statistics"""
+    """the judge's real images or statistics; default: embedded, or for other models --real, as in the paper"""
     embedded_images: int = 0
     """how many of the embedded real images to use of each split, evenly spaced; 0: all"""
     reward_features: str = "fashion-a"
@@ -139,7 +139,8 @@ class Config:
 
     # How to run it
     precision: Literal["float32", "bf16"] = "float32"
-    """bf16: matrix products of the generator in bfloat16; weights, log-probabilities and losses stay float32"""
+    """bf16: matrix products of the generator in bfloat16 and a GPU's convolutions of the autoencoder in TF32; weights,
+    log-probabilities, losses, features and the reward stay float32, which float32 means for everything"""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """several ranks: whole copies (ddp), sharded (fsdp); auto: fsdp above 300M parameters"""
     micro_batch: int = 0
@@ -273,7 +274,7 @@ PRESETS = {
             evaluate_images=200, evaluate_every=1, evaluate_every_images=100,
         ),
     ),
-    "sit-xl-imagenet256": ("the paper's settings; needs --checkpoint, --vae, --real and --heldout", SIT_XL),
+    "sit-xl-imagenet256": ("the paper's settings; needs --checkpoint, --vae and --real", SIT_XL),
     "dit-xl-imagenet256": ("the same for DiT-XL/2, by DDPM and DDIM", DIT_XL),
 }  # fmt: skip
 

@@ -78,7 +78,9 @@ def distance(real: RealSide, features: torch.Tensor) -> float:
 
 
 def floor(setting: Setting) -> dict[str, float | None]:
-    """Real against real: the reward's real images against the held-out ones, through both networks."""
+    """Real against real: the reward's real images against the held-out ones, through both networks; None without."""
+    if setting.heldout is setting.real:
+        return {"fd": None, "fd_b": None}
     return {
         "fd": float(frechet_distance(setting.heldout.moments, setting.real.moments)),
         "fd_b": None

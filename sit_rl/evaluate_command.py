@@ -29,7 +29,7 @@ from fastfid.materials import Settings, Side, gather, networks_of, open_side
 from fastfid.protocols import protocol_named
 from sit_rl import sample
 from sit_rl.distributed import is_main
-from sit_rl.files import write_json
+from sit_rl.files import folder, write_json
 from sit_rl.images import load_embedded
 from sit_rl.runlog import say
 from sit_rl.sample import Generator, Recipe, default_samplers, is_small, load_generator, make_samples, parse_sampler
@@ -94,7 +94,12 @@ def run(config: EvaluateConfig, device: torch.device) -> None:
     check(config)
     made = None if config.samples else load_generator(config, device)
     config = with_defaults(config, made)
-    config.out.mkdir(parents=True, exist_ok=True)
+    with folder(config.out):
+        measure(config, made, device)
+
+
+def measure(config: EvaluateConfig, made: Generator | None, device: torch.device) -> None:
+    """Every row against the reference, into --out, which is there; the config has its defaults filled in."""
     reference = config.reference
     if reference == EMBEDDED:
         heldout = load_embedded("heldout")
@@ -218,7 +223,7 @@ def table(rows: dict[str, dict]) -> str:
     for name, row in rows.items():
         for note in _notes(row):
             notes.setdefault(note, []).append(name)
-    return "\n".join(text + [f"{', '.join(names)}: {note}" for note, names in notes.items()])
+    return "\n".join(text + [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()])
 
 
 def _cell(score: dict | None) -> str:

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from sit_rl.config import Config
 from sit_rl.distributed import world_size
 from sit_rl.ema import EMA, PowerEMA
-from sit_rl.models.sit import SiT
+from sit_rl.models.sit import SiT, compile_blocks
 
 # Parameters above which `auto` shards: weights, gradients, two moments and one average are 20 bytes a parameter, 6 GB
 # here. S and B stay whole (33M, 131M), L and XL are sharded (458M, 675M).
@@ -151,12 +151,12 @@ def prepare(model: SiT, config: Config, device: torch.device) -> SiT:
     for block in model.blocks:
         if config.activation_checkpointing:
             block.forward = types.MethodType(_recomputed, block)
-        # Not by itself on a CPU: one core of it ran the default model's forward pass of 200 images 1.1 times slower and
-        # forward and backward of 400 1.3 times faster compiled, and took 74 s to compile, more than a run's 96 updates
-        # gain. On a GPU it is unmeasured.
-        if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-            torch._dynamo.config.recompile_limit = max(COMPILED_CASES, torch._dynamo.config.recompile_limit)
-            block.compile()
+    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+        # Not by itself on a CPU. On one thread the default model's passes of 400 images gain (318 → 220 ms forward, 757
+        # → 649 with backward), but compiling took 45 s of a run on two, whose later steps took 9.4 and 13.4 s beside
+        # 9.5 and 11.7 without: 24 of them do not pay for it. On a GPU it is unmeasured.
+        torch._dynamo.config.recompile_limit = max(COMPILED_CASES, torch._dynamo.config.recompile_limit)
+        compile_blocks(model, device)
     if config.precision == "bf16":
         model.forward = types.MethodType(_autocast, model)
     return model

@@ -65,11 +65,18 @@ def describe_plan(config: Config, setting: Setting) -> str:
         "attention": attention.explain(*attention.case(c.attention, setting.model, c.precision, setting.device)),
         "reward": f"{reward}, against {known(setting.real.moments.count, 'real')}; {c.reference} reference",
         "step": f"{c.candidates} × {c.replace} images, credit per {c.credit}; {keep} train; {c.estimator}",
-        "judge": f"{c.evaluate_images} images against {known(setting.heldout.moments.count, 'held-out')}",
+        "judge": judged_against(setting, c.evaluate_images),
         "samplers": f"{c.evaluate_ode}; {c.evaluate_sde}",
         "predicted": f"about {sum(minutes.values()):.1f} minutes ({parts})",
     }
     return _aligned(lines)
+
+
+def judged_against(setting: Setting, images: int) -> str:
+    """What the evaluations compare, and a warning where it is what the reward has seen."""
+    if setting.heldout is setting.real:
+        return f"{images} images against the reward's own real side, as in the paper; pass --heldout to judge on others"
+    return f"{images} images against {known(setting.heldout.moments.count, 'held-out')}"
 
 
 def evaluations(config: Config) -> dict[str, float]:

@@ -75,14 +75,15 @@ def summary_table(summary: dict) -> str:
         for row in rows
     ]
     names = {key: net["name"] for key, net in protocol["networks"].items()}
-    held = known(protocol["heldout_images"], "held-out")
+    floor = [f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None]
+    held = known(protocol["heldout_images"], "held-out" if floor else "of the reward's own real")
     lines.append(
         f"FD: {names['fd']}; second network: {names.get('fd_b', 'none')}; {protocol['generated_images']} images "
         f"against {held}; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
     )
-    floor = "  ".join(f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None)
     lines.append(
-        f"real against real: {floor}; {summary['images_generated']} images generated; "
+        f"{'real against real: ' + '  '.join(floor) + '; ' if floor else ''}"
+        f"{summary['images_generated']} images generated; "
         f"{summary['seconds']['total']:.0f} s{_reward_share(summary['seconds'])}"
     )
     return "\n".join(lines)

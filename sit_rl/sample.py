@@ -82,7 +82,7 @@ class Recipe:
     batch: int | None = None
     """images sampled at once; fixes the grouping of images and so their last bits; default 200 for 1×28×28, 50 else"""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
-    """of the network: tf32 products on a GPU, or bf16 (autocast; samples and solver stay float32)"""
+    """tf32: products on a GPU; bf16: the network's products, and the autoencoder in tf32 (the solver stays float32)"""
     attention: Literal["auto", "flash", "sdpa", "math"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the blocks; auto: on a GPU"""
@@ -268,9 +268,10 @@ def load_generator(config: Recipe, device: torch.device) -> Generator:
     model.set_attention(attention.choose(*attention.case(config.attention, model, config.precision, device)))
     as_trained = replace(SMALL, precision="bf16" if config.precision == "bf16" else "float32", compile=config.compile)
     prepare(model, as_trained, device)
+    fast = config.precision != "float32"
     if device.type == "cuda":  # torch's default is TF32 in the autoencoder's convolutions alone
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
-    decode = to_uint8 if vae is None else load_decoder(vae, device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
+    decode = to_uint8 if vae is None else load_decoder(vae, device, tf32=fast)
     about["vae"] = None if vae is None else {"folder": vae.resolve().name, "sha256": content_hash(vae)}
     blank = torch.zeros((1, *model.config.image_shape), device=device)
     try:

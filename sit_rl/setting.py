@@ -24,7 +24,7 @@ from sit_rl.models.sit import SiT
 from sit_rl.parallel import map_batches
 
 # Paths that a preset without embedded assets cannot do without.
-NEEDED_PATHS = dict.fromkeys(("sit-xl-imagenet256", "dit-xl-imagenet256"), ("checkpoint", "vae", "real", "heldout"))
+NEEDED_PATHS = dict.fromkeys(("sit-xl-imagenet256", "dit-xl-imagenet256"), ("checkpoint", "vae", "real"))
 FEATURE_BATCH = 250  # images; large enough for the CPU's convolutions, small enough for their workspace
 
 
@@ -46,7 +46,7 @@ class Setting:
     judge_net: FeatureExtractor | None  # a second network, which no reward sees
     real: RealSide  # through reward_net: the reward's
     real_b: RealSide | None  # through judge_net: for the floor alone
-    heldout: RealSide  # through reward_net: the judge's
+    heldout: RealSide  # through reward_net: the judge's; `real` itself where no others were given
     heldout_b: RealSide | None  # through judge_net
     real_images: ImageSet | None  # with labels, for the control that goes on pretraining
     device: torch.device
@@ -71,11 +71,15 @@ def build_setting(config: Config, device: torch.device, progress: bool = True) -
     model.set_attention(attention.choose(*attention.case(config.attention, model, config.precision, device)))
     prepare(model, config, device)
     check_classes(config, model)
-    decode = to_uint8 if config.vae is None else load_decoder(config.vae, device)
+    fast = config.precision != "float32"
+    decode = to_uint8 if config.vae is None else load_decoder(config.vae, device, tf32=fast)
     reward_net, judge_net = load_networks(config, device)
     train = embedded("train", config.embedded_images) if config.real is None else None
     sides = {}
     for split, path in (("real", config.real), ("heldout", config.heldout)):
+        if split == "heldout" and path is None and not like_embedded(model):
+            sides |= {"heldout": sides["real"], "heldout_b": sides["real_b"]}
+            continue
         name = "train" if split == "real" else "heldout"
         source = embedded(name, config.embedded_images).images if path is None else path
         for key, net in ((split, reward_net), (f"{split}_b", judge_net)):
@@ -151,17 +155,22 @@ def check_predictions(config: Config, model: SiT) -> None:
 
 def check_classes(config: Config, model: SiT) -> None:
     """ValueError where the sets are too small for the model's classes, or the embedded images are not the model's."""
-    classes, shape = model.config.num_classes, model.config.image_shape
+    classes = model.config.num_classes
     if min(config.reference_size, config.evaluate_images) < classes:
         raise ValueError(
             f"--reference-size {config.reference_size} and --evaluate-images {config.evaluate_images} must each hold "
             f"an image of each of the model's {classes} classes"
         )
-    if config.real is None and (shape != (1, 28, 28) or classes != 10):
+    if config.real is None and not like_embedded(model):
         raise ValueError(
-            f"the checkpoint makes samples of shape {shape} in {classes} classes, the embedded images are 1×28×28 "
-            "in 10; pass --real and --heldout"
+            f"the checkpoint makes samples of shape {model.config.image_shape} in {classes} classes, the embedded "
+            "images are 1×28×28 in 10; pass --real and --heldout"
         )
+
+
+def like_embedded(model: SiT) -> bool:
+    """Whether the embedded images are of the model's shape and number of classes."""
+    return model.config.image_shape == (1, 28, 28) and model.config.num_classes == 10
 
 
 def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress: bool) -> RealSide:

@@ -45,6 +45,22 @@ def test_decoding_is_the_official_rounding(vae, folder):
     assert len(np.unique(expected)) > 50
 
 
+def test_tf32_is_for_those_who_ask(folder, monkeypatch):
+    """By the setting during the decoding: a CPU has no TF32 to show in the values."""
+    allowed = []
+    real = diffusers.AutoencoderKL.decode
+
+    def decode(self, z):
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return real(self, z)
+
+    monkeypatch.setattr(diffusers.AutoencoderKL, "decode", decode)
+    assert torch.backends.cudnn.allow_tf32  # torch's default
+    for tf32 in (False, True):
+        load_decoder(folder, CPU, tf32=tf32)(torch.randn(1, 4, 4, 4))
+    assert allowed == [False, True] and torch.backends.cudnn.allow_tf32
+
+
 def test_batches_are_decoded_a_slice_at_a_time(folder, monkeypatch):
     sizes = []
     real = diffusers.AutoencoderKL.decode

@@ -116,7 +116,7 @@ def test_several_averages_are_kept_and_named(base):
 def test_compiled_blocks_answer_as_the_others(base, monkeypatch):
     """With the back end that only traces: the other one needs a compiler and a minute."""
     whole = base(*question())
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: self.__dict__.update(_compiled=True))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, options: self.__dict__.update(_compiled=True))
     prepare(base, replace(CONFIG, compile="auto"), CPU)
     assert not any(hasattr(block, "_compiled") for block in base.blocks)
     prepare(base, replace(CONFIG, compile="on"), CPU)

@@ -49,7 +49,9 @@ def test_table_has_changes_and_leaves_out_what_is_missing():
     assert not any(row[0].startswith("FD, second") for row in rows)
     text = summary_table(summary())
     assert "real against real: fd 0.0300" in text and "ODE heun, 8 steps" in text
-    assert "reward 10.0% of the training steps" in text
+    assert "reward 10.0% of the training steps" in text and "against 600 held-out;" in text
+    text = summary_table(summary() | {"floor": {"fd": None, "fd_b": None}})
+    assert "real against real" not in text and "against 600 of the reward's own real;" in text
 
 
 def test_report_is_self_contained_and_escaped(tmp_path):

@@ -12,8 +12,12 @@ from fastfid.features import file_sha256
 from fastfid.materials import identity
 from sit_rl import train
 from sit_rl.config import PRESETS
+from sit_rl.evaluate import floor
+from sit_rl.models.loading import save_model
+from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.plan import judged_against
 from sit_rl.report import known
-from sit_rl.setting import load_networks, see
+from sit_rl.setting import build_setting, load_networks, see
 
 CPU = torch.device("cpu")
 
@@ -73,3 +77,32 @@ def test_statistics_of_another_network_are_refused(train_error, tmp_path):
 
 def test_a_count_that_nobody_told_is_not_printed_as_a_number():
     assert known(None, "held-out") == "held-out statistics of an unknown count" and known(7, "real") == "7 real"
+
+
+def test_without_other_images_the_rewards_own_judge_and_it_is_said(tmp_path):
+    """The paper's way, of a model that the embedded images are not for; no floor is made of one side alone."""
+    shape = SiTConfig(image_size=8, patch_size=4, channels=3, width=32, depth=1, heads=2, num_classes=5)
+    save_model(SiT(shape), tmp_path / "colour.safetensors")
+    FeatureMoments(300, torch.zeros(128), torch.eye(128)).save(tmp_path / "real.npz")
+    config = replace(PRESETS["smoke"][1], checkpoint=tmp_path / "colour.safetensors", judge_features="none")
+    config = replace(config, real=tmp_path / "real.npz")
+    setting = build_setting(config, CPU, progress=False)
+    assert setting.heldout is setting.real and floor(setting) == {"fd": None, "fd_b": None}
+    assert "the reward's own real side" in judged_against(setting, 7)
+    other = build_setting(replace(config, heldout=tmp_path / "real.npz"), CPU, progress=False)
+    assert other.heldout is not other.real and judged_against(other, 7) == "7 images against 300 held-out"
+    assert floor(other)["fd"] < 1e-6  # the same moments twice
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("bf16", True)])
+def test_the_autoencoder_has_the_runs_precision(monkeypatch, tmp_path, precision, tf32):
+    asked = {}
+
+    def load(folder, device, **options):
+        asked.update(options)
+        raise ValueError("asked")
+
+    monkeypatch.setattr("sit_rl.setting.load_decoder", load)
+    with pytest.raises(ValueError, match="asked"):
+        build_setting(replace(PRESETS["smoke"][1], vae=tmp_path, precision=precision), torch.device("cpu"))
+    assert asked == {"tf32": tf32}

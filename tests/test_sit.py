@@ -8,12 +8,13 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from sit_rl.models import convert
 from sit_rl.models.dit import DiT
 from sit_rl.models.loading import load_model, save_model
-from sit_rl.models.sit import MODEL_NAMES, SiT, SiTConfig, infer_config, sincos_positions
+from sit_rl.models.sit import MODEL_NAMES, SiT, SiTConfig, gelu, infer_config, sincos_positions
 
 SMALL = SiTConfig(image_size=8, patch_size=2, channels=3, width=48, depth=2, heads=4, num_classes=5, learn_sigma=True)
 
@@ -364,3 +365,16 @@ def test_impossible_shapes_are_refused():
         SiT(SiTConfig(image_size=8, patch_size=3, channels=1, width=48, depth=1, heads=4, num_classes=2))
     with pytest.raises(ValueError, match="heads 5"):
         SiT(SiTConfig(image_size=8, patch_size=2, channels=1, width=48, depth=1, heads=5, num_classes=2))
+
+
+def test_gelu_as_compiled_is_the_same_function(monkeypatch):
+    """x σ(2u) for x (1 + tanh u)/2: value and slope, by the eager form in float64."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    # a product of |x| ≤ 12 or of its square and factors below 1; float32 adds the rounding of 2u ≤ 141 to σ's exponent
+    for dtype, error in ((torch.float64, 1e-13), (torch.float32, 2e-5)):
+        x = torch.linspace(-12, 12, 2_001, dtype=dtype).requires_grad_()
+        z = x.detach().double().requires_grad_()
+        out, expected = gelu(x), F.gelu(z, approximate="tanh")
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=error)
+        slopes = torch.autograd.grad(out.sum(), x)[0].double(), torch.autograd.grad(expected.sum(), z)[0]
+        torch.testing.assert_close(*slopes, rtol=0, atol=error)

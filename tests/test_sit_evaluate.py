@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +199,23 @@ def test_networks_and_reference_are_read_before_sampling(tmp_path, monkeypatch, 
         main([*flags, "--threads", "1", "--images", "20"])
     error = capsys.readouterr().err
     assert message in error and error.splitlines()[-1].startswith("error: "), error
+    assert not Path("runs").exists()  # of --out's default runs/evaluation
+
+
+def test_a_failure_leaves_what_was_done_and_no_empty_folder(tmp_path, monkeypatch, capsys):
+    """A second file that cannot be read: the first row is kept; alone, nothing is, and a folder of another's stays."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("good.npz", arr_0=load_embedded("heldout").images[:20].permute(0, 2, 3, 1).numpy())
+    (tmp_path / "bad.npz").write_bytes(b"PK no archive")
+    there = tmp_path / "there"
+    there.mkdir()
+    options = ["--reference", "good.npz", "--network", "fashion-a", "--metrics", "fd", "--threads", "1", "--force"]
+    for samples, out in ((["bad.npz"], "a/b"), (["bad.npz"], "there"), (["good.npz", "bad.npz"], "half")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["--samples", *samples, "--out", out, *options])
+        assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert not Path("a").exists() and there.is_dir() and not any(there.iterdir())
+    assert list(json.loads(Path("half/evaluation.json").read_text())["rows"]) == ["good.npz"]
 
 
 def sampled(*_):

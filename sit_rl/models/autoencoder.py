@@ -7,10 +7,12 @@ few images at a time, and a large image can be decoded in overlapping tiles.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
+from fastfid.devices import full_float32
 from sit_rl.images import to_float, to_uint8
 
 # Latent scale of the Stable Diffusion autoencoders that SiT and DiT were trained with.
@@ -21,13 +23,15 @@ SLICE = 8
 
 
 def load_decoder(
-    folder: Path, device: torch.device, batch: int = SLICE, tiled: bool = False
+    folder: Path, device: torch.device, batch: int = SLICE, tiled: bool = False, tf32: bool = False
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from latents [n, 4, h, w] to images uint8 [n, 3, 8h, 8w]: uint8(clamp(127.5·D(z/0.18215) + 128)).
 
     folder  a diffusers AutoencoderKL such as sd-vae-ft-ema, with config.json and its weights
     batch   images decoded at once; the memory is theirs, whatever n
     tiled   decode images larger than the autoencoder's own size in overlapping tiles, blended; changes them slightly
+    tf32    on a GPU, leave convolutions and products the precision that torch's settings allow, as the official scripts
+            do; else they are float32 whatever the settings
 
     FileNotFoundError or ValueError for a folder that is not such an autoencoder.
     """
@@ -38,7 +42,8 @@ def load_decoder(
         if not len(latents):
             factor = 2 ** (len(vae.config.block_out_channels) - 1)
             return latents.new_empty((0, vae.config.out_channels, *(factor * s for s in latents.shape[2:]))).byte()
-        return torch.cat([to_uint8(vae.decode(z / LATENT_SCALE).sample) for z in latents.split(batch)])
+        with nullcontext() if tf32 else full_float32(device):
+            return torch.cat([to_uint8(vae.decode(z / LATENT_SCALE).sample) for z in latents.split(batch)])
 
     return decode
 
