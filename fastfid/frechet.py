@@ -6,6 +6,7 @@ The matrix M = R Σ_b Rᵀ under the root is symmetric, so its eigenvalues are r
 part to discard and no constant added to a diagonal.  Two routes to R:
 
 "cholesky"  R = Lᵀ of Σ_a = L Lᵀ, where Σ_a is regular: d³/3 flops and, for the triangles in M = Lᵀ Σ_b L, d³.
+            Features that never vary, as a network's dead channels (EfficientNet-Lite0 has one), are left out first.
 "eigh"      R = diag(√w) Vᵀ from the eigenvectors V and eigenvalues w of Σ_a with its null directions dropped, which
             makes M no larger than the rank r of Σ_a: wherever a count bounds the rank below d, or Σ_a is singular to
             float64.
@@ -83,7 +84,7 @@ class PreparedMoments:
 
     moments  FeatureMoments, constants
     root     R [r, d] float64 with Σ = RᵀR
-    route    "cholesky" (R is upper triangular) or "eigh"
+    route    "cholesky" (R is upper triangular but for columns of zeros, features that never vary) or "eigh"
     """
 
     moments: FeatureMoments
@@ -116,18 +117,39 @@ def frechet_distance(a: Side, b: Side) -> float | Tensor:
 
 def frechet_terms(a: Side, b: Side) -> FrechetTerms:
     """The three terms of `frechet_distance`, what was clipped under the root, and the route."""
+    pair = factored_pair(a, b)
+    return pair.terms(*_TraceRoot.apply(pair.factored.cov, pair.other.cov, pair.root, pair.route))
+
+
+@dataclass(frozen=True)
+class FactoredPair:
+    """Two sides, one of them factored: Σ_factored = RᵀR, R = `root` by `route`; `swapped` if that is the second."""
+
+    factored: FeatureMoments
+    other: FeatureMoments
+    root: Tensor
+    route: str
+    swapped: bool
+
+    def terms(self, trace: Tensor, clipped: int, most_negative: float) -> FrechetTerms:
+        """The terms from what `trace_of_roots` tells."""
+        a, b = self.factored, self.other
+        difference = a.mean - b.mean
+        terms = difference @ difference, torch.trace(a.cov) + torch.trace(b.cov), 2 * trace
+        if not any(term.requires_grad for term in terms):
+            terms = tuple(term.item() for term in terms)
+        return FrechetTerms(*terms, clipped, most_negative, len(self.root), self.route)
+
+
+def factored_pair(a: Side, b: Side) -> FactoredPair:
+    """Both sides checked, and the one factored that suits better; ValueError as for `frechet_distance`."""
     prepared = [side for side in (a, b) if isinstance(side, PreparedMoments)]
     a, b = _as_moments(a, "first"), _as_moments(b, "second")
     check_same_features(a, b)
     factored, other = _choose_factored(a, b, [side.moments for side in prepared])
     ready = next(((side.root, side.route) for side in prepared if side.moments is factored), None)
     root, route = ready or _factor(factored.cov.detach(), factored.count)
-    trace, clipped, most_negative = _TraceRoot.apply(factored.cov, other.cov, root, route)
-    difference = a.mean - b.mean
-    terms = difference @ difference, torch.trace(a.cov) + torch.trace(b.cov), 2 * trace
-    if not any(term.requires_grad for term in terms):
-        terms = tuple(term.item() for term in terms)
-    return FrechetTerms(*terms, clipped, most_negative, len(root), route)
+    return FactoredPair(factored, other, root, route, swapped=factored is not a)
 
 
 def _choose_factored(
@@ -151,26 +173,38 @@ def _rank_bound(count: int | None, dim: int) -> int:
     return dim if count is None else min(dim, max(count - 1, 0))
 
 
+def trace_of_roots(eigenvalues: Tensor) -> tuple[Tensor, int, float]:
+    """Σ √λ over the eigenvalues [r] of M that are no noise, how many are negative, and the lowest of those or 0.0.
+
+    ValueError if one is too negative for rounding.
+    """
+    refuse_indefinite(eigenvalues)
+    negative = eigenvalues[eigenvalues < 0]
+    most_negative = negative.min().item() if len(negative) else 0.0
+    return eigenvalues[_resolved(eigenvalues)].sqrt().sum(), len(negative), most_negative
+
+
+def _resolved(eigenvalues: Tensor) -> Tensor:
+    return eigenvalues > NOISE * eigenvalues.max() if len(eigenvalues) else eigenvalues > 0
+
+
 class _TraceRoot(torch.autograd.Function):
     """tr √(R Σ_other Rᵀ) with Σ_factored = RᵀR; returns it, the clipped count and the most negative eigenvalue."""
 
     @staticmethod
     def forward(ctx, cov_factored: Tensor, cov_other: Tensor, root: Tensor, route: str):
-        under_root = _under_root(root, cov_other, route)
+        matrix = under_root(root, cov_other, route)
         differentiate = any(ctx.needs_input_grad)
         if differentiate:
-            eigenvalues, vectors = torch.linalg.eigh(under_root, UPLO="L")
+            eigenvalues, vectors = torch.linalg.eigh(matrix, UPLO="L")
         else:
-            eigenvalues, vectors = torch.linalg.eigvalsh(under_root, UPLO="L"), None
-        refuse_indefinite(eigenvalues)
-        kept = eigenvalues > NOISE * eigenvalues.max() if len(eigenvalues) else eigenvalues > 0
-        roots = eigenvalues[kept].sqrt()
+            eigenvalues, vectors = torch.linalg.eigvalsh(matrix, UPLO="L"), None
+        found = trace_of_roots(eigenvalues)
         if differentiate:
-            ctx.save_for_backward(root, roots, vectors[:, kept])
+            kept = _resolved(eigenvalues)
+            ctx.save_for_backward(root, eigenvalues[kept].sqrt(), vectors[:, kept])
             ctx.route = route
-        negative = eigenvalues[eigenvalues < 0]
-        most_negative = negative.min().item() if len(negative) else 0.0
-        return roots.sum(), len(negative), most_negative
+        return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -192,8 +226,19 @@ class _TraceRoot(torch.autograd.Function):
 def _factor(cov: Tensor, count: int | None) -> tuple[Tensor, str]:
     """R [r, d] of cov = RᵀR and its route: Cholesky's if count and float64 find cov regular, else eigh's."""
     rank = _rank_bound(count, len(cov))
-    root = _cholesky_root(cov) if rank == len(cov) else None
+    root = _root_of_varying(cov) if rank == len(cov) else None
     return (symmetric_factor(cov, rank), "eigh") if root is None else (root, "cholesky")
+
+
+def _root_of_varying(cov: Tensor) -> Tensor | None:
+    """`_cholesky_root` of the features with a variance, with columns of zeros for the others; None as there."""
+    varies = cov.diagonal() != 0
+    if varies.all():
+        return _cholesky_root(cov)
+    if not varies.any() or cov[~varies].any():  # nothing to factor; or no covariance
+        return None
+    root = _cholesky_root(cov[varies][:, varies])
+    return None if root is None else root.new_zeros(len(root), len(cov)).index_copy_(1, varies.nonzero()[:, 0], root)
 
 
 def _cholesky_root(cov: Tensor) -> Tensor | None:
@@ -221,17 +266,27 @@ def _smallest_eigenvalue(lower: Tensor) -> Tensor:
 def _pseudo_inverse_times(root: Tensor, x: Tensor, route: str) -> Tensor:
     """R⁺ x: by substitution for a triangular R, else Rᵀ diag(1/|R_i|²) for one with orthogonal rows."""
     if route == "cholesky":
-        return torch.linalg.solve_triangular(root, x, upper=True)
+        varies = _varying(root)
+        solved = torch.linalg.solve_triangular(root[:, varies], x, upper=True)
+        return solved.new_zeros(root.shape[1], x.shape[1]).index_copy_(0, varies, solved)
     return root.T @ (x / root.square().sum(dim=1, keepdim=True))
 
 
-def _under_root(root: Tensor, cov: Tensor, route: str) -> Tensor:
+def _varying(root: Tensor) -> Tensor:
+    """Columns int64 [r] of Cholesky's R [r, d] that are not of zeros; on a factored diagonal nothing is zero."""
+    return root.any(dim=0).nonzero()[:, 0]
+
+
+def under_root(root: Tensor, cov: Tensor, route: str) -> Tensor:
     """The lower triangle of M = R Σ Rᵀ [r, r]; above it stands anything.
 
     For R = Lᵀ the block I, J of M, i ≥ j, is L[i:, I]ᵀ (Σ[j:, j:] L[j:, J])[i:]: d³ flops, not 4d³.
     """
     if route != "cholesky":
         return root @ cov @ root.T
+    if root.shape[0] < root.shape[1]:
+        varies = _varying(root)
+        root, cov = root[:, varies], cov[varies][:, varies]
     dim, product = len(cov), torch.zeros_like(cov).T  # column by column, as LAPACK wants it
     for j in range(0, dim, COLUMNS):
         columns = cov[j:, j:] @ root.T[j:, j : j + COLUMNS]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -41,16 +42,17 @@ class Kernel:
     """k(x, y) made of p·q and one number for each row: kernels of the same rows share the matrix product.
 
     term    p float64 [n, d], c float64 [d] → float64 [n]
-    values  p·q float64 [n, m], terms of x [n] and of y [m] → k(x_i, y_j) [n, m], in the memory of p·q
+    values  p·q float64 [n, m], terms of x [n] and of y [m], out [n, m] → k(x_i, y_j) [n, m] in `out`, which may be p·q
     """
 
     term: Callable[[Tensor, Tensor], Tensor]
-    values: Callable[[Tensor, Tensor, Tensor], Tensor]
+    values: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
     def between(self, x: Tensor, y: Tensor, centre: Tensor) -> Tensor:
         """k(x_i, y_j) float64 [n, m] of rows of any float dtype about c = `centre`."""
         p, q = x.to(torch.float64) - centre, y.to(torch.float64) - centre
-        return self.values(p @ q.T, self.term(p, centre), self.term(q, centre))
+        products = p @ q.T
+        return self.values(products, self.term(p, centre), self.term(q, centre), products)
 
 
 @dataclass(frozen=True)
@@ -114,36 +116,38 @@ def kid(
     if len(real) * len(generated) > subsets * subset_size**2:  # kernel values
         sums = _sums_by_subsets(generated, real, drawn, kernel)
     else:
-        (sums,) = _sums(generated, real, [_of_subsets(kernel, generated, real, drawn)])
+        ((sums, _),) = _sums(generated, real, [_Reduction(kernel, _members(generated, real, drawn))])
     return _kid_estimate(sums, subsets, subset_size, degree, gamma, coef, seed)
 
 
 def kid_and_mmd(
     real: Tensor, generated: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
-) -> tuple[KidEstimate, MaximumMeanDiscrepancy]:
+) -> tuple[KidEstimate, MaximumMeanDiscrepancy, RowSums, RowSums]:
     """`kid(real, generated, …)` and `mmd(real, generated)` together, in little more than the time of one of them.
 
-    ValueError as of either.
+    The sums of both kernels' values for each row, which the jackknife needs, come with them.  ValueError as of either.
     """
     real, generated = _checked_pair(real, generated)
     _check_subset_size(subset_size, len(real), len(generated))
     d, sigma = real.shape[1], _bandwidth(real, generated, "median")
-    kernel, wanted = polynomial_kernel(3, 1.0 / d, 1.0), [_of_all(gaussian_kernel(sigma))]
+    kernel, of_mmd = polynomial_kernel(3, 1.0 / d, 1.0), _Reduction(gaussian_kernel(sigma), by_row=True)
     drawn = _draw_subsets(len(generated), len(real), subsets, subset_size, seed, real.device)
     # For all pairs, made anyway, S multiplications and a kernel value each; for those of every subset, d and a value.
-    if len(real) * len(generated) > subset_size**2 * max(subsets, d):
-        of_kid = _sums_by_subsets(generated, real, drawn, kernel)
-        (of_mmd,) = _sums(generated, real, wanted)
-    else:
-        of_kid, of_mmd = _sums(generated, real, [_of_subsets(kernel, generated, real, drawn), *wanted])
-    value = _unbiased(of_mmd, len(generated), len(real)).item()
+    apart = len(real) * len(generated) > subset_size**2 * max(subsets, d)
+    members = None if apart else _members(generated, real, drawn)
+    (of_subsets, kid_rows), (_, mmd_rows) = _sums(generated, real, [_Reduction(kernel, members, by_row=True), of_mmd])
+    if apart:
+        of_subsets = _sums_by_subsets(generated, real, drawn, kernel)
+    value = _unbiased(mmd_rows.total(), len(generated), len(real)).item()
     return (
-        _kid_estimate(of_kid, subsets, subset_size, 3, 1.0 / d, 1.0, seed),
+        _kid_estimate(of_subsets, subsets, subset_size, 3, 1.0 / d, 1.0, seed),
         MaximumMeanDiscrepancy(value, "gaussian", sigma, "unbiased", 1.0),
+        kid_rows,
+        mmd_rows,
     )
 
 
-def _kid_estimate(sums: tuple[Tensor, Tensor, Tensor], subsets: int, subset_size: int, *options) -> KidEstimate:
+def _kid_estimate(sums: _Sums, subsets: int, subset_size: int, *options) -> KidEstimate:
     estimates = _unbiased(sums, subset_size, subset_size)
     return KidEstimate(estimates.mean().item(), estimates.std(correction=0).item(), subsets, subset_size, *options)
 
@@ -160,25 +164,23 @@ def _draw_subsets(
     return torch.from_numpy(np.stack(first)).to(device), torch.from_numpy(np.stack(second)).to(device)
 
 
-def _sums_by_subsets(
-    generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor], kernel: Kernel
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`_sums` of each subset's rows, [S] each, its kernel values made for it alone."""
+def _sums_by_subsets(generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor], kernel: Kernel) -> _Sums:
+    """The sums of each subset's pairs, its kernel values made for it alone."""
     sums = []
     for of_generated, of_real in zip(*drawn, strict=True):
-        (found,) = _sums(generated[of_generated], real[of_real], [_of_all(kernel)])
-        sums.append(torch.stack(found))
-    return torch.stack(sums, dim=1).unbind()
+        total = _row_sums(generated[of_generated], real[of_real], kernel).total()
+        sums.append(torch.stack([total.generated, total.real, total.between]))
+    return _Sums(*torch.stack(sums, dim=1))
 
 
-def _of_subsets(kernel: Kernel, generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor]) -> _Reduction:
-    """Sums [S] over the pairs of every subset, as diag(Zᵀ K Z) with 0/1 membership columns Z: K is made once."""
-    members = {id(x): _membership(rows, len(x)) for x, rows in zip((generated, real), drawn, strict=True)}
+def _row_sums(generated: Tensor, real: Tensor, kernel: Kernel, diagonal: bool = False) -> RowSums:
+    ((_, rows),) = _sums(generated, real, [_Reduction(kernel, by_row=True)], diagonal)
+    return rows
 
-    def reduce(x: Tensor, y: Tensor, rows: slice, columns: slice, values: Tensor) -> Tensor:
-        return (values @ members[id(y)][columns]).mul_(members[id(x)][rows])
 
-    return _Reduction(kernel, reduce)
+def _members(generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor]) -> dict[int, Tensor]:
+    """0/1 columns Z of the subsets: the sums over the pairs of all of them are diag(Zᵀ K Z), and K is made once."""
+    return {id(x): _membership(rows, len(x)) for x, rows in zip((generated, real), drawn, strict=True)}
 
 
 def _membership(drawn: Tensor, n: int) -> Tensor:
@@ -229,8 +231,8 @@ def mmd(
         raise ValueError(f"unknown kernel {kernel!r}; choose gaussian or polynomial")
     _check_estimator(estimator, min(len(real), len(generated)))
     mean = _unbiased if estimator == "unbiased" else _biased
-    (sums,) = _sums(generated, real, [_of_all(function)], diagonal=estimator == "biased")
-    value = mean(sums, len(generated), len(real)).item()
+    sums = _row_sums(generated, real, function, diagonal=estimator == "biased")
+    value = mean(sums.total(), len(generated), len(real)).item()
     return MaximumMeanDiscrepancy(scale * value, kernel, sigma, estimator, scale)
 
 
@@ -241,16 +243,14 @@ def _check_estimator(estimator: str, rows: int) -> None:
         raise ValueError("the unbiased estimator needs at least 2 rows on each side; pass estimator='biased'")
 
 
-def _unbiased(sums: tuple[Tensor, Tensor, Tensor], m: int, n: int) -> Tensor:
+def _unbiased(sums: _Sums, m: int, n: int) -> Tensor:
     """MMD² of the sums over pairs of different rows within the m generated and the n real ones, and between them."""
-    of_generated, of_real, between = sums
-    return of_generated / (m * (m - 1)) + of_real / (n * (n - 1)) - 2 * between / (m * n)
+    return sums.generated / (m * (m - 1)) + sums.real / (n * (n - 1)) - 2 * sums.between / (m * n)
 
 
-def _biased(sums: tuple[Tensor, Tensor, Tensor], m: int, n: int) -> Tensor:
+def _biased(sums: _Sums, m: int, n: int) -> Tensor:
     """MMD² of the sums over all pairs."""
-    of_generated, of_real, between = sums
-    return of_generated / m**2 + of_real / n**2 - 2 * between / (m * n)
+    return sums.generated / m**2 + sums.real / n**2 - 2 * sums.between / (m * n)
 
 
 def _bandwidth(real: Tensor, generated: Tensor, bandwidth: float | str) -> float:
@@ -290,8 +290,8 @@ def polynomial_kernel(degree: int, gamma: float, coef: float) -> Kernel:
     def term(p: Tensor, centre: Tensor) -> Tensor:
         return (p @ centre).add_(centre.square().sum() / 2).mul_(gamma).add_(coef / 2)
 
-    def values(products: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
-        return torch.add(of_x[:, None], products, alpha=gamma, out=products).add_(of_y).pow_(degree)
+    def values(products: Tensor, of_x: Tensor, of_y: Tensor, out: Tensor) -> Tensor:
+        return torch.add(of_x[:, None], products, alpha=gamma, out=out).add_(of_y).pow_(degree)
 
     return Kernel(term, values)
 
@@ -302,8 +302,8 @@ def gaussian_kernel(sigma: float) -> Kernel:
     def term(p: Tensor, centre: Tensor) -> Tensor:
         return torch.linalg.vector_norm(p, dim=1).square_().div_(-2 * sigma**2)
 
-    def values(products: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
-        return torch.add(of_x[:, None], products, alpha=sigma**-2, out=products).add_(of_y).exp_()
+    def values(products: Tensor, of_x: Tensor, of_y: Tensor, out: Tensor) -> Tensor:
+        return torch.add(of_x[:, None], products, alpha=sigma**-2, out=out).add_(of_y).exp_()
 
     return Kernel(term, values)
 
@@ -313,19 +313,71 @@ def gaussian_kernel(sigma: float) -> Kernel:
 
 @dataclass(frozen=True)
 class _Reduction:
-    """A kernel and what of its values is summed: reduce(x, y, rows of x, columns from y, values) → [rows, sums]."""
+    """A kernel, and over which pairs its values are summed.
+
+    members  float64 [n, S] by id of each set, 1 where row i belongs to subset s, or None
+    by_row   also for each row
+    """
 
     kernel: Kernel
-    reduce: Callable[[Tensor, Tensor, slice, slice, Tensor], Tensor]
+    members: dict[int, Tensor] | None = None
+    by_row: bool = False
 
 
-def _of_all(kernel: Kernel) -> _Reduction:
-    return _Reduction(kernel, lambda x, y, rows, columns, values: values.sum(dim=1))
+@dataclass(frozen=True)
+class _Sums:
+    """Of a kernel's values over each subset's pairs, [S]: within the generated rows, the real ones, and between."""
+
+    generated: Tensor
+    real: Tensor
+    between: Tensor
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """Of a kernel's values for each row, float64, over the other rows of its set and over all rows of the other set.
+
+    generated, generated_to_real  [m]
+    real, real_to_generated       [n]
+    """
+
+    generated: Tensor
+    real: Tensor
+    generated_to_real: Tensor
+    real_to_generated: Tensor
+
+    def total(self) -> _Sums:
+        """The sums over all pairs, 0-d."""
+        return _Sums(self.generated.sum(), self.real.sum(), self.generated_to_real.sum())
+
+
+class _Accumulators:
+    """What one reduction has summed so far over the pairs (x_i, y_j); where y is x each pair of rows is met once."""
+
+    def __init__(self, reduction: _Reduction, x: Tensor, y: Tensor):
+        zeros = partial(torch.zeros, dtype=torch.float64, device=x.device)
+        self.kernel, self._symmetric, self._by_row = reduction.kernel, y is x, reduction.by_row
+        members = reduction.members
+        self._members = None if members is None else (members[id(x)], members[id(y)])
+        self.subsets = None if members is None else zeros(members[id(x)].shape[1])
+        self.rows = zeros(len(x)) if reduction.by_row else None
+        self.columns = self.rows if self._symmetric else zeros(len(y)) if reduction.by_row else None
+
+    def add(self, rows: slice, columns: slice, values: Tensor, above: int) -> None:
+        """Values [rows, columns]; where y is x, those of the first `above` rows stand for two pairs each."""
+        if self._members is not None:
+            of_row = (values @ self._members[1][columns]).mul_(self._members[0][rows])
+            self.subsets += of_row.sum(dim=0)
+            if self._symmetric:
+                self.subsets += of_row[:above].sum(dim=0)
+        if self._by_row:
+            self.rows[rows] += values.sum(dim=1)
+            self.columns[columns] += (values[:above] if self._symmetric else values).sum(dim=0)
 
 
 def _sums(
     generated: Tensor, real: Tensor, reductions: list[_Reduction], diagonal: bool = False
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+) -> list[tuple[_Sums | None, RowSums | None]]:
     """For each reduction its sums over pairs within the generated rows, within the real ones, and between the two.
 
     A row is no pair with itself unless `diagonal`.
@@ -333,17 +385,24 @@ def _sums(
     centre = _common_mean(real, generated)
     memory = _Memory(max(len(real), len(generated)), centre, copies=len(reductions) > 1)
     sides = (generated, generated), (real, real), (generated, real)
-    return list(zip(*(_sums_of(x, y, centre, reductions, diagonal, memory) for x, y in sides), strict=True))
+    found = zip(*(_sums_of(x, y, centre, reductions, diagonal, memory) for x, y in sides), strict=True)
+    return [
+        (
+            _Sums(*(x.subsets for x in parts)) if reduction.members is not None else None,
+            RowSums(*(x.rows for x in parts), parts[2].columns) if reduction.by_row else None,
+        )
+        for reduction, parts in zip(reductions, found, strict=True)
+    ]
 
 
 def _sums_of(
     x: Tensor, y: Tensor, centre: Tensor, reductions: list[_Reduction], diagonal: bool, memory: _Memory
-) -> list[Tensor]:
-    """Each reduction's sum over all pairs (x_i, y_j); where y is x, of different rows unless `diagonal`."""
-    sums: list[Tensor] = [0.0] * len(reductions)
+) -> list[_Accumulators]:
+    """Each reduction's sums over all pairs (x_i, y_j); where y is x, of different rows unless `diagonal`."""
+    sums = [_Accumulators(reduction, x, y) for reduction in reductions]
     for panel in _blocks(len(x), PANEL_BLOCKS * COLUMNS):
         p = _centred(x[panel], centre, memory.panel)
-        of_rows = [reduction.kernel.term(p, centre) for reduction in reductions]
+        of_rows = [each.kernel.term(p, centre) for each in sums]
         for columns in _blocks(len(y), COLUMNS):
             # Where y is x: pairs with i ≤ j, and the rest of the squares on the diagonal.
             stop = min(panel.stop, columns.stop) if y is x else panel.stop
@@ -352,16 +411,12 @@ def _sums_of(
             rows, q = slice(panel.start, stop), _centred(y[columns], centre, memory.columns)
             above = max(0, columns.start - panel.start)  # rows that hold no pair of the diagonal's square
             products = torch.mm(p[: stop - panel.start], q.T, out=_room(memory.products, stop - panel.start, len(q)))
-            for i, (kernel, reduce) in enumerate((r.kernel, r.reduce) for r in reductions):
-                last = i == len(reductions) - 1
-                place = products if last else _room(memory.copy, *products.shape).copy_(products)
-                values = kernel.values(place, of_rows[i][: stop - panel.start], kernel.term(q, centre))
+            for of_row, each in zip(of_rows, sums, strict=True):
+                out = products if each is sums[-1] else _room(memory.copy, *products.shape)
+                values = each.kernel.values(products, of_row[: stop - panel.start], each.kernel.term(q, centre), out)
                 if y is x and not diagonal:
                     values[above:].fill_diagonal_(0)
-                of_row = reduce(x, y, rows, columns, values)
-                if y is x:  # a pair i < j stands for j < i, too
-                    of_row[:above] *= 2
-                sums[i] = sums[i] + of_row.sum(dim=0)
+                each.add(rows, columns, values, above)
     return sums
 
 

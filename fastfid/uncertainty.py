@@ -8,7 +8,7 @@ once for each side of a comparison, whose squares add up.  It covers the chance 
 of a finite N, and errs on the wide side where the linear part of the score vanishes: there, with both sides from one
 distribution, MMD² and the Fréchet distance are squares, and SE² is about twice the variance.
 
-Fréchet distance.  SwapEngine.leave_one_out gives all c_i exactly at about the price of one distance.
+Fréchet distance.  fastfid/leave_one_out.py gives all c_i exactly, those of both sides from one eigendecomposition.
 
 MMD².  The unbiased estimate of samples x [m] and reference y [n] is
 
@@ -18,8 +18,8 @@ Without x_i the sums lose 2 A_i, A_i = Σ_{j≠i} k(x_i, x_j), and C_i = Σ_j k(
 
     T_(i) = −2 A_i / (m − 1)(m − 2) + 2 C_i / (m − 1)n,
 
-exactly; likewise for y.  Their variance over i is taken from JACKKNIFE_ROWS rows instead of all: 2·500·(m + n) kernel
-values instead of (m + n)²/2, for an error of 3% in SE.
+exactly; likewise for y.  KID and MMD together make all kernel values and so all A_i and C_i (`RowSums`).  Of either
+alone the variance over i is taken from JACKKNIFE_ROWS rows: 2·500·(m + n) kernel values, for an error of 3% in SE.
 
 KID is the mean of S subsets, each an unbiased estimate of T given the images: its variance is that of T, by the
 jackknife, plus std²/(S − 1) for the draw of the subsets.
@@ -31,9 +31,17 @@ Precision and recall are shares of images inside a set of balls.  With the balls
 Wilson's interval (1927) is used, which holds near 0 and 1, too.  Density is the mean of a count over the samples, the
 real balls taken as fixed; its interval is that of a mean.
 
-Coverage gets Wilson's interval as well, but the balls it counts are not independent: neighbours overlap and share the
-samples inside.  The interval is too narrow: of repeated draws (150 reference images; d = 2 and 8; k = 5) it held 78 to
-90% where the samples were kept, and 70 to 78% where they were drawn anew, too.
+Coverage has no side to take as fixed: a reference image brings a ball and, as a neighbour, sizes others, and balls that
+overlap share the samples inside.  Its interval is that of its expectation over both draws, n reference images and m
+samples: Wilson's for n/e independent balls and Student's quantile in place of the normal one.  The design effect (Kish
+1965)
+
+    e = (n/B) Var(c_b) / c (1 − c),      at least 1,
+
+is that of the coverages c_b, of mean c, of B random parts of both sides: independent draws of the same k and the same
+ratio of samples to images, at the price of 1/B of the whole.  Of repeated draws (n = m = 150 and 500; d = 2, 8, 32;
+k = 3, 5; equal, shifted, narrower, a mode all but lost) it held 93 to 99%, but 91 to 94% with the lost mode at d = 32,
+where e grows with the size.  Wilson's interval for n balls held 64 to 88%, 96% of the narrower samples.
 
 FD∞ is the FD of all N images moved along a line: its variance is the jackknife's of that FD plus that of the line's
 intercept, by the residuals of the subsets about it.
@@ -44,25 +52,27 @@ Legend: N, m samples; n reference images; d feature dimension.
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
-from fastfid.kernel_distance import Kernel
+from fastfid.kernel_distance import Kernel, RowSums
+from fastfid.leave_one_out import LeaveOneOut
 from fastfid.moments import FeatureMoments
 from fastfid.statistics import without_provenance
-from fastfid.swap import SwapEngine
 
 NORMAL_95 = 1.959964  # 97.5% quantile of the standard normal
-
-# Error of a leave-one-out change relative to the largest root eigenvalue: 10 times below the engine's default, since
-# the jackknife looks at differences between changes that are themselves about FD/N.
-LEAVE_ONE_OUT_TOL = 1e-7
 
 JACKKNIFE_ROWS = 500  # rows whose kernel sums stand for all: the error of their deviation is 1/√(2·500) = 3%
 KERNEL_COLUMNS = 1024  # columns of a block of those kernel values: 4 MiB, and 16 MiB of float64 columns at d = 2048
 ENTROPY_ROWS = 2048  # rows of leave-one-out marginals at a time: 17 MB at 1,008 classes
+
+COVERAGE_PARTS = 10  # of both sides, whose coverages take a tenth of the time of the whole; more of more images
+PART_ROWS = 1000  # of a part up to which there are as few: 4 MB of distances at a time
+PART_NEIGHBOURS = 5  # times k rows at least in a part, else fewer parts: with 3, e came out a tenth too small
 
 
 def normal_interval(value: float, error: float) -> tuple[float, float]:
@@ -70,9 +80,9 @@ def normal_interval(value: float, error: float) -> tuple[float, float]:
     return value - NORMAL_95 * error, value + NORMAL_95 * error
 
 
-def wilson_interval(part: float, n: int) -> tuple[float, float]:
+def wilson_interval(part: float, n: float, quantile: float = NORMAL_95) -> tuple[float, float]:
     """95% interval (low, high) of a share `part` of n independent cases (Wilson 1927)."""
-    z = NORMAL_95**2 / n
+    z = quantile**2 / n
     middle = (part + z / 2) / (1 + z)
     half = math.sqrt(z * (part * (1 - part) + z / 4)) / (1 + z)
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -91,7 +101,7 @@ def leave_one_out(other: FeatureMoments, features: Tensor | None) -> Tensor | No
     """
     if features is None or len(features) < 3:
         return None
-    return SwapEngine(without_provenance(other), features, tol=LEAVE_ONE_OUT_TOL).leave_one_out()
+    return LeaveOneOut(FeatureMoments.from_features(features), without_provenance(other)).without_first(features)
 
 
 def mmd_variance(a: Tensor, b: Tensor, kernel: Kernel, seed: int = 2020) -> float | None:
@@ -101,41 +111,36 @@ def mmd_variance(a: Tensor, b: Tensor, kernel: Kernel, seed: int = 2020) -> floa
 
     None where a side has fewer than 3 rows.
     """
-    found = mmd_variances(a, b, [kernel], seed)
-    return found and found[0]
-
-
-def mmd_variances(a: Tensor, b: Tensor, kernels: list[Kernel], seed: int = 2020) -> list[float] | None:
-    """`mmd_variance` of several kernels from the same matrix products."""
     if min(len(a), len(b)) < 3:
         return None
-    sides = _one_side_variances(a, b, kernels, seed), _one_side_variances(b, a, kernels, seed)
-    return [sum(both) for both in zip(*sides, strict=True)]
+    return _variance_of_chosen(a, b, kernel, seed) + _variance_of_chosen(b, a, kernel, seed)
 
 
-def _one_side_variances(x: Tensor, y: Tensor, kernels: list[Kernel], seed: int) -> list[float]:
+def mmd_variance_of_sums(sums: RowSums) -> float | None:
+    """The same from every row's kernel sums; None where a side has fewer than 3 rows."""
+    m, n = len(sums.generated), len(sums.real)
+    if min(m, n) < 3:
+        return None
+    of_generated = _mmd_variance(sums.generated, sums.generated_to_real, m, n)
+    return of_generated + _mmd_variance(sums.real, sums.real_to_generated, n, m)
+
+
+def _mmd_variance(within: Tensor, between: Tensor, m: int, n: int) -> float:
+    """Jackknife variance over a side of m rows, from the sums A_i and C_i of all or some of them."""
+    values = -2 * within / ((m - 1) * (m - 2)) + 2 * between / ((m - 1) * n)
+    return (m - 1) ** 2 / m * values.var().item()
+
+
+def _variance_of_chosen(x: Tensor, y: Tensor, kernel: Kernel, seed: int) -> float:
     m, n = len(x), len(y)
     chosen = x[torch.from_numpy(np.random.RandomState(seed).permutation(m)[:JACKKNIFE_ROWS])].to(torch.float64)
     centre = chosen.mean(dim=0)
-    within, between = (_kernel_sums(chosen, rows, kernels, centre) for rows in (x, y))
-    variances = []
-    for kernel, of_x, of_y in zip(kernels, within, between, strict=True):
-        own = torch.cat([kernel.between(row, row, centre)[0] for row in chosen.split(1)])
-        values = -2 * (of_x - own) / ((m - 1) * (m - 2)) + 2 * of_y / ((m - 1) * n)
-        variances.append((m - 1) ** 2 / m * values.var().item())
-    return variances
-
-
-def _kernel_sums(rows: Tensor, columns: Tensor, kernels: list[Kernel], centre: Tensor) -> list[Tensor]:
-    """Σ_j k(row_i, column_j) of every kernel, float64 [rows]."""
-    p = rows - centre
-    of_rows, sums = [kernel.term(p, centre) for kernel in kernels], [p.new_zeros(len(p)) for _ in kernels]
-    for block in columns.split(KERNEL_COLUMNS):
-        q = block.to(torch.float64) - centre
-        products = p @ q.T
-        for kernel, term, total in zip(kernels, of_rows, sums, strict=True):
-            total += kernel.values(products.clone(), term, kernel.term(q, centre)).sum(dim=1)
-    return sums
+    own = torch.cat([kernel.between(row, row, centre)[0] for row in chosen.split(1)])
+    of_x, of_y = (
+        sum(kernel.between(chosen, columns, centre).sum(dim=1) for columns in rows.split(KERNEL_COLUMNS))
+        for rows in (x, y)
+    )
+    return _mmd_variance(of_x - own, of_y, m, n)
 
 
 def inception_score_variance(log_p: Tensor) -> float | None:
@@ -149,6 +154,40 @@ def inception_score_variance(log_p: Tensor) -> float | None:
         marginal = ((total - block.exp()) / (n - 1)).clamp_(min=0)
         logs.append((h.sum() - own) / (n - 1) - torch.xlogy(marginal, marginal).sum(dim=1))
     return jackknife_variance(torch.cat(logs).exp())
+
+
+def coverage_interval(
+    coverage: float, real: Tensor, generated: Tensor, nearest_k: int, seed: int = 2020
+) -> tuple[float, tuple[float, float]] | None:
+    """Standard error and 95% interval of the coverage of real [n, d] by generated [m, d], both drawn.
+
+    seed  of the random parts
+
+    None where a side has fewer than 2·PART_NEIGHBOURS·k rows.
+    """
+    fewest, most = sorted((len(real), len(generated)))
+    parts = min(max(COVERAGE_PARTS, most // PART_ROWS), fewest // (PART_NEIGHBOURS * nearest_k))
+    if parts < 2:
+        return None
+    rng = np.random.RandomState(seed)
+    places = [[torch.from_numpy(p) for p in np.array_split(rng.permutation(len(x)), parts)] for x in (real, generated)]
+    found = [_rounded_coverage(real[i], generated[j], nearest_k) for i, j in zip(*places, strict=True)]
+    mean, variance = statistics.fmean(found), statistics.variance(found)
+    binomial = mean * (1 - mean) * parts / len(real)
+    effect = max(1.0, variance / binomial) if binomial else 1.0  # parts that agree on 0 or 1 tell nothing
+    n, quantile = len(real) / effect, float(stdtrit(parts - 1, 0.975))
+    return math.sqrt(coverage * (1 - coverage) / n), wilson_interval(coverage, n, quantile)
+
+
+def _rounded_coverage(real: Tensor, generated: Tensor, k: int) -> float:
+    """Coverage from distances in float32: near-ties may fall either way, which moves a spread of parts by little."""
+    centre = real.float().mean(dim=0)
+    real, generated = real.float() - centre, generated.float() - centre
+    covered = 0
+    for rows in real.split(PART_ROWS):
+        radii = torch.cdist(rows, real).kthvalue(k + 1, dim=1).values  # the row itself comes first
+        covered += int((torch.cdist(rows, generated).amin(dim=1) < radii).sum())
+    return covered / len(real)
 
 
 def line_through(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:

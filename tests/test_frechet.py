@@ -109,6 +109,16 @@ def by_eigh(monkeypatch, *sides):
         return frechet_terms(*sides)
 
 
+def moments_of(x):
+    return FeatureMoments.from_features(x)
+
+
+def prepare_by_eigh(monkeypatch, side):
+    with monkeypatch.context() as patch:
+        patch.setattr(fastfid.frechet, "_cholesky_root", lambda cov: None)
+        return prepare(side)
+
+
 @pytest.mark.parametrize("d", [1, 5, 41, 255, 256, 257, 300])  # about the width of the column blocks
 @pytest.mark.parametrize("decay", [0.5, 1.5])
 def test_cholesky_and_eigh_agree(monkeypatch, d, decay):
@@ -140,6 +150,28 @@ def test_singular_sides_take_eigh_even_where_cholesky_would_not_fail():
         side = FeatureMoments.from_features(scale * x)
         terms = frechet_terms((side.mean, side.cov), moments(300, 40, 2))
         assert terms.route == "eigh" and terms.rank == 39
+
+
+def test_features_that_never_vary_are_left_out_of_the_factor(monkeypatch):
+    """Dead channels, on one side or both, neither cost Cholesky's route nor change a digit or the gradient."""
+    x, y = features(60, 9, 1), features(70, 9, 2, offset=0.3)
+    x[:, [0, 4]] = y[:, 4] = 0.0
+    sides = moments_of(x), moments_of(y)
+    for a, b in (sides, sides[::-1]):
+        terms, expected = frechet_terms(prepare(a), b), by_eigh(monkeypatch, prepare_by_eigh(monkeypatch, a), b)
+        assert terms.route == "cholesky" and expected.route == "eigh" and terms.rank == expected.rank
+        assert terms.total == pytest.approx(distance_from_rows(x, y), abs=FULL_RANK * terms.trace_term)
+        assert terms.root_term == pytest.approx(expected.root_term, rel=FULL_RANK)
+    covs = [side.cov.clone().requires_grad_() for side in sides]
+    pairs = [(side.mean, cov) for side, cov in zip(sides, covs, strict=True)]
+    found = torch.autograd.grad(frechet_distance(*pairs), covs)
+    monkeypatch.setattr(fastfid.frechet, "_cholesky_root", lambda cov: None)
+    for ours, known in zip(found, torch.autograd.grad(frechet_distance(*pairs), covs), strict=True):
+        torch.testing.assert_close(ours, known, rtol=1e-8, atol=1e-10)
+    broken = sides[0].cov.clone()
+    broken[0, 1] = broken[1, 0] = 1.0  # a covariance with a feature of no variance: not positive
+    with pytest.raises(ValueError, match="positive semidefinite"):
+        frechet_terms((sides[0].mean, broken), sides[1])
 
 
 @pytest.mark.parametrize(("n", "m", "route"), [(300, 400, "cholesky"), (30, 400, "eigh"), (300, 30, "eigh")])

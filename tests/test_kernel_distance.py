@@ -9,7 +9,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 
 import fastfid.kernel_distance
 from fastfid import kid, mmd
-from fastfid.kernel_distance import kid_and_mmd
+from fastfid.kernel_distance import gaussian_kernel, kid_and_mmd, polynomial_kernel
 
 # Kernel values of unit-variance features with γ = 1/d lie near (1 + 1)³ = 8; three float64 means of them differ between
 # summation orders by some 1e-15 each.
@@ -92,6 +92,15 @@ def test_both_together_are_each_alone(n, m, subset_size):
     assert (together[0].mean, together[0].std) == pytest.approx((alone[0].mean, alone[0].std), rel=1e-9)
     assert together[1].value == pytest.approx(alone[1].value, abs=ABSOLUTE)
     assert together[0].subset_size == subset_size and together[1].bandwidth == alone[1].bandwidth
+    for sums, kernel in zip(
+        together[2:], (polynomial_kernel(3, 1 / 16, 1.0), gaussian_kernel(alone[1].bandwidth)), strict=True
+    ):
+        within, between = (kernel.between(generated, x, torch.zeros(16).double()) for x in (generated, real))
+        torch.testing.assert_close(sums.generated, within.sum(dim=1) - within.diagonal(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(sums.generated_to_real, between.sum(dim=1), rtol=1e-12, atol=0)
+        torch.testing.assert_close(sums.real_to_generated, between.sum(dim=0), rtol=1e-12, atol=0)
+        within = kernel.between(real, real, torch.zeros(16).double())
+        torch.testing.assert_close(sums.real, within.sum(dim=1) - within.diagonal(), rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="median distance is 0"):
         kid_and_mmd(OK, OK, 2, 3)
     with pytest.raises(ValueError, match="subset_size 6 exceeds"):

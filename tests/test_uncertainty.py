@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastfid import evaluate
-from fastfid.kernel_distance import gaussian_kernel, mmd, polynomial_kernel
+from fastfid import evaluate, frechet_distance
+from fastfid.kernel_distance import gaussian_kernel, kid_and_mmd, mmd, polynomial_kernel
 from fastfid.materials import Material, Settings
 from fastfid.moments import FeatureMoments
 from fastfid.neighbours import ball_counts, prdc, precision_recall
@@ -19,10 +19,12 @@ from fastfid.protocols import protocol_named
 from fastfid.scores import Pair, compute, inception_score
 from fastfid.uncertainty import (
     JACKKNIFE_ROWS,
+    coverage_interval,
     inception_score_variance,
     jackknife_variance,
     line_through,
     mmd_variance,
+    mmd_variance_of_sums,
     normal_interval,
     wilson_interval,
 )
@@ -60,6 +62,11 @@ def test_mmd_variance_is_the_jackknife_by_brute_force(kernel):
     function = gaussian_kernel(2.0) if kernel == "gaussian" else polynomial_kernel(3, 1 / 4, 1.0)
     assert mmd_variance(fake, real, function) == pytest.approx(expected, rel=1e-9)
     assert mmd_variance(fake[:2], real, function) is None
+    whole = {"polynomial": 0, "gaussian": 1}[kernel]  # of every row's sums, with KID's kernel and the median bandwidth
+    found = kid_and_mmd(real, fake, 5, 10)
+    function = [polynomial_kernel(3, 1 / 4, 1.0), gaussian_kernel(found[1].bandwidth)][whole]
+    assert mmd_variance_of_sums(found[2 + whole]) == pytest.approx(mmd_variance(fake, real, function), rel=1e-9)
+    assert mmd_variance_of_sums(kid_and_mmd(real, fake[:2], 5, 2)[3]) is None
 
 
 def test_some_rows_stand_for_all():
@@ -151,6 +158,25 @@ def test_fd_infinity_intervals_hold_the_distance_of_the_distributions():
     assert np.mean([score.standard_error for score in scores]) < 2 * spread  # wide by the line's part, not useless
 
 
+def test_subsets_side_by_side_are_subsets_in_turn():
+    """FD∞ takes its subsets in threads where torch has several: the same distances, and torch keeps its threads."""
+    rng, threads = np.random.default_rng(12), torch.get_num_threads()
+    fake, real, found = rows(200, rng, 0.3, d=6), rows(150, rng, d=6), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(evaluate(fake, real, metrics=["fd_infinity"])["fd_infinity"].details)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert found[1]["distances"] == pytest.approx(found[0]["distances"], rel=1e-12)
+    generator = np.random.RandomState(2020)
+    subsets = [fake[generator.choice(200, size, replace=False)] for size in found[0]["sizes"]]
+    reference = FeatureMoments.from_features(real)
+    expected = [frechet_distance(FeatureMoments.from_features(subset), reference) for subset in subsets]
+    assert found[0]["distances"] == pytest.approx(expected, rel=1e-9)
+
+
 def test_precision_and_recall_intervals_hold_as_far_as_they_say():
     """The balls are one draw, taken as fixed; the counted side is drawn again and again."""
     repeats, rng = 100, np.random.default_rng(8)
@@ -188,13 +214,32 @@ def test_sfid_intervals_hold():
     assert held(values.mean(), [score.interval for score in scores]) > lower_limit(repeats)
 
 
-def test_coverage_intervals_are_too_narrow_as_their_method_says():
+@pytest.mark.parametrize("d, k, shift", [(2, 5, 0.8), (8, 3, 0.2)])
+def test_coverage_intervals_hold_over_both_draws(d, k, shift):
     repeats, rng = 100, np.random.default_rng(11)
+    draws = [(rows(150, rng, d=d), rows(150, rng, shift, d=d)) for _ in range(repeats)]
+    values = [prdc(*draw, k)["coverage"] for draw in draws]
+    truth = np.mean(values)  # off by a twentieth of an interval
+    found = [coverage_interval(value, *draw, k) for value, draw in zip(values, draws, strict=True)]
+    assert held(truth, [interval for _, interval in found]) > lower_limit(repeats)
+
+
+def test_coverage_is_no_binomial():
+    repeats, rng = 150, np.random.default_rng(11)
     values = [prdc(rows(150, rng, d=2), rows(150, rng, 0.8, d=2))["coverage"] for _ in range(repeats)]
-    truth = np.mean(values)
-    assert 0.5 < held(truth, [wilson_interval(value, 150) for value in values]) < 0.88  # 0.7 ± 4√(0.7·0.3/100)
-    result = evaluate(rows(60, rng), rows(60, rng), metrics=["coverage"])
-    assert "too narrow" in result["coverage"].method
+    plain = [wilson_interval(value, 150) for value in values]
+    assert held(np.mean(values), plain) < lower_limit(repeats)  # which is why its interval takes more
+
+
+def test_coverage_of_few_images_has_no_interval():
+    rng = np.random.default_rng(0)
+    assert coverage_interval(0.5, rows(49, rng), rows(60, rng), 5) is None
+    score = evaluate(rows(49, rng), rows(60, rng), metrics=["coverage"])["coverage"]
+    assert score.interval is None and "too few" in score.method
+    error, (low, high) = coverage_interval(
+        1.0, rows(50, rng), rows(50, rng).repeat(20, 1), 5
+    )  # of parts that all agree
+    assert error == 0 and low < high == 1
 
 
 # --- closed forms ------------------------------------------------------------------------------------------------
