@@ -10,6 +10,7 @@ torch-fidelity      its own `fid_statistics_to_metric`: general eigenvalues of t
 
 The rivals are run once, without a warm-up: they take from six to tens of seconds, which no warm-up changes.  All
 share the sets: 5,000 and 6,000 normal rows in a random basis with variances 1/i, about Inception's spectrum.
+Where there is a GPU, fastfid and torch's way run on it; the tools' own functions stay on the host.
 extra_info holds the difference from the eigh route relative to tr Σ_a + tr Σ_b.
 """
 
@@ -22,6 +23,7 @@ import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 import fastfid.frechet
+from bench.bench_swap import DEVICE, finished
 from fastfid import FeatureMoments
 from fastfid.frechet import frechet_distance, frechet_terms, prepare
 
@@ -41,7 +43,8 @@ def sample_moments(rows: int, shift: float, seed: int) -> FeatureMoments:
     index = torch.arange(1, DIM + 1)
     basis = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0)))[0]
     scale = index**-0.5 * (1 + shift * torch.cos(index))
-    return FeatureMoments.from_features((torch.randn(rows, DIM, generator=generator) * scale) @ basis.T + 0.02 * shift)
+    samples = (torch.randn(rows, DIM, generator=generator) * scale) @ basis.T + 0.02 * shift
+    return FeatureMoments.from_features(samples).to(DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def without_cholesky(patch):
 
 def measure(benchmark, exact, call, rounds):
     benchmark.group = GROUP
-    distance = benchmark.pedantic(call, rounds=rounds, warmup_rounds=int(rounds > 1))
+    distance = benchmark.pedantic(finished(call), rounds=rounds, warmup_rounds=int(rounds > 1))
     benchmark.extra_info["difference_from_eigh"] = float(abs(distance - exact.total) / exact.trace_term)
 
 
@@ -92,12 +95,12 @@ def test_torch_eigvals_as_torchmetrics(benchmark, moments, exact):
 
 
 def test_torch_fidelity(benchmark, moments, exact):
-    a, b = ({"mu": side.mean.numpy(), "sigma": side.cov.numpy()} for side in moments)
+    a, b = ({"mu": side.mean.cpu().numpy(), "sigma": side.cov.cpu().numpy()} for side in moments)
     measure(benchmark, exact, lambda: fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID], rounds=1)
 
 
 def test_scipy_sqrtm_as_pytorch_fid(benchmark, moments, exact):
-    (mean_a, cov_a), (mean_b, cov_b) = ((side.mean.numpy(), side.cov.numpy()) for side in moments)
+    (mean_a, cov_a), (mean_b, cov_b) = ((side.mean.cpu().numpy(), side.cov.cpu().numpy()) for side in moments)
     benchmark.extra_info["own_code"] = calculate_frechet_distance is not None
 
     def in_our_words():

@@ -11,8 +11,10 @@ moments  10,000 × 2048 and 5,000 × 512: one triangle, n d² flops, of float32 
 Fréchet  d = 512 from moments: SciPy's Schur method (pytorch-fid), general eigenvalues (torch-fidelity), one symmetric
          eigendecomposition and one set of symmetric eigenvalues here.
 
+Where there is a GPU, ours and the square product run on it; the rivals' own functions stay on the host.
+
 extra_info: flops counted as above, GFLOP/s, their share of a square product of torch in the same type made between the
-rounds, and the resident memory a call adds at most, in MB.
+rounds, and the resident host memory a call adds at most, in MB.
 """
 
 import contextlib
@@ -31,6 +33,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from bench.bench_swap import DEVICE, finished
 from fastfid import FeatureMoments, frechet_distance, kid, mmd, prdc, precision_recall
 
 SIDE = 2048  # of the square matrices whose product stands for the machine's peak: 0.1–0.3 s on two cores
@@ -42,7 +45,7 @@ trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc's
 
 def features(n, d, seed):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, d, generator=generator) * (1 + 0.02 * seed)
+    return (torch.randn(n, d, generator=generator) * (1 + 0.02 * seed)).to(DEVICE)
 
 
 def resident():
@@ -77,12 +80,13 @@ def measure(benchmark, group, call, rounds, flops=None, dtype=torch.float64):
     One untimed call before it is watched for memory, unless it is timed but once: those take seconds, which neither a
     warm-up nor a thread that looks every 5 ms changes.
     """
-    benchmark.group = group
-    square, seconds, peaks = torch.randn(SIDE, SIDE, dtype=dtype), [], []
+    benchmark.group, call = group, finished(call)
+    square, seconds, peaks = torch.randn(SIDE, SIDE, dtype=dtype, device=DEVICE), [], []
+    multiply = finished(lambda: square @ square.T)
 
     def product():
         start = time.perf_counter()
-        square @ square.T
+        multiply()
         seconds.append(time.perf_counter() - start)
 
     def watched():
@@ -125,7 +129,7 @@ def test_kid_fastfid(benchmark, five_thousand):
 
 
 def test_kid_torch_fidelity(benchmark, five_thousand):
-    real, generated = five_thousand
+    real, generated = (x.cpu() for x in five_thousand)
     call = lambda: kid_features_to_metric(generated, real, verbose=False)  # noqa: E731
     measure(benchmark, "KID 100x1000 of 5000, d=2048", call, rounds=1)
 
@@ -143,7 +147,7 @@ def test_kid_by_subsets_fastfid(benchmark, twenty_thousand):
 
 @pytest.mark.full
 def test_kid_by_subsets_torch_fidelity(benchmark, twenty_thousand):
-    real, generated = twenty_thousand
+    real, generated = (x.cpu() for x in twenty_thousand)
     call = lambda: kid_features_to_metric(generated, real, verbose=False)  # noqa: E731
     measure(benchmark, "KID 100x1000 of 20000, d=2048", call, rounds=1)
 
@@ -167,7 +171,7 @@ def test_prdc_fastfid(benchmark, n):
 
 @pytest.mark.parametrize("n", LARGE)
 def test_prdc_prdc(benchmark, n):
-    real, generated = features(n, D, 0).numpy(), features(n, D, 1).numpy()
+    real, generated = (features(n, D, seed).cpu().numpy() for seed in (0, 1))
     call = lambda: quietly(lambda: compute_prdc(real, generated, 5))  # noqa: E731
     measure(benchmark, f"PRDC {n}x{n}, d=2048", call, rounds=1)
 
@@ -182,7 +186,7 @@ def test_precision_recall_fastfid(benchmark, two_thousand):
 
 
 def test_precision_recall_torch_fidelity(benchmark, two_thousand):
-    real, generated = two_thousand
+    real, generated = (x.cpu() for x in two_thousand)
     call = lambda: prc_features_to_metric(generated, real, verbose=False)  # noqa: E731
     measure(benchmark, "P&R 2000x2000, d=128", call, rounds=7)
 
@@ -218,7 +222,7 @@ def test_moments_in_batches_of_64_fastfid(benchmark, n, d):
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_moments_numpy(benchmark, n, d):
-    x = features(n, d, 0).numpy()
+    x = features(n, d, 0).cpu().numpy()
     call = lambda: (x.mean(axis=0), np.cov(x, rowvar=False))  # noqa: E731
     measure(benchmark, f"moments {n}x{d}", call, rounds_for(n, d), flops=n * d**2)
 
@@ -236,10 +240,10 @@ def test_frechet_fastfid(benchmark, moments):
 
 
 def test_frechet_scipy_sqrtm(benchmark, moments):
-    a, b = (side.cov.numpy() for side in moments)
+    a, b = (side.cov.cpu().numpy() for side in moments)
     measure(benchmark, "Fréchet d=512", lambda: scipy.linalg.sqrtm(a @ b).trace().real, rounds=2)
 
 
 def test_frechet_torch_fidelity(benchmark, moments):
-    a, b = ({"mu": side.mean.numpy(), "sigma": side.cov.numpy()} for side in moments)
+    a, b = ({"mu": side.mean.cpu().numpy(), "sigma": side.cov.cpu().numpy()} for side in moments)
     measure(benchmark, "Fréchet d=512", lambda: fid_statistics_to_metric(a, b, verbose=False), rounds=2)
