@@ -220,6 +220,9 @@ def _statistics(arguments: argparse.Namespace) -> Callable[[], None]:
     def finish() -> None:
         statistics.save(arguments.out)
         print(f"{arguments.out}: {statistics.count} images, {_described(statistics.provenance)}")
+        if skipped := statistics.provenance.get("skipped"):
+            first = statistics.provenance["first_skipped"]
+            print(f"fastfid: note: {skipped} unreadable images were left out, the first: {first}", file=sys.stderr)
 
     return finish
 
@@ -341,14 +344,12 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], None]:
         arguments.keep_features = arguments.spatial = False
         return _statistics(arguments)
     sides = (arguments.a, arguments.b)
-    a, b, terms = compare(*sides, features=arguments.network, **_settings(arguments))
+    a, b, terms, warnings = compare(*sides, features=arguments.network, **_settings(arguments))
 
     def finish() -> None:
-        for side in (a, b):
-            if side.moments.count is not None and side.moments.count <= side.moments.dim:
-                few = f"{side.moments.count} images for d = {side.moments.dim} features"
-                print(f"fastfid: note: {side.name}: {few}: the distance is biased upwards, use more", file=sys.stderr)
-        report = _report(arguments, a, b, terms)
+        for warning in warnings:  # not on stdout, whose last line is pytorch-fid's
+            print(f"fastfid: note: {warning}", file=sys.stderr)
+        report = {**_report(arguments, a, b, terms), "warnings": warnings}
         print(json.dumps(report) if arguments.json else _text(report))
 
     return finish

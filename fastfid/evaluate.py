@@ -198,7 +198,7 @@ def statistics_of(
         (material,) = materials
         provenance = {**material.provenance, "protocol": chosen.name}
         if material.skipped:
-            provenance["skipped"] = str(len(material.skipped))
+            provenance |= {"skipped": str(len(material.skipped)), "first_skipped": material.skipped[0]}
         moments = FeatureMoments(material.moments.count, material.moments.mean, material.moments.cov, provenance)
         return Statistics(moments, side.name, material.features, material.spatial)
 
@@ -207,18 +207,24 @@ def statistics_of(
 
 def compare(
     a, b, *, features: str | FeatureExtractor | None = None, protocol: str | Protocol | None = None, **settings
-) -> tuple[Material, Material, FrechetTerms]:
-    """The Fréchet distance of two sides and nothing else: their moments and its terms; arguments as in `evaluate`."""
+) -> tuple[Material, Material, FrechetTerms, list[str]]:
+    """The Fréchet distance of two sides and nothing else: their moments, its terms and the warnings.
+
+    Arguments as in `evaluate`.
+    """
     settings, chosen = Settings(**settings), protocol_named(protocol)
     with distributed.agreement():
         sides = [open_side(x, str(x), settings) for x in (a, b)]
         networks = networks_of(features, chosen, sides, settings)
-    materials = gather(sides, networks, settings, [], keep=False)
+    warnings: list[str] = []
+    materials = gather(sides, networks, settings, warnings, keep=False)
 
-    def compared() -> tuple[Material, Material, FrechetTerms]:
+    def compared() -> tuple[Material, Material, FrechetTerms, list[str]]:
         (first,), (second,) = materials
-        check_comparable(first.as_statistics(), second.as_statistics(), settings.force)
-        return first, second, frechet_terms(without_provenance(first.moments), without_provenance(second.moments))
+        warnings.extend(check_comparable(first.as_statistics(), second.as_statistics(), settings.force))
+        warnings.extend(_few_images(first, second))
+        terms = frechet_terms(without_provenance(first.moments), without_provenance(second.moments))
+        return first, second, terms, warnings
 
     return distributed.from_main(compared)
 

@@ -301,6 +301,11 @@ def under_root(root: Tensor, cov: Tensor, route: str) -> Tensor:
 def _as_moments(side: Side, which: str) -> FeatureMoments:
     if isinstance(side, PreparedMoments):
         return side.moments
+    if not isinstance(side, FeatureMoments) and not (isinstance(side, tuple | list) and len(side) == 2):
+        raise ValueError(
+            f"the {which} moments are of type {type(side).__name__}; pass FeatureMoments.from_features(features) or a "
+            "pair (mean, cov)"
+        )
     moments = side if isinstance(side, FeatureMoments) else FeatureMoments(None, *side)
     if moments.count is not None and moments.count < 2:
         raise ValueError(f"the {which} moments hold {moments.count} rows; a covariance needs at least 2")

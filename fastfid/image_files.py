@@ -225,7 +225,7 @@ def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exceptio
 
 def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
     """All images below `path`."""
-    files = (Path(root, file) for root, _, names in os.walk(path) for file in names)
+    files = (Path(root, file) for root, names in _walk(path) for file in names)
     members = [file.relative_to(path).as_posix() for file in files if _is_image(file.name)]
 
     def read(member: str) -> bytes:
@@ -240,6 +240,21 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImag
             os.close(file)
 
     return FileImages(str(path), members, read, skip_corrupt, workers)
+
+
+def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below `path`, links followed, with its files; OSError for one that cannot be listed, or a loop."""
+
+    def refuse(unlistable: OSError) -> None:
+        raise unlistable  # os.walk would pass over the folder and its images in silence
+
+    for root, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        real = os.path.realpath(root)
+        for folder in folders:
+            below = os.path.join(root, folder)
+            if os.path.islink(below) and os.path.commonpath([real, os.path.realpath(below)]) == os.path.realpath(below):
+                raise OSError(f"{below} is a link to a folder that holds it; remove the link")
+        yield root, names
 
 
 def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:

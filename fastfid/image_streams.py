@@ -59,6 +59,8 @@ class StreamImages(ImageSource):
         self.begun, first, held = True, 0, _Held(self.name)
         for batch in self.incoming:
             images, labels = _images_and_labels(self.name, batch)
+            if first + len(held) == 0:
+                _check_batch_axis(self.name, tuple(images.shape))
             held.add(to_uint8(self.name, images, self.value_range, first + len(held)), labels)
             while len(held) >= size:
                 yield held.take(size, first)
@@ -98,6 +100,15 @@ class _Held:
         labels = None if self.labels is None else self.labels[:count]
         self.labels = None if self.labels is None else self.labels[count:]
         return decoded_block(images, first, [f"image {first + i}" for i in range(len(images))], labels)
+
+
+def _check_batch_axis(name: str, shape: tuple[int, ...]) -> None:
+    """ValueError for a single colour image, [3, H, W] or [H, W, 3], which would pass for a batch of grey ones."""
+    if len(shape) == 3 and 3 in (shape[0], shape[2]):
+        raise ValueError(
+            f"{name} gave shape {shape}, which is one colour image or {shape[0]} grey ones; give batches: image[None] "
+            "for one image, images[:, None] for grey ones"
+        )
 
 
 def _images_and_labels(name: str, batch) -> tuple[Tensor | np.ndarray, list[str] | None]:

@@ -48,6 +48,11 @@ def open_images(
         return ArrayImages(name or "the array", source[0], value_range, source[1])
     if isinstance(source, Iterable) and not isinstance(source, str | Path):
         return StreamImages(name or "the iterator", source, value_range)
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"images are given as a {type(source).__name__}; pass a path, a tensor, an array or an iterable of batches "
+            "(a dataset goes through torch.utils.data.DataLoader)"
+        )
     path = Path(source)
     if path.is_dir():
         return open_folder(path, skip_corrupt, workers)

@@ -78,7 +78,8 @@ class Pair:
     @property
     def nearest_k(self) -> int:
         """Neighbour whose distance is a point's radius."""
-        return self.settings.nearest_k or self.protocol.nearest_k
+        given = self.settings.nearest_k
+        return self.protocol.nearest_k if given is None else given
 
     @cached_property
     def prepared(self) -> PreparedMoments:
@@ -402,7 +403,7 @@ def _kernel_of_kid(found: KidEstimate) -> Kernel:
 def _kid_subset_size(pair: Pair) -> int:
     """Rows of a KID subset: asked for, or the protocol's, capped where it caps."""
     asked, available = pair.settings.kid_subset_size, min(len(pair.samples.features), len(pair.reference.features))
-    size = asked or pair.protocol.kid_subset_size
+    size = pair.protocol.kid_subset_size if asked is None else asked
     return min(size, available) if asked is None and pair.protocol.kid_caps else size
 
 

@@ -11,21 +11,13 @@ import statistics
 from pathlib import Path
 
 from sit_rl.config import MACHINE_FIELDS
-from sit_rl.report import relative_change, sampler_kinds
+from sit_rl.report import load_summary, relative_change, sampler_kinds
 
 # Columns of relative change: heading, key in summary.json; each under both samplers.
 CHANGES = (("FD", "fd"), ("2nd network", "fd_b"), ("recall", "recall"))
 SAMPLERS = ("ode", "sde")  # the noiseless and the noisy one in summary.json, DDIM and DDPM for a DiT
 # What may differ between runs that count as repetitions of one: the seed, and what no result depends on.
 REPETITION_FIELDS = ("seed", *MACHINE_FIELDS, "evaluate_every", "evaluate_every_images")
-
-
-def load_summary(path: Path) -> dict:
-    """summary.json of a run folder, or that file itself; FileNotFoundError for a run that has not finished."""
-    file = path / "summary.json" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} holds no summary.json: a run writes it at its end")
-    return json.loads(file.read_text())
 
 
 def changes(summary: dict) -> list[float | None]:
@@ -82,7 +74,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or files like summary.json")
     try:
         print(compare([load_summary(path) for path in parser.parse_args().runs]))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

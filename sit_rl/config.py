@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -206,11 +207,16 @@ def check(c: Config) -> None:
     for name in COUNTS:
         if getattr(c, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(c, name)}; it must be at least 1")
-    for name in ("micro_batch", "lora", "ema_snapshot_every", "grace", "stop_fd", "stop_drift", "stop_kl"):
+    for f in fields(c):
+        value = getattr(c, f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{f.name.replace('_', '-')} is {value}; it must be a finite number")
+    for name in ("micro_batch", "lora", "ema_snapshot_every", "warmup", "grace", "stop_fd", "stop_drift", "stop_kl"):
         if getattr(c, name) < 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(c, name)}; it must not be negative")
-    if c.dead_after <= 0:
-        raise ValueError(f"--dead-after is {c.dead_after}; it must be positive")
+    for name in ("lr", "grad_clip", "advantage_clip", "clip_range", "dead_after"):
+        if not getattr(c, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(c, name)}; it must be positive")
     if c.ema_snapshot_every and not c.ema_power:
         raise ValueError("--ema-snapshot-every needs --ema-power: the widths to take snapshots of, such as 0.05 0.1")
     if c.seed < 0:
@@ -226,8 +232,6 @@ def check(c: Config) -> None:
         )
     if not 0 < c.kept_fraction <= 1:
         raise ValueError(f"--keep is {c.keep}; it must be 'all' or a fraction in (0, 1]")
-    if c.lr <= 0:
-        raise ValueError(f"--lr is {c.lr}; it must be positive")
     if not c.rollout_sde.has_density:
         raise ValueError(
             f"--rollout-sde is {c.rollout_sde}, whose steps have not the density a policy gradient needs; choose kind "

@@ -30,6 +30,8 @@ _checkpoint_group: dist.ProcessGroup | None = None
 def initialise(threads: int = 0) -> torch.device:
     """Join the process group that torchrun describes, if any; returns this rank's device and sets its CPU threads."""
     global _checkpoint_group
+    if threads < 0:
+        raise ValueError(f"--threads is {threads}; it must not be negative, 0 divides the cores among the ranks")
     world = int(os.environ.get("WORLD_SIZE", 1))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", world))
     cuda = torch.cuda.is_available()

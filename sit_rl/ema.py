@@ -118,11 +118,13 @@ def _metadata(path: Path) -> dict[str, str]:
 def main() -> None:
     """Command line of the post-hoc average."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--sigma-rel", type=float, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("run", type=Path, help="folder of a run with --ema-power and --ema-snapshot-every")
+    parser.add_argument("--sigma-rel", type=float, required=True, help="relative width σ_rel of the average to make")
+    parser.add_argument("--out", type=Path, required=True, help=".safetensors file to write")
     arguments = parser.parse_args()
     try:
+        if not arguments.out.parent.is_dir():
+            raise FileNotFoundError(f"the folder of --out {arguments.out} does not exist; make it, or choose another")
         tensors, metadata = synthesise(arguments.run, arguments.sigma_rel)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -9,6 +9,7 @@ import torch
 from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, prdc
 from sit_rl.config import Config
 from sit_rl.distributed import gather_owned, is_main
+from sit_rl.guards import require_finite
 from sit_rl.models.sit import SiT
 from sit_rl.noise import EVALUATION_STEP, Stream, balanced_labels
 from sit_rl.parallel import map_batches
@@ -48,6 +49,7 @@ def evaluate_model(
         setting, model, labels, sampler, seed=config.seed, step=EVALUATION_STEP, batch=config.rollout_batch,
         initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label,
     )  # fmt: skip
+    require_finite(f"samples of '{label}'", made.samples)
     features = gather_owned(made.features, count, config.rollout_batch)
     features_b = None
     if setting.judge_net is not None:

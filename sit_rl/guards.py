@@ -26,13 +26,14 @@ MEMORY_REMEDIES = {
 }
 
 
-def require_finite(name: str, x: torch.Tensor, step: int) -> None:
-    """FloatingPointError naming tensor, step and first row where `x` [n, ...] holds NaN or infinity."""
+def require_finite(name: str, x: torch.Tensor, step: int | None = None) -> None:
+    """FloatingPointError naming tensor, step if given, and first row where `x` [n, ...] holds NaN or infinity."""
     if not x.is_floating_point() or torch.isfinite(x).all():
         return
     bad = (~torch.isfinite(x)).flatten(1).any(dim=1) if x.ndim > 1 else ~torch.isfinite(x)
+    where = "" if step is None else f" of step {step}"
     raise FloatingPointError(
-        f"{name} of step {step} have NaN or infinite values in {int(bad.sum())} of {len(x)} rows, the first is row "
+        f"{name}{where} have NaN or infinite values in {int(bad.sum())} of {len(x)} rows, the first is row "
         f"{int(torch.nonzero(bad)[0])}: the generator has diverged; lower --lr and resume"
     )
 
@@ -50,13 +51,30 @@ def require_finite_gradient(norm: float, parameters: Iterable[tuple[str, nn.Para
 
 def require_finite_weights(parameters: Iterable[tuple[str, nn.Parameter]], step: int, lr: float) -> None:
     """FloatingPointError naming the first weight that an update has made NaN or infinite."""
+    name = _first_not_finite(parameters)
+    if name is not None:
+        raise FloatingPointError(
+            f"weight {name} is NaN or infinite after the updates of step {step}: lower --lr (now {lr:g}) and "
+            "resume from the last checkpoint"
+        )
+
+
+def require_finite_start(parameters: Iterable[tuple[str, nn.Parameter]], source: str) -> None:
+    """FloatingPointError naming the first weight that is NaN or infinite before any update, and where it is from."""
+    name = _first_not_finite(parameters)
+    if name is not None:
+        raise FloatingPointError(
+            f"weight {name} of {source} is NaN or infinite: the file is damaged or its training had diverged; choose "
+            "another"
+        )
+
+
+def _first_not_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
     for name, p in parameters:
         local = p.to_local() if hasattr(p, "to_local") else p
         if not torch.isfinite(local.detach()).all():
-            raise FloatingPointError(
-                f"weight {name} is NaN or infinite after the updates of step {step}: lower --lr (now {lr:g}) and "
-                "resume from the last checkpoint"
-            )
+            return name
+    return None
 
 
 @torch.no_grad()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import html
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ ROWS = (
     ("precision", "Precision", False), ("recall", "Recall", False),
     ("density", "Density", False), ("coverage", "Coverage", False),
 )  # fmt: skip
+# What sit_rl.train writes to summary.json and the tables here and in sit_rl.compare read.
+SUMMARY_KEYS = ("config", "before", "after", "floor", "seconds", "images_generated", "protocol")
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#888888"
 
 
@@ -76,7 +78,8 @@ def summary_table(summary: dict) -> str:
     ]
     names = {key: net["name"] for key, net in protocol["networks"].items()}
     floor = [f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None]
-    held = known(protocol["heldout_images"], "held-out" if floor else "of the reward's own real")
+    count = protocol["heldout_images"]
+    held = known(count, "held-out") if floor else "the reward's own real statistics" + (f" of {count}" if count else "")
     lines.append(
         f"FD: {names['fd']}; second network: {names.get('fd_b', 'none')}; {protocol['generated_images']} images "
         f"against {held}; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
@@ -100,9 +103,24 @@ def _reward_share(seconds: dict[str, float]) -> str:
     return f"; reward {seconds['reward'] / steps:.1%} of the training steps" if steps else ""
 
 
+def load_summary(path: Path) -> dict:
+    """summary.json of a run folder, or that file itself; FileNotFoundError without one, ValueError for another file."""
+    file = path / "summary.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} holds no summary.json: a run writes it at its end")
+    try:
+        summary = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not the summary of a run ({error})") from None
+    missing = [key for key in SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
+    if missing:
+        raise ValueError(f"{file} is not the summary of a run: it has no {missing[0]!r}")
+    return summary
+
+
 def write_report(folder: Path) -> Path:
-    """Draw the figures and write report.html, self-contained, from what is in the folder."""
-    summary = json.loads((folder / "summary.json").read_text())
+    """Draw the figures and write report.html, self-contained, from what is in the folder; errors of `load_summary`."""
+    summary = load_summary(folder)
     records = read_metrics(folder)
     figures = {
         "Fréchet distance over training": draw_curve(summary, records),
@@ -252,7 +270,15 @@ def _page(name: str, summary: dict, figures: dict[str, bytes | None]) -> str:
     )
 
 
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="run folder")
+    try:
+        print(write_report(parser.parse_args().run))
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m sit_rl.report RUN_FOLDER")
-    print(write_report(Path(sys.argv[1])))
+    main()

@@ -379,7 +379,8 @@ def check_same_recipe(earlier: dict, now: dict, files: SampleFiles) -> None:
             continue
         if isinstance(there, dict) and isinstance(asked, dict):
             name, there, asked = next((k, there.get(k), v) for k, v in asked.items() if there.get(k) != v)
-        raise ValueError(f"{files.path} holds images of another {name}: {there}, not {asked}; choose another --out")
+        what = "number" if name == "images" else name
+        raise ValueError(f"{files.path} holds images of another {what}: {there}, not {asked}; choose another --out")
 
 
 def describe(record: dict, files: SampleFiles, missing: list[range]) -> None:

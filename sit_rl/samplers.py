@@ -138,6 +138,8 @@ class SamplerConfig:
             raise ValueError(f"diffusion_norm is {self.diffusion_norm}; it must be positive")
         if not 0 < self.last_step_size < 1:
             raise ValueError(f"last_step_size is {self.last_step_size}; it must be between 0 and 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}; it must be a finite number")
         if self.window and self.window_start + self.window > self.steps:
             raise ValueError(
                 f"the window of {self.window} steps from {self.window_start} goes beyond the sampler's {self.steps}"

@@ -97,6 +97,8 @@ def start(config: Config, setting: Setting, path: Path | None, values: dict | No
     state = State(config, Learner(setting.model, config), writer, clock)
     if path is not None:
         state.load(path, values, setting)
+    source = path or (f"--checkpoint {config.checkpoint}" if config.checkpoint else "the embedded model")
+    guards.require_finite_start(state.learner.sampler().named_parameters(), str(source))
     guards.require_deterministic(state.learner.sampler(), setting.device)
     return state
 

@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> None:
             return print(dry_run(config))
         with process_group(config.threads, config.dead_after) as device, watch(config.grace):
             run(config, device, clock)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None  # 128 + SIGINT, as a shell has it
     except torch.OutOfMemoryError as error:
         fail(out_of_memory(config, clock.running, error), everywhere=False)
     except (ValueError, ImportError, FileNotFoundError) as error:

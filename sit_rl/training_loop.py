@@ -93,6 +93,7 @@ def refresh(config: Config, setting: Setting, state: State, estimator: Estimator
         seed=config.seed, step=state.step, batch=config.rollout_batch,
         initial=Stream.REFERENCE, noisy=Stream.REFERENCE_SDE, label="reference set",
     )  # fmt: skip
+    guards.require_finite("reference samples", made.samples, state.step)
     features = gather_owned(made.features, config.reference_size, config.rollout_batch)
     guards.require_finite("reference features", features, state.step)
     state.images_generated += config.reference_size

@@ -323,6 +323,22 @@ def test_mismatches_and_force(sets, capsys):
     status, out, _ = run(capsys, "eval", sets / "a", sets / "real.npz", "--metrics", "fd", "--force")
     assert status == 0 and "warning: compared regardless of a mismatch: the preprocessing of" in out
 
+    # the short form keeps it, too, beside pytorch-fid's line
+    status, out, err = run(capsys, sets / "a", sets / "real.npz", "--force", "--json")
+    assert status == 0 and "fastfid: note: compared regardless of a mismatch: the preprocessing of" in err
+    assert any("compared regardless of a mismatch" in warning for warning in json.loads(out)["warnings"])
+
+
+def test_the_short_form_and_stats_tell_what_they_skip(sets, capsys):
+    (sets / "a" / "zzz.png").write_bytes(b"damaged")
+    skipped = "1 unreadable images of .*a were left out, the first: zzz.png in"
+    _, out, err = run(capsys, sets / "a", sets / "b.npz", "--skip-corrupt", "--json")
+    assert re.search(f"fastfid: note: {skipped}", err)
+    assert any(re.search(skipped, warning) for warning in json.loads(out)["warnings"])
+    _, _, err = run(capsys, "stats", sets / "a", sets / "a.npz", "--skip-corrupt")
+    assert "fastfid: note: 1 unreadable images were left out, the first: zzz.png in" in err
+    assert read_statistics(sets / "a.npz").provenance["skipped"] == "1"
+
 
 def test_bad_input_to_commands_is_one_sentence_and_status_2(sets, capsys):
     (sets / "evil.pkl").write_bytes(b"cos\nsystem\n(Vtrue\ntR.")

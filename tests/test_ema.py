@@ -94,6 +94,13 @@ def test_without_snapshots_it_says_how_to_make_some(tmp_path, monkeypatch):
         ema.main()
 
 
+def test_a_missing_folder_is_told_before_the_work(tmp_path, monkeypatch):
+    out = tmp_path / "none" / "x.safetensors"
+    monkeypatch.setattr(sys, "argv", ["ema", str(tmp_path), "--sigma-rel", "0.1", "--out", str(out)])
+    with pytest.raises(SystemExit, match="the folder of --out .* does not exist"):
+        ema.main()
+
+
 def test_plain_average_is_the_weighted_mean():
     model = SiT(SHAPE)
     average = EMA(model, 0.9)

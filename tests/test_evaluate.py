@@ -364,6 +364,8 @@ def test_mistakes_are_one_sentence(tmp_path):
         (lambda: evaluate(torch.rand(4, 3, 8, 8), pixels(9, 2)), "does not tell its range; pass value_range"),
         (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2)), "nowhere does not exist"),
         (lambda: evaluate(pixels(9, 1), pixels(9, 2), features=nn.Flatten()), "features is a bare Flatten; say its"),
+        (lambda: evaluate(features(9, 1), features(9, 2), metrics=["recall"], nearest_k=0), "nearest_k is 0; it"),
+        (lambda: evaluate(features(9, 1), features(9, 2), metrics=["kid"], kid_subset_size=0), "subset_size is 0"),
         (lambda: diff(features(2, 1), features(9, 2), features(9, 3)), "the A holds 2 images; an interval needs 3"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:

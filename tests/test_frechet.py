@@ -300,6 +300,7 @@ def test_clipped_eigenvalues_are_reported():
         ((torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])), (torch.zeros(2), torch.eye(2)), "first .* symm"),
         ((torch.zeros(2), torch.eye(2)), (torch.tensor([0.0, torch.nan]), torch.eye(2)), "second .* NaN"),
         (FeatureMoments.empty(2), (torch.zeros(2), torch.eye(2)), "first moments hold 0 rows"),
+        (torch.zeros(9, 2), torch.zeros(9, 2), r"first moments are of type Tensor; pass FeatureMoments\.from_features"),
         (
             FeatureMoments(9, torch.zeros(2), torch.eye(2), {"weights_sha256": "aa"}),
             FeatureMoments(9, torch.zeros(2), torch.eye(2), {"weights_sha256": "bb"}),

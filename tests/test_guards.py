@@ -6,13 +6,17 @@ import re
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sit_rl import checkpoint, guards, training_loop
+from sit_rl import checkpoint, guards, rollout, training_loop
+from sit_rl import train as train_command
 from sit_rl.config import PRESETS, resolve
+from sit_rl.models import convert
+from sit_rl.models.loading import load_model, save_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.report import write_report
 from sit_rl.train import main
@@ -66,6 +70,39 @@ def test_a_weight_that_is_no_number_is_named_with_its_step(model):
     broken.blocks[0].mlp.fc1.weight[2, 1] = float("inf")
     with pytest.raises(FloatingPointError, match=r"weight blocks\.0\.mlp\.fc1\.weight is NaN .* of step 3: lower --lr"):
         guards.require_finite_weights(broken.named_parameters(), 3, 1e-4)
+
+
+def test_a_checkpoint_with_a_weight_that_is_no_number_is_named(tmp_path, capsys, command):
+    arguments = command(tmp_path / "run")
+    model = load_model(Path(arguments[arguments.index("--checkpoint") + 1]))
+    with torch.no_grad():
+        model.blocks[0].attn.proj.bias[3] = float("nan")
+    save_model(model, tmp_path / "broken.safetensors")
+    error = error_of(capsys, [*arguments, "--checkpoint", str(tmp_path / "broken.safetensors")])
+    assert re.search(r"weight blocks\.0\.attn\.proj\.bias of --checkpoint .*broken.* is NaN or infinite", error), error
+    with pytest.raises(SystemExit):
+        convert.main([str(tmp_path / "broken.safetensors"), str(tmp_path / "broken.pt")])
+    assert "attn.proj.bias of" in capsys.readouterr().err and not (tmp_path / "broken.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "where, complaint", [(1, "samples of 'evaluate ode before'"), (3, "reference samples of step 0")]
+)
+def test_generated_images_that_are_no_numbers_never_become_pixels(
+    tmp_path, monkeypatch, capsys, command, where, complaint
+):
+    """In the evaluations, the first and second sets that are generated, and in the reference, the third."""
+    original, seen = rollout._join, []
+
+    def poisoned(indices, parts, setting):
+        seen.append(indices)
+        if len(seen) == where:
+            parts[-1].samples[-1] = float("nan")
+        return original(indices, parts, setting)
+
+    monkeypatch.setattr(rollout, "_join", poisoned)
+    error = error_of(capsys, command(tmp_path / "run"))
+    assert f"{complaint} have NaN or infinite values in 1 of" in error, error
 
 
 @pytest.mark.parametrize(
@@ -136,6 +173,17 @@ def test_a_constant_reward_is_explained(tmp_path, monkeypatch, capsys, command):
     monkeypatch.setattr(training_loop.SwapReward, "score", constant)
     error = error_of(capsys, command(tmp_path / "run"))
     assert "all 20 rewards equal 0.5: nothing distinguishes the samples" in error
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys, command):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, "evaluate_both", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(command(tmp_path / "run"))
+    assert end.value.code == 130
+    assert capsys.readouterr().err.endswith("interrupted; the same command goes on from the last checkpoint\n")
 
 
 def test_training_draws_no_hidden_random_numbers(tmp_path, monkeypatch, command):

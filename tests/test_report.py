@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sit_rl import compare
+from sit_rl import compare, report
 from sit_rl.report import summary_table, table_rows, write_report
 from sit_rl.runlog import Clock, RunLog, read_metrics
 
@@ -51,7 +51,7 @@ def test_table_has_changes_and_leaves_out_what_is_missing():
     assert "real against real: fd 0.0300" in text and "ODE heun, 8 steps" in text
     assert "reward 10.0% of the training steps" in text and "against 600 held-out;" in text
     text = summary_table(summary() | {"floor": {"fd": None, "fd_b": None}})
-    assert "real against real" not in text and "against 600 of the reward's own real;" in text
+    assert "real against real" not in text and "against the reward's own real statistics of 600;" in text
 
 
 def test_report_is_self_contained_and_escaped(tmp_path):
@@ -121,3 +121,15 @@ def test_runs_are_compared_with_the_spread_of_their_seeds(tmp_path, monkeypatch,
     monkeypatch.setattr("sys.argv", ["compare", str(tmp_path)])
     with pytest.raises(SystemExit, match="holds no summary.json"):
         compare.main()
+
+
+@pytest.mark.parametrize("main", [compare.main, report.main])
+@pytest.mark.parametrize(
+    "content, complaint", [(None, "holds no summary.json"), ("hello", "not the summary"), ("{}", "has no 'config'")]
+)
+def test_a_folder_without_a_runs_summary_is_one_sentence(tmp_path, monkeypatch, main, content, complaint):
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    monkeypatch.setattr("sys.argv", ["x", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"error: .*{complaint}"):
+        main()

@@ -420,6 +420,7 @@ def test_foreign_files_are_left_alone(colour, tmp_path, capsys):
     [
         (["--seed", "1"], "another seed: 0, not 1"),
         (["--labels", "random"], "another labels: balanced, not random"),
+        (["--images", "3"], "another number: 4, not 3"),
         (["--steps", "4"], "another steps: 3, not 4"),
         (["--guidance", "2"], "another guidance: 1.0, not 2.0"),
         (["--batch", "5"], "another batch: 4, not 5"),

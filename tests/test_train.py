@@ -175,7 +175,12 @@ def test_bad_numbers_are_refused(capsys, tmp_path):
     assert "exceed the rolling reference" in error_of(capsys, "--candidates", 50)
     assert "--steps is 0" in error_of(capsys, "--steps", 0)
     assert "--keep is 1.5" in error_of(capsys, "--keep", 1.5)
-    assert "--lr is -1" in error_of(capsys, "--lr", -1)
+    for name in ("--lr", "--grad-clip", "--advantage-clip", "--clip-range"):
+        assert f"{name} is -1" in error_of(capsys, name, -1)
+        assert f"{name} is nan; it must be a finite number" in error_of(capsys, name, "nan")
+    assert "--grad-clip is 0.0; it must be positive" in error_of(capsys, "--grad-clip", 0)
+    assert "--stop-fd is nan; it must be a finite number" in error_of(capsys, "--stop-fd", "nan")
+    assert "--threads is -2" in error_of(capsys, "--threads", -2, "--out", tmp_path / "run")
     assert "an image of each of the model's 10 classes" in error_of(
         capsys, "--reference-size", 8, "--replace", 2, "--candidates", 1, "--out", tmp_path / "run"
     )

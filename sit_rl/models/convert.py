@@ -18,6 +18,7 @@ import torch
 import tyro
 
 from fastfid.moments import write_atomically
+from sit_rl.guards import require_finite_start
 from sit_rl.models.loading import load_model, save_model
 
 
@@ -37,7 +38,10 @@ def convert(
     """
     if target.suffix not in (".safetensors", ".pt"):
         raise ValueError(f"target {target} must end in .safetensors or .pt")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder of target {target} does not exist; make it, or choose another")
     model = load_model(source, weights, architecture)
+    require_finite_start(model.named_parameters(), str(source))
     if target.suffix == ".safetensors":
         save_model(model, target)
     else:
@@ -54,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line; an expected failure is one sentence and exit code 2."""
     try:
         tyro.cli(convert, args=argv, description=__doc__)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
