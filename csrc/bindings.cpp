@@ -100,14 +100,14 @@ py::tuple swap_logdet_of(const py::array& reference, const py::array& index, con
                          const py::tuple& plan, double slack, int threads, const std::string& isa) {
     const auto rows = changed_rows<T>(reference, index, added, shifts);
     const auto weights = weight_plan<T>(plan, rows.rank);
-    py::array_t<double> logdets({rows.candidates, weights.nodes});
-    double* out = logdets.mutable_data();
+    py::array_t<double> logdets({rows.candidates, weights.nodes}), remaining(rows.candidates);
+    double *out = logdets.mutable_data(), *left = remaining.mutable_data();
     fastfid::WrongPivot wrong;
     {
         py::gil_scoped_release release;
-        wrong = fastfid::swap_logdet(rows, weights, slack, threads, isa, out);
+        wrong = fastfid::swap_logdet(rows, weights, slack, threads, isa, out, left);
     }
-    return py::make_tuple(logdets, wrong.candidate, wrong.value);
+    return py::make_tuple(logdets, remaining, wrong.candidate, wrong.value);
 }
 
 template <class T>
@@ -117,17 +117,17 @@ py::tuple swap_gradient_of(const py::array& reference, const py::array& index, c
     const auto weights = weight_plan<T>(plan, rows.rank);
     require(node_weights.ndim() == 1 && node_weights.shape(0) == weights.nodes,
             "node_weights must be [nodes], got " + shape_of(node_weights));
-    py::array_t<double> logdets({rows.candidates, weights.nodes});
+    py::array_t<double> logdets({rows.candidates, weights.nodes}), remaining(rows.candidates);
     py::array_t<T> gradient({rows.candidates, rows.added, rows.rank});
-    double* out = logdets.mutable_data();
+    double *out = logdets.mutable_data(), *left = remaining.mutable_data();
     T* slope = gradient.mutable_data();
     const double* omega = node_weights.data();
     fastfid::WrongPivot wrong;
     {
         py::gil_scoped_release release;
-        wrong = fastfid::swap_gradient(rows, weights, omega, slack, threads, isa, out, slope);
+        wrong = fastfid::swap_gradient(rows, weights, omega, slack, threads, isa, out, left, slope);
     }
-    return py::make_tuple(logdets, gradient, wrong.candidate, wrong.value);
+    return py::make_tuple(logdets, remaining, gradient, wrong.candidate, wrong.value);
 }
 
 template <class T>
@@ -230,11 +230,12 @@ PYBIND11_MODULE(_C, m) {
           "log|det(J + G)| of B candidates at Q nodes.\n\n"
           "reference [N, r] and added_rows [B, m_a, r] float32 or float64; index [B, m_r] int64; shifts (α, β, γ) of equation 2;\n"
           "plan as fastfid.quadrature.weight_plan makes it.\n"
-          "Returns (logdets [B, Q] float64, first candidate with a wrong-signed pivot or -1, that pivot).");
+          "Returns (logdets [B, Q] float64, the smallest eigenvalue of I − G_rr at the first node [B] estimated from above, first\n"
+          "candidate with a wrong-signed pivot or -1, that pivot).");
     m.def("swap_gradient", &swap_gradient, py::arg("reference"), py::arg("index"), py::arg("added_rows"), py::arg("shifts"),
           py::arg("plan"), py::arg("node_weights"), py::arg("slack"), py::arg("threads"), py::arg("isa") = "",
           "As swap_logdet, with the gradient [B, m_a, r] of the logdets weighted by node_weights [Q] in the shifted added rows.\n"
-          "Returns (logdets, gradient, first wrong candidate or -1, that pivot).");
+          "Returns (logdets, smallest eigenvalues, gradient, first wrong candidate or -1, that pivot).");
     m.def("swap_singles", &swap_singles, py::arg("reference"), py::arg("index"), py::arg("added_rows"), py::arg("plan"),
           py::arg("threads"), py::arg("isa") = "",
           "Sums [B, 3, Q] float64 of w_r·w_r·f, w_r·w_a·f and w_a·w_a·f, f the node weights, one row at most each way.");

@@ -42,7 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; exit status 0, or 2 with one sentence on stderr for bad input."""
     argv = sys.argv[1:] if argv is None else list(argv)
     named = bool(argv) and argv[0] in COMMANDS  # a folder of such a name is given as ./eval
-    arguments = _command_parser().parse_args(argv) if named else _parser().parse_args(argv)
+    parser = _command_parser() if named else _parser()
+    arguments, unknown = parser.parse_known_args(_joined(argv))
+    if unknown:
+        remedy = "; --json prints: write `--json > FILE`" if getattr(arguments, "json", False) else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{remedy}")
     try:
         with distributed.process_group():
             _run(COMMANDS[arguments.command] if named else _compare, arguments)
@@ -153,8 +157,20 @@ def _list(text: str) -> list[str]:
 
 
 def _range(text: str) -> tuple[float, float]:
-    low, high = (float(part) for part in text.split(","))  # argparse tells what is wrong with another text
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no LOW,HIGH such as 0,1 or -1,1") from None
     return low, high
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """The words with `--value-range -1,1` as one: argparse takes -1,1 for an option."""
+    flag = "--value-range"
+    if flag not in argv[:-1]:
+        return argv
+    at = argv.index(flag)
+    return [*argv[:at], f"{flag}={argv[at + 1]}", *argv[at + 2 :]]
 
 
 def _weights(text: str) -> str | dict[str, str]:
@@ -183,7 +199,7 @@ def _settings(arguments: argparse.Namespace) -> dict:
 
 def _evaluate(arguments: argparse.Namespace) -> Callable[[], None]:
     if arguments.html:
-        _check_folder(arguments.html)  # before hours of work
+        _check_target(arguments.html)
     result = evaluate(
         arguments.samples,
         arguments.reference,
@@ -209,8 +225,8 @@ def _difference(arguments: argparse.Namespace) -> Callable[[], None]:
 
 
 def _statistics(arguments: argparse.Namespace) -> Callable[[], None]:
-    _check_folder(arguments.out)
     _check_npz(arguments.out)
+    _check_target(arguments.out)
     keep, spatial = arguments.keep_features, arguments.spatial
     settings = _settings(arguments)
     statistics = statistics_of(
@@ -228,8 +244,8 @@ def _statistics(arguments: argparse.Namespace) -> Callable[[], None]:
 
 
 def _convert(arguments: argparse.Namespace) -> Callable[[], None]:
-    _check_folder(arguments.out)
     _check_npz(arguments.out)
+    _check_target(arguments.out)
     statistics = read_statistics(arguments.file, arguments.network)
     recorded = statistics.provenance.get("extractor")
     if arguments.network and recorded not in (None, arguments.network):
@@ -309,9 +325,16 @@ def _described(provenance: dict) -> str:
     return f"network {provenance.get('extractor') or 'unknown'}, weights {weights[:12]}"
 
 
-def _check_folder(path: str) -> None:
-    if not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"the folder of {path} does not exist; create it first")
+def _check_target(path: str) -> None:
+    """ValueError if no file can be written to `path`, before hours of work; rank 0 tells."""
+    with distributed.agreement():
+        folder = Path(path).resolve().parent
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder; name a file in it")
+        if not folder.is_dir():
+            raise ValueError(f"the folder of {path} does not exist; create it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"no file can be written into {folder}, the folder of {path}; write it elsewhere")
 
 
 def _check_npz(path: str) -> None:

@@ -22,6 +22,10 @@ else:
 
 BACKENDS = ("auto", "cpp", "triton", "torch")
 
+# Precisions of fastfid/sqrtm.py that the fused product of whole matrices has, by its own names.  It would store
+# bfloat16 besides, where the errors that sqrtm.py states are of bfloat16 operands and float32 storage.
+FUSED_PRODUCTS = {"float32": "tf32x3", "tf32": "tf32"}
+
 # The kernel factors one Gram matrix per thread inside its cache; wider changes are left to torch's blocked LU.
 MAX_KERNEL_RANK = 512
 
@@ -58,8 +62,28 @@ def choose(
         return Choice("torch", obstacle)
     if exhausting and requested == "auto":
         return Choice("torch", "the removal may empty a direction, where pivoted LU keeps more digits")
-    home = f"data in host memory; {_C.instruction_sets()[0]} kernel" if name == "cpp" else f"data on {device}"
+    home = f"data in host memory; {_C.instruction_sets()[0]} kernel" if name == "cpp" else _triton_home(device, rank)
     return Choice(name, home if requested == "auto" else home.replace("data in host memory", "asked for"))
+
+
+def choose_products(
+    requested: str, device: torch.device, method: str, precision: str = "float32", needs_grad: bool = False
+) -> Choice:
+    """Backend "triton" or "torch" of the matrix roots in fastfid/sqrtm.py; ValueError when triton is asked for in vain.
+
+    The C++ extension multiplies no whole matrices: "cpp", and auto in host memory, mean torch.
+    """
+    obstacle = "" if precision in FUSED_PRODUCTS else f"the fused product has no {precision}"
+    if method == "eigh":
+        obstacle = "eigenvalues are left to torch"
+    obstacle = obstacle or _triton_obstacle(device, torch.float32, needs_grad)
+    if requested == "triton" and obstacle:
+        raise ValueError(f"backend='triton' cannot be used: {obstacle}; pass backend='auto' or 'torch'")
+    if requested == "triton" or (requested == "auto" and device.type == "cuda" and not obstacle):
+        return Choice("triton", f"data on {device}" if requested == "auto" else "asked for")
+    if requested == "torch":
+        return Choice("torch", "asked for")
+    return Choice("torch", obstacle or f"whole matrices on {device} are multiplied by torch")
 
 
 def _cpp_obstacle(device: torch.device, rank: int) -> str:
@@ -80,6 +104,19 @@ def _triton_obstacle(device: torch.device, dtype: torch.dtype, needs_grad: bool)
     if dtype != torch.float32:
         return f"rows are {str(dtype).removeprefix('torch.')}, the kernel takes float32"
     return "added rows require a gradient" if needs_grad else ""
+
+
+def _triton_home(device: torch.device, rank: int) -> str:
+    """Where the Triton route works, and what factors changes too wide for one of its programs."""
+    home = f"data on {device}"
+    if not rank:
+        return home
+    kernel = triton_kernels.load("swap_logdet")
+    if rank <= kernel.MAX_K:
+        return home
+    obstacle = kernel.factor_obstacle(rank, torch.float32, device)
+    factored = f"torch's Cholesky, as {obstacle}" if obstacle else "csrc/cuda"
+    return f"{home}; {rank} rows exceed a program's {kernel.MAX_K}: Gram matrices by torch, factors by {factored}"
 
 
 def extension():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,14 +103,25 @@ def _remembered(read: Callable, write: Callable, parts: tuple) -> Callable[[], N
     return restore
 
 
+def dense(x: Tensor, name: str = "an argument") -> Tensor:
+    """The tensor itself; ValueError for a sparse one, whose absent values nothing here knows."""
+    if x.layout != torch.strided:
+        kind = str(x.layout).removeprefix("torch.")
+        raise ValueError(f"{name} is a {kind} tensor of shape {tuple(x.shape)}; pass it as .to_dense()")
+    return x
+
+
 def as_tensor(value) -> Tensor:
     """`value` as a tensor that shares its memory where its maker allows: torch, NumPy, CuPy and others by DLPack.
 
     Device arrays come by DLPack, which makes torch's stream wait for the one that computes them;
-    `__cuda_array_interface__`, by which torch takes those that have nothing else, does not.
+    `__cuda_array_interface__`, by which torch takes those that have nothing else, does not.  An array of another byte
+    order than the machine's is copied; ValueError for a sparse tensor.
     """
     if isinstance(value, Tensor):
-        return value
+        return dense(value)
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        return torch.as_tensor(value.astype(value.dtype.newbyteorder("=")))
     device_array = hasattr(value, "__cuda_array_interface__")
     if hasattr(value, "__dlpack__") and (device_array or not hasattr(value, "__array__")):
         return torch.from_dlpack(value)

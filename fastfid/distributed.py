@@ -17,9 +17,12 @@ from contextvars import ContextVar
 from datetime import timedelta
 from functools import cache
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from fastfid.large_arrays import room
 
 # A rank with nothing cached may work for hours while another waits with all of its features.  A rank that dies closes
 # its connections, which ends the wait at once.
@@ -124,7 +127,7 @@ def gather_objects(item) -> list:
 
 
 def gather_rows(x: Tensor) -> Tensor | None:
-    """Rows x [n_r, d] of all ranks, in order, on rank 0; None on the others."""
+    """Rows x float32 [n_r, d] of all ranks, in order, on rank 0; None on the others."""
     if world_size() == 1:
         return x
     counts = gather_objects(len(x))
@@ -132,7 +135,7 @@ def gather_rows(x: Tensor) -> Tensor | None:
         if len(x):
             dist.send(x.contiguous(), dst=0, group=host_group())
         return None
-    rows = torch.empty(sum(counts), *x.shape[1:], dtype=x.dtype)
+    rows = torch.from_numpy(room((sum(counts), *x.shape[1:]), np.float32))
     rows[: counts[0]], filled = x, counts[0]
     for source, count in enumerate(counts[1:], start=1):
         if count:

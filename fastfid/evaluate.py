@@ -9,6 +9,10 @@ Images are read once and go through each network once (extraction.py); all metri
 A difference FD(A) − FD(B) against the same reference pairs what both share: leaving reference image j out changes both,
 and only the difference of the two changes counts.
 
+Memory does not grow with the number of images, but for their names and a few numbers each: images pass by in shards,
+moments are d × d, rows of features are read a block at a time, from a temporary file where they are more than a GiB
+(large_arrays.py).
+
 Under a process group (`torchrun -m fastfid eval …`) every rank calls the same function with the same arguments; the
 images are divided among them and all get the same result.  What one rank alone evaluates, as in a training loop, goes
 into `with fastfid.distributed.alone():`, or it waits for the others.
@@ -192,6 +196,10 @@ def statistics_of(
         networks = networks_of(features, chosen, [side], settings, spatial)
         if len(networks) > 1:
             raise ValueError(f"statistics are of one network, {len(networks)} were given; call it once for each")
+        if spatial and not getattr(networks[0].network, "spatial", False):
+            raise ValueError(
+                f"{networks[0].name} has no spatial features; use inception, or leave spatial out (--spatial)"
+            )
     (materials,) = gather([side], networks, settings, [], keep_features)
 
     def statistics() -> Statistics:

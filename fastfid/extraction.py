@@ -2,6 +2,8 @@
 
 Images are worked through in shards of SHARD_IMAGES, each looked up in the cache and set decoding while the one before
 it is in the networks, and saved as soon as its features are there: a late bad image or an interruption loses nothing.
+Rows that are kept, which intervals, KID and neighbours need, are in memory up to a GiB, above it in a temporary file.
+
 Under a process group the shards are divided among the ranks and the features gathered on rank 0 (distributed.py).
 """
 
@@ -12,6 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +23,7 @@ from fastfid.cache import FeatureCache
 from fastfid.extractors import outputs_of
 from fastfid.features import FeatureExtractor
 from fastfid.image_sources import ImageBlock, ImageSource
+from fastfid.large_arrays import room
 from fastfid.moments import FeatureMoments
 
 SHARD_IMAGES = 256  # 2 MiB of 2048 float32 features; 256 × 3 × 299² float32 of Inception input are 275 MB
@@ -31,8 +35,8 @@ FIRST_ROWS = 4096  # room for features of a source of unknown length, doubled wh
 class Extracted:
     """What one network gave for one source.
 
-    outputs        features [n, d] and, where the network has them, logits [n, C], spatial [n, s]; float32, empty if
-                   only moments were asked for
+    outputs        features [n, d] and, where the network has them, logits [n, C], spatial [n, s]; float32, mapped
+                   from a temporary file where they are large (large_arrays.py), empty if only moments were asked for
     moments        FeatureMoments of the features
     spatial        those of the spatial features, or None
     names          of the images, n
@@ -64,7 +68,7 @@ def extract(
 
     batch_size  256  images a network sees at once, at most SHARD_IMAGES
     progress         a bar with rate and estimate on stderr for whatever takes longer than two seconds
-    keep             False: only moments are kept, so memory does not grow with the number of images
+    keep             False: only moments are kept, no rows
 
     ValueError names an unfit image, or the first whose features are not finite; shards before it stay in the cache.
     All ranks of a process group call it together; those above 0 get an empty list, or the same error.
@@ -180,7 +184,7 @@ class _Gatherer:
 
     def __init__(self, extractor: FeatureExtractor, expected: int | None, keep: bool):
         self.extractor, self.keep = extractor, keep
-        self.room = FIRST_ROWS if expected is None else expected
+        self.expected = FIRST_ROWS if expected is None else expected
         self.count = 0
         self.stores: dict[str, Tensor] = {}
         self.moments: dict[str, FeatureMoments] = {}
@@ -196,9 +200,9 @@ class _Gatherer:
     def _store(self, name: str, values: Tensor) -> None:
         needed = self.count + len(values)
         if name not in self.stores:
-            self.stores[name] = torch.empty(max(self.room, needed), values.shape[1])
+            self.stores[name] = _rows(max(self.expected, needed), values.shape[1])
         if needed > len(self.stores[name]):
-            grown = torch.empty(2 * needed, values.shape[1])
+            grown = _rows(2 * needed, values.shape[1])
             grown[: self.count] = self.stores[name][: self.count]
             self.stores[name] = grown
         self.stores[name][self.count : needed] = values
@@ -208,15 +212,20 @@ class _Gatherer:
         here = {name: x.shape[1] for name, x in self.stores.items()} | {n: m.dim for n, m in self.moments.items()}
         widths = {name: width for there in distributed.gather_objects(here) for name, width in there.items()}
         if self.keep:
-            return {name: distributed.gather_rows(self._rows(name, width)) for name, width in widths.items()}, {}
+            return {name: distributed.gather_rows(self._filled(name, width)) for name, width in widths.items()}, {}
         if distributed.world_size() == 1:  # also one that works for itself beside others: nothing is reduced
             return {}, self.moments
         moments = {name: self.moments.get(name) or FeatureMoments.empty(width) for name, width in widths.items()}
         group = distributed.host_group()
         return {}, {name: found.all_reduce(group) for name, found in moments.items()}
 
-    def _rows(self, name: str, width: int) -> Tensor:
+    def _filled(self, name: str, width: int) -> Tensor:
         return self.stores[name][: self.count] if name in self.stores else torch.empty(0, width)
+
+
+def _rows(count: int, width: int) -> Tensor:
+    """float32 [count, width] to fill, in memory or, above LARGE bytes, in a mapped file."""
+    return torch.from_numpy(room((count, width), np.float32))
 
 
 # --- all ranks' shards -------------------------------------------------------------------------------------------

@@ -5,9 +5,6 @@ Floats are never guessed at: they need a stated range, and values outside it are
 
 from __future__ import annotations
 
-import math
-import struct
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,17 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.devices import dense
 from fastfid.image_files import UNREADABLE
 from fastfid.image_sources import ImageBlock, ImageSource, checked_size, class_names, decoded_block
+from fastfid.large_arrays import NoRoom, npz_array
 
 ARRAY_NAMES = ("arr_0", "images")  # what an npz of images calls them: ADM's evaluator, and everybody else
 LABEL_NAMES = ("arr_1", "labels")  # and what it calls their classes
-
-NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-# A zip's local header, before a member's content: 30 bytes that end in the lengths of its name and of the extra field
-# behind it (APPNOTE.TXT 4.3.7); bit 0 of its flags is encryption (4.4.4).
-LOCAL_HEADER, LOCAL_LENGTHS, ENCRYPTED = 30, struct.Struct("<26x2H"), 1
-READ_BYTES = 1 << 20
 
 RANGE_SLACK = 1e-3  # a quarter of one uint8 step on [0, 1]: what interpolation and float16 overshoot
 
@@ -87,8 +80,9 @@ def to_uint8(
     """
     layout = layout or _layout(name, tuple(images.shape))
     _check_number_type(name, images, value_range)
-    # np.array copies, so a batch never aliases a read-only memory map
-    x = images.detach() if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
+    if isinstance(images, np.ndarray):  # np.array copies, so a batch never aliases a read-only memory map
+        images = torch.from_numpy(np.array(images, images.dtype.newbyteorder("=")))
+    x = images.detach()
     x = _channels_first(x, layout)
     if not x.is_floating_point():
         return x.contiguous()
@@ -106,44 +100,28 @@ def to_uint8(
 def open_array_file(path: Path, value_range: tuple[float, float] | None) -> ArrayImages:
     """The images of an npz by their usual name, with its labels, or of an npy; mapped rather than read.
 
-    Compressed ones (np.savez_compressed) are inflated into memory.
+    Compressed ones (np.savez_compressed) are inflated, above LARGE bytes into a temporary file (large_arrays.py).
     """
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return ArrayImages(str(path), content, value_range)
-        with content:
-            names = content.files
-            images = next((_mapped(path, content, name) for name in ARRAY_NAMES if name in names), None)
-            labels = next((content[name] for name in LABEL_NAMES if name in names), np.empty(0))
+        images, labels = (content, None) if isinstance(content, np.ndarray) else _images_of_npz(path, content)
+    except NoRoom:
+        raise
     except (*UNREADABLE, MemoryError) as bad:  # a header may claim what no machine has
         raise ValueError(f"{path} cannot be read by NumPy ({bad}); save it again with np.savez or np.save") from None
     if images is None:
-        raise ValueError(
-            f"{path} has neither {' nor '.join(ARRAY_NAMES)} (only {', '.join(names)}); save the images as arr_0"
-        )
+        held = ", ".join(content.files)
+        raise ValueError(f"{path} has neither {' nor '.join(ARRAY_NAMES)} (only {held}); save the images as arr_0")
     # An arr_1 that is no list of classes is nobody's labels: one-hot rows, latents, a single number.
-    return ArrayImages(str(path), images, value_range, labels if labels.shape == (len(images),) else None)
+    labelled = labels is not None and labels.shape == images.shape[:1]
+    return ArrayImages(str(path), images, value_range, labels if labelled else None)
 
 
-def _mapped(path: Path, content: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """Array `name` of an npz: a map of the file where it is stored as it is, its checksum found right; else read."""
-    info = content.zip.NameToInfo.get(f"{name}.npy")
-    if info is None or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ENCRYPTED:
-        return content[name]
-    with content.zip.open(info) as member:
-        read_header = NPY_HEADERS.get(np.lib.format.read_magic(member))
-        shape, fortran, dtype = read_header(member) if read_header else ((), False, np.dtype(object))
-        header = member.tell()
-        if dtype.hasobject or not header < info.file_size == header + math.prod(shape) * dtype.itemsize:
-            return content[name]  # which says what is wrong
-        while member.read(READ_BYTES):  # to its end, where zipfile compares the checksum
-            pass
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        lengths = LOCAL_LENGTHS.unpack_from(file.read(LOCAL_HEADER))
-    offset = info.header_offset + LOCAL_HEADER + sum(lengths) + header
-    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+def _images_of_npz(path: Path, content: np.lib.npyio.NpzFile) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The arrays of images and of labels by their usual names, None where there are none."""
+    with content:
+        found = (next((n for n in names if n in content.files), None) for names in (ARRAY_NAMES, LABEL_NAMES))
+        return tuple(None if name is None else npz_array(path, content, name) for name in found)
 
 
 def _layout(name: str, shape: tuple[int, ...]) -> str:
@@ -166,7 +144,10 @@ def _channels_first(block: Tensor, layout: str) -> Tensor:
 
 
 def _check_number_type(name: str, array: Tensor | np.ndarray, value_range: tuple[float, float] | None) -> None:
-    dtype = str(array.dtype).removeprefix("torch.")
+    if isinstance(array, Tensor):
+        dtype = str(dense(array, name).dtype).removeprefix("torch.")
+    else:
+        dtype = str(array.dtype.newbyteorder("="))
     if dtype.startswith(("float", "bfloat")):
         if value_range is None:
             raise ValueError(f"{name} is {dtype} and does not tell its range; pass value_range=(0, 1) or (-1, 1)")

@@ -40,6 +40,8 @@ def open_images(
     Labels come from the folders of a class tree, from arr_1 or labels of an npz, from pairs and from dicts.
     FileNotFoundError for a missing path, ValueError for an empty, unreadable or unsuitable one.
     """
+    if value_range is not None:
+        _check_range(value_range)
     if isinstance(source, ImageSource):
         return source
     if isinstance(source, Tensor | np.ndarray):
@@ -53,6 +55,8 @@ def open_images(
             f"images are given as a {type(source).__name__}; pass a path, a tensor, an array or an iterable of batches "
             "(a dataset goes through torch.utils.data.DataLoader)"
         )
+    if not str(source):
+        raise ValueError("images are given as an empty path; pass a folder, .zip, .npz or .npy ('.' for this folder)")
     path = Path(source)
     if path.is_dir():
         return open_folder(path, skip_corrupt, workers)
@@ -63,6 +67,13 @@ def open_images(
     if path.suffix.lower() in (".npz", ".npy"):
         return open_array_file(path, value_range)
     raise ValueError(f"{path} is not a folder, .zip, .npz or .npy; put single images into a folder")
+
+
+def _check_range(value_range) -> None:
+    """ValueError unless these are two numbers in ascending order."""
+    numbers = isinstance(value_range, tuple | list) and all(isinstance(end, int | float) for end in value_range)
+    if not (numbers and len(value_range) == 2 and value_range[0] < value_range[1]):
+        raise ValueError(f"value_range is {value_range!r}; pass two numbers (low, high) with low < high")
 
 
 def _is_labelled_array(source) -> bool:

@@ -124,7 +124,7 @@ def open_side(source, role: str, settings: Settings) -> Side:
         return Side(role, images.name, images=images)
     path = Path(source)
     if not holds_statistics(path):
-        return Side(role, str(path), images=settings.open_images(path))
+        return Side(role, str(path), images=settings.open_images(source))
     side = Side(role, str(path), path=path)
     if path.suffix.lower() in (".npz", ".npy"):
         side.statistics = read_statistics(path)

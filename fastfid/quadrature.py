@@ -135,14 +135,15 @@ class _Group(NamedTuple):
 def weight_plan(
     spectrum: np.ndarray, tau: np.ndarray, tol: float, longest: int, longest_group: int, dtype=np.float32
 ) -> WeightPlan:
-    """Plan for eigenvalues λ [r] and nodes τ [Q], every weight to a relative error of `tol`.
+    """Plan for eigenvalues λ [r] and nodes τ [Q], every weight to a relative error of `tol`, or without error if 0.
 
     longest, longest_group  most eigenvalues of a slice and of a group
     """
     groups: list[_Group] = []
-    for start in range(0, len(spectrum), longest_group):
-        weights = 1 / (spectrum[start : start + longest_group] + tau[:, None] ** 2)
-        groups += _cheapest_groups(weights, _Accuracy(tol, np.finfo(dtype).eps), longest)
+    step, accuracy = longest_group if tol else longest, _Accuracy(tol, np.finfo(dtype).eps)
+    for start in range(0, len(spectrum), step):
+        weights = 1 / (spectrum[start : start + step] + tau[:, None] ** 2)
+        groups += _cheapest_groups(weights, accuracy, longest) if tol else [_exact_group(weights)]
     slices = [part for group in groups for part in group.slices]
 
     def flat(arrays) -> np.ndarray:
@@ -157,6 +158,11 @@ def weight_plan(
         flat(part.mix.T for part in slices),
         flat(group.coefficients for group in groups).reshape(-1, len(tau)),
     )
+
+
+def _exact_group(weights: np.ndarray) -> _Group:
+    """The weights [Q, p] themselves."""
+    return _Group(np.eye(len(weights)), [_Slice(np.eye(len(weights)), weights)], 0)
 
 
 def _cheapest_groups(weights: np.ndarray, accuracy: _Accuracy, longest: int) -> list[_Group]:

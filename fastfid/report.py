@@ -92,8 +92,8 @@ def _facts(result: EvaluationResult) -> str:
 def _scores(result: EvaluationResult) -> str:
     """The table of scores with intervals drawn to their own scale, then what was left out."""
     rows = [
-        f"<tr><td>{_text(s.label)}<br><small>{BETTER[s.metric]}</small></td><td class='n'><b>{s.value:.5g}</b></td>"
-        f"<td class='n'>{_interval(s.interval)}</td><td>{_whisker(s)}</td>"
+        f"<tr><td>{_text(result.label(s))}<br><small>{BETTER[s.metric]}</small></td>"
+        f"<td class='n'><b>{s.value:.5g}</b></td><td class='n'>{_interval(s.interval)}</td><td>{_whisker(s)}</td>"
         f"<td><small>{_text(s.method)}</small></td></tr>"
         for s in result.scores
     ]

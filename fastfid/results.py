@@ -92,6 +92,11 @@ class EvaluationResult:
                 raise KeyError(f"{metric} was left out: {left.reason}")
         raise KeyError(f"{metric} was not asked for; computed: {', '.join(s.metric for s in self.scores)}")
 
+    def label(self, score: Score) -> str:
+        """What to print for one of the scores: with its network where there are several."""
+        several = len({s.network for s in self.scores}) > 1
+        return f"{score.label} ({score.network})" if several and score.network not in score.label else score.label
+
     def to_dict(self) -> dict:
         """Everything as plain containers, by the names of the versioned schema."""
         return {
@@ -111,7 +116,7 @@ class EvaluationResult:
 
     def table(self) -> str:
         """Scores, intervals, classes, what was left out and warnings as aligned text."""
-        rows = [[s.label, f"{s.value:.6g}", _interval_text(s)] for s in self.scores]
+        rows = [[self.label(s), f"{s.value:.6g}", _interval_text(s)] for s in self.scores]
         lines = _provenance_lines(self.provenance) + _aligned(rows, right=(1,))
         for network in dict.fromkeys(entry["network"] for entry in self.classes):
             lines += _class_lines([entry for entry in self.classes if entry["network"] == network])

@@ -31,14 +31,16 @@ from fastfid.kernel_distance import (
 )
 from fastfid.leave_one_out import LeaveOneOut
 from fastfid.materials import Material, Settings
-from fastfid.moments import FeatureMoments
+from fastfid.moments import FeatureMoments, mean_row
 from fastfid.neighbours import BallCounts, ball_counts, prdc, precision_recall
 from fastfid.protocols import DEFAULT_METRICS, Protocol
 from fastfid.results import LeftOut, Score
 from fastfid.statistics import without_provenance
 from fastfid.uncertainty import (
+    COVERAGE_PARTS,
+    ClassProbabilities,
     coverage_interval,
-    inception_score_variance,
+    coverage_parts,
     jackknife_variance,
     line_through,
     mmd_variance,
@@ -187,7 +189,7 @@ def _rows_of(moments: FeatureMoments, features: Tensor | None) -> Tensor | None:
     """
     if features is None or len(features) < 3 or moments.count != len(features):
         return None
-    distance = torch.linalg.vector_norm(features.mean(dim=0, dtype=torch.float64) - moments.mean)
+    distance = torch.linalg.vector_norm(mean_row(features) - moments.mean)
     return features if distance <= SAME_MEAN * moments.cov.trace().sqrt() + SAME_MEAN * moments.mean.norm() else None
 
 
@@ -341,9 +343,9 @@ def _inception_score(pair: Pair) -> Score | str:
         return f"{pair.network} gives no logits for {pair.samples.name}; they come from images through inception"
     p, n = pair.protocol, len(logits)
     bounds = [*range(0, n, p.is_split_size), n] if p.is_split_size else _equal_parts(n, min(p.is_splits, n))
-    parts = _log_probabilities(logits, bounds, pair.settings.seed if p.is_shuffle else None)
-    mean, std = _score_of_parts(parts)
-    variances = [inception_score_variance(part) for part in parts]
+    parts = _parts(logits, bounds, pair.settings.seed if p.is_shuffle else None)
+    mean, std = _mean_and_deviation(parts)
+    variances = [part.variance() for part in parts]
     label = "Inception Score" if pair.network == "inception" else f"Classifier score ({pair.network})"
     details = {"splits": len(parts), "std_over_splits": std, "shuffled": p.is_shuffle}
     method = f"mean of {len(parts)} splits, std {std:.4g}"
@@ -361,27 +363,23 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
     """
     if not 1 <= splits <= len(logits):
         raise ValueError(f"splits is {splits} for {len(logits)} rows; it must be from 1 to their number")
-    return _score_of_parts(_log_probabilities(logits, _equal_parts(len(logits), splits), seed))
+    return _mean_and_deviation(_parts(logits, _equal_parts(len(logits), splits), seed))
 
 
 def _equal_parts(n: int, parts: int) -> list[int]:
     return [i * n // parts for i in range(parts + 1)]
 
 
-def _log_probabilities(logits: Tensor, bounds: list[int], seed: int | None) -> list[Tensor]:
-    """log p(y|x), float64 [rows, C], of the row ranges between `bounds` after the permutation."""
-    if seed is not None:
-        logits = logits[np.random.RandomState(seed).permutation(len(logits))]
-    log_p = logits.double().log_softmax(dim=1)
-    return [log_p[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+def _parts(logits: Tensor, bounds: list[int], seed: int | None) -> list[ClassProbabilities]:
+    """Those of the row ranges between `bounds` after the permutation."""
+    n = len(logits)
+    order = torch.arange(n) if seed is None else torch.from_numpy(np.random.RandomState(seed).permutation(n))
+    return [ClassProbabilities(logits, order[low:high]) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-def _score_of_parts(parts: list[Tensor]) -> tuple[float, float]:
+def _mean_and_deviation(parts: list[ClassProbabilities]) -> tuple[float, float]:
     """Mean and population deviation of the score over the parts."""
-    scores = []
-    for log_p in parts:
-        marginal = log_p.exp().mean(dim=0, keepdim=True).log()
-        scores.append((log_p.exp() * (log_p - marginal)).sum(dim=1).mean().exp().item())
+    scores = [part.score() for part in parts]
     return float(np.mean(scores)), float(np.std(scores))
 
 
@@ -493,7 +491,10 @@ def _coverage(pair: Pair) -> Score | str:
     spread = "too few images for an interval"
     if found := coverage_interval(value, pair.reference.features, pair.samples.features, k, pair.settings.seed):
         error, interval = found
-        spread = "spread of random parts of both sides, both drawn anew"
+        details["parts"] = coverage_parts(len(pair.reference.features), len(pair.samples.features), k)
+        spread = f"spread of {details['parts']} random parts of both sides, both drawn anew"
+        if details["parts"] < COVERAGE_PARTS:
+            spread += f"; wide, as the images are too few for {COVERAGE_PARTS}"
     method = f"k = {k}, distance < radius, exact; {spread}"
     return Score("coverage", "Coverage", pair.network, value, error, interval, method, details)
 

@@ -20,6 +20,10 @@ iteration is the less stable the smaller the eigenvalues it has brought to 1.
 
 "polar_express" with the default correction is the one to take.
 
+On a CUDA device the iterations run in float32 and tf32 on the fused products of fastfid/triton_kernels/newton_schulz.py
+(backend "triton"), which compute the same steps from I − Z Y; a float32 product there is three of tf32 halves, of error
+2⁻²².  Everything else is torch's.
+
 Correction.  Whatever Y ≈ √M and Z ≈ Y⁻¹ a coarse arithmetic has reached, tr √M = tr Y + ½ tr(Z (M − Y²)) to second
 order in their errors: one product in float32 that removes nearly all of the rounding of tf32 and bfloat16.
 
@@ -51,9 +55,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid import backend as backends
+from fastfid import triton_kernels
 from fastfid.devices import as_tensor, float32_products
 
 METHODS = ("eigh", "newton_schulz", "polar_express")
+BACKENDS = ("auto", "torch", "triton")
 # Explicit mantissa bits of the operands of a product; sums are in float32 for the last three.
 PRECISIONS = {"float64": 52, "float32": 23, "tf32": 10, "bfloat16": 7}
 
@@ -113,6 +120,7 @@ def trace_sqrt_product(
     lower: float = LOWER,
     correct: bool = True,
     workspace: int = DEFAULT_WORKSPACE,
+    backend: str = "auto",
 ) -> Tensor:
     """tr √(Σ_a Σ_b), float64 [B], of covariances [d, d] or [B, d, d] on one device; 0-d if both are [d, d].
 
@@ -123,13 +131,14 @@ def trace_sqrt_product(
     lower       1e-3, smallest root eigenvalue, relative to the largest, that "polar_express" is tuned for
     correct     True: remove the iteration's own rounding to first order, by one more product in float32
     workspace   256 MiB, bytes of temporary memory; more pairs are handled in chunks of at least one
+    backend     "auto" | "torch" | "triton", products of an iteration; auto takes triton on CUDA devices where it can
 
     A covariance [d, d] is shared by all pairs and factored once; [B, d, d] on both sides costs B factorisations.  There
     is no gradient (`frechet_distance` has one).  ValueError for shapes that do not fit, values that are not finite,
     covariances that are not symmetric or clearly indefinite, and unknown options.
     """
     options = {"precision": precision, "iterations": iterations, "lower": lower, "correct": correct}
-    return trace_sqrt_terms(cov_a, cov_b, method, workspace=workspace, **options).trace
+    return trace_sqrt_terms(cov_a, cov_b, method, workspace=workspace, backend=backend, **options).trace
 
 
 @torch.no_grad()
@@ -143,14 +152,16 @@ def trace_sqrt_terms(
     lower: float = LOWER,
     correct: bool = True,
     workspace: int = DEFAULT_WORKSPACE,
+    backend: str = "auto",
 ) -> TraceSqrtTerms:
     """`trace_sqrt_product` with the eigenvalues it clipped and the residual of its iteration."""
-    _check_options(method, precision, iterations, lower, workspace)
+    _check_options(method, precision, iterations, lower, workspace, backend)
     a, b = _checked_covariances(cov_a, "cov_a"), _checked_covariances(cov_b, "cov_b")
     batch = _check_fit(a, b)
     if len(b) == 1 < len(a):  # tr √(Σ_a Σ_b) is symmetric: factor the shared side
         a, b = b, a
-    root_of = root_function(method, precision, iterations, lower, correct)
+    backend = backends.choose_products(backend, a.device, method, precision).name
+    root_of = root_function(method, precision, iterations, lower, correct, backend)
     size = max(1, workspace // (MATRICES_PER_PAIR * 4 * a.shape[-1] ** 2)) if len(a) == 1 else 1
     parts = []
     for start in range(0, batch, size):
@@ -167,7 +178,12 @@ Roots = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # M [c, r, r] ↦ tra
 
 
 def root_function(
-    method: str, precision: str = "float32", iterations: int = 20, lower: float = LOWER, correct: bool = True
+    method: str,
+    precision: str = "float32",
+    iterations: int = 20,
+    lower: float = LOWER,
+    correct: bool = True,
+    backend: str = "torch",
 ) -> Roots:
     """How a method takes tr √M of symmetric M [c, r, r]: trace, clipped, residual, as in `TraceSqrtTerms`."""
     if method == "eigh":
@@ -176,7 +192,7 @@ def root_function(
 
     def by_iteration(under_root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         matrix, root_scale = normalised(under_root, precision)
-        ((y, z, residual),) = deque(iterates(matrix, polynomials, precision), maxlen=1)  # the last step's
+        ((y, z, residual),) = deque(iterates(matrix, polynomials, precision, backend), maxlen=1)  # the last step's
         trace = corrected_trace(matrix, y, z) if correct else trace_of(y)
         return trace * root_scale, torch.zeros_like(trace, dtype=torch.int64), residual
 
@@ -204,8 +220,14 @@ def normalised(under_root: Tensor, precision: str = "float32") -> tuple[Tensor, 
     return (under_root / scale[:, None, None]).to(dtype), scale.sqrt()
 
 
-def iterates(matrix: Tensor, polynomials: list, precision: str = "float32") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def iterates(
+    matrix: Tensor, polynomials: list, precision: str = "float32", backend: str = "torch"
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """After each step (a, b, c) of `polynomials`: Y, Z [c, r, r], and the residual before it [c]; see `normalised`."""
+    if backend == "triton":
+        kernel = triton_kernels.load("newton_schulz")
+        yield from kernel.iterates(matrix, polynomials, backends.FUSED_PRODUCTS[precision])
+        return
     y, z = matrix, None
     with _arithmetic(precision, matrix.device) as product:
         for a, b, c in polynomials:
@@ -344,7 +366,7 @@ def symmetric(matrix: Tensor) -> Tensor:
 # --- checks ------------------------------------------------------------------------------------------------------
 
 
-def _check_options(method: str, precision: str, iterations: int, lower: float, workspace: int) -> None:
+def _check_options(method: str, precision: str, iterations: int, lower: float, workspace: int, backend: str) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if precision not in PRECISIONS:
@@ -355,6 +377,8 @@ def _check_options(method: str, precision: str, iterations: int, lower: float, w
         raise ValueError(f"lower must lie strictly between 0 and 1, got {lower}; {LOWER} is the default")
     if workspace < 1:
         raise ValueError(f"workspace must be a positive number of bytes, got {workspace}; the default is 256 MiB")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}; auto takes what there is")
 
 
 def _checked_covariances(cov: Tensor, name: str) -> Tensor:

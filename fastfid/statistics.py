@@ -26,6 +26,7 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,7 +36,8 @@ from torch import Tensor
 
 from fastfid.devices import as_tensor
 from fastfid.images import ARRAY_NAMES
-from fastfid.moments import FeatureMoments, write_atomically
+from fastfid.large_arrays import NoRoom, npz_array, npz_shape, writable
+from fastfid.moments import BLOCK_ROWS, FeatureMoments, write_atomically
 
 # What has to agree before two sets of statistics can be compared, in the order in which a difference is told.
 MUST_AGREE = ("extractor", "weights_sha256", "preprocessing")
@@ -167,7 +169,7 @@ def holds_statistics(path: str | os.PathLike) -> bool:
                 names = set(arrays.files)
                 if {"mu", "sigma"} <= names or names & set(FEATURE_NAMES):
                     return True
-                return len(names) == 1 and arrays[arrays.files[0]].ndim == 2
+                return len(names) == 1 and len(npz_shape(arrays, arrays.files[0])) == 2
     except UNREADABLE_ARRAYS:  # open_images says in its own words what is wrong with it
         return False
     return False
@@ -219,7 +221,9 @@ def _from_numpy(path: Path) -> Statistics:
             return _from_feature_array(path, content, "features", {})
         with content:
             return _from_npz(path, content)
-    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, _NumPyRefusal) as damaged:
+    except NoRoom:
+        raise
+    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, _NumPyRefusal) as damaged:
         raise ValueError(f"{path} cannot be read by NumPy ({_first_line(damaged)}); save it again") from None
 
 
@@ -229,14 +233,14 @@ class _NumPyRefusal(Exception):
 
 def _loaded(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # which maps an npy
     except ValueError as refusal:
         raise _NumPyRefusal(_first_line(refusal)) from None
 
 
-def _entry(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+def _entry(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
-        return arrays[name]
+        return npz_array(path, arrays, name)
     except ValueError as refusal:
         raise _NumPyRefusal(f"{name}: {_first_line(refusal)}") from None
 
@@ -248,10 +252,11 @@ def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> Statistics:
     for name in FEATURE_NAMES:
         if name in names:
             form = {"features": "fastfid", "feats": "clean-fid", "reps": "dgm-eval"}[name]
-            provenance = {"extractor": str(_entry(arrays, "model"))} if name == "reps" and "model" in names else {}
-            return _from_feature_array(path, _entry(arrays, name), form, provenance)
+            told = name == "reps" and "model" in names
+            provenance = {"extractor": str(_entry(path, arrays, "model"))} if told else {}
+            return _from_feature_array(path, _entry(path, arrays, name), form, provenance)
     if len(names) == 1 and not names & {"mu", "sigma"}:
-        array = _entry(arrays, arrays.files[0])
+        array = _entry(path, arrays, arrays.files[0])
         if array.ndim == 2 or not names & set(ARRAY_NAMES):  # arr_0 is np.savez(path, features), too
             return _from_feature_array(path, array, "features", {})
     missing = sorted({"mu", "sigma"} - names)
@@ -262,16 +267,16 @@ def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> Statistics:
 
 
 def _from_moments_npz(path: Path, arrays: np.lib.npyio.NpzFile, names: set[str]) -> Statistics:
-    provenance = _read_provenance(path, _entry(arrays, "provenance")) if "provenance" in names else {}
+    provenance = _read_provenance(path, _entry(path, arrays, "provenance")) if "provenance" in names else {}
     adm = {"mu_s", "sigma_s"} <= names and not provenance
     if adm:
         provenance = {"extractor": "inception"}  # ADM's evaluator knows no other network
-    count = int(_entry(arrays, "count")) if "count" in names else None
-    moments = _moments(path, _entry(arrays, "mu"), _entry(arrays, "sigma"), count, provenance)
+    count = int(_entry(path, arrays, "count")) if "count" in names else None
+    moments = _moments(path, _entry(path, arrays, "mu"), _entry(path, arrays, "sigma"), count, provenance)
     spatial = None
     if {"mu_s", "sigma_s"} <= names:
-        spatial = _moments(path, _entry(arrays, "mu_s"), _entry(arrays, "sigma_s"), count, {})
-    features = _checked_features(path, _entry(arrays, "features")) if "features" in names else None
+        spatial = _moments(path, _entry(path, arrays, "mu_s"), _entry(path, arrays, "sigma_s"), count, {})
+    features = _checked_features(path, _entry(path, arrays, "features")) if "features" in names else None
     form = "fastfid" if "provenance" in names else "ADM" if adm else "mu, sigma (pytorch-fid, clean-fid, EDM)"
     return Statistics(moments, str(path), features, spatial, form, images=bool(names & set(ARRAY_NAMES)))
 
@@ -295,7 +300,7 @@ def _from_feature_array(path: Path, array: np.ndarray, form: str, provenance: di
 
 def _checked_features(path: Path, array: np.ndarray | Tensor) -> Tensor:
     """Features [n ≥ 2, d] of a finite float dtype, or ValueError naming the file."""
-    features = array if isinstance(array, Tensor) else torch.from_numpy(np.array(_native(path, array)))
+    features = array if isinstance(array, Tensor) else torch.from_numpy(writable(_numbers(path, array)))
     if features.dim() != 2 or not features.is_floating_point():
         raise ValueError(
             f"{path} holds an array {tuple(features.shape)} of {str(features.dtype).removeprefix('torch.')}; features "
@@ -303,15 +308,16 @@ def _checked_features(path: Path, array: np.ndarray | Tensor) -> Tensor:
         )
     if len(features) < 2 or features.shape[1] == 0:
         raise ValueError(f"{path} holds {len(features)} feature rows of d = {features.shape[1]}; two rows are needed")
-    finite = torch.isfinite(features).all(dim=1)
-    if not finite.all():
-        raise ValueError(f"{path} holds NaN or infinity in row {int((~finite).nonzero()[0])}; compute it again")
+    for start, rows in zip(range(0, len(features), BLOCK_ROWS), features.split(BLOCK_ROWS), strict=True):
+        bad = ~torch.isfinite(rows).all(dim=1)
+        if bad.any():
+            raise ValueError(f"{path} holds NaN or infinity in row {start + int(bad.nonzero()[0])}; compute it again")
     return features
 
 
 def _moments(path: Path, mu, sigma, count: int | None, provenance: dict) -> FeatureMoments:
     """Moments in float64, whatever float types mu [d] and sigma [d, d] have."""
-    mu, sigma = (torch.from_numpy(np.array(_native(path, x))) for x in (mu, sigma))
+    mu, sigma = (torch.from_numpy(writable(_numbers(path, x))) for x in (mu, sigma))
     if mu.dim() != 1 or sigma.shape != (len(mu), len(mu)):
         raise ValueError(f"{path} has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; they must be [d] and [d, d]")
     if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
@@ -319,12 +325,12 @@ def _moments(path: Path, mu, sigma, count: int | None, provenance: dict) -> Feat
     return FeatureMoments(count, mu.double(), sigma.double(), provenance)
 
 
-def _native(path: Path, array) -> np.ndarray:
-    """The array in this machine's byte order; ValueError unless it holds real numbers."""
+def _numbers(path: Path, array) -> np.ndarray:
+    """The array; ValueError unless it holds real numbers."""
     array = np.asarray(array)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{path} holds an array of {array.dtype}, not of real numbers; save float arrays")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array
 
 
 # --- pickles -----------------------------------------------------------------------------------------------------

@@ -29,18 +29,26 @@ The change itself is summed, never the difference of two distances, with δ = (m
 
     FD' − FD = |δ|² − 2(μ_r−μ_g)·δ + (tr Σ' − tr Σ_g) − 2(√c Δ + (√c − 1) tr √Λ).                              (4)
 
-Singular spectra.  If a direction of R Σ_g Rᵀ is lost (N ≤ d, constant features), or could be lost by the removal, Λ is
-shifted by s = 1e-15·λ_max on both sides of (3).  √(x+s) − √x is monotone with values in (0, √s] and
-eigenvalues interlace under each rank-one term, so Δ moves by no more than max(m_r, m_a)·√s and a change of distance by
-no more than 2√c·max(m_r, m_a)·√s; directions emptied and refilled cancel.  `SwapEngine.report` tells the last shift.
+Singular spectra.  If a direction of R Σ_g Rᵀ is lost (N ≤ d, constant features), or the removal loses one, Λ + S takes
+the place of Λ on both sides of (3), S = diag(s), s_i = 1e-15 of the variance that direction i has in the reference or
+in any candidate's new rows, whichever is more.  A direction v that is lost costs Δ at most √(vᵀSv), 3e-8 of its own
+standard deviation, one that stays next to nothing; all together never more than max(m_r, m_a)·√s, s the largest s_i,
+since √(x+s) − √x is monotone with values in (0, √s] and eigenvalues interlace under each rank-one term.
+`SwapEngine.report` tells the last s.
+
+Rare directions.  A feature that is active in a few rows is lost with them, although N is large and Λ regular.  Every
+removal therefore tells the smallest eigenvalue σ of I − G_rr at the first node: Λ − W_rᵀW_r ⪰ σΛ up to that node's τ².
+A candidate whose σλ_min falls below the nodes' range is computed again in float64 with S and pivoted LU.
 
 Legend: N reference samples, d features, r rank of Σ_r, B candidates, k = m_r + m_a, Q nodes; rows [.., d] or [.., r].
 """
 
 import hashlib
 import math
+import threading
 import time
 import zipfile
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -60,8 +68,17 @@ METHODS = ("logdet", "eigh", "newton_schulz", "polar_express")
 # exceed 1e-5 of the eigenvalue.  Such references get a singular value decomposition and float64 throughout.
 SINGULAR = 1e-11
 
-# Shift of a singular spectrum: w·w/(s + τ²) of a new row, relative to λ_max, keeps a digit in float64 (ε = 2e-16).
+# Shift of a singular spectrum, of a direction's variance v: w·w/(s + τ²) ≤ v/s of all new rows keeps a digit in float64
+# (ε = 2e-16), and so does a removed row's 1 − w·w/(v + s).
 SHIFT = 1e-15
+
+# Singular spectra are resolved down to this share of the largest eigenvalue: a smaller one adds at most 1e-11 of the
+# largest root.
+RESOLVED = 1e-22
+
+# A removal must leave this much more than the nodes' range assumes.  Chosen: inverse iteration sees the smallest
+# eigenvalue of I − G_rr from above, where it stands apart to a few per cent.
+REMAINING_MARGIN = 1.2
 
 # A removed row's leverage w(Λ+τ²)⁻¹wᵀ is below 1 in exact arithmetic.  Chosen: rounding a float32 sum of 2048 products
 # can add 2048·6e-8 = 1.2e-4, and a row foreign to the reference that stays within 1e-3 of it cannot be told from one.
@@ -84,7 +101,15 @@ NODE_SETS = 4
 # Steps of the iterative matrix roots: where both have converged for features' spectra (fastfid/sqrtm.py).
 PRODUCT_STEPS = {"newton_schulz": 30, "polar_express": 13}
 
+REMAINING_STEPS = 3  # as in csrc/cpu/factor_kernel.h
+
+# Below this I − G_rr, whose entries err by 1e-6 (float32) and 1e-15, keeps fewer than three, or seven, digits.
+LEAST_REMAINING = {torch.float32: 1e-3, torch.float64: 1e-8}
+
 DEFAULT_WORKSPACE = 256 << 20  # bytes
+
+# What a candidate takes beside its rows: indices, sums and log-determinants or products at up to 100 nodes.
+CANDIDATE_BYTES = 3 << 10
 
 ROWS_IN_CACHE = 64  # float64 rows squared and then summed before the next ones: 1 MiB at d = 2048
 
@@ -203,8 +228,9 @@ class SwapEngine:
         self._choice = backends.choose(backend, reference.device)
         self._extension = self._choice.name == "cpp"
         self._seconds: dict[str, float] = {}
-        self._last = {"nodes": 0, "lo": math.nan, "hi": math.nan, "shift": 0.0}
+        self._last = {"nodes": 0, "lo": math.nan, "hi": math.nan, "shift": 0.0, "recomputed": 0}
         self._buffers: dict[str, torch.Tensor] = {}
+        self._turn = threading.RLock()  # buffers and report are the engine's: calls from several threads take turns
         _check_rows(reference, "reference_features", self.real.dim)
         self._prepare(reference.clone())
 
@@ -240,9 +266,10 @@ class SwapEngine:
         removed, added = self._check_swap(removed, added)
         needs_grad = added.requires_grad and torch.is_grad_enabled()
         step = self._candidates_per_chunk(len(removed), removed.shape[1], added.shape[1], needs_grad)
-        with torch.set_grad_enabled(needs_grad), full_float32(added.device):
+        with self._turn, torch.set_grad_enabled(needs_grad), full_float32(added.device):
+            self._last["recomputed"] = 0
             parts = [
-                self._change_chunk(removed[i : i + step], added[i : i + step], needs_grad, first=i)
+                self._change_chunk(removed[i : i + step], added[i : i + step], needs_grad, range(i, i + step))
                 for i in range(0, removed.shape[0], step)
             ]
             self._release_buffers()
@@ -283,13 +310,13 @@ class SwapEngine:
         step = max(1, min(self.workspace, HOST_CHUNK) // (8 * (self.real.dim + self.real.rank)))
         parts = [features.new_zeros(0, dtype=torch.float64)]
         centre = self._centre_cpp if self._extension else self._centre_torch
-        with full_float32(features.device):
+        with self._turn, full_float32(features.device):
             for rows in features.split(step):
                 y, moments = centre(nothing.expand(len(rows), 0), rows[:, None], torch.float64, 0)
                 projected = self._project(y, needs_grad=False)[:, 0]
                 squares = torch.cat([block.square_() @ curvature for block in projected.split(ROWS_IN_CACHE)])
                 parts.append(moments.norm_change - 2 * moments.sum_gap - squares)
-        self._release_buffers()
+            self._release_buffers()
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -312,11 +339,15 @@ class SwapEngine:
         rows[removed[:both]] = added[:both]
         kept = torch.ones(self.count, dtype=torch.bool, device=rows.device)
         kept[removed[both:]] = False
-        self._prepare(torch.cat([rows[kept], added[both:]]))
+        with self._turn:
+            self._prepare(torch.cat([rows[kept], added[both:]]))
         return self
 
     def report(self) -> dict:
-        """What was computed and how: sizes, spectrum, repairs, last nodes and shift, backend, seconds a phase."""
+        """What was computed and how: sizes, spectrum, repairs, last nodes and shift, backend, seconds a phase.
+
+        `recomputed` counts candidates of the last call that lose a rare direction and were computed twice.
+        """
         return {
             "count": self.count,
             "dim": self.real.dim,
@@ -329,6 +360,7 @@ class SwapEngine:
             "quadrature_bound": self._bound(),
             "node_range": (self._last["lo"] * self._scale, self._last["hi"] * self._scale),
             "shift": self._last["shift"] * self._scale,
+            "recomputed": self._last["recomputed"],
             "dtype": str(self._prepared_dtype).removeprefix("torch."),
             "method": self.method,
             "backend": self._choice.name,
@@ -406,18 +438,48 @@ class SwapEngine:
 
     # -------------------------------------------------------------------------------------------------------- change
 
-    def _change_chunk(self, removed, added, needs_grad: bool, first: int) -> torch.Tensor:
+    def _change_chunk(self, removed, added, needs_grad: bool, names: Sequence[int]) -> torch.Tensor:
         """Equation 4 for candidates that fit the workspace: removed [b, m_r], added [b, m_a, d] → [b] float64."""
-        if needs_grad and self._fused_gradient(removed.shape[1], added.shape[1]):
-            return _Change.apply(added, self, removed, first)
-        dtype = self._working_dtype(removed.shape[1])
+        m_r, m_a = removed.shape[1], added.shape[1]
+        singular = self._is_singular(m_r)
+        if needs_grad and self._fused_gradient(m_r, m_a):
+            change, remaining = _Change.apply(added, self, removed, names)
+        else:
+            change, remaining = self._change_once(removed, added, needs_grad, names, singular)
+        if remaining is None:
+            return change
+        rare = (~(remaining >= self._least_remaining(singular)) | change.detach().isnan()).nonzero()[:, 0]
+        return self._recomputed(change, rare, removed, added, needs_grad, names) if len(rare) else change
+
+    def _change_once(self, removed, added, needs_grad: bool, names: Sequence[int], singular: bool, pivoted=False):
+        """Equation 4 [b] and, where known, the smallest eigenvalue of I − G_rr at the first node [b], or None."""
         with self._phase("project"):
             centre = self._centre_cpp if self._fused(needs_grad) else self._centre_torch
-            centred, moments = centre(removed, added, dtype, first)
+            centred, moments = centre(removed, added, torch.float64 if singular else self.dtype, names)
             rows = self._changed_rows(removed, self._project(centred, needs_grad))
         with self._phase("logdet"):
-            trace_change = self._trace_change(rows, needs_grad, first)
-        return self._combine(moments, trace_change, removed.shape[1], added.shape[1])
+            trace_change, remaining = self._trace_change(rows, needs_grad, names, singular, pivoted)
+        return self._combine(moments, trace_change, removed.shape[1], added.shape[1]), remaining
+
+    def _recomputed(self, change, rare, removed, added, needs_grad: bool, names: Sequence[int]) -> torch.Tensor:
+        """`change` [b] with the candidates `rare` [n] computed as of a singular spectrum, by pivoted LU."""
+        once, again = dict(self._last), []
+        step = self._candidates_per_chunk(len(rare), removed.shape[1], added.shape[1], needs_grad, pivoted=True)
+        for places in rare.split(step):
+            named = [names[place] for place in places.tolist()]
+            again.append(self._change_once(removed[places], added[places], needs_grad, named, True, pivoted=True)[0])
+        self._last = once | {"shift": self._last["shift"], "recomputed": once["recomputed"] + len(rare)}
+        return change.index_put((rare,), torch.cat(again))
+
+    def _is_singular(self, removed: int) -> bool:
+        """Whether Λ has lost a direction, or the removal of so many rows must."""
+        return not self._resolved or self.count - 1 - removed < self.real.rank
+
+    def _least_remaining(self, singular: bool) -> float:
+        """What a removal must leave: for the last nodes, a share of λ_min; for unpivoted LDLᵀ to keep its digits."""
+        if singular:
+            return LEAST_REMAINING[torch.float64]
+        return max(LEAST_REMAINING[self.dtype], REMAINING_MARGIN * self._last["lo"] / self._lambda_min)
 
     def _combine(self, moments: "Moments", trace_change, m_r: int, m_a: int) -> torch.Tensor:
         """Equation 4 [b] from its parts."""
@@ -440,7 +502,7 @@ class SwapEngine:
         """Whether the extension may do what surrounds the determinants too."""
         return self._extension and self.method == "logdet" and not needs_grad
 
-    def _centre_cpp(self, removed, added, dtype, first: int, with_totals: bool = False):
+    def _centre_cpp(self, removed, added, dtype, names: Sequence[int], with_totals: bool = False):
         """Centred added rows [b, m_a, d] of `dtype` and their `Moments`, in one pass over the rows (csrc/cpu).
 
         `with_totals`: in memory of their own, and Σ y_a − Σ y_r [b, d] float64 as a third result.
@@ -454,16 +516,16 @@ class SwapEngine:
             self._rows.numpy(), removed.contiguous().numpy(), added.detach().numpy(), self._mean.numpy(),
             self._gap.numpy(), centred.numpy(), with_totals, torch.get_num_threads(),
         )  # fmt: skip
-        _check_finite_added(torch.from_numpy(norms), first)
+        _check_finite_added(torch.from_numpy(norms), names)
         moments = Moments(*torch.from_numpy(sums).unbind(1))
         return (centred, moments, torch.from_numpy(totals)) if with_totals else (centred, moments)
 
-    def _centre_torch(self, removed, added, dtype, first: int):
+    def _centre_torch(self, removed, added, dtype, names: Sequence[int]):
         """The same in torch operations, differentiable in `added`."""
         y_r = self._rows[removed].to(torch.float64) - self._mean
         y_a = added.to(torch.float64) - self._mean
         norms = y_a.square().sum(-1)
-        _check_finite_added(norms, first)
+        _check_finite_added(norms, names)
         total = y_a.sum(1) - y_r.sum(1)
         norm_change = norms.sum(-1) - y_r.square().sum((1, 2))
         return y_a.to(dtype), Moments(total.square().sum(-1), total @ self._gap, norm_change)
@@ -500,33 +562,45 @@ class SwapEngine:
         places = torch.arange(removed.numel(), device=removed.device).view(removed.shape)
         return ChangedRows(y_r.to(w_a.dtype) @ self._weights_of(w_a.dtype), places, w_a, spread)
 
-    def _working_dtype(self, removed: int) -> torch.dtype:
-        """Float64 where the removal may cost the covariance a direction, else the engine's dtype."""
-        return self._prepared_dtype if self.count - 1 - removed >= self.real.rank else torch.float64
+    def _trace_change(self, rows: "ChangedRows", needs_grad: bool, names: Sequence[int], singular: bool, pivoted: bool):
+        """Δ of equation 3 [b] float64, and the smallest eigenvalue of I − G_rr at the first node [b] or None.
 
-    def _trace_change(self, rows: "ChangedRows", needs_grad: bool, first: int) -> torch.Tensor:
-        """Δ of equation 3 [b] float64."""
+        `pivoted`: by torch's LU whatever the backend.
+        """
         scale = math.sqrt(self._scale)
         if self.method == "eigh":
-            return scale * _trace_change_eigh(*rows.spread_out(), self._spectrum)
+            return scale * _trace_change_eigh(*rows.spread_out(), self._spectrum), None
         if self.method != "logdet":
-            return scale * _trace_change_products(*rows.spread_out(), self._spectrum, self.method)
+            return scale * self._trace_change_products(rows, needs_grad), None
         energy = self._energy(rows)
         if self.real.rank == 0 or self._lambda_max + energy == 0:
-            return rows.added.sum((1, 2), dtype=torch.float64) * 0  # nothing to change, and a gradient of zero
+            return rows.added.sum((1, 2), dtype=torch.float64) * 0, None  # nothing to change, and a gradient of zero
         m_r, m_a = rows.index.shape[1], rows.added.shape[1]
         if m_r + m_a == 0:
-            return rows.added.new_zeros(len(rows.added), dtype=torch.float64)
-        nodes = self._nodes(energy, m_r)
+            return rows.added.new_zeros(len(rows.added), dtype=torch.float64), None
+        nodes = self._singular_nodes(rows, energy) if singular else self._nodes(energy, m_r)
+        name = "torch" if pivoted else self._choose(rows, needs_grad)
+        if m_r <= 1 and m_a <= 1:
+            found = (_swap_single_cpp if name == "cpp" else _swap_single_torch)(rows, nodes, names)
+        else:
+            found = TRACE_CHANGES[name](rows, nodes, names)
+        return scale * found[0], found[1]
+
+    def _trace_change_products(self, rows: "ChangedRows", needs_grad: bool) -> torch.Tensor:
+        """Δ/√scale [b] by the products of `method`, on the backend that has them."""
+        precision, device = str(rows.added.dtype).removeprefix("torch."), rows.added.device
+        self._choice = backends.choose_products(self.requested_backend, device, self.method, precision, needs_grad)
+        return _trace_change_products(*rows.spread_out(), self._spectrum, self.method, precision, self._choice.name)
+
+    def _choose(self, rows: "ChangedRows", needs_grad: bool) -> str:
+        """The backend of these candidates, noted for the report."""
+        m_r, rank = rows.index.shape[1], rows.index.shape[1] + rows.added.shape[1]
         exhausting = self.count - 1 - m_r < self.real.rank
         device, dtype = rows.added.device, rows.added.dtype
-        self._choice = backends.choose(self.requested_backend, device, m_r + m_a, exhausting, dtype, needs_grad)
+        self._choice = backends.choose(self.requested_backend, device, rank, exhausting, dtype, needs_grad)
         if needs_grad and self._choice.name == "cpp":
             self._choice = backends.Choice("torch", "gradients of single rows are left to autograd")
-        name = self._choice.name
-        if m_r <= 1 and m_a <= 1:
-            return scale * (_swap_single_cpp if name == "cpp" else _swap_single_torch)(rows, nodes, first)
-        return scale * TRACE_CHANGES[name](rows, nodes, first)
+        return self._choice.name
 
     def _energy(self, rows: "ChangedRows") -> float:
         """Bound on Σ|z_a|² over candidates: ‖z_a‖ ≤ ‖w_a‖ + γ√m_a |w̄_r|, and m_r |w̄_r|² ≤ λ_max as W_rᵀW_r ⪯ Λ."""
@@ -538,30 +612,41 @@ class SwapEngine:
         return (largest + drift) ** 2
 
     def _nodes(self, energy: float, removed: int) -> "Nodes":
-        """Shifted spectrum and nodes for changed spectra of at most λ_max + energy, all in units of λ_max.
+        """Nodes for changed spectra of at most λ_max + energy, all in units of λ_max.
 
-        The upper end is rounded up to 2·4^j so that one typical size of change keeps one set of nodes.  The lower end
-        is a choice, not a bound (`_remaining_share`); below it, convergence slows.
+        The lower end is a choice (`_remaining_share`), which every removal is held against (`_least_remaining`).
         """
+        hi = self._highest(energy)
+        lo = max(SHIFT * hi, self._lambda_min * self._remaining_share(removed) / 2)
+        nodes = node_count(self.tol, lo, hi)
+        self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": 0.0}
+        key = (nodes, lo, hi)
+        if key not in self._node_cache:
+            while len(self._node_cache) >= NODE_SETS:
+                self._node_cache.pop(next(iter(self._node_cache)))  # the oldest
+            self._node_cache[key] = Nodes(self._spectrum, *self._rule(nodes, lo, hi), PLAN_TOL * self.tol)
+        return self._node_cache[key]
+
+    def _singular_nodes(self, rows: "ChangedRows", energy: float) -> "Nodes":
+        """The shifted spectrum Λ + S and its nodes; the plan is exact, for 1 − leverage may be all cancellation."""
+        new = torch.linalg.vector_norm(rows.added.detach(), dim=1).to(torch.float64).square()
+        variance = torch.maximum(self._spectrum, new.amax(0)) if new.numel() else self._spectrum
+        shift, hi = SHIFT * variance, self._highest(energy)
+        lo = max(RESOLVED * hi, shift[shift > 0].min().item())
+        nodes = node_count(self.tol, lo, hi)
+        self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": shift.max().item()}
+        return Nodes(self._spectrum + shift, *self._rule(nodes, lo, hi), 0.0)
+
+    def _highest(self, energy: float) -> float:
+        """λ_max + energy rounded up to 2·4^j, so that one typical size of change keeps one set of nodes."""
         hi = 2.0 if self._lambda_max else 4.0 ** math.ceil(math.log(energy, 4))
         while hi < self._lambda_max + energy:
             hi *= 4
-        floor = SHIFT * hi
-        lo, shift = max(floor, self._lambda_min * self._remaining_share(removed) / 2), 0.0
-        if not self._resolved or self.count - 1 - removed < self.real.rank:
-            shift = lo = floor
-        nodes = node_count(self.tol, lo, hi)
-        self._last = {"nodes": nodes, "lo": lo, "hi": hi, "shift": shift}
-        accuracy = (
-            0.0 if shift else PLAN_TOL * self.tol
-        )  # 1 − leverage may be all cancellation, where an error of tol is everything
-        key = (nodes, lo, hi, accuracy)
-        if key not in self._node_cache:
-            tau, omega = (torch.from_numpy(v).to(self._mean.device) for v in sqrt_nodes(nodes, lo, hi))
-            while len(self._node_cache) >= NODE_SETS:
-                self._node_cache.pop(next(iter(self._node_cache)))  # the oldest
-            self._node_cache[key] = Nodes(self._spectrum + shift, tau, omega, accuracy)
-        return self._node_cache[key]
+        return hi
+
+    def _rule(self, nodes: int, lo: float, hi: float) -> list[torch.Tensor]:
+        """τ [Q] and ω [Q] on the engine's device."""
+        return [torch.from_numpy(values).to(self._mean.device) for values in sqrt_nodes(nodes, lo, hi)]
 
     def _remaining_share(self, removed: int) -> float:
         """What a removal of m_r random rows leaves of the smallest eigenvalue, at least 0.
@@ -575,17 +660,19 @@ class SwapEngine:
 
     # ------------------------------------------------------------------------------------------------------- helpers
 
-    def _candidates_per_chunk(self, candidates: int, removed: int, added: int, needs_grad: bool) -> int:
+    def _candidates_per_chunk(
+        self, candidates: int, removed: int, added: int, needs_grad: bool, pivoted: bool = False
+    ) -> int:
         """Candidates whose centred and projected rows, and torch's copies of them, fit the workspace; at least one.
 
         Chunks are of one size, or the last would be too small for a fast product.
         """
-        itemsize = torch.finfo(self._working_dtype(removed)).bits // 8
-        per_candidate = itemsize * added * (self.real.dim + self.real.rank)
-        if needs_grad and self._fused_gradient(removed, added):
-            per_candidate += 8 * self.real.dim + itemsize * added * self.real.rank  # totals and slope
-        elif not self._fused(needs_grad):
+        itemsize = 8 if self._is_singular(removed) else torch.finfo(self.dtype).bits // 8
+        per_candidate = itemsize * added * (self.real.dim + self.real.rank) + CANDIDATE_BYTES
+        if pivoted or not self._fused(needs_grad) and not (needs_grad and self._fused_gradient(removed, added)):
             per_candidate = 8 * (removed + added) * (3 * self.real.dim + 3 * self.real.rank)
+        elif needs_grad:
+            per_candidate += 8 * self.real.dim + itemsize * added * self.real.rank  # totals and slope
         if self.method != "logdet":
             per_candidate += 8 * MATRICES_PER_PAIR * self.real.rank**2
         host = self._reference.device.type == "cpu"
@@ -727,6 +814,22 @@ class Nodes:
         return self._weights[dtype]
 
 
+def _remaining_of(gram: torch.Tensor, names: Sequence[int]) -> torch.Tensor:
+    """Smallest eigenvalue of I − G_rr [b] for G_rr [b, m_r, m_r] float64, from above, 0 where it is none above 0.
+
+    Inverse iteration as in csrc/cpu/factor_kernel.h; ValueError where rounding does not explain what is below 0.
+    """
+    size = gram.shape[-1]
+    lower, failed = torch.linalg.cholesky_ex(torch.eye(size, dtype=gram.dtype, device=gram.device) - gram)
+    if failed.any():
+        _check_leverage(torch.linalg.eigvalsh(gram)[:, -1], names)
+    places = torch.arange(1, size + 1, dtype=gram.dtype, device=gram.device)
+    x = (0.6180339887498949 * places.square()).remainder(1)[:, None].expand(len(gram), -1, 1)
+    for _ in range(REMAINING_STEPS):
+        x = torch.cholesky_solve(x / torch.linalg.vector_norm(x, dim=1, keepdim=True), lower)
+    return torch.where(failed == 0, 1 / torch.linalg.vector_norm(x, dim=1)[:, 0], 0.0)
+
+
 def swap_trace_change(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol: float = 1e-6) -> torch.Tensor:
     """Δ of equation 3 [b] float64 by log-determinants.
 
@@ -736,7 +839,12 @@ def swap_trace_change(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol
     needs_grad = w_r.requires_grad or w_a.requires_grad
     choice = backends.choose(backend, w_a.device, w_r.shape[1] + w_a.shape[1], False, w_a.dtype, needs_grad)
     compute = TRACE_CHANGES["torch" if needs_grad else choice.name]
-    return compute(ChangedRows.of(w_r, w_a), Nodes(spectrum, tau, omega, tol), 0)
+    names = range(w_r.shape[0])
+    found, _ = compute(ChangedRows.of(w_r, w_a), Nodes(spectrum, tau, omega, tol), names)
+    wrong = found.detach().isnan().nonzero()
+    if len(wrong):
+        _raise_inconsistent(names[wrong[0, 0].item()], "a pivot has the wrong sign")
+    return found
 
 
 def swap_trace_change_ref(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol: float = 1e-6) -> torch.Tensor:
@@ -750,82 +858,87 @@ def swap_trace_change_ref(w_r, w_a, spectrum, tau, omega, backend: str = "auto",
     return total / math.pi
 
 
-def _swap_trace_torch(rows: ChangedRows, nodes: Nodes, first: int) -> torch.Tensor:
+# Δ of equation 3 [b] and the smallest eigenvalue of I − G_rr at the first node [b], None without removed rows.
+TraceChange = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def _swap_trace_torch(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
     """Batched torch: Gram matrices in the rows' dtype, determinants in float64, one node at a time."""
     w_r, w_a = rows.spread_out()
     removed = w_r.shape[1]
     w = torch.cat([w_r, w_a], 1)
     signs = torch.ones(w.shape[1], dtype=torch.float64, device=w.device)
     signs[:removed] = -1
-    total = torch.zeros(w.shape[0], dtype=torch.float64, device=w.device)
+    total, remaining = torch.zeros(w.shape[0], dtype=torch.float64, device=w.device), None
     least = nodes.tau.min().item()
     for node, weight in zip(nodes.tau.tolist(), nodes.omega.tolist(), strict=True):
         scaled = w * (nodes.spectrum + node**2).rsqrt().to(w.dtype)
         gram = (scaled @ scaled.mT).to(torch.float64)  # G = (W D^½)(W D^½)ᵀ
         if removed and node == least:  # leverages fall with τ
-            _check_leverage(gram.detach().diagonal(dim1=1, dim2=2)[:, :removed].amax(1), first)
+            remaining = _remaining_of(gram.detach()[:, :removed, :removed], names)
         total = total + weight * torch.linalg.slogdet(gram + signs.diag()).logabsdet
-    return total / math.pi
+    return total / math.pi, remaining
 
 
-def _swap_trace_cpp(rows: ChangedRows, nodes: Nodes, first: int) -> torch.Tensor:
+def _swap_trace_cpp(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
     """The fused kernel of csrc/cpu: Gram, LDLᵀ and log-determinant without writing G."""
     arrays = rows.arrays()
     plan = nodes.plan(arrays[2].dtype)
-    logdets, bad, pivot = backends.extension().swap_logdet(*arrays, plan, LEVERAGE_SLACK, torch.get_num_threads())
-    _check_pivot(bad, pivot, first)
-    return torch.from_numpy(logdets) @ nodes.omega / math.pi
+    logdets, remaining, _, _ = backends.extension().swap_logdet(*arrays, plan, LEVERAGE_SLACK, torch.get_num_threads())
+    return torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining)
 
 
-def _swap_trace_triton(rows: ChangedRows, nodes: Nodes, first: int) -> torch.Tensor:
+def _swap_trace_triton(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
     """One program of fastfid/triton_kernels/swap_logdet.py a candidate and node, float32."""
-    kernel = triton_kernels.load("swap_logdet")
-    logdets, pivots = kernel.swap_logdet(*rows.spread_out(), nodes.spectrum, nodes.tau.square(), LEVERAGE_SLACK)
-    wrong = pivots.nonzero()
-    if len(wrong):
-        candidate, node = wrong[0].tolist()
-        _check_pivot(candidate, pivots[candidate, node].item(), first)
-    return logdets @ nodes.omega / math.pi
+    kernel, (w_r, w_a) = triton_kernels.load("swap_logdet"), rows.spread_out()
+    logdets, wrong = kernel.swap_logdet(w_r, w_a, nodes.spectrum, nodes.tau.square(), LEVERAGE_SLACK)
+    logdets = logdets.where(wrong == 0, math.nan)
+    scaled = w_r * (nodes.spectrum + nodes.tau[0].square()).rsqrt().to(w_r.dtype)
+    remaining = _remaining_of((scaled @ scaled.mT).to(torch.float64), names) if w_r.shape[1] else None
+    return logdets @ nodes.omega / math.pi, remaining
 
 
 TRACE_CHANGES = {"torch": _swap_trace_torch, "cpp": _swap_trace_cpp, "triton": _swap_trace_triton}
 
 
-def _swap_trace_slope(rows: ChangedRows, nodes: Nodes, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same with its gradient ∂Δ/∂w_a [b, m_a, r] in the rows before their spread."""
+def _swap_trace_slope(rows: ChangedRows, nodes: Nodes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `_swap_trace_cpp`, with the gradient ∂Δ/∂w_a [b, m_a, r] in the rows before their spread."""
     arrays = rows.arrays()
     plan, weights = nodes.plan(arrays[2].dtype), (nodes.omega / math.pi).numpy()
-    logdets, slope, bad, pivot = backends.extension().swap_gradient(
+    logdets, remaining, slope, _, _ = backends.extension().swap_gradient(
         *arrays, plan, weights, LEVERAGE_SLACK, torch.get_num_threads()
     )
-    _check_pivot(bad, pivot, first)
     slope = torch.from_numpy(slope)
     slope.add_(slope.mean(1, keepdim=True), alpha=rows.spread.beta)  # z_a = w_a + β w̄_a + …
-    return torch.from_numpy(logdets) @ nodes.omega / math.pi, slope
+    return torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining), slope
 
 
 class _Change(torch.autograd.Function):
-    """Equation 4 [b] of one chunk with the gradient in its added rows,
+    """Equation 4 [b] of one chunk, the smallest eigenvalue of I − G_rr [b], and the gradient in its added rows,
 
     ∂/∂y_a = 2 y_a/(n'−1) − (2/n')(δ/(n'−1) + μ_r − μ_g) − 2√c ∂Δ/∂w_a P/√(N−1).
     """
 
     @staticmethod
-    def forward(ctx, added, engine: SwapEngine, removed, first: int):
+    def forward(ctx, added, engine: SwapEngine, removed, names: Sequence[int]):
         m_r, m_a = removed.shape[1], added.shape[1]
+        singular = engine._is_singular(m_r)
         with engine._phase("project"):
-            centred, moments, totals = engine._centre_cpp(removed, added, engine._working_dtype(m_r), first, True)
+            dtype = torch.float64 if singular else engine.dtype
+            centred, moments, totals = engine._centre_cpp(removed, added, dtype, names, True)
             rows = engine._changed_rows(removed, engine._project(centred, False))
         with engine._phase("logdet"):
-            nodes = engine._nodes(engine._energy(rows), m_r)
-            trace_change, slope = _swap_trace_slope(rows, nodes, first)
+            energy = engine._energy(rows)
+            nodes = engine._singular_nodes(rows, energy) if singular else engine._nodes(energy, m_r)
+            trace_change, remaining, slope = _swap_trace_slope(rows, nodes)
         ctx.engine, ctx.removed_count, ctx.dtype = engine, m_r, added.dtype
         ctx.save_for_backward(centred, totals, slope, engine._weights_of(centred.dtype), engine._gap)
-        return engine._combine(moments, math.sqrt(engine._scale) * trace_change, m_r, m_a)
+        ctx.mark_non_differentiable(remaining)
+        return engine._combine(moments, math.sqrt(engine._scale) * trace_change, m_r, m_a), remaining
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: torch.Tensor, _):
         centred, totals, slope, weights, gap = ctx.saved_tensors
         engine, (batch, m_a, dim) = ctx.engine, centred.shape
         final = engine.count - ctx.removed_count + m_a
@@ -836,10 +949,11 @@ class _Change(torch.autograd.Function):
             ).view(centred.shape)
         common = (-2 / final) * (totals / (final * (final - 1)) + gap)
         gradient.add_(common[:, None].to(gradient.dtype)).mul_(grad[:, None, None].to(gradient.dtype))
+        gradient[grad == 0] = 0  # a candidate computed again has no number here
         return gradient.to(ctx.dtype), None, None, None
 
 
-def _swap_single_torch(rows: ChangedRows, nodes: Nodes, first: int) -> torch.Tensor:
+def _swap_single_torch(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
     """Products of rows times the node weights, [b, r]×[r, Q]."""
     w_r, w_a = (w[:, 0] if w.shape[1] else None for w in rows.spread_out())
     weights = nodes.weights(rows.added.dtype).T
@@ -847,35 +961,37 @@ def _swap_single_torch(rows: ChangedRows, nodes: Nodes, first: int) -> torch.Ten
     def product(a, b):
         return 0.0 if a is None or b is None else ((a * b) @ weights).to(torch.float64)
 
-    return _single_trace(product(w_r, w_r), product(w_r, w_a), product(w_a, w_a), nodes, first)
+    return _single_trace(product(w_r, w_r), product(w_r, w_a), product(w_a, w_a), nodes, names)
 
 
-def _swap_single_cpp(rows: ChangedRows, nodes: Nodes, first: int) -> torch.Tensor:
+def _swap_single_cpp(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
     """The same products of the unspread rows in one pass (csrc/cpu), spread by equation 2 afterwards."""
     reference, index, added, (alpha, beta, gamma) = rows.arrays()
     sums = backends.extension().swap_singles(reference, index, added, nodes.plan(added.dtype), torch.get_num_threads())
     rr, ra, aa = torch.from_numpy(sums).unbind(1)
     if not index.shape[1]:
-        return _single_trace(0.0, 0.0, (1 + beta) ** 2 * aa, nodes, first)
+        return _single_trace(0.0, 0.0, (1 + beta) ** 2 * aa, nodes, names)
     g_rr = (1 + alpha) ** 2 * rr
     if not added.shape[1]:
-        return _single_trace(g_rr, 0.0, 0.0, nodes, first)
+        return _single_trace(g_rr, 0.0, 0.0, nodes, names)
     g_ra = (1 + alpha) * ((1 + beta) * ra + gamma * rr)
     g_aa = (1 + beta) ** 2 * aa + 2 * (1 + beta) * gamma * ra + gamma**2 * rr
-    return _single_trace(g_rr, g_ra, g_aa, nodes, first)
+    return _single_trace(g_rr, g_ra, g_aa, nodes, names)
 
 
-def _single_trace(g_rr, g_ra, g_aa, nodes: Nodes, first: int) -> torch.Tensor:
-    """Δ [b] from the entries of G at every node, each [b, Q] float64 or 0 for a missing row.
+def _single_trace(g_rr, g_ra, g_aa, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+    """Δ [b] and 1 − g_rr at the first node [b] from the entries of G, each [b, Q] float64 or 0 for a missing row.
 
     det(J + G) = −[(1 + g_aa)(1 − g_rr) + g_ra²]; the bracket minus one is summed and passed to log1p.
     """
+    remaining = None
     if isinstance(g_rr, torch.Tensor):
-        _check_leverage(g_rr.detach().amax(1), first)
+        remaining = 1 - g_rr.detach()[:, 0]  # leverages fall with τ
+        _check_leverage(1 - remaining, names)
     change = g_aa - g_rr - g_aa * g_rr + g_ra * g_ra
     # rounding may carry a leverage to 1 or past it; half an ε of what is left keeps the logarithm finite
     least = torch.finfo(torch.float64).eps / 2 - 1
-    return torch.log1p(change.clamp(min=least)) @ nodes.omega / math.pi
+    return torch.log1p(change.clamp(min=least)) @ nodes.omega / math.pi, remaining
 
 
 def _trace_change_eigh(w_r, w_a, spectrum) -> torch.Tensor:
@@ -885,13 +1001,15 @@ def _trace_change_eigh(w_r, w_a, spectrum) -> torch.Tensor:
     return torch.linalg.eigvalsh(changed).clamp(min=0).sqrt().sum(-1) - spectrum.sqrt().sum()
 
 
-def _trace_change_products(w_r, w_a, spectrum, method: str) -> torch.Tensor:
+def _trace_change_products(w_r, w_a, spectrum, method: str, precision: str, backend: str) -> torch.Tensor:
     """Δ of equation 3 by matrix products alone in the rows' dtype; the same arithmetic's error on Λ is taken off."""
-    precision = "float64" if w_a.dtype == torch.float64 else "float32"
-    root = root_function(method, precision, PRODUCT_STEPS[method])
-    base = spectrum.diag()
-    changed = base.to(w_a.dtype) + w_a.mT @ w_a - w_r.mT @ w_r
-    return root(changed)[0] - root(base.to(w_a.dtype)[None])[0]
+    root = root_function(method, precision, PRODUCT_STEPS[method], backend=backend)
+    base = spectrum.diag().to(w_a.dtype)
+    if backend == "triton":
+        changed = triton_kernels.load("rank_update").rank_update(base, w_r, w_a)
+    else:
+        changed = base + w_a.mT @ w_a - w_r.mT @ w_r
+    return root(changed)[0] - root(base[None])[0]
 
 
 def swap_change_ref(engine: SwapEngine, removed, added) -> torch.Tensor:
@@ -1016,23 +1134,19 @@ def _check_indices(removed: torch.Tensor, count: int) -> None:
         )
 
 
-def _check_finite_added(square_norms: torch.Tensor, first: int) -> None:
+def _check_finite_added(square_norms: torch.Tensor, names: Sequence[int]) -> None:
     bad = (~torch.isfinite(square_norms.detach())).nonzero()
     if len(bad):
-        places = [(first + candidate, row) for candidate, row in bad[:5].tolist()]
+        places = [(names[candidate], row) for candidate, row in bad[:5].tolist()]
         raise ValueError(f"added has NaN or inf in {len(bad)} rows, first (candidate, row) {places}; drop them")
 
 
-def _check_leverage(leverage: torch.Tensor, first: int) -> None:
-    """Raises unless every removed row weighs at most 1 + slack; leverage [b]."""
+def _check_leverage(leverage: torch.Tensor, names: Sequence[int]) -> None:
+    """Raises unless removed rows take at most 1 + slack of any direction; leverage [b], G_rr's largest eigenvalue."""
     worst = leverage.argmax().item()
     if not leverage[worst] <= 1 + LEVERAGE_SLACK:
-        _raise_inconsistent(first + worst, f"a removed row has leverage {leverage[worst].item():.6f} > 1")
-
-
-def _check_pivot(bad: int, pivot: float, first: int) -> None:
-    if bad >= 0:
-        _raise_inconsistent(first + bad, f"pivot {pivot:+.3e} has the wrong sign")
+        what = f"the removed rows hold {leverage[worst].item():.6f} times what the reference holds of a direction"
+        _raise_inconsistent(names[worst], what)
 
 
 def _raise_inconsistent(candidate: int, what: str) -> None:

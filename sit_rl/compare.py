@@ -11,6 +11,7 @@ import statistics
 from pathlib import Path
 
 from sit_rl.config import MACHINE_FIELDS
+from sit_rl.inputs import require_paths
 from sit_rl.report import load_summary, relative_change, sampler_kinds
 
 # Columns of relative change: heading, key in summary.json; each under both samplers.
@@ -73,8 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or files like summary.json")
     try:
-        print(compare([load_summary(path) for path in parser.parse_args().runs]))
-    except (FileNotFoundError, ValueError) as error:
+        runs = parser.parse_args().runs
+        require_paths(("run", path) for path in runs)
+        print(compare([load_summary(path) for path in runs]))
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -18,7 +18,7 @@ Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "p
 MACHINE_FIELDS = (
     "out", "resume", "threads", "rollout_batch", "parallel", "micro_batch", "activation_checkpointing", "compile",
     "keep_checkpoints", "save_every", "grace", "dead_after", "stop_fd", "stop_drift", "stop_kl", "wandb", "dry_run",
-    "reward_device",
+    "reward_device", "gpus",
 )  # fmt: skip
 # What each estimator learns best with on the embedded default. A policy gradient makes a pass for every noisy sampler
 # step: four minibatches of the paper's kept quarter, so that the clip acts. Rejection takes its own samples for data,
@@ -169,6 +169,8 @@ class Config:
     """Weights & Biases project to log to as well (pip install 'fastfid[wandb]')"""
     dry_run: bool = False
     """print the plan (images, memory, flops, hours on GPUs) and stop; needs no weights"""
+    gpus: tuple[str, ...] = ("1xH100", "8xH100", "8xA100")
+    """what --dry-run plans for: COUNTxNAME of A100, H100, H200, B200, L40S, or COUNTxNAME=PEAK in dense TFLOP/s"""
 
     @property
     def images_per_step(self) -> int:

@@ -19,9 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
+
+from fastfid.moments import write_atomically
+from sit_rl.inputs import reading, require_paths
+from sit_rl.models.loading import read_safetensors
 
 
 class EMA:
@@ -91,28 +94,26 @@ def posthoc_coefficients(snapshots: list[tuple[float, float]], target: tuple[flo
 
 def synthesise(folder: Path, sigma_rel: float) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The average of width `sigma_rel` at the last of the snapshots in `folder`/ema: (tensors, the file's metadata)."""
+    require_paths([("run", folder)])
     paths = sorted((folder / "ema").glob("*.safetensors"))
     if not paths:
         raise FileNotFoundError(
             f"{folder}/ema holds no snapshots: train with --ema-power 0.05 0.1 --ema-snapshot-every 1"
         )
-    headers = [_metadata(path) for path in paths]
+    headers = [read_safetensors(path)[1] for path in paths]
+    foreign = next((p for p, h in zip(paths, headers, strict=True) if not {"sigma_rel", "updates"} <= h.keys()), None)
+    if foreign is not None:
+        raise ValueError(f"{foreign} is no snapshot of a power-function average; move it elsewhere")
     profiles = [(gamma_of(float(h["sigma_rel"])), float(h["updates"])) for h in headers]
     last = max(t for _, t in profiles)
     weights = posthoc_coefficients(profiles, (gamma_of(sigma_rel), last))
     total: dict[str, torch.Tensor] = {}
     for path, weight in zip(paths, weights, strict=True):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():
-                part = weight * file.get_tensor(name).double()
-                total[name] = total[name] + part if name in total else part
+        for name, value in read_safetensors(path)[0].items():
+            part = weight * value.double()
+            total[name] = total[name] + part if name in total else part
     metadata = {k: v for k, v in headers[-1].items() if k != "sigma_rel"} | {"sigma_rel": str(sigma_rel)}
     return {name: value.float() for name, value in total.items()}, metadata
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
 
 
 def main() -> None:
@@ -126,9 +127,10 @@ def main() -> None:
         if not arguments.out.parent.is_dir():
             raise FileNotFoundError(f"the folder of --out {arguments.out} does not exist; make it, or choose another")
         tensors, metadata = synthesise(arguments.run, arguments.sigma_rel)
-    except (ValueError, FileNotFoundError) as error:
+        with reading("--out", arguments.out):
+            write_atomically(arguments.out, lambda file: file.write(save(tensors, metadata)))
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    save_file(tensors, arguments.out, metadata)
     print(arguments.out)
 
 

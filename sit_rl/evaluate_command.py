@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,10 +33,11 @@ from sit_rl import sample
 from sit_rl.distributed import is_main
 from sit_rl.files import folder, write_json
 from sit_rl.images import load_embedded
+from sit_rl.inputs import reading
 from sit_rl.runlog import say
 from sit_rl.sample import Generator, Recipe, default_samplers, is_small, load_generator, make_samples, parse_sampler
 from sit_rl.samplers import SamplerConfig
-from sit_rl.setting import embedded, weights_of
+from sit_rl.setting import embedded, weights_files, weights_of
 
 SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
 # The value of --reference that stands for the package's own held-out images, and what is measured against them: as many
@@ -113,10 +116,11 @@ def measure(config: EvaluateConfig, made: Generator | None, device: torch.device
     rows = {}
     for name, source, about in sources(config, made):
         say(f"measure     {name}")
-        result = fastfid.evaluate(
-            source, reference, metrics=config.metrics or None, features=networks, protocol=config.protocol,
-            **vars(settings),
-        )  # fmt: skip
+        with reading_files(config):
+            result = fastfid.evaluate(
+                source, reference, metrics=config.metrics or None, features=networks, protocol=config.protocol,
+                **vars(settings),
+            )  # fmt: skip
         rows[name] = {"sampling": about} | json.loads(result.to_json())
         if is_main():  # after every row: hours lie between them
             write_json(config.out / "evaluation.json", {"schema": SCHEMA, "rows": rows})
@@ -126,16 +130,14 @@ def measure(config: EvaluateConfig, made: Generator | None, device: torch.device
 
 def check(config: EvaluateConfig) -> None:
     """ValueError or FileNotFoundError, before any work, for what cannot be evaluated."""
-    sample.check(config)
     checked_metrics(config.metrics or None, protocol_named(config.protocol))
-    weights_of(config.weights)
     if config.samples and config.checkpoint is not None:
         raise ValueError("--samples are measured as they are and --checkpoint would be sampled; pass one of them")
     if config.samples and config.reference is None:
         raise ValueError(NEEDS_REFERENCE)
-    for flag, path in (*(("samples", p) for p in config.samples), ("reference", config.reference)):
-        if path not in (None, EMBEDDED) and not path.exists():
-            raise FileNotFoundError(f"--{flag} {path} does not exist")
+    reference = None if config.reference == EMBEDDED else config.reference
+    files = [("--samples", path) for path in config.samples] + weights_files(config.weights)
+    sample.check(config, [*files, ("--reference", reference)])
     for text in config.samplers:
         parse_sampler(text, config.steps, config.guidance)
 
@@ -165,15 +167,27 @@ def load_networks(config: EvaluateConfig, reference: Path | tuple, settings: Set
     """
     chosen, metrics = protocol_named(config.protocol), config.metrics or None
     spatial = "sfid" in checked_metrics(metrics, chosen)
-    with agreement():
-        side = open_side(reference, "reference", settings)
+    with agreement(), reading_files(config):
+        with reading("--reference", config.reference):
+            side = open_side(reference, "reference", settings)
         samples = Side("samples", "the samples", images=settings.open_images(PROBE))  # stands for those to come
         networks = networks_of(list(config.network) or None, chosen, [samples, side], settings, spatial)
         for network in networks:
             network(PROBE)
     if config.cache or side.images is None:
-        gather([side], networks, settings, [])
+        with reading("--reference", config.reference):
+            gather([side], networks, settings, [])
     return networks
+
+
+@contextmanager
+def reading_files(config: EvaluateConfig) -> Iterator[None]:
+    """Failures within that tell the path of a given file name its flag."""
+    samples = [("--samples", path) for path in config.samples]
+    with ExitStack() as stack:
+        for flag, path in [*samples, ("--reference", config.reference), *weights_files(config.weights)]:
+            stack.enter_context(reading(flag, path, alone=False))
+        yield
 
 
 def sources(config: EvaluateConfig, made: Generator | None) -> list[tuple[str, Path | tuple, dict | None]]:

@@ -16,6 +16,8 @@ GRADIENT_LIMIT = 1e18
 COPIES = 64
 # Relative difference of two answers that rounding may make where a GPU's kernels are not deterministic.
 SAME = 1e-3
+# A run goes on with its own rate alone: resumed with another it would be neither of two runs, and is refused.
+LOWER_RATE = "start again with a lower --lr and another --out"
 # What to lower when a GPU's memory is full, by the phase it happened in.
 MEMORY_REMEDIES = {
     "refresh": "--rollout-batch",
@@ -34,7 +36,7 @@ def require_finite(name: str, x: torch.Tensor, step: int | None = None) -> None:
     where = "" if step is None else f" of step {step}"
     raise FloatingPointError(
         f"{name}{where} have NaN or infinite values in {int(bad.sum())} of {len(x)} rows, the first is row "
-        f"{int(torch.nonzero(bad)[0])}: the generator has diverged; lower --lr and resume"
+        f"{int(torch.nonzero(bad)[0])}: the generator has diverged; {LOWER_RATE}"
     )
 
 
@@ -45,7 +47,7 @@ def require_finite_gradient(norm: float, parameters: Iterable[tuple[str, nn.Para
     bad = [name for name, p in parameters if p.grad is not None and not torch.isfinite(p.grad.sum()).item()]
     raise FloatingPointError(
         f"the gradient's norm is {norm}{f', first in {bad[0]}' if bad else ''}, in {where}; the weights are as before "
-        f"it: lower --lr (now {lr:g}) and resume"
+        f"it: {LOWER_RATE} (now {lr:g})"
     )
 
 
@@ -54,8 +56,7 @@ def require_finite_weights(parameters: Iterable[tuple[str, nn.Parameter]], step:
     name = _first_not_finite(parameters)
     if name is not None:
         raise FloatingPointError(
-            f"weight {name} is NaN or infinite after the updates of step {step}: lower --lr (now {lr:g}) and "
-            "resume from the last checkpoint"
+            f"weight {name} is NaN or infinite after the updates of step {step}: {LOWER_RATE} (now {lr:g})"
         )
 
 
@@ -103,8 +104,8 @@ def require_sane(config: Config, record: dict, first_fd: float | None) -> None:
         if value is not None and limit > 0 and not value <= limit:
             raise FloatingPointError(
                 f"{name} is {value:.4g} in step {record['step']}, above its limit {limit:.4g} ({flag} "
-                f"{getattr(config, flag[2:].replace('-', '_')):g}: {what}): the run is running away; lower --lr (now "
-                f"{config.lr:g}) or raise {flag}, and resume from the last checkpoint"
+                f"{getattr(config, flag[2:].replace('-', '_')):g}: {what}): the run is running away; {LOWER_RATE} "
+                f"(now {config.lr:g}), or raise {flag} and run the same command, it resumes from the last checkpoint"
             )
 
 

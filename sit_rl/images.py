@@ -7,6 +7,7 @@ reward's real images, from the official training split; `heldout`, the judge's, 
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def _read_idx(path: Path, header: int) -> np.ndarray:
         )
     try:
         return np.frombuffer(gzip.open(path).read(), np.uint8, offset=header)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked ({error}); download it again") from None
 
 

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from sit_rl.config import Config
 from sit_rl.distributed import world_size
 from sit_rl.ema import EMA, PowerEMA
+from sit_rl.inputs import require_extra
 from sit_rl.models.sit import SiT, compile_blocks
 
 # Parameters above which `auto` shards: weights, gradients, two moments and one average are 20 bytes a parameter, 6 GB
@@ -180,10 +181,9 @@ def add_lora(model: SiT, rank: int, seed: int) -> None:
 
     LoRA (Hu et al. 2021, arXiv 2106.09685): W x + (α/r) B A x with α = r; B starts at zero, A at random from `seed`.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise ModuleNotFoundError("--lora needs peft: pip install 'fastfid[lora]'") from None
+    require_extra("--lora")
+    from peft import LoraConfig, inject_adapter_in_model
+
     targets = [f"blocks.{i}.{name}" for i in range(len(model.blocks)) for name in LORA_TARGETS]
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

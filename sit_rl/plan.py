@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sit_rl import attention
 from sit_rl.config import Config
 from sit_rl.distributed import world_size
+from sit_rl.inputs import reading, require_paths
 from sit_rl.learner import SHARD_ABOVE, prepare
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
@@ -32,12 +34,14 @@ PRESET_MODELS = {
     "sit-xl-imagenet256": ("SiT", SiTConfig.named("SiT-XL/2")),
     "dit-xl-imagenet256": ("DiT", SiTConfig.named("DiT-XL/2")),
 }
-# Dense peak of one GPU, FLOP/s, by precision (NVIDIA's data sheets of the A100 SXM, H100 SXM and B200; float32 without
-# TF32, torch's default).
+# Dense peak of one GPU, FLOP/s, by precision (NVIDIA's data sheets of the A100 SXM, H100 SXM, H200, B200 and L40S, the
+# last of which the paper used; float32 without TF32, torch's default).
 PEAKS = {
     "A100": {"bf16": 312e12, "float32": 19.5e12},
     "H100": {"bf16": 989e12, "float32": 67e12},
+    "H200": {"bf16": 989e12, "float32": 67e12},
     "B200": {"bf16": 2250e12, "float32": 75e12},
+    "L40S": {"bf16": 362e12, "float32": 91.6e12},
 }
 # Share of the peak that a transformer of this size reaches: an assumption, between the 0.3 and 0.5 that published
 # trainings report. Printed with every number that rests on it.
@@ -45,7 +49,10 @@ UTILISATION = 0.4
 # FLOPs of an image outside the generator, counted like the generator's: diffusers' AutoencoderKL decoder from 32×32
 # latents, and the FID Inception network at 299×299.
 DECODER_FLOPS, INCEPTION_FLOPS = 6.22e11, 1.14e10
-PLANNED_RANKS = (1, 8)  # of a dry run: one GPU, and a node of them
+LATENT_CHANNELS = 4  # of samples that an autoencoder decodes; others are pixels
+# Weights beside the generator's, float32: sd-vae-ft-ema's 83.7M parameters and Inception's 23.9M.
+AUTOENCODER_BYTES, INCEPTION_BYTES = 4 * 83.7e6, 4 * 23.9e6
+PLANNED_GPU = re.compile(r"(\d+)x([^=]+)(?:=([\d.]+))?")  # COUNTxNAME, and its peak in TFLOP/s where it is given
 
 
 def describe_plan(config: Config, setting: Setting) -> str:
@@ -95,9 +102,12 @@ def step_evaluations(config: Config, step: int) -> dict[str, float]:
     sampler = c.rollout_sde if sde else c.rollout
     per_sample = sampler.evaluations() + OVERHEAD_EVALUATIONS
     kept = min(c.minibatch, c.kept_fraction * c.images_per_step)
-    update = c.updates * kept * (3 * len(trained_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.estimator])
-    judged = c.evaluate_every and (step + 1) % c.evaluate_every == 0 and step + 1 < c.steps
-    out = {"evaluate": c.evaluate_every_images * evaluation_cost(c) if judged else 0.0}
+    passes = 3 * len(trained_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.estimator]
+    if c.activation_checkpointing:  # the trained forward pass once more
+        passes += len(trained_steps(sampler)) if sde else 1
+    update = c.updates * kept * passes
+    judged = quick_evaluations(c, step + 2) - quick_evaluations(c, step + 1)
+    out = {"evaluate": judged * c.evaluate_every_images * evaluation_cost(c)}
     if c.estimator == "pretraining":
         return out | {"update": update + c.images_per_step * per_sample}
     renewed = step == 0 or (c.reference == "refresh" and step % c.refresh_every == 0)
@@ -106,6 +116,12 @@ def step_evaluations(config: Config, step: int) -> dict[str, float]:
         "rollout": c.images_per_step * per_sample,
         "update": update,
     }
+
+
+def quick_evaluations(config: Config, before: int | None = None) -> int:
+    """Evaluations on the way of the whole run, or those after fewer than `before` steps; the last step has none."""
+    last = (config.steps if before is None else min(before, config.steps)) - 1
+    return max(0, last) // config.evaluate_every if config.evaluate_every else 0
 
 
 def evaluation_cost(config: Config) -> float:
@@ -171,9 +187,10 @@ def dry_run(config: Config) -> str:
 
     FLOPs are counted operator by operator on tensors without memory; hours are computed from them and a GPU's peak.
     """
+    gpus = [planned_gpu(text, config.precision) for text in config.gpus]
     kind, shape = planned_model(config)
     flops = count_flops(shape)
-    outside = DECODER_FLOPS + INCEPTION_FLOPS if shape.channels == 4 else 0.0
+    outside = DECODER_FLOPS + INCEPTION_FLOPS if shape.channels == LATENT_CHANNELS else 0.0
     whole = total_flops(config, flops, outside)
     parameters = count_parameters(shape)
     c, sampler = config, config.rollout_sde if config.estimator == "sde_policy_gradient" else config.rollout
@@ -185,26 +202,54 @@ def dry_run(config: Config) -> str:
         "evaluation": f"2 × {c.evaluate_images} images before and after: {c.evaluate_ode}; {c.evaluate_sde}",
         "compute": ", ".join(f"{phase} {count:.2e}" for phase, count in whole.items() if count) + " FLOP (counted)",
     }
-    for ranks in PLANNED_RANKS:
+    if "dopri5" in (sampler.method, c.evaluate_ode.method):
+        lines["compute"] += "; dopri5 taken at 50 evaluations an image, which its tolerance decides"
+    for ranks in dict.fromkeys(count for count, _, _ in gpus):
         memory = memory_per_rank(config, shape, ranks)
         text = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size > 1e6)
         lines[f"{ranks} GPU{'s' if ranks > 1 else ''}"] = (
             f"{sum(memory.values()) / 2**30:.1f} GiB a rank (computed): {text or 'less than 1 MB each'}"
         )
-        rates = {name: peak[c.precision] * UTILISATION * ranks for name, peak in PEAKS.items()}
-        hours = {name: sum(whole.values()) / rate / 3600 for name, rate in rates.items()}
-        lines[f"{ranks} × hours"] = (
-            ", ".join(f"{name} {h:.3g}" for name, h in hours.items())
-            + f" (computed: {c.precision} peak × {UTILISATION:.0%} utilisation, unmeasured)"
+    for count, name, peak in gpus:
+        hours = sum(whole.values()) / (peak * UTILISATION * count) / 3600
+        lines[f"{count} × {name}"] = (
+            f"{hours:.3g} hours (computed: {c.precision} at {UTILISATION:.0%} of {peak / 1e12:g} TFLOP/s, unmeasured)"
         )
     return _aligned(lines)
 
 
+def planned_gpu(text: str, precision: str) -> tuple[int, str, float]:
+    """One word of --gpus: count, name, and dense peak in FLOP/s; ValueError naming the known ones."""
+    found = PLANNED_GPU.fullmatch(text)
+    if found is None or int(found[1]) < 1 or (found[3] and not 0 < _number(found[3])):
+        raise ValueError(f"--gpus {text!r} is not COUNTxNAME, such as 8xH100, nor COUNTxNAME=PEAK in dense TFLOP/s")
+    count, name, peak = int(found[1]), found[2], found[3]
+    if peak is None and name not in PEAKS:
+        raise ValueError(
+            f"--gpus {text}: the peak of {name!r} is not known here; choose {', '.join(PEAKS)}, or write its dense "
+            f"{precision} TFLOP/s: {text}=PEAK"
+        )
+    return count, name, PEAKS[name][precision] if peak is None else _number(peak) * 1e12
+
+
+def _number(text: str) -> float:
+    """Digits and points as a number, 0 where they are none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
 def planned_model(config: Config) -> tuple[str, SiTConfig]:
-    """Kind and shape of the generator: the checkpoint's where it is there, else the preset's."""
-    if config.checkpoint is None or not config.checkpoint.is_file():
-        return PRESET_MODELS.get(config.preset, ("SiT", FASHION_SIT))
-    model = load_model(config.checkpoint, architecture=config.architecture)
+    """Kind and shape of the generator: the checkpoint's where it is there, else the preset's that says its shape."""
+    there = config.checkpoint is not None and config.checkpoint.is_file()
+    if not there and config.preset in PRESET_MODELS:
+        return PRESET_MODELS[config.preset]
+    if config.checkpoint is None:
+        return "SiT", FASHION_SIT
+    require_paths([("--checkpoint", config.checkpoint)])
+    with reading("--checkpoint", config.checkpoint):
+        model = load_model(config.checkpoint, architecture=config.architecture)
     check_predictions(config, model)
     return type(model).__name__, model.config
 
@@ -224,7 +269,7 @@ def total_flops(config: Config, flops: float, outside: float) -> dict[str, float
     """FLOPs of each phase of the whole run; `outside` for each generated image: decoder and feature network."""
     counts = evaluations(config)
     images = {
-        "evaluate": 4 * config.evaluate_images,
+        "evaluate": 4 * config.evaluate_images + 2 * config.evaluate_every_images * quick_evaluations(config),
         "refresh": counts["refresh"] and config.reference_size * -(-config.steps // config.refresh_every),
         "rollout": counts["rollout"] and config.steps * config.images_per_step,
     }
@@ -243,10 +288,15 @@ def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, f
     images = -(-config.images_per_step // ranks)
     path = config.rollout_sde.steps + 1 if config.estimator == "sde_policy_gradient" else 1
     values = shape.channels * shape.image_size**2
+    latent = shape.channels == LATENT_CHANNELS
+    # What autocast makes for the backward pass; recomputation makes a block's at a time.
+    cast = weights / 2 if config.precision == "bf16" and not config.activation_checkpointing else 0.0
     return {
         "weights, gradients, moments, averages": weights * (4 + averages) / (ranks if sharded else 1),
         "base model": weights,
         "copy for sampling": weights if sharded else 0.0,
+        "weights in bf16": cast,
+        "autoencoder and Inception": AUTOENCODER_BYTES + INCEPTION_BYTES if latent else 0.0,
         "activations": activation_bytes(config, shape) * min(config.micro_batch or share, share),
         "samples and paths": 4.0 * values * images * path,
     }

@@ -40,6 +40,7 @@ from sit_rl.images import (
     to_float,
     to_uint8,
 )
+from sit_rl.inputs import reading, require_paths
 from sit_rl.interpolant import interpolate, target_velocity
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.noise import Stream, balanced_labels, generator, sample_normal
@@ -67,8 +68,9 @@ class Images:
 
     def run(self) -> None:
         """Write fashion_mnist_{train,heldout}.npz."""
+        make_folder(self.out)
         for split, count in (("train", self.train), ("heldout", self.heldout)):
-            subset = balanced_subset(load_official(self.source, split), count)
+            subset = balanced_subset(_load(self.source, split), count)
             path = self.out / f"fashion_mnist_{split}.npz"
             np.savez_compressed(path, images=subset.images.numpy(), labels=subset.labels.numpy().astype(np.uint8))
             print(f"{path}: {count} images, {path.stat().st_size / 1e6:.2f} MB")
@@ -86,8 +88,8 @@ class Features:
 
     def run(self) -> None:
         """Write fashion-a.safetensors and fashion-b.safetensors, with their held-out accuracy."""
+        make_folder(self.out)
         train, heldout = _load(self.source, "train"), load_embedded("heldout")
-        self.out.mkdir(parents=True, exist_ok=True)
         for seed, name in enumerate(FASHION_NETS):
             torch.manual_seed(seed)
             net = build_fashion_net(name)
@@ -140,12 +142,12 @@ class Base:
         """Write base.safetensors (EMA weights) and base_curve.csv (iteration, loss, held-out FD of the EMA)."""
         if self.batch % world_size():
             raise ValueError(f"--batch {self.batch} does not divide among {world_size()} processes; use a multiple")
+        make_folder(self.out)
         train, started = _load(self.source, "train"), time.perf_counter()
         heldout_fd = heldout_distance("fashion-a", self.curve_images, self.seed)
         torch.manual_seed(self.seed)
         model = SiT(FASHION_SIT)
         average = EMA(model, self.ema)
-        self.out.mkdir(parents=True, exist_ok=True)
         curve = self.out / "base_curve.csv"
         if is_main():
             curve.write_text("iteration,loss,heldout_fd_fashion_a,seconds\n")
@@ -238,7 +240,19 @@ def _classify(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _load(source: Path | None, split: str) -> ImageSet:
-    return load_official(source, split) if source is not None else load_embedded(split)
+    if source is None:
+        return load_embedded(split)
+    require_paths([("--source", source)])
+    with reading("--source", source):
+        return load_official(source, split)
+
+
+def make_folder(out: Path) -> None:
+    """OSError naming --out, before any work, where the folder cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from None
 
 
 def _batches(count: int, batch: int, steps: int, seed: int) -> Iterator[tuple[torch.Tensor, np.random.Generator]]:
@@ -262,7 +276,7 @@ def main() -> None:
     try:
         with process_group():
             command.run()
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -14,6 +14,7 @@ import torch
 
 from sit_rl.files import write_text
 from sit_rl.images import tile
+from sit_rl.inputs import require_paths
 from sit_rl.runlog import GRID_COLUMNS, PHASES, read_metrics
 
 # Rows of the table: key in summary.json, name, whether lower is better.
@@ -110,8 +111,10 @@ def load_summary(path: Path) -> dict:
         raise FileNotFoundError(f"{path} holds no summary.json: a run writes it at its end")
     try:
         summary = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not the summary of a run ({error})") from None
+    except ValueError as error:  # not JSON, or not text
+        raise ValueError(
+            f"{file} is not the summary of a run ({file.stat().st_size:,} bytes, {error}); pass a run's folder"
+        ) from None
     missing = [key for key in SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
     if missing:
         raise ValueError(f"{file} is not the summary of a run: it has no {missing[0]!r}")
@@ -275,8 +278,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     try:
-        print(write_report(parser.parse_args().run))
-    except (FileNotFoundError, ValueError) as error:
+        run = parser.parse_args().run
+        require_paths([("run", run)])
+        if not run.is_dir():
+            raise ValueError(f"run {run} is a file; pass the folder of the run")
+        print(write_report(run))
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

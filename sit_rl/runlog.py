@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sit_rl.distributed import is_main
 from sit_rl.files import write_text
 from sit_rl.images import tile
+from sit_rl.inputs import require_extra
 
 PHASES = ("setup", "rollout", "reward", "update", "refresh", "evaluate", "save")
 GRID_COLUMNS = 10  # of a sample grid; evaluation labels cycle through the classes, so each column is one class of ten
@@ -102,14 +103,21 @@ class RunLog:
 
 
 def start_wandb(project: str, folder: Path):
-    """A Weights & Biases run that a resume of the same folder continues; ModuleNotFoundError says what to install."""
-    try:
-        import wandb
-    except ImportError:
-        raise ModuleNotFoundError("--wandb needs the wandb package: pip install 'fastfid[wandb]'") from None
+    """A Weights & Biases run that a resume of the same folder continues; one sentence where it cannot begin."""
+    require_extra("--wandb")
+    import wandb
+
     identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    return wandb.init(project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=config)
+    try:
+        return wandb.init(
+            project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=config
+        )
+    except Exception as error:  # its own types, for a missing login or network
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(
+            f"--wandb {project} could not begin a run ({reason}); run `wandb login`, or set WANDB_MODE=offline"
+        ) from None
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -21,7 +21,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -42,6 +42,7 @@ from sit_rl.config import PRESETS, Config, load_config
 from sit_rl.distributed import barrier, is_main, process_group, rank, world_size
 from sit_rl.guidance import bind
 from sit_rl.images import ASSETS, check_labels, tile, to_uint8
+from sit_rl.inputs import reading, require_extra, require_paths
 from sit_rl.learner import add_lora, merge_lora, prepare
 from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.loading import load_model
@@ -147,7 +148,7 @@ def command_line(parse: Callable[[], T], run: Callable[[T, torch.device], None])
         raise SystemExit(2) from None
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
         on_every_rank = isinstance(error, (ValueError, ImportError, FileNotFoundError))
-        if os.environ.get("RANK", "0") == "0" or not on_every_rank:
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not on_every_rank:  # else once a machine
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -192,13 +193,16 @@ def make_samples(made: Generator, config: Recipe, sampler: SamplerConfig, out: P
 # --- before any work ---------------------------------------------------------------------------------------------
 
 
-def check(config: Recipe) -> None:
-    """ValueError for numbers that cannot be."""
+def check(config: Recipe, further: Iterable[tuple[str, Path | str | None]] = ()) -> None:
+    """ValueError for numbers that cannot be, FileNotFoundError for the paths that are not there, all at once."""
     for name in ("images", "batch"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}; it must be at least 1")
     if config.seed < 0:
         raise ValueError(f"--seed is {config.seed}; it must not be negative")
+    require_paths([("--checkpoint", config.checkpoint), ("--vae", config.vae), *further])
+    if config.vae is not None:
+        require_extra("--vae")
 
 
 def default_samplers(model: SiT) -> tuple[str, ...]:
@@ -263,7 +267,8 @@ def choose_labels(config: Recipe, classes: int) -> torch.Tensor:
 
 def load_generator(config: Recipe, device: torch.device) -> Generator:
     """Load weights and autoencoder, and decode one blank sample: what does not fit is told before hours of work."""
-    model, about, vae = _load_weights(config)
+    with reading("--checkpoint", config.checkpoint or EMBEDDED):
+        model, about, vae = _load_weights(config)
     model = model.to(device).eval().requires_grad_(False)
     model.set_attention(attention.choose(*attention.case(config.attention, model, config.precision, device)))
     as_trained = replace(SMALL, precision="bf16" if config.precision == "bf16" else "float32", compile=config.compile)

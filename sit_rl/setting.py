@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fastfid.statistics import Statistics, mismatch
 from sit_rl import attention
 from sit_rl.config import Config
 from sit_rl.images import ASSETS, ImageSet, load_embedded, to_uint8
+from sit_rl.inputs import EXTRAS, listed, reading, require_extra, require_paths
 from sit_rl.learner import prepare
 from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.loading import load_model
@@ -24,7 +26,12 @@ from sit_rl.models.sit import SiT
 from sit_rl.parallel import map_batches
 
 # Paths that a preset without embedded assets cannot do without.
-NEEDED_PATHS = dict.fromkeys(("sit-xl-imagenet256", "dit-xl-imagenet256"), ("checkpoint", "vae", "real"))
+NEEDED_PATHS_ARE = {
+    "checkpoint": "--checkpoint (the weights)",
+    "vae": "--vae (a diffusers autoencoder's folder)",
+    "real": "--real (real images or statistics)",
+}
+NEEDED_PATHS = dict.fromkeys(("sit-xl-imagenet256", "dit-xl-imagenet256"), tuple(NEEDED_PATHS_ARE))
 FEATURE_BATCH = 250  # images; large enough for the CPU's convolutions, small enough for their workspace
 
 
@@ -64,8 +71,8 @@ class Setting:
 
 def build_setting(config: Config, device: torch.device, progress: bool = True) -> Setting:
     """Load and check everything a run needs; errors come here, before any work."""
-    check_paths(config)
-    model = load_model(config.checkpoint or ASSETS / "base.safetensors", architecture=config.architecture)
+    with reading("--checkpoint", config.checkpoint or ASSETS):
+        model = load_model(config.checkpoint or ASSETS / "base.safetensors", architecture=config.architecture)
     check_predictions(config, model)
     model = model.to(device).requires_grad_(False)
     model.set_attention(attention.choose(*attention.case(config.attention, model, config.precision, device)))
@@ -75,6 +82,10 @@ def build_setting(config: Config, device: torch.device, progress: bool = True) -
     decode = to_uint8 if config.vae is None else load_decoder(config.vae, device, tf32=fast)
     reward_net, judge_net = load_networks(config, device)
     train = embedded("train", config.embedded_images) if config.real is None else None
+    for split, path in (("real", config.real), ("heldout", config.heldout)):
+        if path is not None:
+            with reading(f"--{split}", path):
+                look(path, [net for net in (reward_net, judge_net) if net])
     sides = {}
     for split, path in (("real", config.real), ("heldout", config.heldout)):
         if split == "heldout" and path is None and not like_embedded(model):
@@ -83,7 +94,8 @@ def build_setting(config: Config, device: torch.device, progress: bool = True) -
         name = "train" if split == "real" else "heldout"
         source = embedded(name, config.embedded_images).images if path is None else path
         for key, net in ((split, reward_net), (f"{split}_b", judge_net)):
-            sides[key] = None if net is None else see(source, net, f"{split} images → {net.name}", progress)
+            with reading(f"--{split}", path or ASSETS):
+                sides[key] = None if net is None else see(source, net, f"{split} images → {net.name}", progress)
     return Setting(model, decode, reward_net, judge_net, real_images=train, device=device, **sides)
 
 
@@ -97,8 +109,14 @@ def load_networks(config: Config, device: torch.device) -> tuple[FeatureExtracto
     unused = [name for name in files if name not in names]
     if unused:
         raise ValueError(f"--weights names {unused[0]}, which is not a network of this run: {', '.join(names)}")
-    nets = [feature_extractor(name, files.get(name), device) for name in names]
+    nets = [load_network(name, files.get(name), device) for name in names]
     return nets[0], nets[1] if len(nets) > 1 else None
+
+
+def load_network(name: str, weights: str | None, device: torch.device) -> FeatureExtractor:
+    """A feature network, from a file of --weights where one was given."""
+    with reading("--weights", weights) if weights else nullcontext():
+        return feature_extractor(name, weights, device)
 
 
 def weights_of(words: tuple[str, ...]) -> str | dict[str, str] | None:
@@ -111,6 +129,13 @@ def weights_of(words: tuple[str, ...]) -> str | dict[str, str] | None:
     return {name: path for name, _, path in pairs} or None
 
 
+def weights_files(words: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The files of --weights, each with its flag."""
+    weights = weights_of(words)
+    files = {"": weights} if isinstance(weights, str) else weights or {}
+    return [("--weights", path) for path in files.values()]
+
+
 def embedded(split: str, count: int) -> ImageSet:
     """`count` evenly spaced images of an embedded split, all for 0."""
     whole = load_embedded(split)
@@ -120,19 +145,15 @@ def embedded(split: str, count: int) -> ImageSet:
     return ImageSet(whole.images[rows], whole.labels[rows])
 
 
-def check_paths(config: Config) -> None:
-    """ValueError, in one sentence, for paths that the preset needs and lacks or that do not exist."""
+def check_inputs(config: Config) -> None:
+    """One sentence, before anything is read or written, for all paths and the first package that a run lacks."""
     missing = [name for name in NEEDED_PATHS.get(config.preset, ()) if getattr(config, name) is None]
-    if missing:
-        flags = ", ".join(f"--{name}" for name in missing)
-        raise ValueError(
-            f"preset {config.preset} needs {flags}: paths of the weights, a diffusers autoencoder folder, "
-            "and real images or statistics"
-        )
-    for name in ("checkpoint", "vae", "real", "heldout"):
-        path = getattr(config, name)
-        if path is not None and not Path(path).exists():
-            raise FileNotFoundError(f"--{name} {path} does not exist")
+    needed = listed([NEEDED_PATHS_ARE[name] for name in missing]) if missing else None
+    paths = [(f"--{name}", getattr(config, name)) for name in ("checkpoint", "vae", "real", "heldout")]
+    require_paths(paths + weights_files(config.weights), needed and f"preset {config.preset} needs {needed}")
+    for flag in EXTRAS:
+        if getattr(config, flag[2:]) not in (None, 0):
+            require_extra(flag)
 
 
 def check_predictions(config: Config, model: SiT) -> None:
@@ -175,14 +196,10 @@ def like_embedded(model: SiT) -> bool:
 
 def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress: bool) -> RealSide:
     """Moments and features of images (tensor, folder, zip, npz), or the moments of a statistics file."""
-    if isinstance(source, Path) and source.suffix == ".npz":
-        try:
-            moments = FeatureMoments.load(source)
-        except ValueError:
-            pass  # an npz of images, not of statistics
-        else:
-            check_statistics(Statistics(moments, str(source)), net)
-            return RealSide(moments.to(net.device), None)
+    moments = saved_moments(source)
+    if moments is not None:
+        check_statistics(Statistics(moments, str(source)), net)
+        return RealSide(moments.to(net.device), None)
     images = open_images(source)
     parts = []
     with tqdm(total=len(images), desc=label, unit="image", disable=not progress, leave=False) as bar:
@@ -192,6 +209,26 @@ def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress
                 bar.update(len(part))
     features = torch.cat(parts)
     return RealSide(FeatureMoments.from_features(features), features)
+
+
+def look(source: Path, nets: list[FeatureExtractor]) -> None:
+    """ValueError or OSError, before hours of features, where real images or statistics cannot be what they should."""
+    moments = saved_moments(source)
+    if moments is None:
+        next(iter(open_images(source).batches(1)))
+        return
+    for net in nets:
+        check_statistics(Statistics(moments, str(source)), net)
+
+
+def saved_moments(source: torch.Tensor | Path) -> FeatureMoments | None:
+    """The moments of a statistics file, None for images."""
+    if not isinstance(source, Path) or source.suffix != ".npz":
+        return None
+    try:
+        return FeatureMoments.load(source)
+    except ValueError:
+        return None  # an npz of images, not of statistics
 
 
 def check_statistics(statistics: Statistics, net: FeatureExtractor) -> None:

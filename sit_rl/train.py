@@ -32,7 +32,7 @@ from sit_rl.plan import describe_plan, dry_run
 from sit_rl.preemption import Preempted, watch
 from sit_rl.report import save_samples, summary_table, write_report
 from sit_rl.runlog import Clock, RunLog, say
-from sit_rl.setting import Setting, build_setting
+from sit_rl.setting import Setting, build_setting, check_inputs
 from sit_rl.state import State, exported, start
 from sit_rl.training_loop import train
 
@@ -73,9 +73,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def fail(message: str, everywhere: bool) -> None:
-    """End with one sentence and exit code 2; an error that every rank has alike is printed by the first."""
+    """End with one sentence and exit code 2; an error that every rank has alike is printed once a machine."""
     number = int(os.environ.get("RANK", 0))
-    if number == 0 or not everywhere:
+    if int(os.environ.get("LOCAL_RANK", number)) == 0 or not everywhere:
         print(f"error{f' on rank {number}' if number else ''}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2) from None
 
@@ -96,10 +96,12 @@ def parse(argv: list[str]) -> Config:
 
 def run(config: Config, device: torch.device, clock: Clock) -> None:
     """Evaluate, train, evaluate, report."""
+    check_inputs(config)
     path = open_run(config)
     values = None if path is None else checkpoint.load_values(path)
     clock.go_on(values and values["seconds"])
     with clock.phase("setup"):
+        log = RunLog(config.run_folder, first_step=values["step"] if values else 0, wandb=config.wandb)
         setting = build_setting(config, device, progress=is_main())
         estimator, state = build_estimator(config, setting), start(config, setting, path, values, clock)
     if path is None:
@@ -107,7 +109,6 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
         checkpoint.require_space(config.run_folder, config.keep_checkpoints * state.size())
     else:
         say(f"resuming {config.run_folder} at step {state.step} of {config.steps}")
-    log = RunLog(config.run_folder, first_step=state.step, wandb=config.wandb)
     try:
         evaluate_both(config, setting, state, "before")
         train(config, setting, state, estimator, log)

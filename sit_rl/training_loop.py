@@ -28,6 +28,8 @@ def train(config: Config, setting: Setting, state: State, estimator: Estimator, 
     with tqdm(total=config.steps, initial=state.step, desc="train", unit="step", disable=not is_main()) as bar:
         while state.step < config.steps:
             predicted = forecast.step(state.step)
+            if predicted is not None:
+                bar.set_description(f"train (this step: {predicted:.1f} s predicted)")
             record = train_step(config, setting, state, estimator)
             if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < config.steps:
                 with state.clock.phase("evaluate"):

@@ -76,12 +76,13 @@ inline bool run_block(unsigned threads, Order order) {
     }
 }
 
+// Runs blocks first … blocks − 1 of a grid of `blocks`; the others' results are not asked for.
 template <class Kernel, class... Arguments>
-bool launch(Kernel kernel, unsigned blocks, unsigned threads, size_t shared_bytes, Order order, Arguments... arguments) {
+bool launch(Kernel kernel, unsigned first, unsigned blocks, unsigned threads, size_t shared_bytes, Order order, Arguments... arguments) {
     gridDim.x = blocks;
     blockDim.x = threads;
     body = [=] { kernel(arguments...); };
-    for (unsigned block = 0; block < blocks; block++) {
+    for (unsigned block = first; block < blocks; block++) {
         blockIdx.x = block;
         shared.assign((shared_bytes + sizeof(double) - 1) / sizeof(double), NAN);
         if (!run_block(threads, order)) return false;

@@ -50,12 +50,12 @@ double run(const std::string& isa, int64_t removed, int64_t added, int64_t rank,
     std::vector<int64_t> index(candidates * removed);
     for (size_t i = 0; i < index.size(); i++) index[i] = int64_t(i) % count;
     const ChangedRows<T> rows{reference.data(), index.data(), added_rows.data(), candidates, removed, added, rank, 0.01, -0.02, 0.03};
-    std::vector<double> logdets(candidates * nodes), weights(nodes, 0.5), sums(candidates * 3 * nodes);
+    std::vector<double> logdets(candidates * nodes), remaining(candidates), weights(nodes, 0.5), sums(candidates * 3 * nodes);
     std::vector<T> gradient(candidates * added * rank);
-    swap_logdet(rows, plan.get(), 1e9, threads, isa, logdets.data());
-    swap_gradient(rows, plan.get(), weights.data(), 1e9, threads, isa, logdets.data(), gradient.data());
+    swap_logdet(rows, plan.get(), 1e9, threads, isa, logdets.data(), remaining.data());
+    swap_gradient(rows, plan.get(), weights.data(), 1e9, threads, isa, logdets.data(), remaining.data(), gradient.data());
     std::copy_n(index.begin(), removed, index.begin() + removed);  // the first two candidates remove the same rows
-    swap_gradient(rows, plan.get(), weights.data(), 1e9, threads, isa, logdets.data(), gradient.data());
+    swap_gradient(rows, plan.get(), weights.data(), 1e9, threads, isa, logdets.data(), remaining.data(), gradient.data());
     if (removed <= 1 && added <= 1) swap_singles(rows, plan.get(), threads, isa, sums.data());
 
     const auto mean = rows_of(1, rank);

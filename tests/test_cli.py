@@ -206,6 +206,9 @@ def test_eval_json_html_and_options(sets, capsys):
     assert "FD (fashion-b)" in (sets / "report.html").read_text()
     both = json.loads(run(capsys, "eval", sets / "a", sets / "b.npz", "--network", "fashion-a,fashion-b", "--json")[1])
     assert [network["name"] for network in both["networks"]] == ["fashion-a", "fashion-b"]
+    _, table, _ = run(capsys, "eval", sets / "a", sets / "b.npz", "--network", "fashion-a,fashion-b", *arguments[:2])
+    for network in ("fashion-a", "fashion-b"):  # no score without its network
+        assert all(f"\n{label} ({network})  " in table for label in ("FD", "KID", "Recall"))
 
 
 def test_the_cache_and_doing_without(sets, capsys):
@@ -356,6 +359,8 @@ def test_bad_input_to_commands_is_one_sentence_and_status_2(sets, capsys):
         ),
         (("eval", sets / "b.npz", sets / "b.npz", "--html", sets / "no" / "x.html"), "does not exist; create it first"),
         (("stats", sets / "b.npz", sets / "x.pkl"), "does not end in .npz"),
+        (("stats", sets / "b.npz", sets / "x.npz", "--spatial"), "fashion-a has no spatial features; use inception"),
+        (("eval", "", sets / "b.npz"), "images are given as an empty path"),
         (("convert", sets / "nowhere.npz", sets / "x.npz"), "no statistics file at"),
         (("diff", sets / "b.npz", sets / "a", sets / "b.npz"), "zzz.png in"),
     ]:
@@ -364,6 +369,42 @@ def test_bad_input_to_commands_is_one_sentence_and_status_2(sets, capsys):
         assert err.startswith("fastfid: ") and message in err
     status, out, _ = run(capsys, "eval", sets / "a", sets / "b.npz", "--skip-corrupt", "--metrics", "fd")
     assert status == 0 and "samples: 150 images" in out and "warning: 1 unreadable images of" in out
+
+
+def test_where_nothing_can_be_written_is_told_before_any_work(sets, capsys, monkeypatch):
+    monkeypatch.setattr("fastfid.materials.extract", lambda *_: pytest.fail("an image was read"))
+    np.savez(sets / "peer.npz", mu=np.zeros(3), sigma=np.eye(3))
+    (sets / "x.npz").mkdir()
+    images = sets / "a", sets / "b.npz"
+    for arguments, message in [
+        (("eval", *images, "--html", sets), f"{sets} is a folder; name a file in it"),
+        (("stats", sets / "a", sets / "x.npz"), "x.npz is a folder; name a file in it"),
+        (("convert", sets / "peer.npz", sets / "x.npz"), "x.npz is a folder; name a file in it"),
+        (("stats", sets / "a", sets / "no" / "y.npz"), "does not exist; create it first"),
+    ]:
+        status, out, err = run(capsys, *arguments)
+        assert (status, out, len(err.splitlines())) == (2, "", 1) and message in err
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # as on a disk that is read only
+    status, _, err = run(capsys, "eval", *images, "--html", sets / "x.html")
+    assert (status, err) == (2, f"fastfid: no file can be written into {sets}, the folder of {sets / 'x.html'}; "
+                                "write it elsewhere\n")  # fmt: skip
+    with pytest.raises(SystemExit):
+        run(capsys, "eval", *images, "--json", sets / "x.json")
+    assert "x.json; --json prints: write `--json > FILE`" in capsys.readouterr().err
+
+
+def test_a_range_below_zero_is_no_option(sets, capsys):
+    floats = pixels(60, 0).astype(np.float32) / 127.5 - 1
+    np.save(sets / "floats.npy", floats)
+    np.save(sets / "bytes.npy", pixels(60, 0))
+    values = [
+        json.loads(run(capsys, sets / name, sets / "b.npz", *options, "--json")[1])["value"]
+        for name, options in (("bytes.npy", ()), ("floats.npy", ("--value-range", "-1,1")))
+    ]
+    assert values[0] == values[1]
+    with pytest.raises(SystemExit):
+        run(capsys, sets / "floats.npy", sets / "b.npz", "--value-range", "1")
+    assert "argument --value-range: '1' is no LOW,HIGH such as 0,1 or -1,1" in capsys.readouterr().err
 
 
 def test_peers_files_in_the_short_form(sets, capsys):

@@ -1,17 +1,20 @@
 """The compiled kernels against NumPy, and the CUDA kernel's source run block by block on the CPU."""
 
 import ctypes
+import mmap
 import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import oracles
 import pytest
+import torch
 
-from fastfid import _C
+from fastfid import _C, triton_kernels
 from fastfid.quadrature import weight_plan
 
 HERE = Path(__file__).resolve().parent
@@ -60,7 +63,7 @@ def logdets_of(*rows, threads=1, isa="", **plan):
 @pytest.mark.parametrize("rank", [1, 41, 300])
 def test_logdets_match_numpy(removed, added, rank, dtype, isa):
     rows = problem(removed, added, rank, dtype)
-    logdets, bad, _ = logdets_of(*rows, isa=isa)
+    logdets, _, bad, _ = logdets_of(*rows, isa=isa)
     expected = oracles.log_determinants(np.concatenate(rows[:2], 1), removed, *rows[2:])
     assert bad == -1
     np.testing.assert_allclose(logdets, expected, rtol=0, atol=tolerance(*rows[:2], dtype))
@@ -70,7 +73,7 @@ def test_logdets_match_numpy(removed, added, rank, dtype, isa):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_widest_change(dtype, isa):
     rows = problem(256, 256, 257, dtype, batch=1, nodes=1)
-    logdets, bad, _ = logdets_of(*rows, isa=isa)
+    logdets, _, bad, _ = logdets_of(*rows, isa=isa)
     expected = oracles.log_determinants(np.concatenate(rows[:2], 1), 256, *rows[2:])
     assert bad == -1
     np.testing.assert_allclose(logdets, expected, rtol=0, atol=tolerance(*rows[:2], dtype))
@@ -88,7 +91,7 @@ def test_logdets_of_many_spans(tol, dtype):
     expected = oracles.log_determinants(w, 7, spectrum, tau_squares)
     gross = np.einsum("bkr,qr->bq", w.astype(float) ** 2, 1 / (spectrum + tau_squares[:, None]))
     for isa in ISAS:
-        logdets, bad, _ = _C.swap_logdet(*arrays, SLACK, 1, isa)
+        logdets, _, bad, _ = _C.swap_logdet(*arrays, SLACK, 1, isa)
         assert bad == -1
         assert (abs(logdets - expected) <= tolerance(*rows, dtype) + 2 * tol * gross).all(), isa
 
@@ -116,7 +119,7 @@ def test_small_changes_keep_their_digits_in_float32():
     # rows so small that 1 + g rounds to 1: the log-determinant is the trace of J·G to first order, error g² = 1e-18
     rows_r, rows_a, spectrum, tau_squares = problem(3, 4, 50, np.float32)
     rows_r, rows_a = rows_r * np.float32(1e-4), rows_a * np.float32(1e-4)
-    logdets, _, _ = logdets_of(rows_r, rows_a, spectrum, tau_squares)
+    logdets = logdets_of(rows_r, rows_a, spectrum, tau_squares)[0]
     expected = oracles.log_determinants(np.concatenate([rows_r, rows_a], 1), 3, spectrum, tau_squares)
     assert abs(expected).max() < 1e-6
     np.testing.assert_allclose(logdets, expected, rtol=1e-4, atol=1e-14)
@@ -134,11 +137,11 @@ def test_thread_count_never_changes_a_bit(batch, dtype):
 def test_first_wrong_pivot_is_reported():
     rows = problem(4, 4, 30, np.float64, batch=5)
     rows[0][3] *= 50  # leverage far above one: these rows cannot be part of the reference
-    logdets, bad, pivot = logdets_of(*rows)
+    logdets, _, bad, pivot = logdets_of(*rows)
     assert bad == 3 and pivot > SLACK
     assert np.isnan(logdets[3]).any() and np.isfinite(logdets[[0, 1, 2, 4]]).all()
     omega = np.ones(3)
-    assert _C.swap_gradient(*arguments(*rows), omega, SLACK, 1)[2] == 3
+    assert _C.swap_gradient(*arguments(*rows), omega, SLACK, 1)[3] == 3
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -151,23 +154,54 @@ def test_shared_removals_change_no_bit(removed, added, rank, dtype, isa):
     reference, places, added_rows, _, plan = arguments(*problem(removed, added, rank, dtype, batch=6, nodes=18))
     places, shifts, omega = places[[0, 0, 0, 3, 4, 4]], (0.05, -0.04, 0.03), np.linspace(-1, 1, 18)
     together = _C.swap_gradient(reference, places, added_rows, shifts, plan, omega, SLACK, 2, isa)
-    assert together[2] == -1
-    np.testing.assert_array_equal(
-        together[0], _C.swap_logdet(reference, places, added_rows, shifts, plan, SLACK, 2, isa)[0]
-    )
+    assert together[3] == -1
+    alone = _C.swap_logdet(reference, places, added_rows, shifts, plan, SLACK, 2, isa)
+    np.testing.assert_array_equal(together[0], alone[0])
+    np.testing.assert_array_equal(together[1], alone[1])
     for c in range(6):
         alone = _C.swap_gradient(
             reference, places[c : c + 1], added_rows[c : c + 1], shifts, plan, omega, SLACK, 1, isa
         )
+        for part in range(3):
+            np.testing.assert_array_equal(together[part][c], alone[part][0])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("removed", [0, 1, 2, 7, 50])
+def test_what_a_removal_leaves(removed, dtype, isa):
+    rows = problem(removed, 3, 60, dtype, batch=4, nodes=9)
+    w, weights = rows[0].astype(np.float64), 1 / (rows[2] + rows[3][0])
+    exact = 1 - np.array([np.linalg.eigvalsh((x * weights) @ x.T)[-1:].sum() for x in w])
+    remaining = logdets_of(*rows, isa=isa)[1]
+    # inverse iteration errs upwards, the more the closer the next eigenvalues, here as close as random rows' are
+    assert (remaining >= exact * (1 - 10 * EPS[dtype] * 60)).all() and (remaining <= 2 * exact).all()
+    if removed > 1:  # a direction that only these rows have stands apart, and is seen exactly
+        place = np.arange(removed) % 4
+        rows[0][:, :, 0] = 0.995 * np.sqrt(rows[2][0] + rows[3][0]) * place / np.linalg.norm(place)
+        rows[0][:, :, 1:] *= 0.01
+        w = rows[0].astype(np.float64)
+        exact = 1 - np.array([np.linalg.eigvalsh((x * weights) @ x.T)[-1] for x in w])
+        assert (0 < exact).all() and (exact < 0.02).all()
+        np.testing.assert_allclose(logdets_of(*rows, isa=isa)[1], exact, rtol=1e-4, atol=60 * EPS[dtype])
+
+
+def test_shared_removals_that_do_not_fit_at_once_change_no_bit():
+    # a pair's part takes 160 rows and 18 nodes 2 MB in float64: more than 16 MB together
+    reference, places, added_rows, _, plan = arguments(*problem(160, 1, 170, np.float64, batch=24, nodes=18))
+    places = np.repeat(places[::2], 2, axis=0)
+    shifts = (0.05, -0.04, 0.03)
+    together = _C.swap_logdet(reference, places, added_rows, shifts, plan, SLACK, 2)
+    for c in (0, 1, 13, 14, 23):
+        alone = _C.swap_logdet(reference, places[c : c + 1], added_rows[c : c + 1], shifts, plan, SLACK, 1)
         np.testing.assert_array_equal(together[0][c], alone[0][0])
-        np.testing.assert_array_equal(together[1][c], alone[1][0])
 
 
 def test_a_wrong_shared_removal_is_reported():
     rows = problem(9, 4, 30, np.float64, batch=5)
     rows[0][3] *= 50
     reference, places, *others = arguments(*rows)
-    logdets, bad, pivot = _C.swap_logdet(reference, places[[0, 1, 3, 3, 4]], *others, SLACK, 1)
+    logdets, _, bad, pivot = _C.swap_logdet(reference, places[[0, 1, 3, 3, 4]], *others, SLACK, 1)
     assert bad == 2 and pivot > SLACK
     assert np.isnan(logdets[[2, 3]]).any(1).all() and np.isfinite(logdets[[0, 1, 4]]).all()
 
@@ -178,7 +212,7 @@ def test_a_wrong_shared_removal_is_reported():
 def test_gradient_matches_the_closed_form(removed, added, rank, dtype, isa):
     rows = problem(removed, added, rank, dtype, nodes=4)
     omega = np.array([0.3, -1.0, 2.0, 0.5])
-    logdets, gradient, bad, _ = _C.swap_gradient(*arguments(*rows), omega, SLACK, 2, isa)
+    logdets, _, gradient, bad, _ = _C.swap_gradient(*arguments(*rows), omega, SLACK, 2, isa)
     np.testing.assert_array_equal(logdets, logdets_of(*rows, isa=isa)[0])
     z = np.concatenate(rows[:2], 1).astype(np.float64)
     signs = np.diag(np.where(np.arange(removed + added) < removed, -1.0, 1.0))
@@ -286,22 +320,27 @@ def test_sanitizers_find_nothing(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def kernel_on_cpu(tmp_path_factory):
-    """The CUDA kernel as C++ over tests/cuda_block.h: (matrices, removed, order) → logdets, bad."""
+def cuda_source(tmp_path_factory):
+    """The CUDA kernel's source as a C++ library over tests/cuda_block.h."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     library = tmp_path_factory.mktemp("cuda") / "ldl_logdet.so"
     source = HERE / "ldl_logdet_on_cpu.cpp"
     subprocess.run([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-    loaded = ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(library))
 
-    def run(matrices, removed, order=0):
+
+@pytest.fixture(scope="module")
+def kernel_on_cpu(cuda_source):
+    """The kernel block by block: (matrices, removed, order, first block to run) → logdets, bad of the blocks run."""
+
+    def run(matrices, removed, order=0, first=0):
         count, k = matrices.shape[:2]
-        logdets, bad = np.empty(count), np.empty(count, np.int32)
-        function = loaded.ldl_logdet_float if matrices.dtype == np.float32 else loaded.ldl_logdet_double
+        logdets, bad = np.zeros(count), np.zeros(count, np.int32)
+        function = cuda_source.ldl_logdet_float if matrices.dtype == np.float32 else cuda_source.ldl_logdet_double
         pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (matrices, logdets, bad)]
-        completed = function(*pointers, count, k, removed, ctypes.c_double(SLACK), order)
+        completed = function(*pointers, first, count, k, removed, ctypes.c_double(SLACK), order)
         assert completed, "threads of a block met different barriers"
-        return logdets, bad
+        return logdets[first:], bad[first:]
 
     return run
 
@@ -341,6 +380,80 @@ def test_cuda_kernel_reports_the_first_wrong_pivot(kernel_on_cpu):
     logdets, bad = kernel_on_cpu(matrices, 5)
     assert bad[2] == 0 and np.isnan(logdets[2])
     np.testing.assert_array_equal(np.delete(bad, 2), -1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cuda_kernel_beyond_two_to_the_32_elements(kernel_on_cpu, dtype):
+    """Blocks whose matrices start past 2³² elements, where offsets of 32 bits, signed or not, would read the first."""
+    removed, added = 70, 72  # more than a Triton program takes
+    matrices, expected = grams(removed, added, dtype)
+    k = removed + added
+    first = 2**32 // k**2 + 1
+    reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; only the pages written take memory
+    size = (first + len(matrices)) * k * k * matrices.itemsize
+    far = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | reserve), dtype)
+    far = far.reshape(-1, k, k)
+    far[first:] = matrices
+    logdets, bad = kernel_on_cpu(far, removed, first=first)
+    np.testing.assert_array_equal(bad, -1)
+    np.testing.assert_allclose(logdets, expected, rtol=0, atol=10 * EPS[dtype] * k)
+
+
+@pytest.fixture()
+def swap_logdet(cuda_source, monkeypatch):
+    """fastfid/triton_kernels/swap_logdet.py with the block-by-block kernel behind it instead of a device's."""
+    pytest.importorskip("triton")
+    module = triton_kernels.load("swap_logdet")
+
+    def launch(gram, logdets, bad, *, count, k, removed, slack, is_double, stream):
+        function = cuda_source.ldl_logdet_double if is_double else cuda_source.ldl_logdet_float
+        pointers = [ctypes.c_void_p(address) for address in (gram, logdets, bad)]
+        return 0 if function(*pointers, 0, count, k, removed, ctypes.c_double(slack), 0) else 700
+
+    monkeypatch.setattr(module, "_cuda_kernel", lambda: launch)
+    monkeypatch.setattr(module, "factor_obstacle", lambda *_: "")
+    monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
+    return module
+
+
+def test_wide_changes_reach_the_cuda_kernel(swap_logdet):
+    removed, added = 60, 70
+    rows_r, rows_a, spectrum, tau_squares = (
+        torch.from_numpy(x) for x in problem(removed, added, 40, np.float64, nodes=2)
+    )
+    found, wrong = swap_logdet.swap_logdet(rows_r.float(), rows_a.float(), spectrum, tau_squares)
+    expected, _ = swap_logdet.swap_logdet_ref(rows_r, rows_a, spectrum, tau_squares)
+    assert not wrong.any()
+    # as above, and rows rounded to float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=20 * EPS[np.float32] * (removed + added))
+    bad = rows_r.float().clone()
+    bad[1] *= 50
+    found, wrong = swap_logdet.swap_logdet(bad, rows_a.float(), spectrum, tau_squares)
+    assert found[1].isnan().all() and (wrong[1] > SLACK).all() and not wrong[0].any() and found[0].isfinite().all()
+
+
+@pytest.mark.parametrize("status", [1, 700])
+def test_a_cuda_factor_that_is_refused(swap_logdet, monkeypatch, status):
+    """Too little shared memory (1): torch factors; another error is raised."""
+    gram = torch.from_numpy(np.nan_to_num(grams(70, 70, np.float64)[0])).float()[:, None]
+    gram = gram.tril() + gram.tril(-1).mT
+    expected = swap_logdet._factor_cuda(gram.contiguous(), 70, SLACK)[0]
+    monkeypatch.setattr(swap_logdet, "_cuda_kernel", lambda: lambda *_, **__: status)
+    if status == 1:
+        found, _ = swap_logdet._factor_cuda(gram, 70, SLACK)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=10 * EPS[np.float32] * 140)
+    else:
+        with pytest.raises(RuntimeError, match="ldl_logdet failed with CUDA error 700 on cpu; pass backend='torch'"):
+            swap_logdet._factor_cuda(gram, 70, SLACK)
+
+
+@pytest.mark.parametrize("k", [1, 100, 199, 256])
+def test_shared_memory_is_counted_as_the_kernel_counts_it(cuda_source, k):
+    pytest.importorskip("triton")
+    cuda_source.shared_bytes.restype = ctypes.c_int64
+    for dtype in (torch.float32, torch.float64):
+        counted = triton_kernels.load("swap_logdet").ldl_shared_bytes(k, dtype)
+        assert counted == cuda_source.shared_bytes(k, dtype == torch.float64)
 
 
 def test_cuda_launch_without_a_device():

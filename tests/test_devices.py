@@ -306,6 +306,19 @@ class Lent:
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
 
 
+def test_arrays_of_the_other_byte_order_and_sparse_tensors():
+    """The first are converted; the second are refused by whatever takes features."""
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    dense = torch.from_numpy(x)
+    for order in ("<f8", ">f8"):
+        assert torch.equal(as_tensor(x.astype(order)), dense)
+        assert mmd(x.astype(order), dense[::2]) == mmd(dense, dense[::2])
+        assert torch.equal(FeatureMoments.from_features(x.astype(order)).cov, FeatureMoments.from_features(dense).cov)
+    for take in (FeatureMoments.from_features, lambda s: prdc(s, dense), lambda s: fastfid.evaluate(s, dense)):
+        with pytest.raises(ValueError, match=r"is a sparse_coo tensor of shape \(30, 4\); pass it as .to_dense\(\)"):
+            take(dense.to_sparse())
+
+
 def test_arrays_are_taken_without_a_copy():
     x, array = torch.ones(3, 2), np.ones((3, 2))
     array.setflags(write=False)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fastfid import evaluate, extraction
-from fastfid.evaluate import diff, statistics_of
+from fastfid.evaluate import compare, diff, statistics_of
 
 SHARD = 16  # images of a shard in the script: 70 images are five
 
@@ -20,8 +20,8 @@ SHARD = 16  # images of a shard in the script: 70 images are five
 SCRIPT = """
 import json, os, sys
 import torch
-from fastfid import distributed, evaluate, extraction, open_images
-from fastfid.evaluate import diff, statistics_of
+from fastfid import distributed, evaluate, extraction, large_arrays, open_images
+from fastfid.evaluate import compare, diff, statistics_of
 
 extraction.SHARD_IMAGES = 16
 folder, rank = sys.argv[1], int(os.environ["RANK"])
@@ -64,9 +64,19 @@ def statistics(keep):
     return [statistics.count, statistics.moments.mean.tolist(), statistics.moments.cov.tolist(), rows]
 
 
+def in_files():
+    large_arrays.LARGE, before = 0, large_arrays.LARGE
+    try:
+        return whole()
+    finally:
+        large_arrays.LARGE = before
+
+
 with distributed.process_group():
     attempt("whole", whole)
+    attempt("in files", in_files)
     attempt("skipping", skipping)
+    attempt("distance", lambda: compare(f"{folder}/bad", f"{folder}/real.npz", skip_corrupt=True)[2].total)
     attempt("streamed", streamed)
     attempt("statistics", lambda: statistics(False))
     attempt("features", lambda: statistics(True))
@@ -146,18 +156,21 @@ def test_two_ranks_are_one_process(sets):
     alone = evaluate(fake, real, cache=False)
     digests = [alone.provenance[side]["source_sha256"] for side in ("samples", "reference")]
     assert first["whole"] == [scores(alone), digests, alone.outliers, alone.neighbours, str(fake)] == second["whole"]
+    assert first["in files"] == first["whole"] and second["in files"] == second["whole"]
     assert len(alone.classes) == 3
     alone = evaluate(sets / "bad", real, metrics=["fd"], skip_corrupt=True)
     expected = [scores(alone), alone.provenance["samples"]["skipped"], alone.warnings]
     assert first["skipping"] == expected == second["skipping"] and "066.png" in expected[1][0]
     assert len(list((sets / "cache").rglob("*.npz"))) >= 10  # both ranks' shards
+    # moments alone are reduced: sums in another order
+    (_, _, alone, _) = compare(sets / "bad", real, skip_corrupt=True)
+    assert first["distance"] == second["distance"] == pytest.approx(alone.total, rel=1e-10)
 
     # the parts of two streams are other batches, 37 + 53 images: float32 rounding of a convolution
     alone = evaluate(real, real, metrics=["fd", "precision"])
     assert [name for name, *_ in first["streamed"]] == ["fd", "precision"] and first["streamed"] == second["streamed"]
     assert first["streamed"][0][1] == pytest.approx(alone["fd"].value, abs=1e-4)
 
-    # moments alone are reduced, not gathered: sums in another order
     alone = statistics_of(fake, keep_features=True)
     for name, rows in (("statistics", None), ("features", 70)):
         count, mean, cov, kept = first[name]

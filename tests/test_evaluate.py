@@ -15,7 +15,7 @@ from fastfid.evaluate import diff, evaluate, statistics_of
 from fastfid.extractors import MultiExtractor, build_extractor
 from fastfid.report import report_html, write_report
 from fastfid.results import SCHEMA
-from fastfid.scores import METRICS, _log_probabilities, _score_of_parts, inception_score
+from fastfid.scores import METRICS, _mean_and_deviation, _parts, inception_score
 from fastfid.statistics import Statistics
 from fastfid.uncertainty import leave_one_out
 
@@ -112,7 +112,7 @@ def test_inception_score_is_torch_fidelitys():
     assert inception_score(logits, 3, None)[0] == pytest.approx(ordered, rel=1e-12)
     assert inception_score(torch.zeros(20, 4)) == pytest.approx((1.0, 0.0))
     parts = [metric(part, splits=1, shuffle=False)["inception_score_mean"] for part in logits.split(100)]
-    ours = _score_of_parts(_log_probabilities(logits, [0, 100, 200, 237], None))[0]
+    ours = _mean_and_deviation(_parts(logits, [0, 100, 200, 237], None))[0]
     assert ours == pytest.approx(np.mean(parts), rel=1e-12)
     sure = 1000 * torch.eye(4).repeat(5, 1)
     assert inception_score(sure, 1)[0] == pytest.approx(4.0)

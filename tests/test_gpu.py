@@ -174,9 +174,28 @@ def test_newton_schulz_kernel(precision):
     kernel = triton_kernels.load("newton_schulz")
     basis = torch.linalg.qr(normal(2, 150, 150, dtype=torch.float64)).Q
     values = torch.linspace(0.05, 1, 150, device=CUDA, dtype=torch.float64)
-    matrices = (basis * values) @ basis.mT
-    traces = kernel.trace_sqrt(matrices.float(), 25, precision)
-    torch.testing.assert_close(traces, values.sqrt().sum().expand(2), rtol=1e-5, atol=0)
+    matrices = (basis * values / values.norm()) @ basis.mT
+    *_, (y, _, _) = kernel.iterates(matrices.float(), [(1.5, -0.5, 0.0)] * 25, precision)
+    traces = y.double().diagonal(dim1=1, dim2=2).sum(-1)
+    torch.testing.assert_close(traces, (values / values.norm()).sqrt().sum().expand(2), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
+def test_roots_by_the_kernels(method):
+    pytest.importorskip("triton")
+    expected = engine_on(CPU, method=method).score(REMOVED, ADDED)
+    moments = FeatureMoments.from_features(REAL.to(CUDA))
+    engine = SwapEngine(moments, REFERENCE.to(CUDA), method=method)
+    torch.testing.assert_close(engine.score(REMOVED.to(CUDA), ADDED.to(CUDA)).cpu(), expected, rtol=1e-4, atol=1e-6)
+    assert engine.report()["backend"] == "triton"
+
+
+def test_moments_by_the_kernel():
+    pytest.importorskip("triton")
+    x = normal(5000, 130)
+    found, expected = FeatureMoments.from_features(x, kernel="triton").cov, FeatureMoments.from_features(x).cov
+    size = expected.diagonal().sqrt()
+    assert ((found - expected).abs() <= 528 * EPS * size[:, None] * size).all()  # the bound that `update` states
 
 
 # --- the generator and its training ------------------------------------------------------------------------------

@@ -362,11 +362,26 @@ def test_arrays_that_are_no_images():
     assert "has shape (4, 5, 6, 7)" in error_of(np.zeros((4, 5, 6, 7), np.uint8))
     assert "is int64; images are uint8" in error_of(torch.zeros(2, 3, 4, 4, dtype=torch.int64))
     assert "the batch size is 0" in error_of(np.zeros((4, 5, 6), np.uint8), size=0)
+    sparse = torch.zeros(2, 4, 4, dtype=torch.uint8).to_sparse()
+    assert "is a sparse_coo tensor of shape (2, 4, 4); pass it as .to_dense()" in error_of(sparse)
+
+
+def test_arrays_of_the_other_byte_order(tmp_path):
+    floats = np.random.default_rng(0).random((4, 5, 6), np.float32)
+    expected = all_images(floats, value_range=(0, 1))
+    np.save(tmp_path / "x.npy", floats.astype(">f4"))
+    for source in (floats.astype(">f4"), tmp_path / "x.npy", [floats.astype(">f4")]):
+        assert torch.equal(all_images(source, value_range=(0, 1)), expected)
+    np.save(tmp_path / "deep.npy", np.zeros((3, 4, 5), ">u2"))
+    message = error_of(tmp_path / "deep.npy")
+    assert message == f"{tmp_path / 'deep.npy'} is uint16; images are uint8, or float with a value_range"
 
 
 def test_float_ranges_are_never_guessed():
     unit = torch.rand(2, 3, 4, 4)
     assert "is float32 and does not tell its range; pass value_range=(0, 1) or (-1, 1)" in error_of(unit)
+    for unfit in (1, (1, 0), (0, 1, 2), ("0", "1")):
+        assert f"value_range is {unfit!r}; pass two numbers (low, high)" in error_of(unit, value_range=unfit)
     assert "outside value_range=(0, 1)" in error_of(2 * unit - 1, value_range=(0, 1))
     assert "outside value_range=(-1, 1)" in error_of(255 * unit.numpy(), value_range=(-1, 1))
     assert "values from nan to nan in images 0 to 1" in error_of(unit * torch.nan, value_range=(0, 1))

@@ -15,6 +15,7 @@ from sit_rl.plan import (
     evaluation_cost,
     evaluations,
     memory_per_rank,
+    planned_gpu,
     step_evaluations,
 )
 from sit_rl.runlog import Clock
@@ -86,7 +87,7 @@ def test_dry_run_needs_no_file_and_marks_what_is_computed(capsys, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     main(["--preset", "sit-xl-imagenet256", "--dry-run", "--checkpoint", "none.pt"])
     out = capsys.readouterr().out
-    for text in ("1600 images", "GiB a rank (computed)", "FLOP (counted)", "A100", "H100", "B200", "unmeasured"):
+    for text in ("1600 images", "GiB a rank (computed)", "FLOP (counted)", "8 × A100", "8 × H100", "unmeasured"):
         assert text in out
     assert list(tmp_path.iterdir()) == []
 
@@ -95,8 +96,50 @@ def test_hours_are_flops_over_the_peak_used():
     config = resolve(PRESETS["fashion"][1])
     text = dry_run(config)
     total = sum(float(part.split()[1]) for part in text.split("compute")[1].split("FLOP")[0].split(","))
-    hours = float(text.split("1 × hours")[1].split("H100")[1].split(",")[0])
+    hours = float(text.split("1 × H100")[1].split()[0])
     assert hours == pytest.approx(total / (67e12 * 0.4) / 3600, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("8xV100", "the peak of 'V100' is not known here; choose A100, H100, .* TFLOP/s: 8xV100=PEAK"),
+        ("H100", "'H100' is not COUNTxNAME"),
+        ("0xH100", "is not COUNTxNAME"),
+        ("8xV100=1.2.3", "is not COUNTxNAME"),
+    ],
+)
+def test_unknown_gpus_are_told_what_is_known(word, told):
+    with pytest.raises(ValueError, match=f"--gpus .*{told}"):
+        dry_run(replace(XL, gpus=("8xH100", word)))
+
+
+def test_hours_on_given_gpus():
+    """A peak of one's own counts as the known one of the same number; two GPUs halve the hours."""
+    one, two, own = (planned_gpu(text, "bf16") for text in ("1xL40S", "2xL40S", "1xmine=362"))
+    assert one == (1, "L40S", 362e12) and two[0] == 2 and own == (1, "mine", 362e12)
+    text = dry_run(replace(XL, gpus=("4xL40S", "8xL40S")))
+    hours = [float(text.split(f"{n} × L40S")[1].split()[0]) for n in (4, 8)]
+    assert hours[0] == pytest.approx(2 * hours[1], rel=0.01)  # of three printed digits
+    assert "4 GPUs" in text and "8 GPUs" in text and "dopri5 taken at 50 evaluations" in text
+
+
+def test_memory_has_what_stands_beside_the_generator():
+    latent = SiTConfig.named("XL/2")
+    memory = memory_per_rank(XL, latent, 8)
+    assert memory["weights in bf16"] == 2 * 675_129_632
+    assert memory["autoencoder and Inception"] == pytest.approx(4 * 107.6e6)
+    assert memory_per_rank(replace(XL, precision="float32"), latent, 8)["weights in bf16"] == 0
+    assert memory_per_rank(replace(XL, activation_checkpointing=True), latent, 8)["weights in bf16"] == 0
+    assert memory_per_rank(XL, replace(SMALL, channels=3), 1)["autoencoder and Inception"] == 0
+
+
+def test_recomputed_activations_cost_another_forward_pass():
+    plain, again = (
+        step_evaluations(resolve(replace(PRESETS[name][1], activation_checkpointing=on)), 1)["update"]
+        for name, on in (("sit-xl-imagenet256", False), ("sit-xl-imagenet256", True))
+    )
+    assert again / plain == pytest.approx(4 / 3)
 
 
 def test_phases_of_the_steps_add_up_to_the_run():

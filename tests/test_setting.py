@@ -50,10 +50,10 @@ def train_error(capsys, tmp_path, monkeypatch):
 
 
 def test_a_network_that_is_not_there_is_one_sentence(train_error, random_weights, monkeypatch):  # noqa: F811
-    assert "no weights file at no.pth" in train_error("--reward-features", "inception", "--judge-features", "none",
-                                                      "--weights", "no.pth")  # fmt: skip
-    assert "write NAME=no.pth" in train_error("--weights", "no.pth")
-    assert "--weights names inception, which is not" in train_error("--weights", "inception=no.pth")
+    path = random_weights[0]
+    assert "--weights no.pth does not exist" in train_error("--weights", "fashion-a=no.pth")
+    assert f"write NAME={path}" in train_error("--weights", path)
+    assert "--weights names inception, which is not" in train_error("--weights", f"inception={path}")
     assert "unknown feature network 'fid'" in train_error("--reward-features", "fid")
     monkeypatch.setattr(
         fastfid.extractors.base, "load_inception", lambda *_: (_ for _ in ()).throw(ImportError("pip install it"))

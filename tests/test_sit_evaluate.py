@@ -177,7 +177,7 @@ def test_bad_input_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys
     [
         (["--network", "fashion-a", "--weights", "no.safetensors"], "no.safetensors"),
         (["--network", "no.pt"], "unknown feature network 'no.pt'"),
-        (["--network", "fashion-a", "fashion-b", "--weights", "x.npz"], "one weights file for 2 networks"),
+        (["--network", "fashion-a", "fashion-b", "--weights", "wide.npz"], "one weights file for 2 networks"),
         (["--reference", "wide.npz", "--network", "fashion-a"], "has d = 128"),
         (["--reference", "other.npz", "--network", "fashion-a"], "extractor of other.npz is fashion-b"),
         (["--reference", "cut.npz"], "cut.npz"),

@@ -208,7 +208,7 @@ def test_imagenet_preset_says_what_it_needs(capsys):
     with pytest.raises(SystemExit):
         main(["--preset", "sit-xl-imagenet256"])
     error = capsys.readouterr().err
-    assert "needs --checkpoint, --vae, --real:" in error and error.count("\n") == 1
+    assert "needs --checkpoint (" in error and "--vae (" in error and "--real (" in error and error.count("\n") == 1
 
 
 def test_unknown_preset_names_the_known(capsys):

@@ -9,11 +9,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 import fastfid.triton_kernels as kernels
+from fastfid import backend
+from fastfid.sqrtm import trace_sqrt_product
 
 HERE = Path(__file__).resolve().parent
 CHILD = HERE / "triton_interpreted.py"
@@ -80,9 +83,10 @@ def test_rank_update_reference_is_the_changed_matrix():
 def test_newton_schulz_reference_is_the_root():
     samples = normal(3, 40, 12)
     matrices = samples.mT @ samples
+    matrices = matrices / torch.linalg.matrix_norm(matrices)[:, None, None]
     expected = torch.linalg.eigvalsh(matrices).sqrt().sum(-1)
-    traces = module("newton_schulz").trace_sqrt_ref(matrices, 25)
-    torch.testing.assert_close(traces, expected, rtol=1e-12, atol=0)
+    *_, (y, _, _) = module("newton_schulz").iterates_ref(matrices, [(1.5, -0.5, 0.0)] * 25)
+    torch.testing.assert_close(y.diagonal(dim1=1, dim2=2).sum(-1), expected, rtol=1e-12, atol=0)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -109,11 +113,10 @@ def test_errors_name_argument_value_and_remedy():
         (lambda: rank.rank_update(torch.eye(5), w, w, torch.ones(3)), r"scale must be a number or \[2\], got \(3,\)"),
         (lambda: newton.fused_product(w, w), r"p must be \[b, n, n\]"),
         (lambda: newton.fused_product(w[:, :, :3], w[:, :, :3], precision="bf16"), "p must be torch.bfloat16 for"),
-        (lambda: newton.fused_product(*[w[:, :, :3]] * 2, out=w[:, :, :3]), "out must be .* apart from the inputs"),
-        (lambda: newton.trace_sqrt(w, 5), r"matrices must be \[b, n, n\], got \(2, 3, 5\)"),
-        (lambda: newton.trace_sqrt(w[:, :, :3], 0), "iterations must be at least 1, got 0"),
-        (lambda: newton.trace_sqrt(w[:, :, :3], 5, "fp8"), "precision must be one of ieee, .*, got fp8"),
-        (lambda: newton.trace_sqrt(w[:, :, :3], 5, scale=one), r"scale must be \[2\]"),
+        (lambda: newton.fused_product(w[:, :, :3], w), r"q must be \[b, n, n\] as p, got \(2, 3, 5\)"),
+        (lambda: next(newton.iterates(w, [])), r"matrix must be \[b, n, n\], got \(2, 3, 5\)"),
+        (lambda: next(newton.iterates(w[:, :, :3], [], "fp8")), "precision must be one of ieee, .*, got fp8"),
+        (lambda: next(newton.iterates(w[:, :, :3].double(), [])), "matrix must be torch.float32 .*, got torch.float64"),
     ]
     for call, message in wrong:
         with pytest.raises(ValueError, match=message):
@@ -127,8 +130,64 @@ def test_host_memory_is_refused_unless_interpreted(monkeypatch):
         lambda: module("swap_logdet").swap_logdet(w, w, one, one),
         lambda: module("moments").centred_moments(w[0], one),
         lambda: module("rank_update").rank_update(torch.eye(5), w, w),
-        lambda: module("newton_schulz").trace_sqrt(w[:, :, :3], 5),
+        lambda: next(module("newton_schulz").iterates(w[:, :, :3], [(1.5, -0.5, 0.0)])),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match="is on cpu, where Triton has no compiler; .* call the _ref function"):
+        with pytest.raises(ValueError, match="is on cpu, where Triton has no compiler; .* take torch's route"):
             call()
+
+
+# ------------------------------------------------------------------------------------------------ who calls the kernels
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    "requested, device, method, precision, name, why",
+    [
+        ("auto", CUDA, "newton_schulz", "float32", "triton", "data on cuda:0"),
+        ("auto", CUDA, "polar_express", "tf32", "triton", "data on cuda:0"),
+        ("auto", CUDA, "newton_schulz", "bfloat16", "torch", "the fused product has no bfloat16"),
+        ("auto", CUDA, "newton_schulz", "float64", "torch", "the fused product has no float64"),
+        ("auto", CUDA, "eigh", "float32", "torch", "eigenvalues are left to torch"),
+        ("auto", CPU, "newton_schulz", "float32", "torch", "data lives on cpu"),
+        ("cpp", CPU, "newton_schulz", "float32", "torch", "data lives on cpu"),
+        ("torch", CUDA, "newton_schulz", "float32", "torch", "asked for"),
+        ("triton", CUDA, "newton_schulz", "float32", "triton", "asked for"),
+    ],
+)
+def test_products_go_where_they_can(requested, device, method, precision, name, why, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert backend.choose_products(requested, device, method, precision) == (name, why)
+
+
+def test_products_asked_of_triton_in_vain(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="backend='triton' cannot be used: data lives on cpu; pass backend='auto'"):
+        trace_sqrt_product(torch.eye(3), torch.eye(3), "newton_schulz", backend="triton")
+    with pytest.raises(ValueError, match="cannot be used: the fused product has no float64"):
+        backend.choose_products("triton", CUDA, "newton_schulz", "float64")
+    with pytest.raises(ValueError, match="cannot be used: added rows require a gradient"):
+        backend.choose_products("triton", CUDA, "newton_schulz", "float32", needs_grad=True)
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, triton, got 'cpp'"):
+        trace_sqrt_product(torch.eye(3), torch.eye(3), "newton_schulz", backend="cpp")
+
+
+def test_the_cuda_factor_is_left_where_it_cannot_serve(monkeypatch):
+    swap = module("swap_logdet")
+    monkeypatch.setattr(swap, "_cuda_kernel", lambda: object())
+    block = mock.Mock(shared_memory_per_block_optin=163 << 10)  # an A100's
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: block)
+    assert swap.factor_obstacle(256, torch.float32, CUDA) == ""
+    assert swap.factor_obstacle(199, torch.float64, CUDA) == ""
+    assert swap.factor_obstacle(256, torch.float64, CUDA) == (
+        "256 rows need 270336 bytes of shared memory and a block has 166912"
+    )
+    assert swap.factor_obstacle(257, torch.float32, CUDA) == "257 rows exceed the CUDA kernel's 256"
+    assert swap.factor_obstacle(200, torch.float32, CPU) == "data lives on cpu"
+    why = backend.choose("auto", CUDA, rank=200).why
+    assert why == "data on cuda:0; 200 rows exceed a program's 128: Gram matrices by torch, factors by csrc/cuda"
+    monkeypatch.setattr(swap, "_cuda_kernel", lambda: None)
+    assert "torch's Cholesky, as fastfid._C was built without CUDA" in backend.choose("auto", CUDA, rank=200).why

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastfid import evaluate, frechet_distance
+from fastfid import evaluate, frechet_distance, uncertainty
 from fastfid.kernel_distance import gaussian_kernel, kid_and_mmd, mmd, polynomial_kernel
 from fastfid.materials import Material, Settings
 from fastfid.moments import FeatureMoments
@@ -19,8 +19,8 @@ from fastfid.protocols import protocol_named
 from fastfid.scores import Pair, compute, inception_score
 from fastfid.uncertainty import (
     JACKKNIFE_ROWS,
+    ClassProbabilities,
     coverage_interval,
-    inception_score_variance,
     jackknife_variance,
     line_through,
     mmd_variance,
@@ -96,12 +96,21 @@ def test_inception_score_variance_is_the_jackknife_by_brute_force():
     logits = 2 * rows(40, np.random.default_rng(3), d=6).double()
     without = [inception_score(torch.cat([logits[:i], logits[i + 1 :]]), 1, None)[0] for i in range(40)]
     expected = 39 / 40 * np.square(np.array(without) - np.mean(without)).sum()
-    log_p = logits.log_softmax(1)
-    assert inception_score_variance(log_p) == pytest.approx(expected, rel=1e-9)
-    assert inception_score_variance(log_p[:1]) is None
-    sure = torch.full((5, 3), -math.inf, dtype=torch.float64)
+    assert ClassProbabilities(logits).variance() == pytest.approx(expected, rel=1e-9)
+    assert ClassProbabilities(logits[:1]).variance() is None
+    sure = torch.full((5, 3), -1e30, dtype=torch.float64)
     sure[[0, 1, 2, 3, 4], [0, 1, 2, 0, 1]] = 0.0  # p of 0 and 1
-    assert inception_score_variance(sure.clamp_min(-1e30)) > 0
+    assert ClassProbabilities(sure).variance() > 0
+
+
+def test_the_inception_score_is_made_block_by_block(monkeypatch):
+    """No copy of all logits: the same numbers, to the rounding of a sum of 100 terms, from blocks of 7 rows."""
+    logits, order = rows(100, np.random.default_rng(3), d=6), torch.randperm(100)
+    whole = ClassProbabilities(logits, order)
+    monkeypatch.setattr(uncertainty, "ENTROPY_ROWS", 7)
+    parts = ClassProbabilities(logits, order)
+    assert max(len(block) for block in parts.blocks()) == 7
+    assert (parts.score(), parts.variance()) == pytest.approx((whole.score(), whole.variance()), rel=1e-12)
 
 
 # --- repeated draws ----------------------------------------------------------------------------------------------
@@ -137,8 +146,8 @@ def test_kernel_intervals_of_equal_distributions_are_wide():
 def test_inception_score_intervals_hold():
     repeats, found = 200, []
     for i in range(repeats):
-        log_p = (2 * rows(300, np.random.default_rng([6, i]), d=5)).double().log_softmax(1)
-        found.append((inception_score(log_p, 1, None)[0], math.sqrt(inception_score_variance(log_p))))
+        probabilities = ClassProbabilities(2 * rows(300, np.random.default_rng([6, i]), d=5))
+        found.append((probabilities.score(), math.sqrt(probabilities.variance())))
     values = np.array([value for value, _ in found])
     ratio = np.mean([error**2 for _, error in found]) / values.var(ddof=1)
     assert abs(ratio - 1) < 4 * math.sqrt(2 / repeats)
@@ -236,6 +245,9 @@ def test_coverage_of_few_images_has_no_interval():
     assert coverage_interval(0.5, rows(49, rng), rows(60, rng), 5) is None
     score = evaluate(rows(49, rng), rows(60, rng), metrics=["coverage"])["coverage"]
     assert score.interval is None and "too few" in score.method
+    for n, words in ((60, "2 random parts of both sides, both drawn anew; wide, as"), (250, "10 random parts")):
+        score = evaluate(rows(n, rng), rows(n, rng), metrics=["coverage"])["coverage"]
+        assert f"; spread of {words}" in score.method and ("wide" in score.method) == (n == 60)
     error, (low, high) = coverage_interval(
         1.0, rows(50, rng), rows(50, rng).repeat(20, 1), 5
     )  # of parts that all agree

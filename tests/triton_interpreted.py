@@ -17,9 +17,11 @@ import torch
 import triton
 import triton.language as tl
 import triton_interpreter
+from pretend_cuda import pretended
 
 triton_interpreter.install()
 
+from fastfid import FeatureMoments, SwapEngine, backend, frechet_distance, sqrtm  # noqa: E402
 from fastfid.triton_kernels import interpreted, moments, newton_schulz, rank_update, swap_logdet  # noqa: E402
 
 EPS = 2.0**-24  # rounding of float32
@@ -380,71 +382,193 @@ def test_fused_product_with_strides_and_far_apart():
     assert torch.equal(out, newton_schulz.fused_product(p, q, p, gamma=0.5, precision="ieee"))
 
 
-STEPS = 11  # what eigenvalues of 5e-3 of the Frobenius norm need
+POLYNOMIALS = {"newton_schulz": sqrtm.newton_schulz(11), "polar_express": sqrtm.polar_express(7)}
 
 
-def spectra(n=40, least=1e-2):
-    """Matrices [2, n, n] float64 of unlike size, eigenvalues down to `least` of the largest; traces of their roots."""
+def matrices_and_traces(n=40, least=1e-2):
+    """Matrices [2, n, n] float64 of norm one, eigenvalues down to `least` of the largest, and traces of their roots."""
     basis = torch.linalg.qr(normal(2, n, n, seed=8)).Q
-    values = torch.logspace(0, math.log10(least), n).double() * torch.tensor([[1.0], [50.0]], dtype=torch.float64)
+    values = torch.logspace(0, math.log10(least), n).double().expand(2, n)
+    values = values / torch.linalg.vector_norm(values, dim=1, keepdim=True)
     return (basis * values[:, None]) @ basis.mT, values.sqrt().sum(-1)
 
 
+def last(iterates):
+    return [step for step in iterates][-1]
+
+
 @functools.cache
-def relative_traces(precision):
+def relative_traces(method, precision):
     """Trace by the kernel over that of the float64 iteration, [1]."""
-    matrices = spectra()[0][:1]
-    return newton_schulz.trace_sqrt(matrices.float(), STEPS, precision) / newton_schulz.trace_sqrt_ref(matrices, STEPS)
+    matrix, polynomials = matrices_and_traces()[0][:1], POLYNOMIALS[method]
+    y, z, _ = last(newton_schulz.iterates(matrix.to(newton_schulz.PRECISIONS[precision][0]), polynomials, precision))
+    assert torch.equal(y, y.mT) and torch.equal(z, z.mT)
+    return sqrtm.trace_of(y) / sqrtm.trace_of(last(newton_schulz.iterates_ref(matrix, polynomials))[0])
 
 
-def test_the_iteration_converges():
-    matrices, expected = spectra()
-    torch.testing.assert_close(newton_schulz.trace_sqrt_ref(matrices, STEPS + 4), expected, rtol=1e-9, atol=0)
-    torch.testing.assert_close(newton_schulz.trace_sqrt_ref(matrices, STEPS), expected, rtol=1e-6, atol=0)
+@pytest.mark.parametrize("method", POLYNOMIALS)
+def test_reference_iteration_converges(method):
+    matrices, expected = matrices_and_traces()
+    traces, inverses, residual = last(
+        newton_schulz.iterates_ref(matrices, POLYNOMIALS[method] + [(1.5, -0.5, 0.0)] * 4)
+    )
+    torch.testing.assert_close(sqrtm.trace_of(traces), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(traces @ inverses, torch.eye(40).double().expand(2, 40, 40), rtol=0, atol=1e-9)
+    assert (residual < 1e-7).all()
+
+
+@pytest.mark.parametrize("method", POLYNOMIALS)
+def test_reference_iterates_are_those_of_torchs_route(method):
+    matrices, polynomials = matrices_and_traces()[0], POLYNOMIALS[method]
+    ours = newton_schulz.iterates_ref(matrices, polynomials)
+    for step, torchs in zip(ours, sqrtm.iterates(matrices, polynomials, "float64"), strict=True):
+        for one, other in zip(step, torchs, strict=True):
+            # float64 rounding times ‖Y‖‖Z‖ of at most 10²
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
-def test_trace_sqrt(precision):
-    matrices = spectra()[0][:1]
-
-    def multiply(p, q, x=None, *, alpha=0.0, beta=1.0, gamma=1.0, symmetric=True, precision, out):
-        return gamma * (p @ q) + alpha * torch.eye(p.shape[-1]) + (0 if x is None else beta * x)
-
-    plain = newton_schulz._trace_sqrt(matrices.float(), STEPS, "ieee", None, multiply, torch.float32)
-    plain = plain / newton_schulz.trace_sqrt_ref(matrices, STEPS)
+@pytest.mark.parametrize("method", POLYNOMIALS)
+def test_iterates(method, precision):
+    matrix, polynomials = matrices_and_traces()[0][:1], POLYNOMIALS[method]
+    torchs = sqrtm.trace_of(last(sqrtm.iterates(matrix.float(), polynomials, "float32"))[0])
+    exact = sqrtm.trace_of(last(newton_schulz.iterates_ref(matrix, polynomials))[0])
     # floor: every step rounds n diagonal entries of order one of a trace of order n, by one ε each
-    assert_as_good_as_torch(relative_traces(precision), torch.ones(1).double(), plain, floor=STEPS * EPS)
+    floor = len(polynomials) * EPS
+    assert_as_good_as_torch(relative_traces(method, precision), torch.ones(1).double(), torchs / exact, floor)
 
 
-def test_trace_sqrt_of_short_formats_loses_what_they_lack():
-    error = {precision: (relative_traces(precision) - 1).abs().max().item() for precision in newton_schulz.PRECISIONS}
-    # seen: ieee 1e-9, tf32x3 3e-8, tf32 7e-5, bf16 2e-4 of the trace: 2⁻¹² and 2⁻⁹ an entry, mostly averaged out
+def test_short_formats_lose_what_they_lack():
+    error = {p: (relative_traces("newton_schulz", p) - 1).abs().max().item() for p in newton_schulz.PRECISIONS}
+    # 2⁻¹² and 2⁻⁹ an entry, mostly averaged out in the trace
     assert 10 * error["ieee"] < error["tf32"] < 2.0**-10
     assert 10 * error["ieee"] < error["bf16"] < 2.0**-6
 
 
 def test_steps_after_convergence_are_harmless():
     # a symmetrised residual would have diverged: see the derivation in newton_schulz.py
-    matrices, expected = spectra(least=1e-3)
-    traces = newton_schulz.trace_sqrt(matrices[:1].float(), 20, "ieee")
-    torch.testing.assert_close(traces, expected[:1], rtol=1e-6, atol=0)
+    matrices, expected = matrices_and_traces(least=1e-3)
+    y, z, residual = last(newton_schulz.iterates(matrices[:1].float(), sqrtm.newton_schulz(20), "ieee"))
+    torch.testing.assert_close(sqrtm.trace_of(y), expected[:1], rtol=1e-6, atol=0)
+    assert residual < 1e-4
 
 
-def test_trace_sqrt_of_a_bounded_of_zero_and_of_no_matrix():
-    matrices, expected = spectra(least=0.5)
-    fewer = newton_schulz.trace_sqrt(matrices[1:].float(), 4, "ieee", scale=torch.tensor([50.0]))  # below the norm
-    torch.testing.assert_close(fewer, expected[1:], rtol=1e-5, atol=0)
-    assert not newton_schulz.trace_sqrt(torch.zeros(2, 5, 5), 3).any()
-    assert newton_schulz.trace_sqrt(torch.zeros(0, 5, 5), 3).shape == (0,)
+def test_iterates_of_zero_and_of_no_matrix():
+    y, z, residual = last(newton_schulz.iterates(torch.zeros(2, 5, 5), sqrtm.newton_schulz(3)))
+    assert not y.any() and torch.equal(residual, torch.ones(2).double())
+    assert last(newton_schulz.iterates(torch.zeros(0, 5, 5), sqrtm.polar_express(3)))[0].shape == (0, 5, 5)
 
 
-# --------------------------------------------------------------------------------------------------------------- engine
+# ------------------------------------------------------------------------------------------------ who calls the kernels
+
+
+def counted(monkeypatch, module, name):
+    """The calls of a launcher from now on, as a list that grows."""
+    calls, launcher = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args, **options: calls.append(name) or launcher(*args, **options))
+    return calls
+
+
+@pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-6), ("tf32", 1e-4)])
+def test_trace_sqrt_product_goes_by_the_kernel(method, precision, tolerance, monkeypatch):
+    # κ(M) < 4: what is left after the correction is float32's rounding, or that of tf32 squared
+    products = counted(monkeypatch, newton_schulz, "fused_product")
+    one = torch.eye(20, dtype=torch.float64) + 0.1 * torch.cov(normal(20, 80, seed=3))
+    many = torch.stack([one, torch.eye(20).double()])
+    exact = sqrtm.trace_sqrt_product(one, many)
+    terms = sqrtm.trace_sqrt_terms(one, many, method, precision=precision, iterations=8, backend="triton")
+    per_step = 3 if method == "newton_schulz" else 4  # less E and Z of the first step, where Z is the identity
+    assert len(products) == 8 * per_step - 2
+    torch.testing.assert_close(terms.trace, exact, rtol=tolerance, atol=0)
+    assert (terms.residual < 1e-2).all()
+
+
+@pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
+def test_the_engine_takes_roots_by_the_kernels(method, monkeypatch):
+    monkeypatch.setattr("fastfid.swap.PRODUCT_STEPS", {"newton_schulz": 8, "polar_express": 5})  # it is slow
+    updates = counted(monkeypatch, rank_update, "rank_update")
+    products = counted(monkeypatch, newton_schulz, "fused_product")
+    real, reference, added = normal(60, 7), normal(50, 7, seed=1), normal(3, 4, 7, seed=2)
+    removed = torch.tensor([[0, 7, 9], [1, 2, 3], [8, 30, 49]])
+    changes = {}
+    for name in ("triton", "torch"):
+        engine = SwapEngine(FeatureMoments.from_features(real), reference, backend=name, method=method)
+        changes[name] = engine.change(removed, added)
+        assert engine.report()["backend"] == name
+        assert engine.report()["backend_why"] == "asked for"
+        assert bool(updates) and bool(products)
+    assert len(updates) == 1
+    # the same steps in float32 from matrices of order one, traces of 7 roots
+    torch.testing.assert_close(changes["triton"], changes["torch"], rtol=0, atol=7 * 20 * EPS)
+
+
+@pytest.mark.parametrize("method", ["logdet", "newton_schulz", "polar_express"])
+def test_auto_takes_the_kernels_on_a_cuda_device(method, monkeypatch):
+    """The device is pretended (tests/pretend_cuda.py), its kernels are interpreted."""
+    monkeypatch.setattr("fastfid.swap.PRODUCT_STEPS", {"newton_schulz": 8, "polar_express": 5})
+    obstacle = backend._triton_obstacle  # which the pretended device replaces
+    launched = [counted(monkeypatch, swap_logdet, "swap_logdet"), counted(monkeypatch, newton_schulz, "fused_product")]
+    real, reference, added = normal(60, 7), normal(50, 7, seed=1), normal(2, 3, 7, seed=2)
+    removed = torch.tensor([[0, 7, 9], [1, 2, 3]])
+    options = {"method": method, "tol": 1e-3}
+    plain = SwapEngine(FeatureMoments.from_features(real), reference, backend="torch", **options).change(removed, added)
+    with pretended() as cuda:
+        monkeypatch.setattr(backend, "_triton_obstacle", obstacle)
+        fused = FeatureMoments.from_features(real.float().to(cuda), kernel="triton")
+        engine = SwapEngine(fused, reference.to(cuda), **options)
+        change = engine.change(removed.to(cuda), added.to(cuda))
+        report = engine.report()
+        assert change.device == fused.cov.device == cuda
+        change = change.cpu()
+    assert (report["backend"], report["backend_why"]) == ("triton", "data on cuda:0")
+    assert [bool(calls) for calls in launched] == [method == "logdet", method != "logdet"]
+    # float32 moments (60 rows), rows and products of order one, 7 roots
+    torch.testing.assert_close(change, plain, rtol=0, atol=7 * 20 * EPS)
+
+
+@pytest.mark.parametrize("dtype", moments.DTYPES)
+def test_feature_moments_go_by_the_kernel(dtype, monkeypatch):
+    calls = counted(monkeypatch, moments, "centred_moments")
+    x, others = (normal(n, 9, seed=n).to(dtype) * 3 + 20 for n in (130, 77))
+    whole = FeatureMoments.from_features(torch.cat([x, others]), {"extractor": "e"})
+    fused = FeatureMoments.from_features(x, {"extractor": "e"}, kernel="triton")
+    kept = fused.cov
+    mixed = fused.copy().update(others[:30]).update(others[30:], kernel="triton")  # and rows that wait in the buffer
+    fused.update(others, kernel="triton").update(others[:0], kernel="triton")
+    assert calls and torch.equal(kept, FeatureMoments.from_features(x, kernel="triton").cov)
+    size = whole.cov.diagonal().sqrt()
+    for made in (fused, mixed):
+        assert made.count == whole.count == 207 and made.provenance == whole.provenance
+        # entries of order one a product, 207 of random sign in float32, over 206
+        assert ((made.cov - whole.cov).abs() <= 16 * EPS * size[:, None] * size).all()
+        torch.testing.assert_close(made.mean, whole.mean, rtol=0, atol=16 * EPS * size.max().item())
+    assert frechet_distance(fused, whole) < 1e-6
+    assert torch.equal(fused.cov, fused.cov.T)
+    fused.update(x)  # the buffer takes over
+    assert fused.count == 337 and torch.equal(kept, FeatureMoments.from_features(x, kernel="triton").cov)
+
+
+def test_feature_moments_by_the_kernel_refuse_what_it_lacks():
+    x = normal(5, 3)
+    with pytest.raises(ValueError, match="x must be float32, float16 or bfloat16, got torch.float64; kernel='torch'"):
+        FeatureMoments.from_features(x, kernel="triton")
+    with pytest.raises(ValueError, match="kernel='triton' carries no gradient; detach"):
+        FeatureMoments.from_features(x.float().requires_grad_(), kernel="triton")
+    with pytest.raises(ValueError, match="kernel must be 'torch' or 'triton', got 'cuda'"):
+        FeatureMoments.empty(3).update(x, kernel="cuda")
+
+
+def test_wide_changes_say_who_factors_them():
+    real, reference = normal(400, 5), normal(300, 5, seed=1)
+    engine = SwapEngine(FeatureMoments.from_features(real), reference, backend="triton", tol=1e-3)
+    engine.change(torch.arange(70)[None], normal(1, 70, 5, seed=2))
+    why = engine.report()["backend_why"]
+    assert "140 rows exceed a program's 128" in why and "torch's Cholesky, as data lives on cpu" in why
 
 
 @pytest.mark.parametrize("m_r, m_a", [(3, 4), (0, 2), (5, 0)])
 def test_the_engine_scores_the_same_through_the_kernel(m_r, m_a):
-    from fastfid import SwapEngine
-
     rng = np.random.default_rng(m_r)
     real, reference, added = (rng.standard_normal(shape) for shape in ((60, 7), (50, 7), (2, m_a, 7)))
     removed = np.stack([rng.permutation(50)[:m_r] for _ in range(2)])

@@ -198,7 +198,7 @@ void apply_inverses(const ChangedRows<T>& rows, int64_t c, const Layout<T>& at, 
 
 template <class T>
 void candidate_gradient(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack, int64_t c,
-                        const T* shared, T* memory, T* gradient, double* logdets, double* wrong) {
+                        const T* shared, T* memory, T* gradient, double* logdets, double* wrong, double* remaining) {
     constexpr int64_t width = Vector<T>::width;
     const Layout<T> at(rows.removed + rows.added, shared ? rows.removed : 0, rows.rank, plan);
     const GradientLayout<T> grad(rows.removed, rows.added, plan, at);
@@ -207,6 +207,7 @@ void candidate_gradient(const ChangedRows<T>& rows, const WeightPlan<T>& plan, c
     weighted_grams(rows, plan, c, at, of);
     for (int64_t set = 0; set < at.sets; set++) {
         store(decompose(rows, at, slack, shared, set, of), at, set, logdets, wrong);
+        if (!set) *remaining = remaining_share_of(rows, of);
         alignas(64) T omega[width] = {};
         for (int64_t q = 0; q < width && set * width + q < at.nodes; q++) {
             if (logdets[set * width + q] != logdets[set * width + q]) return;

@@ -16,12 +16,13 @@ struct Kernels {
     // Elements of T of what candidates that remove the same rows share, and that part from the rows of candidate c.
     int64_t (*shared_size)(int64_t removed, const WeightPlan<T>& plan);
     void (*share_removed)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, T* memory, T* shared);
-    // Candidate c: logdets [nodes], wrong [nodes] where a logdet is NaN.  shared: its removed rows' part, or null.
+    // Candidate c: logdets [nodes], wrong [nodes] where a logdet is NaN, and the smallest eigenvalue of I − G_rr at the first node.
+    // shared: its removed rows' part, or null.
     void (*logdets)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, const T* shared, T* memory,
-                    double* logdets, double* wrong);
+                    double* logdets, double* wrong, double* remaining);
     // Candidate c: gradient [added, rank] of Σ_q node_weights[q]·log|det(J + G_q)| in its rows z_a.
     void (*gradient)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack, int64_t c,
-                     const T* shared, T* memory, T* gradient, double* logdets, double* wrong);
+                     const T* shared, T* memory, T* gradient, double* logdets, double* wrong, double* remaining);
     // Candidate c of one row each way: sums [3, nodes] of w_r w_r f, w_r w_a f, w_a w_a f, f the node weights.  memory: 192
     // bytes for each function of the plan's largest group.
     void (*singles)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, T* memory, double* sums);

@@ -72,13 +72,22 @@ LogDeterminants<T> decompose(const ChangedRows<T>& rows, const Layout<T>& at, do
     return logs;
 }
 
+// Of the candidate whose first set of nodes is decomposed, `remaining_share`; the panel is free by then.
+template <class T>
+double remaining_share_of(const ChangedRows<T>& rows, const Workspace<T>& of) {
+    return remaining_share(rows.removed, of.lanes, of.pivots, (double*)of.panel);
+}
+
 template <class T>
 void candidate_logdets(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, const T* shared, T* memory,
-                       double* logdets, double* wrong) {
+                       double* logdets, double* wrong, double* remaining) {
     const Layout<T> at(rows.removed + rows.added, shared ? rows.removed : 0, rows.rank, plan);
     const Workspace<T> of(at, memory);
     weighted_grams(rows, plan, c, at, of);
-    for (int64_t set = 0; set < at.sets; set++) store(decompose(rows, at, slack, shared, set, of), at, set, logdets, wrong);
+    for (int64_t set = 0; set < at.sets; set++) {
+        store(decompose(rows, at, slack, shared, set, of), at, set, logdets, wrong);
+        if (!set) *remaining = remaining_share_of(rows, of);
+    }
 }
 
 }  // namespace FASTFID_ISA

@@ -90,6 +90,9 @@ void share(int64_t tasks, int threads, int64_t elements, const Work& work) {
         &team);
 }
 
+// Removed rows' parts kept at once, unless each thread's first takes more; 50 rows and 16 nodes take 0.1 MB.
+constexpr int64_t SHARED_BYTES = 16 << 20;
+
 // The first candidate with a NaN among its log-determinants.
 WrongPivot first_wrong(const double* logdets, const std::vector<double>& wrong, int64_t nodes) {
     for (int64_t i = 0; i < int64_t(wrong.size()); i++)
@@ -99,66 +102,83 @@ WrongPivot first_wrong(const double* logdets, const std::vector<double>& wrong, 
 
 }  // namespace
 
-// Of each candidate, the part it shares with its neighbours that remove the same rows in the same order; null where there are none.
+// Candidates first … last−1, and of each the part it shares with its neighbours that remove the same rows in the same order; null
+// where there are none.
 template <class T>
 class SharedParts {
 public:
-    SharedParts(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const Kernels<T>& kernels, double slack, int threads)
-        : part_of_(rows.candidates, nullptr) {
-        std::vector<int64_t> firsts, run_of(rows.candidates, -1);
-        for (int64_t c = 1; c < rows.candidates; c++) {
-            if (!same_removed(rows, c - 1, c)) continue;
-            if (run_of[c - 1] < 0) {
-                run_of[c - 1] = int64_t(firsts.size());
+    // As many candidates from `first` on as take SHARED_BYTES together.
+    SharedParts(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const Kernels<T>& kernels, double slack, int threads, int64_t first)
+        : first_(first), part_of_(1, nullptr) {
+        const int64_t size = kernels.shared_size(rows.removed, plan), most = std::max<int64_t>(threads, SHARED_BYTES / std::max<int64_t>(1, size * sizeof(T)));
+        std::vector<int64_t> firsts, run_of(1, -1);
+        int64_t c = first + 1;
+        for (; c < rows.candidates; c++) {
+            const bool same = same_removed(rows, c - 1, c);
+            if (same && run_of.back() < 0) {
+                run_of.back() = int64_t(firsts.size());
                 firsts.push_back(c - 1);
             }
-            run_of[c] = run_of[c - 1];
+            if (!same && int64_t(firsts.size()) == most) break;
+            run_of.push_back(same ? run_of.back() : -1);
         }
+        part_of_.resize(c - first, nullptr);
         if (firsts.empty()) return;
-        const int64_t size = kernels.shared_size(rows.removed, plan);
         memory_ = zeroed<T>(int64_t(firsts.size()) * size);
-        for (int64_t c = 0; c < rows.candidates; c++)
-            if (run_of[c] >= 0) part_of_[c] = memory_.get() + run_of[c] * size;
+        for (int64_t i = 0; i < c - first; i++)
+            if (run_of[i] >= 0) part_of_[i] = memory_.get() + run_of[i] * size;
         share<T>(int64_t(firsts.size()), threads, kernels.workspace(rows.removed, 0, rows.rank, plan, false),
                  [&](int64_t run, T* memory) {
                      kernels.share_removed(rows, plan, slack, firsts[run], memory, memory_.get() + run * size);
                  });
     }
-    const T* operator[](int64_t c) const { return part_of_[c]; }
+    int64_t count() const { return int64_t(part_of_.size()); }
+    const T* operator[](int64_t c) const { return part_of_[c - first_]; }
 
 private:
     static bool same_removed(const ChangedRows<T>& rows, int64_t a, int64_t b) {
         const int64_t *first = rows.index + a * rows.removed, *second = rows.index + b * rows.removed;
         return rows.removed > 0 && rows.added > 0 && std::equal(first, first + rows.removed, second);
     }
+    int64_t first_;
     Buffer<T> memory_;
     std::vector<T*> part_of_;
 };
 
+// Calls work(candidate, shared part or null, memory) for every candidate.
+template <class T, class Work>
+void share_candidates(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const Kernels<T>& kernels, double slack, int threads,
+                      bool gradient, const Work& work) {
+    const int64_t elements = kernels.workspace(rows.removed, rows.added, rows.rank, plan, gradient);
+    for (int64_t first = 0; first < rows.candidates;) {
+        const SharedParts<T> shared(rows, plan, kernels, slack, threads, first);
+        share<T>(shared.count(), threads, elements, [&](int64_t i, T* memory) { work(first + i, shared[first + i], memory); });
+        first += shared.count();
+    }
+}
+
 template <class T>
 WrongPivot swap_logdet(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int threads, const std::string& isa,
-                       double* logdets) {
+                       double* logdets, double* remaining) {
     const Kernels<T> kernels = kernels_of<T>(isa);
-    const SharedParts<T> shared(rows, plan, kernels, slack, threads);
     std::vector<double> wrong(rows.candidates * plan.nodes, 0.0);
-    share<T>(rows.candidates, threads, kernels.workspace(rows.removed, rows.added, rows.rank, plan, false),
-             [&](int64_t c, T* memory) {
-                 kernels.logdets(rows, plan, slack, c, shared[c], memory, logdets + c * plan.nodes, wrong.data() + c * plan.nodes);
-             });
+    std::fill_n(remaining, rows.candidates, 1.0);  // without nodes nothing is factored
+    share_candidates(rows, plan, kernels, slack, threads, false, [&](int64_t c, const T* shared, T* memory) {
+        kernels.logdets(rows, plan, slack, c, shared, memory, logdets + c * plan.nodes, wrong.data() + c * plan.nodes, remaining + c);
+    });
     return first_wrong(logdets, wrong, plan.nodes);
 }
 
 template <class T>
 WrongPivot swap_gradient(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack,
-                         int threads, const std::string& isa, double* logdets, T* gradient) {
+                         int threads, const std::string& isa, double* logdets, double* remaining, T* gradient) {
     const Kernels<T> kernels = kernels_of<T>(isa);
-    const SharedParts<T> shared(rows, plan, kernels, slack, threads);
     std::vector<double> wrong(rows.candidates * plan.nodes, 0.0);
-    share<T>(rows.candidates, threads, kernels.workspace(rows.removed, rows.added, rows.rank, plan, true),
-             [&](int64_t c, T* memory) {
-                 kernels.gradient(rows, plan, node_weights, slack, c, shared[c], memory, gradient + c * rows.added * rows.rank,
-                                  logdets + c * plan.nodes, wrong.data() + c * plan.nodes);
-             });
+    std::fill_n(remaining, rows.candidates, 1.0);  // without nodes nothing is factored
+    share_candidates(rows, plan, kernels, slack, threads, true, [&](int64_t c, const T* shared, T* memory) {
+        kernels.gradient(rows, plan, node_weights, slack, c, shared, memory, gradient + c * rows.added * rows.rank,
+                         logdets + c * plan.nodes, wrong.data() + c * plan.nodes, remaining + c);
+    });
     return first_wrong(logdets, wrong, plan.nodes);
 }
 
@@ -193,9 +213,10 @@ std::vector<std::string> instruction_sets() {
 }
 
 #define FASTFID_INSTANTIATE(T)                                                                                               \
-    template WrongPivot swap_logdet(const ChangedRows<T>&, const WeightPlan<T>&, double, int, const std::string&, double*);  \
+    template WrongPivot swap_logdet(const ChangedRows<T>&, const WeightPlan<T>&, double, int, const std::string&, double*,   \
+                                    double*);                                                                                \
     template WrongPivot swap_gradient(const ChangedRows<T>&, const WeightPlan<T>&, const double*, double, int,               \
-                                      const std::string&, double*, T*);                                                      \
+                                      const std::string&, double*, double*, T*);                                             \
     template void swap_singles(const ChangedRows<T>&, const WeightPlan<T>&, int, const std::string&, double*);
 FASTFID_INSTANTIATE(float)
 FASTFID_INSTANTIATE(double)

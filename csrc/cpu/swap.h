@@ -14,15 +14,16 @@
 
 namespace fastfid {
 
-// log|det(J + G_q)| of every candidate and node: logdets [candidates, nodes].
+// log|det(J + G_q)| of every candidate and node: logdets [candidates, nodes], and what the removal leaves of the direction it takes
+// most of, remaining [candidates]: the smallest eigenvalue of I − G_rr at the first node, estimated from above.
 template <class T>
 WrongPivot swap_logdet(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int threads, const std::string& isa,
-                       double* logdets);
+                       double* logdets, double* remaining);
 
 // The same and the gradient [candidates, added, rank] of Σ_q node_weights[q]·logdets[:, q] in the rows z_a.
 template <class T>
 WrongPivot swap_gradient(const ChangedRows<T>& rows, const WeightPlan<T>& plan, const double* node_weights, double slack,
-                         int threads, const std::string& isa, double* logdets, T* gradient);
+                         int threads, const std::string& isa, double* logdets, double* remaining, T* gradient);
 
 // Products [candidates, 3, nodes] of single swaps: Σ w_r w_r f, Σ w_r w_a f, Σ w_a w_a f, f the node weights.
 template <class T>

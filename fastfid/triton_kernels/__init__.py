@@ -33,7 +33,7 @@ def check_device(**tensors: torch.Tensor) -> None:
     if first.type != "cuda" and not interpreted():
         raise ValueError(
             f"{first_name} is on {first}, where Triton has no compiler; "
-            "move it to a CUDA device or call the _ref function"
+            "move it to a CUDA device or take torch's route, of a kernel its _ref function"
         )
 
 

@@ -1,39 +1,41 @@
-"""Traces of matrix square roots by the coupled Newton–Schulz iteration, with fused and half-computed products.
+"""Square roots of matrices by coupled polynomial iterations, with fused and half-computed products.
 
-For A symmetric positive semidefinite with λ_max(A) ≤ s, the iteration
+For A symmetric positive semidefinite with λ_max(A) ≤ 1 the iteration of fastfid/sqrtm.py
 
-    Y₀ = A/s,  Z₀ = I,    T = (3I − Z Y)/2,    Y ← Y T,   Z ← T Z
+    Y₀ = A,  Z₀ = I,    T = Z Y,    W = aI + bT + cT²,    Y ← Y W,   Z ← W Z
 
-converges to Y = (A/s)^½, Z = (A/s)^−½ (Higham, Functions of Matrices, 2008, eq. 6.35), each eigenvalue y² = λ/s of its
-own: y grows by 3/2 a step while small, then quadratically.  With the residual E = I − Z Y, T = I + E/2 and
+converges to Y = A^½, Z = A^−½; (3/2, −1/2, 0) at every step is Newton–Schulz (Higham, Functions of Matrices, 2008,
+eq. 6.35).  It is computed with the residual E = I − T: with p₀ = a + b + c, p₁ = −(b + 2c) and p₂ = c
 
-    E = I − Z Y,    Y ← Y + ½ Y E,    Z ← Z + ½ E Z,                                                            (1)
+    E = I − Z Y,    W = p₀I + p₁E + p₂E²,    Y ← Y W = p₀Y + p₁Y E  and  Z ← W Z = p₀Z + p₁E Z  where c = 0.   (1)
 
-which is how it is computed: near convergence T is one plus something small, and E keeps that something's digits where a
-stored T, in bf16 above all, has rounded them away (emulated tf32, n = 40, loses 2e-4 of a trace with T and 6e-5 with
-E).  The last step needs no product but E: tr(Y + ½ Y E) = tr Y + ½ Σ Y∘E.
+Near convergence W is one plus something small, and E keeps that something's digits where a stored T has rounded them
+away (emulated tf32, n = 40, loses 2e-4 of a trace with T and 6e-5 with E).
 
 What may be taken for symmetric.  Y, Z and E are polynomials in A, so every product of (1) is symmetric in exact
 arithmetic.  Rounding errors are not.  With small errors F of Y and G of Z, both symmetric, entry (i, j) in A's
 eigenbasis of δE is −(y_j G_ij + F_ij/y_i), which has no symmetry, but Y δE has: −(y_i y_j G_ij + F_ij).  So both
-updates may be symmetrised, and are: (F, G) goes to ½(F − y_i y_j G), ½(G − F/(y_i y_j)), a projection, and nothing
-grows.  E may not be: ½(δE + δEᵀ) turns the projection into a map with the eigenvalue 1 − (2 + ρ + 1/ρ)/4, ρ = y_i/y_j,
-below −1 as soon as cond(A) > 34.  Tried in float32 with n = 40 and cond(A) = 1e3: with a symmetrised E the error of the
-trace grows about fourfold a step from step 14 on and overflows before step 25; with a full E it stays at 1e-7.  So E
-costs n³ multiplications and each update n³/2, two thirds of the plain iteration.
+updates may be symmetrised, and are: at the end of Newton–Schulz (F, G) goes to ½(F − y_i y_j G), ½(G − F/(y_i y_j)), a
+projection, and nothing grows.  E may not be: ½(δE + δEᵀ) turns the projection into a map with the eigenvalue
+1 − (2 + ρ + 1/ρ)/4, ρ = y_i/y_j, below −1 as soon as cond(A) > 34.  Tried in float32 with n = 40 and cond(A) = 1e3:
+with a symmetrised E the error of the trace grows about fourfold a step from step 14 on and overflows before step 25;
+with a full E it stays at 1e-7.  The same holds of W: δW_ij is δE_ij times a symmetric function of t_i and t_j.  So E
+and W cost n³ multiplications each and an update n³/2.
 
 One kernel.  All three products have the form
 
     C = α I + β X + γ P Q                                                                                       (2)
 
-with (α, X, γ) = (1, none, −1), (0, Y, ½), (0, Z, ½), and the polynomial is applied in registers.  A symmetric C is
-computed on a triangular grid, tiles on and below the diagonal; a tile is stored once at (i, j) and, by the same
-program, its transpose at (j, i), so that C is symmetric to the last bit.  Q may be any matrix: a symmetric one is
-passed as its transpose, so that both operands stream along rows.
+with (α, X, β, γ) = (1, none, 0, −1) for E, (p₀, E, p₁, p₂) for W, (0, Y, p₀, p₁) and (0, Z, p₀, p₁) for the updates,
+and the polynomial is applied in registers.  A symmetric C is computed on a triangular grid, tiles on and below the
+diagonal; a tile is stored once at (i, j) and, by the same program, its transpose at (j, i), so that C is symmetric to
+the last bit.  Q may be any matrix: a symmetric one is passed as its transpose, so that both operands stream along rows.
 
 Legend: b matrix of the batch, n order, i row and j column of C, in tiles of BLOCK each way, p position along the
 product, t number of a tile.
 """
+
+from functools import partial
 
 import torch
 import triton
@@ -84,7 +86,7 @@ def fused_product_kernel(
     p_matrix,  # [b, n, n] float32 or bfloat16
     q_matrix,  # [b, n, n]
     x_matrix,  # [b, n, n], read if HAS_X
-    out,  # [b, n, n], another tensor than the three
+    out,  # [b, n, n]
     alpha,
     beta,
     gamma,
@@ -143,23 +145,22 @@ def fused_product_kernel(
 # ----------------------------------------------------------------------------------------------------------- launchers
 
 
-def fused_product(p, q, x=None, *, alpha=0.0, beta=1.0, gamma=1.0, symmetric=True, precision: str = "tf32x3", out=None):
+def fused_product(p, q, x=None, *, alpha=0.0, beta=1.0, gamma=1.0, symmetric=True, precision: str = "tf32x3"):
     """C = αI + βX + γPQ [b, n, n] (equation 2), float32, or bfloat16 with "bf16".
 
     p, q, x     [b, n, n] of that dtype, any strides; x may be None; pass q.mT for a symmetric q, it is read faster
     symmetric   True computes the lower triangle of C only and mirrors it, whatever PQ and X are
     precision   "ieee" | "tf32x3" | "tf32" | "bf16"
-    out         [b, n, n] to write to, none of the inputs' memory; a new tensor by default
 
     ValueError for other shapes, dtypes, precisions, or devices.
     """
     dtype, dots = _check_precision(precision)
     operands = {"p": p, "q": q} | ({} if x is None else {"x": x})
-    out = torch.empty(p.shape, dtype=dtype, device=p.device) if out is None else out
-    _check_operands(operands, out, dtype, precision)
+    _check_operands(operands, dtype, precision)
+    out = torch.empty(p.shape, dtype=dtype, device=p.device)
     if p.numel() == 0:
         return out
-    check_device(**operands, out=out)
+    check_device(**operands)
     x = p if x is None else x
     batch, n = p.shape[:2]
     block, block_p, warps, stages = CONFIGS[precision]
@@ -176,40 +177,34 @@ def fused_product(p, q, x=None, *, alpha=0.0, beta=1.0, gamma=1.0, symmetric=Tru
     return out
 
 
-def fused_product_ref(
-    p, q, x=None, *, alpha=0.0, beta=1.0, gamma=1.0, symmetric=True, precision: str = "ieee", out=None
-):
-    """The same in float64 torch, the whole product; `symmetric`, `precision` and `out` are ignored."""
+def fused_product_ref(p, q, x=None, *, alpha=0.0, beta=1.0, gamma=1.0, symmetric=True, precision: str = "ieee"):
+    """The same in float64 torch, the whole product; `symmetric` and `precision` are ignored."""
     product = gamma * (p.to(torch.float64) @ q.to(torch.float64))
     product = product + alpha * torch.eye(p.shape[-1], dtype=torch.float64, device=p.device)
     return product if x is None else product + beta * x.to(torch.float64)
 
 
-def trace_sqrt(matrices, iterations: int, precision: str = "tf32x3", scale=None):
-    """tr A^½ [b] float64 of symmetric positive semidefinite matrices [b, n, n] by `iterations` steps of equation 1.
+def iterates(matrix, polynomials, precision: str = "tf32x3"):
+    """After each step (a, b, c) of `polynomials`: Y, Z [b, n, n] and ‖I − Z Y‖_F/√n [b] before it (equation 1).
 
-    precision   "ieee" | "tf32x3" | "tf32" float32 storage, "bf16" bfloat16 storage; accumulators are float32
-    scale       [b] upper bounds of λ_max, or None for the Frobenius norms: an eigenvalue λ needs about
-                log(s/λ)/log(9/4) steps to grow, and five more to converge; what has not grown counts too little
+    matrix     A [b, n, n] float32, or bfloat16 with "bf16"; symmetric with eigenvalues between 0 and 1
+    precision  "ieee" | "tf32x3" | "tf32" float32 storage, "bf16" bfloat16 storage; accumulators are float32
 
     Steps after convergence are harmless as long as the format resolves A: in emulation at n = 256, float32 stays put at
     cond(A) = 1e6, tf32 at 1e4 but diverges at 1e6 after 16 steps, bf16 diverges at 1e4 after 12 (n = 40: holds 1e3).
 
-    Memory: four [b, n, n] of the stored dtype; pass fewer matrices at a time where that is too much.  ValueError for
-    another shape or dtype, iterations < 1, and tensors that are not on a CUDA device.
+    Memory: six [b, n, n] of the stored dtype.  ValueError for another shape or dtype, and for tensors that are not on a
+    CUDA device.
     """
-    _check_precision(precision)
-    _check_matrices(matrices, iterations, scale)
-    if matrices.numel() == 0:
-        return torch.zeros(len(matrices), dtype=torch.float64, device=matrices.device)
-    check_device(matrices=matrices)
-    return _trace_sqrt(matrices, iterations, precision, scale, fused_product, PRECISIONS[precision][0])
+    dtype, _ = _check_precision(precision)
+    _check_operands({"matrix": matrix}, dtype, precision)
+    check_device(matrix=matrix)
+    yield from _iterates(matrix, polynomials, partial(fused_product, precision=precision))
 
 
-def trace_sqrt_ref(matrices, iterations: int, precision: str = "ieee", scale=None):
-    """The same iteration in float64 torch on any device; `precision` is ignored."""
-    _check_matrices(matrices, iterations, scale)
-    return _trace_sqrt(matrices, iterations, "ieee", scale, fused_product_ref, torch.float64)
+def iterates_ref(matrix, polynomials, precision: str = "ieee"):
+    """The same in float64 torch on any device; `precision` is ignored."""
+    yield from _iterates(matrix.to(torch.float64), polynomials, fused_product_ref)
 
 
 def triangle(tiles: int) -> int:
@@ -217,58 +212,40 @@ def triangle(tiles: int) -> int:
     return tiles * (tiles + 1) // 2
 
 
-def _trace_sqrt(matrices, iterations, precision, scale, product, dtype):
-    """Equation 1 with the given product; Y, Z, E and one spare buffer."""
-    if scale is None:
-        scale = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)
-    matrices = matrices if matrices.dtype == torch.float64 else matrices.to(torch.float32)
-    scale = torch.where(scale > 0, scale, 1.0).to(matrices.dtype)  # A = 0: any scale gives 0
-    y = (matrices / scale[:, None, None]).to(dtype)
-    eye = torch.eye(y.shape[-1], dtype=dtype, device=y.device)
-    z, e, spare = eye.expand_as(y).contiguous(), torch.empty_like(y), torch.empty_like(y)
-    for _ in range(iterations - 1):
-        e = product(z, y.mT, alpha=1.0, gamma=-1.0, symmetric=False, precision=precision, out=e)  # E = I − Z Y
-        grown = product(y, e, y, gamma=0.5, precision=precision, out=spare)  # Y + ½ Y E
-        inverse = product(e, z.mT, z, gamma=0.5, precision=precision, out=y)  # Z + ½ E Z
-        y, z, spare = grown, inverse, z
-    e = product(z, y.mT, alpha=1.0, gamma=-1.0, symmetric=False, precision=precision, out=e)
-    trace = y.diagonal(dim1=1, dim2=2).sum(-1, dtype=torch.float64) + 0.5 * _inner(y, e)
-    return trace * scale.to(torch.float64).sqrt()
+def _iterates(matrix, polynomials, product):
+    """Equation 1 with the given product; Z₀ = I is never stored."""
+    y, z = matrix, None
+    for a, b, c in polynomials:
+        p0, p1, p2 = a + b + c, -b - 2 * c, c
+        e = _plus_identity(-y, 1.0) if z is None else product(z, y.mT, alpha=1.0, gamma=-1.0, symmetric=False)
+        residual = torch.linalg.vector_norm(e, dim=(1, 2), dtype=torch.float64) / max(1, e.shape[-1]) ** 0.5
+        if c:
+            w = product(e, e.mT if z is None else e, e, alpha=p0, beta=p1, gamma=p2, symmetric=z is None)
+            y, z = product(y, w), w if z is None else product(w, z.mT)
+        else:
+            grown = product(y, e, y, beta=p0, gamma=p1)
+            z = _plus_identity(p1 * e, p0) if z is None else product(e, z.mT, z, beta=p0, gamma=p1)
+            y = grown
+        yield y, z, residual
 
 
-def _inner(y, e):
-    """Σ Y∘E [b] in float64, a matrix at a time, so that one float64 [n, n] is all the memory it takes."""
-    return torch.stack([(a.to(torch.float64) * b).sum() for a, b in zip(y, e, strict=True)])
+def _plus_identity(matrix, factor: float):
+    matrix.diagonal(dim1=-2, dim2=-1).add_(factor)
+    return matrix
 
 
-def _check_operands(operands: dict, out, dtype, precision: str) -> None:
-    shape = operands["p"].shape
+def _check_operands(operands: dict, dtype, precision: str) -> None:
+    first, shape = next((name, tuple(tensor.shape)) for name, tensor in operands.items())
     for name, tensor in operands.items():
         if tensor.ndim != 3 or tensor.shape[1] != tensor.shape[2] or tensor.shape != shape:
+            as_first = "" if name == first else f" as {first}"
             raise ValueError(
-                f"{name} must be [b, n, n] as p, got {tuple(tensor.shape)}; batch square matrices of one size"
+                f"{name} must be [b, n, n]{as_first}, got {tuple(tensor.shape)}; batch square matrices of one size"
             )
         if tensor.dtype != dtype:
             raise ValueError(f"{name} must be {dtype} for precision {precision}, got {tensor.dtype}; convert it first")
-    overlaps = any(out.data_ptr() == tensor.data_ptr() for tensor in operands.values() if tensor.numel())
-    if out.shape != shape or out.dtype != dtype or overlaps:
-        raise ValueError(
-            f"out must be {dtype} {list(shape)} apart from the inputs, got {out.dtype} {list(out.shape)}; "
-            "other programs still read the inputs"
-        )
 
 
 def _check_precision(precision):
     check_choice("precision", precision, tuple(PRECISIONS))
     return PRECISIONS[precision]
-
-
-def _check_matrices(matrices, iterations, scale) -> None:
-    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
-        raise ValueError(f"matrices must be [b, n, n], got {tuple(matrices.shape)}; add a leading axis of 1 for one")
-    if not matrices.is_floating_point():
-        raise ValueError(f"matrices must be floating point, got {matrices.dtype}; convert them first")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}; 20 resolve eigenvalues down to 1e-5 of s")
-    if scale is not None and scale.shape != matrices.shape[:1]:
-        raise ValueError(f"scale must be [{len(matrices)}], one bound a matrix, got {tuple(scale.shape)}; or pass None")

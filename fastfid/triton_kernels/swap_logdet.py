@@ -24,7 +24,8 @@ A pivot of the wrong sign (beyond `slack`, by which float32 may miss) means rows
 log-determinant is NaN, and the pivot d_j is returned beside it.
 
 Changes of more than 128 rows do not fit a program's registers: their Gram matrices are formed by torch and factored by
-the CUDA kernel of csrc/cuda up to k = 256, by torch's Cholesky beyond and where that kernel was not built.
+the CUDA kernel of csrc/cuda up to k = 256, by torch's Cholesky beyond and where that kernel was not built or needs more
+shared memory than the device has (`factor_obstacle`, which the engine's report repeats).
 
 Legend: b candidate, q node, Q nodes, k rows of W, m_r of them removed, r rank, p position along it, i row and x, j
 columns of G; K power of two ≥ k, BLOCK positions a step.
@@ -47,6 +48,9 @@ MAX_K = 128
 
 # Order up to which csrc/cuda/ldl_logdet.cu factors a matrix (LDL_MAX_K there).
 CUDA_MAX_K = 256
+
+# cudaErrorInvalidValue: a block was refused the shared memory it asked for.
+INVALID_VALUE = 1
 
 # Bytes of scaled rows that wide changes hold at a time; chosen to stay small beside the engine's 256 MiB workspace.
 WIDE_BYTES = 64 << 20
@@ -209,9 +213,26 @@ def _swap_logdet_wide(w_r, w_a, roots, slack):
             w = torch.cat([w_r[first : first + step], w_a[first : first + step]], 1)
             scaled = w[:, None] * roots[:, None]
             gram = scaled @ scaled.mT
-            use_cuda = gram.is_cuda and k <= CUDA_MAX_K and _cuda_kernel() is not None
+            use_cuda = not factor_obstacle(k, gram.dtype, gram.device)
             parts.append((_factor_cuda if use_cuda else _factor_torch)(gram, m_r, slack))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def factor_obstacle(k: int, dtype: torch.dtype, device: torch.device) -> str:
+    """Why csrc/cuda/ldl_logdet.cu cannot factor matrices of order k on this device, or an empty string."""
+    if device.type != "cuda":
+        return f"data lives on {device}"
+    if k > CUDA_MAX_K:
+        return f"{k} rows exceed the CUDA kernel's {CUDA_MAX_K}"
+    if _cuda_kernel() is None:
+        return "fastfid._C was built without CUDA"
+    needed, most = ldl_shared_bytes(k, dtype), torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return "" if needed <= most else f"{k} rows need {needed} bytes of shared memory and a block has {most}"
+
+
+def ldl_shared_bytes(k: int, dtype: torch.dtype) -> int:
+    """Bytes of shared memory of one block of csrc/cuda/ldl_logdet.cuh: `ldl_shared_bytes` there."""
+    return 256 * (8 + 4) + (k * (k + 1) // 2 + 2 * k) * dtype.itemsize
 
 
 def _cuda_kernel():
@@ -224,22 +245,26 @@ def _cuda_kernel():
 
 
 def _factor_cuda(gram, m_r: int, slack: float):
-    """(log-determinants, wrong pivots) [b, Q] of J + gram [b, Q, k, k] float32 by csrc/cuda/ldl_logdet.cu."""
+    """(log-determinants, wrong pivots) [b, Q] of J + gram [b, Q, k, k] by csrc/cuda/ldl_logdet.cu, in gram's dtype.
+
+    RuntimeError with CUDA's number for an error other than a lack of shared memory, which sends the work to torch.
+    """
     logdets = torch.empty(gram.shape[:2], dtype=torch.float64, device=gram.device)
     bad = torch.empty(gram.shape[:2], dtype=torch.int32, device=gram.device)
-    with torch.cuda.device(gram.device):
-        stream = torch.cuda.current_stream().cuda_stream
+    with torch.cuda.device_of(gram):
         status = _cuda_kernel()(
             *(t.data_ptr() for t in (gram, logdets, bad)),
             count=logdets.numel(),
             k=gram.shape[-1],
             removed=m_r,
             slack=slack,
-            is_double=False,
-            stream=stream,
+            is_double=gram.dtype == torch.float64,
+            stream=torch.cuda.current_stream().cuda_stream,
         )
+    if status == INVALID_VALUE:
+        return _factor_torch(gram, m_r, slack)
     if status:
-        return _factor_torch(gram, m_r, slack)  # a device with less shared memory than k needs
+        raise RuntimeError(f"ldl_logdet failed with CUDA error {status} on {gram.device}; pass backend='torch'")
     return logdets, _wrong_pivots(gram, logdets, m_r, slack)
 
 

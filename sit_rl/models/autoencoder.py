@@ -14,6 +14,8 @@ import torch
 
 from fastfid.devices import full_float32
 from sit_rl.images import to_float, to_uint8
+from sit_rl.inputs import require_extra
+from sit_rl.models.loading import damage
 
 # Latent scale of the Stable Diffusion autoencoders that SiT and DiT were trained with.
 LATENT_SCALE = 0.18215
@@ -70,15 +72,22 @@ def load_encoder(
 
 def _load(folder: Path, device: torch.device, tiled: bool = False):
     """The AutoencoderKL in `folder`, frozen, on the device."""
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError:
-        raise ModuleNotFoundError("--vae needs diffusers: pip install 'fastfid[latent]'") from None
+    require_extra("--vae")
+    from diffusers import AutoencoderKL
+
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
             f"--vae {folder} has no config.json; point it at the folder of a diffusers AutoencoderKL"
         )
-    vae = AutoencoderKL.from_pretrained(str(folder), local_files_only=True)
+    try:
+        vae = AutoencoderKL.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # what a missing or cut file raises
+        cut = [f"{path.name}: {told}" for path in Path(folder).glob("*.safetensors") if (told := damage(path))]
+        reason = "; ".join(cut) or " ".join(str(error).split()).rstrip(".")[:200]
+        raise ValueError(
+            f"--vae {folder} is no whole AutoencoderKL ({reason}); download its config.json and "
+            "diffusion_pytorch_model.safetensors again"
+        ) from None
     if vae.config.scaling_factor != LATENT_SCALE:
         raise ValueError(
             f"--vae {folder} scales its latents by {vae.config.scaling_factor}, SiT's and DiT's by {LATENT_SCALE}; "

@@ -19,6 +19,7 @@ import tyro
 
 from fastfid.moments import write_atomically
 from sit_rl.guards import require_finite_start
+from sit_rl.inputs import reading
 from sit_rl.models.loading import load_model, save_model
 
 
@@ -40,7 +41,8 @@ def convert(
         raise ValueError(f"target {target} must end in .safetensors or .pt")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder of target {target} does not exist; make it, or choose another")
-    model = load_model(source, weights, architecture)
+    with reading("source", source):
+        model = load_model(source, weights, architecture)
     require_finite_start(model.named_parameters(), str(source))
     if target.suffix == ".safetensors":
         save_model(model, target)

@@ -8,9 +8,11 @@ the weights is made, of one tensor at a time: what a file holds besides is mappe
 from __future__ import annotations
 
 import argparse
+import json
 import zipfile
 from dataclasses import fields
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -24,6 +26,10 @@ ARCHITECTURES: dict[str, type[SiT]] = {"sit": SiT, "dit": DiT}
 WEIGHTS = ("ema", "model")
 # How the names of the published DiT checkpoints begin, which are bare state dicts of the same tensors as SiT's.
 DIT_FILES = "DiT-"
+# How a zip file begins (PKWARE's APPNOTE, local file header), which torch's files since 1.6 are; its directory is last.
+ZIP_START = b"PK\x03\x04"
+# A safetensors file begins with the length of its JSON header, of which its reader takes 100 MB at most.
+HEADER_BYTES, LONGEST_HEADER = 8, 100_000_000
 
 
 def load_model(path: Path, weights: str = "ema", architecture: str = "auto") -> SiT:
@@ -40,17 +46,18 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto") -> 
     _check_choice("weights", weights, WEIGHTS)
     _check_choice("architecture", architecture, ("auto", *ARCHITECTURES))
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; pass the path of a .safetensors or .pt file")
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
-    state, metadata = read(path, weights)
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {problem}; pass the path of a .safetensors or .pt file")
+    # A safetensors file holds one set of weights, whatever `weights` asks for.
+    state, metadata = read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path, weights)
     said = metadata.get("architecture", "dit" if path.name.startswith(DIT_FILES) else "sit")
     if architecture != "auto" and architecture != metadata.get("architecture", architecture):
-        raise ValueError(f"checkpoint {path} is of a {said!r}, not a {architecture!r}; choose --architecture {said}")
+        raise ValueError(f"{path} is of a {said!r}, not a {architecture!r}; choose --architecture {said}")
     try:
         return _fill(ARCHITECTURES[said if architecture == "auto" else architecture], state, metadata)
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"checkpoint {path} is not of an architecture that sit_rl knows: {reason}") from None
+        raise ValueError(f"{path} is not of an architecture that sit_rl knows: {reason}") from None
 
 
 def save_model(model: SiT, path: Path, **notes: str) -> None:
@@ -88,13 +95,15 @@ def _check_metadata(config: SiTConfig, metadata: dict[str, str]) -> None:
             raise ValueError(f"its metadata say {field.name} {said}, its tensors {found}")
 
 
-def _read_safetensors(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Every tensor, and the metadata; the file holds one set of weights, whatever `weights` asks for."""
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Every tensor, mapped and not read, and the metadata; ValueError telling what is wrong with another file."""
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except Exception as error:  # safetensors raises its own type, which has no public name in older releases
-        raise ValueError(f"checkpoint {path} cannot be read as safetensors ({error}); copy it again") from None
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({damage(path) or error}); download or copy it again"
+        ) from None
 
 
 def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -104,17 +113,59 @@ def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[st
             # Only zip files, torch's format since 1.6, can be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        wrong = damage(path)
+        if wrong is None and "EOF" in f"{type(error).__name__} {error}":  # a file of torch < 1.6
+            wrong = f"it is incomplete: {_size(path)}, and its end is missing"
+        if wrong is not None:
+            raise ValueError(f"{path} is no whole checkpoint ({wrong}); download or copy it again") from None
+        reason = " ".join(str(error).split()).partition("WeightsUnpickler error: ")
         raise ValueError(
-            f"checkpoint {path} cannot be read as tensors alone ({reason}); re-save it as safetensors"
+            f"{path} cannot be read as tensors alone ({(reason[2] or reason[0])[:200]}); re-save it as safetensors"
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, not a state dict")
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
     if not set(WEIGHTS) & set(content):
         return dict(content), {}
     if weights not in content:
         other = next(name for name in WEIGHTS if name in content)
-        raise ValueError(f"checkpoint {path} has no {weights!r} weights; choose --weights {other}")
+        raise ValueError(f"{path} has no {weights!r} weights; choose --weights {other}")
     name = getattr(content.get("args"), "model", None)
     metadata = {"architecture": name[:3].lower()} if str(name)[:3].lower() in ARCHITECTURES else {}
     return dict(content[weights]), metadata
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file of weights that could not be read, where its first bytes and its size tell."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+        if not head:
+            return "it is empty"
+        if head.lstrip()[:1] == b"<":
+            return f"it is a web page of {size:,} bytes"
+        if path.suffix != ".safetensors":
+            cut = head.startswith(ZIP_START) and not zipfile.is_zipfile(path)
+            return f"it is incomplete: {_size(path)}, and its end is missing" if cut else None
+        whole, exact = _safetensors_bytes(head, file)
+    at_least = "" if exact else "at least "
+    return f"it is incomplete: {size:,} of {at_least}{whole:,} bytes" if size < whole else None
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size:,} bytes"
+
+
+def _safetensors_bytes(head: bytes, file: BinaryIO) -> tuple[int, bool]:
+    """Bytes of the whole safetensors file, and whether exactly: its header's length, the header, what that lists."""
+    if len(head) < HEADER_BYTES:
+        return HEADER_BYTES, False
+    length = int.from_bytes(head, "little")
+    if length > LONGEST_HEADER:
+        return 0, False  # another format
+    try:
+        entries = json.loads(file.read(length))
+        return HEADER_BYTES + length + max(
+            e["data_offsets"][1] for name, e in entries.items() if name[:2] != "__"
+        ), True
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return HEADER_BYTES + length, False  # the header itself is cut
