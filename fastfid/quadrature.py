@@ -22,6 +22,7 @@ Legend: Q nodes, τ node, ω weight, K quarter period, r eigenvalues λ, S slice
 """
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -107,9 +108,10 @@ class _Accuracy(NamedTuple):
 
     def holds(self, factors: list[np.ndarray], weights: np.ndarray, share: float = 1.0) -> bool:
         """Whether the factors' product is within share·tol of the weights, and rounding its terms within tol."""
-        error = np.abs(np.linalg.multi_dot(factors) - weights)
-        rounding = self.eps * np.linalg.multi_dot([np.abs(factor) for factor in factors])
-        return bool(np.all(error <= share * self.tol * weights) and np.all(rounding <= self.tol * weights))
+        allowed = self.tol * weights
+        if (np.abs(reduce(np.matmul, factors) - weights) > share * allowed).any():
+            return False
+        return not (self.eps * reduce(np.matmul, map(np.abs, factors)) > allowed).any()
 
     def least_terms(self, values: np.ndarray, weights: np.ndarray) -> int:
         """A number of singular values below which the error cannot hold: its mean square, their tail, is too large."""
@@ -165,18 +167,21 @@ def _exact_group(weights: np.ndarray) -> _Group:
     return _Group(np.eye(len(weights)), [_Slice(np.eye(len(weights)), weights)], 0)
 
 
-def _cheapest_groups(weights: np.ndarray, accuracy: _Accuracy, longest: int) -> list[_Group]:
-    """Groups for weights [Q, p], halved as long as that is cheaper."""
-    whole = _group(weights, accuracy, longest)
+def _cheapest_groups(weights: np.ndarray, accuracy: _Accuracy, longest: int, whole=None) -> list[_Group]:
+    """Groups for weights [Q, p], halved as long as the two halves are cheaper; `whole` if it is made already."""
+    whole = whole or _group(weights, accuracy, longest)
     half = weights.shape[1] // 2
     if half < SHORTEST_SLICE:
         return [whole]
-    halves = _cheapest_groups(weights[:, :half], accuracy, longest)
-    if sum(group.cost for group in halves) < whole.cost:
-        halves += _cheapest_groups(weights[:, half:], accuracy, longest)
-        if sum(group.cost for group in halves) < whole.cost:
-            return halves
-    return [whole]
+    parts = weights[:, :half], weights[:, half:]
+    halves = [_group(part, accuracy, longest) for part in parts]
+    if sum(group.cost for group in halves) >= whole.cost:
+        return [whole]
+    return [
+        group
+        for part, made in zip(parts, halves, strict=True)
+        for group in _cheapest_groups(part, accuracy, longest, made)
+    ]
 
 
 def _group(weights: np.ndarray, accuracy: _Accuracy, longest: int) -> _Group:

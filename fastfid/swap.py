@@ -95,7 +95,7 @@ DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-10}
 # twice as large.
 PLAN_TOL = 50
 
-# Sets of nodes kept with their weight plans, 0.1 s each at d = 2048: of subsets, of single images, of leaving one out.
+# Sets of nodes kept with their weight plans, 0.1 s each at d = 2048 (phase "plan", within "logdet"): of subsets, of single images, of leaving one out.
 NODE_SETS = 4
 
 # Steps of the iterative matrix roots: where both have converged for features' spectra (fastfid/sqrtm.py).
@@ -228,7 +228,7 @@ class SwapEngine:
         self._choice = backends.choose(backend, reference.device)
         self._extension = self._choice.name == "cpp"
         self._seconds: dict[str, float] = {}
-        self._last = {"nodes": 0, "lo": math.nan, "hi": math.nan, "shift": 0.0, "recomputed": 0}
+        self._last = {"nodes": 0, "lo": math.nan, "hi": math.nan, "shift": 0.0, "recomputed": 0, "clipped": 0}
         self._buffers: dict[str, torch.Tensor] = {}
         self._turn = threading.RLock()  # buffers and report are the engine's: calls from several threads take turns
         _check_rows(reference, "reference_features", self.real.dim)
@@ -267,7 +267,7 @@ class SwapEngine:
         needs_grad = added.requires_grad and torch.is_grad_enabled()
         step = self._candidates_per_chunk(len(removed), removed.shape[1], added.shape[1], needs_grad)
         with self._turn, torch.set_grad_enabled(needs_grad), full_float32(added.device):
-            self._last["recomputed"] = 0
+            self._last |= {"recomputed": 0, "clipped": 0}
             parts = [
                 self._change_chunk(removed[i : i + step], added[i : i + step], needs_grad, range(i, i + step))
                 for i in range(0, removed.shape[0], step)
@@ -346,7 +346,8 @@ class SwapEngine:
     def report(self) -> dict:
         """What was computed and how: sizes, spectrum, repairs, last nodes and shift, backend, seconds a phase.
 
-        `recomputed` counts candidates of the last call that lose a rare direction and were computed twice.
+        `recomputed` counts candidates of the last call that lose a rare direction and were computed twice;
+        `changed_eigenvalues_clipped` what method "eigh" found below zero by rounding.
         """
         return {
             "count": self.count,
@@ -361,6 +362,7 @@ class SwapEngine:
             "node_range": (self._last["lo"] * self._scale, self._last["hi"] * self._scale),
             "shift": self._last["shift"] * self._scale,
             "recomputed": self._last["recomputed"],
+            "changed_eigenvalues_clipped": self._last["clipped"],
             "dtype": str(self._prepared_dtype).removeprefix("torch."),
             "method": self.method,
             "backend": self._choice.name,
@@ -408,16 +410,21 @@ class SwapEngine:
             spectrum, basis = torch.linalg.eigh(root @ cov @ root.T)
             if spectrum.numel() == 0 or spectrum[0] > SINGULAR * spectrum[-1]:
                 return spectrum, basis
-        centred = self._reference.to(torch.float64) - self._mean
-        return self._singular_basis(centred @ root.T / math.sqrt(self.count - 1))
+        return self._singular_basis(root.T / math.sqrt(self.count - 1))
 
-    def _singular_basis(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same from Z = X Rᵀ/√(N−1) [N, r] by singular values, whose small ones keep their digits (Z = V √Λ Uᵀ)."""
-        triangle = torch.linalg.qr(rows, mode="r").R
+    def _singular_basis(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from Z = (X − μ_g) Rᵀ/√(N−1) = V √Λ Uᵀ by singular values, whose small ones keep their digits.
+
+        `weights` Rᵀ/√(N−1) [d, r]; Z has the singular values of its QR triangle, made block of rows by block of rows.
+        """
+        triangle = weights.new_zeros(0, weights.shape[1])
+        for rows in self._reference.split(max(1024, 2 * weights.shape[1])):
+            block = (rows.to(torch.float64) - self._mean) @ weights
+            triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
         _, values, basis_t = torch.linalg.svd(triangle, full_matrices=True)
         largest = values.max() if values.numel() else values.new_zeros(())
-        noise = max(rows.shape) * torch.finfo(torch.float64).eps * largest
-        spectrum = rows.new_zeros(rows.shape[1])
+        noise = max(self.count, len(basis_t)) * torch.finfo(torch.float64).eps * largest
+        spectrum = triangle.new_zeros(triangle.shape[1])
         spectrum[: values.numel()] = torch.where(values > noise, values, 0.0).square()
         self._clipped = int((spectrum == 0).sum())
         return spectrum, basis_t.T
@@ -569,7 +576,9 @@ class SwapEngine:
         """
         scale = math.sqrt(self._scale)
         if self.method == "eigh":
-            return scale * _trace_change_eigh(*rows.spread_out(), self._spectrum), None
+            change, clipped = _trace_change_eigh(*rows.spread_out(), self._spectrum)
+            self._last["clipped"] += clipped
+            return scale * change, None
         if self.method != "logdet":
             return scale * self._trace_change_products(rows, needs_grad), None
         energy = self._energy(rows)
@@ -607,7 +616,7 @@ class SwapEngine:
         m_r, m_a = rows.index.shape[1], rows.added.shape[1]
         if not rows.added.numel():
             return 0.0
-        largest = torch.linalg.vector_norm(rows.added.detach(), dim=(1, 2)).max().item()
+        largest = torch.linalg.vector_norm(rows.added.detach(), dim=(1, 2), dtype=torch.float64).max().item()
         drift = rows.spread.gamma * math.sqrt(m_a * self._lambda_max / m_r) if m_r else 0.0
         return (largest + drift) ** 2
 
@@ -624,7 +633,10 @@ class SwapEngine:
         if key not in self._node_cache:
             while len(self._node_cache) >= NODE_SETS:
                 self._node_cache.pop(next(iter(self._node_cache)))  # the oldest
-            self._node_cache[key] = Nodes(self._spectrum, *self._rule(nodes, lo, hi), PLAN_TOL * self.tol)
+            made = self._node_cache[key] = Nodes(self._spectrum, *self._rule(nodes, lo, hi), PLAN_TOL * self.tol)
+            if self._extension:
+                with self._phase("plan"):
+                    made.plan(np.float32 if self.dtype == torch.float32 else np.float64)
         return self._node_cache[key]
 
     def _singular_nodes(self, rows: "ChangedRows", energy: float) -> "Nodes":
@@ -994,11 +1006,13 @@ def _single_trace(g_rr, g_ra, g_aa, nodes: Nodes, names: Sequence[int]) -> Trace
     return torch.log1p(change.clamp(min=least)) @ nodes.omega / math.pi, remaining
 
 
-def _trace_change_eigh(w_r, w_a, spectrum) -> torch.Tensor:
-    """Δ of equation 3 from the whole spectrum of Λ − W_rᵀW_r + W_aᵀW_a in float64."""
+def _trace_change_eigh(w_r, w_a, spectrum) -> tuple[torch.Tensor, int]:
+    """Δ of equation 3 from the float64 spectrum of Λ − W_rᵀW_r + W_aᵀW_a, and how many negatives it took for 0."""
     w_r, w_a = w_r.to(torch.float64), w_a.to(torch.float64)
     changed = spectrum.diag() + w_a.mT @ w_a - w_r.mT @ w_r
-    return torch.linalg.eigvalsh(changed).clamp(min=0).sqrt().sum(-1) - spectrum.sqrt().sum()
+    eigenvalues = torch.linalg.eigvalsh(changed)
+    clipped = int((eigenvalues.detach() < 0).sum())
+    return eigenvalues.clamp(min=0).sqrt().sum(-1) - spectrum.sqrt().sum(), clipped
 
 
 def _trace_change_products(w_r, w_a, spectrum, method: str, precision: str, backend: str) -> torch.Tensor:
@@ -1138,7 +1152,10 @@ def _check_finite_added(square_norms: torch.Tensor, names: Sequence[int]) -> Non
     bad = (~torch.isfinite(square_norms.detach())).nonzero()
     if len(bad):
         places = [(names[candidate], row) for candidate, row in bad[:5].tolist()]
-        raise ValueError(f"added has NaN or inf in {len(bad)} rows, first (candidate, row) {places}; drop them")
+        raise ValueError(
+            f"added has NaN or inf, or squares that overflow, in {len(bad)} rows, first (candidate, row) {places}; "
+            "drop them"
+        )
 
 
 def _check_leverage(leverage: torch.Tensor, names: Sequence[int]) -> None:

@@ -545,7 +545,7 @@ def test_report_tells_backend_nodes_and_repairs():
     report = engine.report()
     assert report["backend"] == "cpp" and "host memory" in report["backend_why"] and report["dtype"] == "float32"
     assert report["shift"] == 0 and report["nodes"] >= 4 and report["reference_eigenvalues_clipped"] == 0
-    assert set(report["seconds"]) == {"prepare", "project", "logdet"}
+    assert set(report["seconds"]) == {"prepare", "project", "logdet", "plan"}
     assert 0 < report["quadrature_bound"] <= 1e-6 * report["node_range"][1] ** 0.5
     real, reference, removed, added = make("constant in reference")
     engine = SwapEngine(moments(real), reference)
@@ -569,7 +569,10 @@ def bad_inputs():
         r"removed must lie in \[0, 120\), got 120": (outside, added),
         r"removed must lie in \[0, 120\), got -1": (negative, added),
         r"removed repeats row \d+ in candidate 2": (repeated, added),
-        r"added has NaN or inf in 1 rows, first \(candidate, row\) \[\(3, 1\)\]": (removed, with_nan),
+        r"added has NaN or inf, or squares that overflow, in 1 rows, first \(candidate, row\) \[\(3, 1\)\]": (
+            removed,
+            with_nan,
+        ),
         r"removed must be \[B, m_r\] and added \[B, m_a, d\]": (removed[0], added[0]),
         r"got \(3, 5\) and \(4, 5, 12\)": (removed[:3], added),
         r"removed must hold integer row indices, got dtype torch.float64": (removed.astype(float), added),
@@ -676,6 +679,31 @@ def test_the_real_factor_is_kept_on_disk(tmp_path, monkeypatch):
     assert other.trace == pytest.approx(4 * first.trace) and path.read_bytes() != path_of_others
     path.write_bytes(b"damaged")
     assert torch.equal(RealFactor.kept(moments(real), path).root, first.root)
+
+
+def test_method_eigh_counts_what_it_clips():
+    real, reference, removed, added = make(**CASES["N < d"])
+    engine = SwapEngine(moments(real), reference, method="eigh", **EXACT)
+    engine.change(removed, added)
+    report = engine.report()
+    assert report["changed_eigenvalues_clipped"] > 0 and report["recomputed"] == 0
+
+
+def test_memory_is_bounded_by_the_workspace():
+    rng = np.random.default_rng(0)
+    real, reference = rng.standard_normal((400, 16)), rng.standard_normal((60_000, 16)).astype(np.float32)
+    engine = SwapEngine(moments(real), reference, workspace=1 << 20)
+    candidates = []
+    change_chunk = engine._change_chunk
+
+    def counted(removed, *rest):
+        candidates.append(len(removed))
+        return change_chunk(removed, *rest)
+
+    engine._change_chunk = counted
+    assert engine.leave_one_out().shape == (60_000,)
+    # indices, sums, products and log-determinants of a row alone: 0.3 kB measured at d = 2048, 3 kB allowed
+    assert max(candidates) * 3 << 10 <= 1 << 20
 
 
 def test_calls_from_several_threads_take_turns():
