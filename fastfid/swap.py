@@ -95,7 +95,8 @@ DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-10}
 # twice as large.
 PLAN_TOL = 50
 
-# Sets of nodes kept with their weight plans, 0.1 s each at d = 2048 (phase "plan", within "logdet"): of subsets, of single images, of leaving one out.
+# Sets of nodes kept with their weight plans, 0.1 s each at d = 2048 (phase "plan", within "logdet"): of subsets, of
+# single images, of leaving one out.
 NODE_SETS = 4
 
 # Steps of the iterative matrix roots: where both have converged for features' spectra (fastfid/sqrtm.py).

@@ -91,8 +91,7 @@ class Writer:
             _sync_folder(self.folder)
         except FAILURES as error:
             raise self._failure(path, error) from None
-        for old in checkpoints(self.folder)[: -self.keep]:
-            discard(old)
+        discard_old(self.folder, self.keep)
 
     def _next_number(self, step: int) -> int:
         """0, or one more than an older save of the same step, which stays until the new one is whole."""
@@ -107,14 +106,15 @@ class Writer:
 
 
 def require_space(folder: Path, size: int, path: Path | None = None) -> None:
-    """OSError unless `folder`'s disk has room for `size` bytes and a little more."""
+    """OSError unless `folder`'s disk has room for `size` bytes of checkpoints and a little more."""
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free, what = shutil.disk_usage(folder).free, f"{path.name} takes" if path else "checkpoints take"
     if free < size + SPARE_BYTES:
         raise OSError(
-            f"the disk of {path or folder} has {free / 1e6:.0f} MB free and a checkpoint takes {size / 1e6:.0f} MB: "
-            "make room, or lower --keep-checkpoints, and run the same command, it resumes from the last checkpoint"
+            f"the disk of {path or folder} has {free / 1e6:.0f} MB free and {what} {size / 1e6:.0f} MB, beside "
+            f"{SPARE_BYTES / 1e6:.0f} MB for logs and reports: make room, or lower --keep-checkpoints, and run the same "
+            "command, it resumes from the last checkpoint"
         )
 
 
@@ -133,6 +133,15 @@ def _order(path: Path) -> tuple[int, int]:
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint of a run, None where there is none."""
     return next(reversed(checkpoints(folder)), None)
+
+
+def discard_old(folder: Path, keep: int) -> None:
+    """Delete all but the newest checkpoint of each of the last `keep` steps."""
+    found = checkpoints(folder)
+    newest = {_order(path)[0]: path for path in found}
+    for path in found:
+        if path not in list(newest.values())[-keep:]:
+            discard(path)
 
 
 def clean(folder: Path) -> None:

@@ -153,6 +153,7 @@ class Config:
     threads: int = 0
     """CPU threads of a rank; 0: the cores divided among the ranks"""
     keep_checkpoints: int = 2
+    """steps whose checkpoints stay on disk, the newest ones"""
     save_every: int = 1
     """steps between checkpoints"""
     grace: float = 20.0

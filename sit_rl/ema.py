@@ -19,12 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import nn
 
-from fastfid.moments import write_atomically
 from sit_rl.inputs import reading, require_paths
-from sit_rl.models.loading import read_safetensors
+from sit_rl.models.loading import read_safetensors, write_safetensors
 
 
 class EMA:
@@ -128,7 +126,7 @@ def main() -> None:
             raise FileNotFoundError(f"the folder of --out {arguments.out} does not exist; make it, or choose another")
         tensors, metadata = synthesise(arguments.run, arguments.sigma_rel)
         with reading("--out", arguments.out):
-            write_atomically(arguments.out, lambda file: file.write(save(tensors, metadata)))
+            write_safetensors(arguments.out, tensors, metadata)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print(arguments.out)

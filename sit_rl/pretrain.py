@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -42,6 +41,7 @@ from sit_rl.images import (
 )
 from sit_rl.inputs import reading, require_paths
 from sit_rl.interpolant import interpolate, target_velocity
+from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.noise import Stream, balanced_labels, generator, sample_normal
 from sit_rl.samplers import SamplerConfig, sample
@@ -181,11 +181,7 @@ class Base:
 
     def save(self, model: SiT, iteration: int) -> None:
         """base.safetensors, shape and origin in its metadata."""
-        metadata = {key: str(value) for key, value in model.config.to_dict().items()} | {
-            "iteration": str(iteration),
-            "seed": str(self.seed),
-        }
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, self.out / "base.safetensors", metadata)
+        save_model(model, self.out / "base.safetensors", iteration=str(iteration), seed=str(self.seed))
 
 
 def flow_matching_loss(model: SiT, data: ImageSet, rows: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

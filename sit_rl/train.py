@@ -106,7 +106,7 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
         estimator, state = build_estimator(config, setting), start(config, setting, path, values, clock)
     if path is None:
         say(describe_plan(config, setting))
-        checkpoint.require_space(config.run_folder, config.keep_checkpoints * state.size())
+        checkpoint.require_space(config.run_folder, (config.keep_checkpoints + 1) * state.size())  # and one under way
     else:
         say(f"resuming {config.run_folder} at step {state.step} of {config.steps}")
     try:
@@ -141,6 +141,7 @@ def open_run(config: Config) -> Path | None:
     barrier()
     if is_main():
         checkpoint.clean(folder / "checkpoints")
+        checkpoint.discard_old(folder / "checkpoints", config.keep_checkpoints)  # fewer than before, where space is short
         if path is None:
             prepare_folder(config)
     barrier()

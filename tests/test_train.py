@@ -269,9 +269,12 @@ def test_full_disk_names_the_file_and_the_remedy(tmp_path, monkeypatch):
 
 
 def test_checkpoints_are_kept_to_a_number_and_damage_is_named(tmp_path):
+    """Of a step saved twice, as after an evaluation, the newer one takes the place of the older."""
     for step in (0, 1, 2, 2, 10):
         write(tmp_path, step, step, keep=3)
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000002", "step-000002-1", "step-000010"]
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000001", "step-000002-1", "step-000010"]
+    checkpoint.discard_old(tmp_path, keep=2)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000002-1", "step-000010"]
     (shard,) = checkpoint.latest(tmp_path).glob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-3])
     with pytest.raises(ValueError, match="step-000010 cannot be read.*delete it"):

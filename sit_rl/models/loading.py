@@ -68,7 +68,26 @@ def save_model(model: SiT, path: Path, **notes: str) -> None:
     architecture = next(name for name, kind in ARCHITECTURES.items() if kind is type(model))
     metadata = {key: str(value) for key, value in model.config.to_dict().items()} | {"architecture": architecture}
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(path, lambda file: file.write(save(state, metadata | notes)))
+    write_safetensors(path, state, metadata | notes)
+
+
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, whole or not at all, whose bytes, and so its hash, follow from its content.
+
+    The library writes the metadata in another order every time. The header is JSON, its length (little-endian, 8 bytes)
+    before it, padded with spaces to a multiple of 8 so that the tensors stay aligned (safetensors, "Format").
+    """
+    written = memoryview(save(tensors, metadata))
+    start = 8 + int.from_bytes(written[:8], "little")
+    header = json.loads(bytes(written[8:start])) | {"__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(written[start:])
+
+    write_atomically(path, write)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
