@@ -22,7 +22,7 @@ def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: floa
     if rewards.std() <= CONSTANT * rewards.abs().max():
         raise ValueError(
             f"all {len(rewards)} rewards equal {rewards[0]:.6g}: nothing distinguishes the samples, "
-            "so nothing can be learned"
+            "so nothing can be learned; look at the images, and under --credit subset raise --candidates above 1"
         )
     out = torch.zeros_like(rewards, dtype=torch.float64)
     groups = (

@@ -113,8 +113,8 @@ def require_space(folder: Path, size: int, path: Path | None = None) -> None:
     if free < size + SPARE_BYTES:
         raise OSError(
             f"the disk of {path or folder} has {free / 1e6:.0f} MB free and {what} {size / 1e6:.0f} MB, beside "
-            f"{SPARE_BYTES / 1e6:.0f} MB for logs and reports: make room, or lower --keep-checkpoints, and run the same "
-            "command, it resumes from the last checkpoint"
+            f"{SPARE_BYTES / 1e6:.0f} MB for logs and reports: make room, or lower --keep-checkpoints, and run the "
+            "same command, it resumes from the last checkpoint"
         )
 
 

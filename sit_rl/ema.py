@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,8 @@ def main() -> None:
         with reading("--out", arguments.out):
             write_safetensors(arguments.out, tensors, metadata)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     print(arguments.out)
 
 

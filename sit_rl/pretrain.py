@@ -41,7 +41,7 @@ from sit_rl.images import (
 )
 from sit_rl.inputs import reading, require_paths
 from sit_rl.interpolant import interpolate, target_velocity
-from sit_rl.models.loading import save_model
+from sit_rl.models.loading import save_model, write_safetensors
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.noise import Stream, balanced_labels, generator, sample_normal
 from sit_rl.samplers import SamplerConfig, sample
@@ -101,9 +101,8 @@ class Features:
                 "passes": str(self.passes),
                 "seed": str(seed),
             }
-            save_file(
-                {k: v.contiguous() for k, v in net.state_dict().items()}, self.out / f"{name}.safetensors", metadata
-            )
+            tensors = {key: value.contiguous() for key, value in net.state_dict().items()}
+            write_safetensors(self.out / f"{name}.safetensors", tensors, metadata)
             print(f"{name}: held-out accuracy {accuracy:.2%}")
 
     def fit(self, net: nn.Module, data: ImageSet, seed: int, name: str) -> None:

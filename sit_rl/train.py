@@ -141,7 +141,7 @@ def open_run(config: Config) -> Path | None:
     barrier()
     if is_main():
         checkpoint.clean(folder / "checkpoints")
-        checkpoint.discard_old(folder / "checkpoints", config.keep_checkpoints)  # fewer than before, where space is short
+        checkpoint.discard_old(folder / "checkpoints", config.keep_checkpoints)  # it may have been lowered
         if path is None:
             prepare_folder(config)
     barrier()

@@ -116,7 +116,7 @@ void eliminate_rows(typename Vector<T>::type* lanes, int64_t i, int64_t start, c
 
 // The block on the diagonal, column after column, with its pivots.
 template <class T>
-void eliminate_diagonal(const Layout<T>& at, int64_t removed, double slack, int64_t start, int64_t columns, T* lanes,
+void eliminate_diagonal(int64_t removed, double slack, int64_t start, int64_t columns, T* lanes,
                         const Workspace<T>& of, LogDeterminants<T>& logs) {
     using V = typename Vector<T>::type;
     constexpr int64_t width = Vector<T>::width;
@@ -152,7 +152,7 @@ void factor(const Layout<T>& at, int64_t removed, int64_t end, double slack, T* 
         const int64_t columns = at.k - start < COLUMNS ? at.k - start : COLUMNS;
         const bool done = start + COLUMNS <= at.known;
         gather_panel<T>((V*)lanes, (V*)of.pivots, start, columns, (V*)of.panel);
-        if (!done) eliminate_diagonal(at, removed, slack, start, columns, lanes, of, logs);
+        if (!done) eliminate_diagonal(removed, slack, start, columns, lanes, of, logs);
         int64_t i = done ? at.known : start + COLUMNS;
         for (; i + ROWS <= at.k; i += ROWS) eliminate_rows<T, ROWS>((V*)lanes, i, start, (V*)of.panel, (V*)of.inverses);
         for (; i < at.k; i++) eliminate_rows<T, 1>((V*)lanes, i, start, (V*)of.panel, (V*)of.inverses);

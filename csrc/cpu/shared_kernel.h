@@ -65,7 +65,7 @@ LogDeterminants<T> decompose(const ChangedRows<T>& rows, const Layout<T>& at, do
         memcpy(of.diagonal, columns, part.column() * sizeof(T));
         memcpy(of.pivots, columns + part.column(), part.column() * sizeof(T));
         memcpy(of.inverses, columns + 2 * part.column(), part.column() * sizeof(T));
-        memcpy(&logs, columns + 3 * part.column(), sizeof(logs));
+        memcpy((void*)&logs, columns + 3 * part.column(), sizeof(logs));
     }
     factor(at, rows.removed, at.k, slack, lanes, of, logs);
     logs.fold();
