@@ -617,7 +617,10 @@ class SwapEngine:
         m_r, m_a = rows.index.shape[1], rows.added.shape[1]
         if not rows.added.numel():
             return 0.0
-        largest = torch.linalg.vector_norm(rows.added.detach(), dim=(1, 2), dtype=torch.float64).max().item()
+        added = rows.added.detach()
+        largest = torch.linalg.vector_norm(added, dim=(1, 2)).max().item()
+        if not math.isfinite(largest):  # squares that only float64 holds, and at ten times the cost
+            largest = torch.linalg.vector_norm(added, dim=(1, 2), dtype=torch.float64).max().item()
         drift = rows.spread.gamma * math.sqrt(m_a * self._lambda_max / m_r) if m_r else 0.0
         return (largest + drift) ** 2
 

@@ -681,6 +681,16 @@ def test_the_real_factor_is_kept_on_disk(tmp_path, monkeypatch):
     assert torch.equal(RealFactor.kept(moments(real), path).root, first.root)
 
 
+def test_rows_whose_squares_overflow_float32():
+    real, reference, removed, added = make(batch=3)
+    added = added.astype(np.float32)
+    added[1] *= np.float32(1e30)
+    change = SwapEngine(moments(real), reference).change(removed, added)
+    exact = oracles.changes(real, reference, removed[1:2], added[1:2])
+    assert change[1].item() == pytest.approx(exact[0], rel=1e-6)
+    assert change.isfinite().all()
+
+
 def test_method_eigh_counts_what_it_clips():
     real, reference, removed, added = make(**CASES["N < d"])
     engine = SwapEngine(moments(real), reference, method="eigh", **EXACT)
