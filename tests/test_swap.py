@@ -280,12 +280,17 @@ def test_trace_change_matches_its_reference():
         )
 
 
-def test_distance_in_many_digits():
-    real, reference, removed, added = make(d=5, N=30, m_r=2, m_a=3, batch=1)
+@pytest.mark.parametrize(
+    "sizes",
+    [{"d": 5, "N": 30}, {"d": 5, "N": 4}, {"d": 8, "N": 40, "name": "graded"}, {"d": 6, "name": "offset"}, {"d": 12}],
+    ids=str,
+)
+def test_distance_in_many_digits(sizes):
+    real, reference, removed, added = make(**{"m_r": 2, "m_a": 3, "batch": 1} | sizes)
     engine = SwapEngine(moments(real), reference, **EXACT)
     exact = oracles.distance_in_many_digits(real, reference)
-    assert engine.distance == pytest.approx(exact, rel=1e-12)
-    assert oracles.distance_of_samples(real, reference) == pytest.approx(exact, rel=1e-13)
+    assert engine.distance == pytest.approx(exact, rel=1e-11)  # an offset of 1e4 costs the means a digit
+    assert oracles.distance_of_samples(real, reference) == pytest.approx(exact, rel=1e-11)
     change = oracles.changes(real, reference, removed, added, oracles.distance_in_many_digits)
     np.testing.assert_allclose(engine.change(removed, added), change, atol=allowance(engine, 2, 3))
 
@@ -411,22 +416,29 @@ def test_rotation_leaves_the_distance(shape):
     torch.testing.assert_close(turned.change(removed, added @ turn), change, rtol=1e-9, atol=limit)
 
 
-def test_a_set_is_at_no_distance_from_itself():
-    _, reference, _, _ = make()
+@given(shapes)
+@law
+def test_a_set_is_at_no_distance_from_itself(shape):
+    _, _, reference, _, _ = engine_of(shape)
     engine = SwapEngine(moments(reference), reference)
-    assert abs(engine.distance) <= 1e-12 * engine.real.trace
+    # a singular set's covariance has directions of rounding, 1e-16 of the largest, whose roots are 1e-8 of the largest
+    singular = len(reference) <= reference.shape[1]
+    assert abs(engine.distance) <= (1e-7 if singular else 1e-12) * engine.real.trace
 
 
-def test_committing_two_swaps_is_committing_their_union():
-    real, reference, removed, added = make(m_r=8, m_a=8, batch=1)
-    removed, added = removed[0], added[0]
-    one_by_one = SwapEngine(moments(real), reference).replace(removed[:3], added[:3]).replace(removed[3:], added[3:])
+@given(shapes, st.integers(0, 5))
+@law
+def test_committing_two_swaps_is_committing_their_union(shape, first):
+    N, d, m, _, seed = shape
+    _, real, reference, removed, added = engine_of((N, d, m, m, seed))
+    removed, added, first = removed[0], added[0], min(first, m)
+    one_by_one = SwapEngine(moments(real), reference)
+    one_by_one.replace(removed[:first], added[:first]).replace(removed[first:], added[first:])
     at_once = SwapEngine(moments(real), reference).replace(removed, added)
     torch.testing.assert_close(one_by_one.reference, at_once.reference, rtol=0, atol=0)
     assert one_by_one.distance == at_once.distance
-    assert at_once.distance == pytest.approx(
-        oracles.distance_of_samples(real, oracles.swapped(reference, removed, added)), rel=1e-11
-    )
+    expected = oracles.distance_of_samples(real, oracles.swapped(reference, removed, added))
+    assert at_once.distance == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("m_r, m_a", [(5, 2), (2, 5), (0, 3), (3, 0)])
@@ -439,9 +451,10 @@ def test_replace_grows_and_shrinks_the_set(m_r, m_a):
     assert engine.distance == pytest.approx(expected, rel=1e-11)
 
 
-@pytest.mark.parametrize("m_r, m_a", [(3, 3), (1, 1), (2, 4), (0, 2)])
-def test_gradient_equals_finite_differences(m_r, m_a):
-    real, reference, removed, added = make(N=30, d=4, m_r=m_r, m_a=m_a, batch=2)
+@given(st.integers(0, 4), st.integers(1, 4), st.integers(0, 10**6))
+@settings(max_examples=12, deadline=None)
+def test_gradient_equals_finite_differences(m_r, m_a, seed):
+    real, reference, removed, added = make(N=30, d=4, m_r=m_r, m_a=m_a, batch=2, seed=seed)
     engine = SwapEngine(moments(real), reference, **EXACT)
     added = torch.from_numpy(added).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: engine.change(torch.from_numpy(removed), a), (added,), atol=1e-7)
