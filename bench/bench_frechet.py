@@ -1,4 +1,4 @@
-"""Fréchet distance of two given moments at d = 2048 beside its rivals, in seconds; nothing is asserted about time.
+"""Fréchet distance of two given moments by different roots, in seconds; nothing is asserted about time.
 
 fastfid             both sides fresh: a Cholesky factor (d³/3 flops), M = Lᵀ Σ_b L (d³), its eigenvalues (4d³/3)
 fastfid, prepared   the same with the reference side factored once before, by `fastfid.frechet.prepare`
@@ -8,10 +8,13 @@ pytorch-fid         its own `calculate_frechet_distance` where it is installed a
 torchmetrics        its way in our words: general eigenvalues of the product by torch
 torch-fidelity      its own `fid_statistics_to_metric`: general eigenvalues of the product by NumPy
 
-The rivals are run once, without a warm-up: they take from six to tens of seconds, which no warm-up changes.  All
-share the sets: 5,000 and 6,000 normal rows in a random basis with variances 1/i, about Inception's spectrum.
-Where there is a GPU, fastfid and torch's way run on it; the tools' own functions stay on the host.
-extra_info holds the difference from the eigh route relative to tr Σ_a + tr Σ_b.
+d = 512 and 2048.  At 2048 the rivals are run once, without a warm-up: they take from six to tens of seconds, which no
+warm-up changes.  All share the sets: 5,000 and 6,000 normal rows in a random basis with variances 1/i, about
+Inception's spectrum.  Where there is a GPU, fastfid and torch's way run on it; the tools' own functions stay on the
+host.
+
+extra_info: what bench/measuring.py lists.  Errors are relative to tr Σ_a + tr Σ_b, from a distance that squares
+nothing: with centred rows A and B by their triangles, tr √(Σ_a Σ_b) is the sum of singular values of A Bᵀ.
 """
 
 import inspect
@@ -23,12 +26,11 @@ import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 import fastfid.frechet
-from bench.bench_swap import DEVICE, finished
+from bench.measuring import CHOLESKY, DEVICE, EIGH, EIGVALS, EIGVALSH, SQRTM, finished, record
 from fastfid import FeatureMoments
-from fastfid.frechet import frechet_distance, frechet_terms, prepare
+from fastfid.frechet import frechet_distance, prepare
 
-DIM = 2048
-GROUP = f"Fréchet d={DIM}"
+DIMS = (512, 2048)
 
 try:
     from pytorch_fid.fid_score import calculate_frechet_distance
@@ -38,50 +40,64 @@ if "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:  # SciPy 1.18
     calculate_frechet_distance = None
 
 
-def sample_moments(rows: int, shift: float, seed: int) -> FeatureMoments:
+def draw(dim: int, rows: int, shift: float, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    index = torch.arange(1, DIM + 1)
-    basis = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0)))[0]
+    index = torch.arange(1, dim + 1)
+    basis = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(0)))[0]
     scale = index**-0.5 * (1 + shift * torch.cos(index))
-    samples = (torch.randn(rows, DIM, generator=generator) * scale) @ basis.T + 0.02 * shift
-    return FeatureMoments.from_features(samples).to(DEVICE)
+    return (torch.randn(rows, dim, generator=generator) * scale) @ basis.T + 0.02 * shift
+
+
+@pytest.fixture(scope="module", params=DIMS)
+def samples(request):
+    return draw(request.param, 5000, 0.0, 1), draw(request.param, 6000, 0.3, 2)
 
 
 @pytest.fixture(scope="module")
-def moments():
-    return sample_moments(5000, 0.0, 1), sample_moments(6000, 0.3, 2)
+def moments(samples):
+    return tuple(FeatureMoments.from_features(rows).to(DEVICE) for rows in samples)
 
 
 @pytest.fixture(scope="module")
-def exact(moments):
-    """Terms by the eigh route."""
-    with pytest.MonkeyPatch.context() as patch:
-        without_cholesky(patch)
-        return frechet_terms(*moments)
+def exact(samples):
+    """The distance, and tr Σ_a + tr Σ_b."""
+    means = [rows.double().mean(0) for rows in samples]
+    centred = [rows.double() - mean for rows, mean in zip(samples, means, strict=True)]
+    triangles = [torch.linalg.qr(rows, mode="r").R / (len(rows) - 1) ** 0.5 for rows in centred]
+    trace = sum(triangle.square().sum() for triangle in triangles)
+    roots = torch.linalg.svdvals(triangles[0] @ triangles[1].T).sum()
+    return ((means[0] - means[1]).square().sum() + trace - 2 * roots).item(), trace.item()
 
 
 def without_cholesky(patch):
     patch.setattr(fastfid.frechet, "_cholesky_root", lambda cov: None)
 
 
-def measure(benchmark, exact, call, rounds):
-    benchmark.group = GROUP
+def measure(benchmark, moments, exact, call, flops, rounds=None):
+    """`flops` in d³; three rounds unless `rounds` are given for d = 2048."""
+    dim, (truth, trace) = moments[0].dim, exact
+    rounds = 3 if rounds is None or dim < DIMS[-1] else rounds
+    benchmark.group = f"Fréchet distance by matrix roots, d={dim}"
     distance = benchmark.pedantic(finished(call), rounds=rounds, warmup_rounds=int(rounds > 1))
-    benchmark.extra_info["difference_from_eigh"] = float(abs(distance - exact.total) / exact.trace_term)
+    moved = sum(side.cov.nbytes for side in moments)
+    error = abs(distance - truth) / trace
+    record(benchmark, {torch.float64: flops * dim**3}, moved, error=error, unit="tr Σ_a + tr Σ_b")
 
 
 def test_fastfid(benchmark, moments, exact):
-    measure(benchmark, exact, lambda: frechet_distance(*moments), rounds=3)
+    flops = CHOLESKY + 1 + EIGVALSH
+    measure(benchmark, moments, exact, lambda: frechet_distance(*moments), flops)
 
 
 def test_fastfid_prepared_reference(benchmark, moments, exact):
     reference = prepare(moments[0])
-    measure(benchmark, exact, lambda: frechet_distance(reference, moments[1]), rounds=3)
+    measure(benchmark, moments, exact, lambda: frechet_distance(reference, moments[1]), 1 + EIGVALSH)
 
 
 def test_fastfid_eigh_route(benchmark, moments, exact, monkeypatch):
     without_cholesky(monkeypatch)
-    measure(benchmark, exact, lambda: frechet_distance(*moments), rounds=1)
+    flops = EIGH + 4 + EIGVALSH
+    measure(benchmark, moments, exact, lambda: frechet_distance(*moments), flops, rounds=1)
 
 
 def test_torch_eigvals_as_torchmetrics(benchmark, moments, exact):
@@ -91,12 +107,16 @@ def test_torch_eigvals_as_torchmetrics(benchmark, moments, exact):
         root = torch.linalg.eigvals(a.cov @ b.cov).sqrt().real.sum()
         return ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * root).item()
 
-    measure(benchmark, exact, call, rounds=1)
+    measure(benchmark, moments, exact, call, 2 + EIGVALS, rounds=1)
 
 
 def test_torch_fidelity(benchmark, moments, exact):
     a, b = ({"mu": side.mean.cpu().numpy(), "sigma": side.cov.cpu().numpy()} for side in moments)
-    measure(benchmark, exact, lambda: fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID], rounds=1)
+
+    def call():
+        return fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID]
+
+    measure(benchmark, moments, exact, call, 2 + EIGVALS, rounds=1)
 
 
 def test_scipy_sqrtm_as_pytorch_fid(benchmark, moments, exact):
@@ -106,11 +126,12 @@ def test_scipy_sqrtm_as_pytorch_fid(benchmark, moments, exact):
     def in_our_words():
         root = scipy.linalg.sqrtm(cov_a @ cov_b)
         if not np.isfinite(root).all():
-            ridge = 1e-6 * np.eye(DIM)
+            ridge = 1e-6 * np.eye(len(cov_a))
             root = scipy.linalg.sqrtm((cov_a + ridge) @ (cov_b + ridge))
         return ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * np.trace(root.real)
 
     def own_code():
         return calculate_frechet_distance(mean_a, cov_a, mean_b, cov_b)
 
-    measure(benchmark, exact, own_code if calculate_frechet_distance else in_our_words, rounds=1)
+    call = own_code if calculate_frechet_distance else in_our_words
+    measure(benchmark, moments, exact, call, 2 + SQRTM, rounds=1)

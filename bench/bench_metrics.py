@@ -6,37 +6,36 @@ KID      100 subsets × 1,000 of 5,000 float32 features, d = 2048.  torch-fideli
          819 GFLOP here.
 MMD      5,000 × 5,000, d = 2048, median bandwidth: 205 GFLOP and 8 for the bandwidth.
 PRDC     4,000 × 4,000, d = 2048, k = 5 (--full: 10,000 × 10,000): two triangles and the products between the sets,
-         4 n² d flops, 131 (819) GFLOP; prdc makes three whole matrices in float64.
+         4 n² d flops, 131 (819) GFLOP in float32; prdc makes three whole matrices, 6 n² d, in float64.
+P&R      2,000 × 2,000, d = 128, k = 3; torch-fidelity makes three whole matrices in float32.
 moments  10,000 × 2048 and 5,000 × 512: one triangle, n d² flops, of float32 rows multiplied in float64.
-Fréchet  d = 512 from moments: SciPy's Schur method (pytorch-fid), general eigenvalues (torch-fidelity), one symmetric
-         eigendecomposition and one set of symmetric eigenvalues here.
 
 Where there is a GPU, ours and the square product run on it; the rivals' own functions stay on the host.
 
-extra_info: flops counted as above, GFLOP/s, their share of a square product of torch in the same type made between the
-rounds, and the resident host memory a call adds at most, in MB.
+extra_info: what bench/measuring.py lists, and the resident host memory a call adds at most, in MB.  Errors of ours are
+from float64 in other hands, on fewer rows where all would take longer than what is timed; those of rivals are from
+ours, which is float64 (KID) or exact (neighbours).
 """
 
 import contextlib
 import ctypes
 import io
-import statistics
 import threading
-import time
+from functools import lru_cache
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from prdc import compute_prdc
-from torch_fidelity.metric_fid import fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from bench.bench_swap import DEVICE, finished
-from fastfid import FeatureMoments, frechet_distance, kid, mmd, prdc, precision_recall
+from bench.measuring import DEVICE, finished, record
+from fastfid import FeatureMoments, kid, mmd, prdc, precision_recall
 
-SIDE = 2048  # of the square matrices whose product stands for the machine's peak: 0.1–0.3 s on two cores
+D = 2048
+F32, F64 = torch.float32, torch.float64
+FEW = 1000  # rows on which errors are found
 PAGE = 4096  # bytes in a page of /proc/self/statm
 SAMPLING = 0.005  # seconds between two looks at the resident memory
 
@@ -74,38 +73,28 @@ def memory_watched(peaks):
         peaks.append((max(highest) - start) / 1e6)
 
 
-def measure(benchmark, group, call, rounds, flops=None, dtype=torch.float64):
-    """Time `call` beside a square product made before every round.
+def measure(benchmark, group, call, rounds):
+    """The result of `call`, timed, with the memory it takes noted.
 
     One untimed call before it is watched for memory, unless it is timed but once: those take seconds, which neither a
     warm-up nor a thread that looks every 5 ms changes.
     """
-    benchmark.group, call = group, finished(call)
-    square, seconds, peaks = torch.randn(SIDE, SIDE, dtype=dtype, device=DEVICE), [], []
-    multiply = finished(lambda: square @ square.T)
-
-    def product():
-        start = time.perf_counter()
-        multiply()
-        seconds.append(time.perf_counter() - start)
+    benchmark.group, call, peaks = group, finished(call), []
 
     def watched():
         with memory_watched(peaks):
             return call()
 
-    if flops:
-        product()
-        seconds.clear()
     if rounds > 1:
         watched()
-    benchmark.pedantic(call if rounds > 1 else watched, setup=product if flops else None, rounds=rounds)
+    result = benchmark.pedantic(call if rounds > 1 else watched, rounds=rounds)
     benchmark.extra_info["memory_mb"] = round(max(peaks))
-    if flops and benchmark.stats:
-        speed, peak = flops / benchmark.stats.stats.median, 2 * SIDE**3 / statistics.median(seconds)
-        name = "sgemm" if dtype == torch.float32 else "dgemm"
-        benchmark.extra_info.update(
-            flops=flops, gflops=round(speed / 1e9, 1), **{f"share_of_{name}": round(speed / peak, 2)}
-        )
+    return result
+
+
+def size(*arrays):
+    """Bytes."""
+    return sum(array.nbytes for array in arrays)
 
 
 def quietly(call):
@@ -115,65 +104,87 @@ def quietly(call):
 
 # --- KID and MMD -------------------------------------------------------------------------------------------------
 
-D = 2048
+FULL = pytest.mark.full
+KID_SETS = [5000, pytest.param(20_000, marks=FULL)]
+SUBSETS, SUBSET = 100, 1000  # everybody's defaults
 
 
-@pytest.fixture(scope="module")
-def five_thousand():
-    return features(5000, D, 0), features(5000, D, 1)
+@pytest.fixture(scope="module", params=KID_SETS)
+def kid_sets(request):
+    return features(request.param, D, 0), features(request.param, D, 1)
 
 
-def test_kid_fastfid(benchmark, five_thousand):
-    call = lambda: kid(*five_thousand)  # noqa: E731
-    measure(benchmark, "KID 100x1000 of 5000, d=2048", call, rounds=3, flops=4 * 5000**2 * D)
+def kid_group(sets):
+    return f"KID {SUBSETS}x{SUBSET} of {len(sets[0])}, d={D}"
 
 
-def test_kid_torch_fidelity(benchmark, five_thousand):
-    real, generated = (x.cpu() for x in five_thousand)
-    call = lambda: kid_features_to_metric(generated, real, verbose=False)  # noqa: E731
-    measure(benchmark, "KID 100x1000 of 5000, d=2048", call, rounds=1)
+def kid_by_torch_fidelity(sets, **options):
+    real, generated = (x.cpu() for x in sets)
+    return kid_features_to_metric(generated, real, verbose=False, **options)[KEY_METRIC_KID_MEAN]
 
 
-@pytest.fixture(scope="module")
-def twenty_thousand():
-    return features(20_000, D, 0), features(20_000, D, 1)
+def test_kid_fastfid(benchmark, kid_sets):
+    n = len(kid_sets[0])
+    found = measure(benchmark, kid_group(kid_sets), lambda: kid(*kid_sets), rounds=3 if n <= 5000 else 1)
+    flops = 4 * D * min(n**2, SUBSETS * SUBSET**2)
+    exact = kid_by_torch_fidelity([x.double() for x in kid_sets], kid_subsets=1)
+    error = abs(kid(*kid_sets, subsets=1).mean - exact) / found.std
+    record(benchmark, {F64: flops}, size(*kid_sets), error=error, unit="std over subsets")
 
 
-@pytest.mark.full
-def test_kid_by_subsets_fastfid(benchmark, twenty_thousand):
-    call = lambda: kid(*twenty_thousand)  # noqa: E731
-    measure(benchmark, "KID 100x1000 of 20000, d=2048", call, rounds=1, flops=100 * 4 * 1000**2 * D)
+def test_kid_torch_fidelity(benchmark, kid_sets):
+    found = measure(benchmark, kid_group(kid_sets), lambda: kid_by_torch_fidelity(kid_sets), rounds=1)
+    exact, flops = kid(*kid_sets), SUBSETS * 6 * SUBSET**2 * D
+    record(benchmark, {F32: flops}, size(*kid_sets), error=abs(found - exact.mean) / exact.std, unit="std over subsets")
 
 
-@pytest.mark.full
-def test_kid_by_subsets_torch_fidelity(benchmark, twenty_thousand):
-    real, generated = (x.cpu() for x in twenty_thousand)
-    call = lambda: kid_features_to_metric(generated, real, verbose=False)  # noqa: E731
-    measure(benchmark, "KID 100x1000 of 20000, d=2048", call, rounds=1)
+def mmd_in_float64(real, generated, sigma):
+    """Unbiased MMD² as it is written."""
+    x, y = real.double(), generated.double()
+    within = [torch.exp(-torch.cdist(z, z).square() / (2 * sigma**2)).sum() - len(z) for z in (x, y)]
+    between = torch.exp(-torch.cdist(x, y).square() / (2 * sigma**2)).mean()
+    return sum(s / (len(z) * (len(z) - 1)) for s, z in zip(within, (x, y), strict=True)) - 2 * between
 
 
-def test_mmd_fastfid(benchmark, five_thousand):
-    flops = 4 * 5000**2 * D + 2000**2 * D  # and the pairs of 2,000 rows for the bandwidth
-    measure(benchmark, "MMD 5000x5000, d=2048", lambda: mmd(*five_thousand), rounds=2, flops=flops)
+def test_mmd_fastfid(benchmark):
+    n, sets = 5000, (features(5000, D, 0), features(5000, D, 1))
+    found = measure(benchmark, f"MMD {n}x{n}, d={D}", lambda: mmd(*sets), rounds=2)
+    flops = {F64: 4 * n**2 * D + 2000**2 * D}  # and the pairs of 2,000 rows for the bandwidth
+    few = [x[:FEW] for x in sets]
+    exact = mmd_in_float64(*few, found.bandwidth)
+    error = abs(mmd(*few, bandwidth=found.bandwidth).value / exact - 1)
+    record(benchmark, flops, size(*sets), error=error, unit="value")
 
 
 # --- neighbours --------------------------------------------------------------------------------------------------
 
-LARGE = [4000, pytest.param(10_000, marks=pytest.mark.full)]
+LARGE = [4000, pytest.param(10_000, marks=FULL)]
+
+
+def prdc_by_prdc(real, generated):
+    return quietly(lambda: compute_prdc(real, generated, 5))
+
+
+def score_error(found, exact):
+    return max(abs(found[name] - exact[name]) for name in exact)
 
 
 @pytest.mark.parametrize("n", LARGE)
 def test_prdc_fastfid(benchmark, n):
-    real, generated = features(n, D, 0), features(n, D, 1)
-    call, flops = lambda: prdc(real, generated), 4 * n**2 * D
-    measure(benchmark, f"PRDC {n}x{n}, d=2048", call, rounds=3 if n < 10_000 else 1, flops=flops, dtype=torch.float32)
+    sets = features(n, D, 0), features(n, D, 1)
+    measure(benchmark, f"PRDC {n}x{n}, d={D}", lambda: prdc(*sets), rounds=3 if n < 10_000 else 1)
+    few = [x[:FEW] for x in sets]
+    error = score_error(prdc(*few), prdc_by_prdc(*(x.cpu().double().numpy() for x in few)))
+    record(benchmark, {F32: 4 * n**2 * D}, size(*sets), error=error, unit="1")
 
 
 @pytest.mark.parametrize("n", LARGE)
 def test_prdc_prdc(benchmark, n):
-    real, generated = (features(n, D, seed).cpu().numpy() for seed in (0, 1))
-    call = lambda: quietly(lambda: compute_prdc(real, generated, 5))  # noqa: E731
-    measure(benchmark, f"PRDC {n}x{n}, d=2048", call, rounds=1)
+    sets = features(n, D, 0), features(n, D, 1)
+    arrays = [x.cpu().numpy() for x in sets]
+    found = measure(benchmark, f"PRDC {n}x{n}, d={D}", lambda: prdc_by_prdc(*arrays), rounds=1)
+    error = score_error(found, prdc(*sets))
+    record(benchmark, {F64: 6 * n**2 * D}, size(*arrays), error=error, unit="1")
 
 
 @pytest.fixture(scope="module")
@@ -181,35 +192,58 @@ def two_thousand():
     return features(2000, 128, 0), features(2000, 128, 1)
 
 
+def by_torch_fidelity(real, generated):
+    found = prc_features_to_metric(generated, real, verbose=False)
+    return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL]}
+
+
 def test_precision_recall_fastfid(benchmark, two_thousand):
-    measure(benchmark, "P&R 2000x2000, d=128", lambda: precision_recall(*two_thousand), rounds=7)
+    found = measure(benchmark, "P&R 2000x2000, d=128", lambda: precision_recall(*two_thousand), rounds=7)
+    error = score_error(found, by_torch_fidelity(*(x.cpu().double() for x in two_thousand)))
+    record(benchmark, {F32: 4 * 2000**2 * 128}, size(*two_thousand), error=error, unit="1")
 
 
 def test_precision_recall_torch_fidelity(benchmark, two_thousand):
-    real, generated = (x.cpu() for x in two_thousand)
-    call = lambda: prc_features_to_metric(generated, real, verbose=False)  # noqa: E731
-    measure(benchmark, "P&R 2000x2000, d=128", call, rounds=7)
+    host = [x.cpu() for x in two_thousand]
+    found = measure(benchmark, "P&R 2000x2000, d=128", lambda: by_torch_fidelity(*host), rounds=7)
+    error = score_error(found, precision_recall(*two_thousand))
+    record(benchmark, {F32: 6 * 2000**2 * 128}, size(*host), error=error, unit="1")
 
 
 # --- moments -----------------------------------------------------------------------------------------------------
 
-SHAPES = [(5000, 512), (10_000, 2048), pytest.param(50_000, 2048, marks=pytest.mark.full)]
+SHAPES = [(5000, 512), (10_000, 2048), pytest.param(50_000, 2048, marks=FULL)]
 
 
 def rounds_for(n, d):
     return max(1, min(11, int(10e10 / (n * d**2))))  # two seconds or so on two cores
 
 
+@lru_cache(1)
+def rows_and_covariance(n, d):
+    """Features [n, d] and their covariance in float64 as it is written."""
+    x = features(n, d, 0)
+    centred = x.double() - x.double().mean(0)
+    return x, centred.T @ centred / (n - 1)
+
+
+def measure_moments(benchmark, n, d, call):
+    """`call` gives the covariance."""
+    x, exact = rows_and_covariance(n, d)
+    found = measure(benchmark, f"moments {n}x{d}", call, rounds_for(n, d))
+    error = (torch.as_tensor(found).to(exact) - exact).abs().max() / exact.abs().max()
+    record(benchmark, {F64: n * d**2}, size(x, exact), error=error, unit="largest entry")
+
+
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_moments_fastfid(benchmark, n, d):
-    x = features(n, d, 0)
-    call = lambda: FeatureMoments.from_features(x).cov  # noqa: E731
-    measure(benchmark, f"moments {n}x{d}", call, rounds_for(n, d), flops=n * d**2)
+    x, _ = rows_and_covariance(n, d)
+    measure_moments(benchmark, n, d, lambda: FeatureMoments.from_features(x).cov)
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES[:2])
 def test_moments_in_batches_of_64_fastfid(benchmark, n, d):
-    batches = features(n, d, 0).split(64)
+    batches = rows_and_covariance(n, d)[0].split(64)
 
     def call():
         moments = FeatureMoments.empty(d)
@@ -217,33 +251,17 @@ def test_moments_in_batches_of_64_fastfid(benchmark, n, d):
             moments.update(batch)
         return moments.cov
 
-    measure(benchmark, f"moments {n}x{d}", call, rounds_for(n, d), flops=n * d**2)
+    measure_moments(benchmark, n, d, call)
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_moments_numpy(benchmark, n, d):
-    x = features(n, d, 0).cpu().numpy()
-    call = lambda: (x.mean(axis=0), np.cov(x, rowvar=False))  # noqa: E731
-    measure(benchmark, f"moments {n}x{d}", call, rounds_for(n, d), flops=n * d**2)
+    x = rows_and_covariance(n, d)[0].cpu().numpy()
+    measure_moments(benchmark, n, d, lambda: (x.mean(axis=0), np.cov(x, rowvar=False))[1])
 
 
-# --- Fréchet -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def moments():
-    return tuple(FeatureMoments.from_features(features(3000, 512, seed)) for seed in (0, 1))
-
-
-def test_frechet_fastfid(benchmark, moments):
-    measure(benchmark, "Fréchet d=512", lambda: frechet_distance(*moments), rounds=5)
-
-
-def test_frechet_scipy_sqrtm(benchmark, moments):
-    a, b = (side.cov.cpu().numpy() for side in moments)
-    measure(benchmark, "Fréchet d=512", lambda: scipy.linalg.sqrtm(a @ b).trace().real, rounds=2)
-
-
-def test_frechet_torch_fidelity(benchmark, moments):
-    a, b = ({"mu": side.mean.cpu().numpy(), "sigma": side.cov.cpu().numpy()} for side in moments)
-    measure(benchmark, "Fréchet d=512", lambda: fid_statistics_to_metric(a, b, verbose=False), rounds=2)
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_moments_torch(benchmark, n, d):
+    """The whole product, of which half is counted, as of the others."""
+    x, _ = rows_and_covariance(n, d)
+    measure_moments(benchmark, n, d, lambda: torch.cov(x.double().T))

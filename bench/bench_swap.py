@@ -43,7 +43,7 @@ SIZES = {  # candidates a provider scores
 F32, F64 = torch.float32, torch.float64
 SINGLE, DOUBLE = 4, 8  # bytes
 CHECKED = 16  # candidates whose error is told: float64 takes them in 0.3 s at d = 2048
-SPREAD = "std over candidates"
+SPREAD = "std of the scores"
 GRADIENTS = 32  # candidates that are differentiated
 GRADIENTS_BY_AUTOGRAD = 4
 INFLUENCES = 32 * M  # rows
@@ -55,7 +55,7 @@ _prepared: dict = {}
 
 
 class Problem:
-    """Real moments, reference [N, d], removed [B, m], added [B, m, d], a prepared engine, and a float64 one to judge."""
+    """Real moments, reference [N, d], removed [B, m], added [B, m, d], an engine and a float64 one to judge it."""
 
     def __init__(self, d, count, candidates):
         rng = torch.Generator().manual_seed(d)
@@ -82,7 +82,7 @@ class Problem:
         return self.judge.score(self.removed[:CHECKED], self.added[:CHECKED].double())
 
     def error(self, distances):
-        """Largest error of the first candidates' distances in units of SPREAD; None of one candidate, without spread."""
+        """Largest error of the first distances in units of SPREAD; None where there is one candidate and no spread."""
         if len(self.scores) < 2:
             return None
         found = torch.as_tensor(distances[:CHECKED]).to(self.exact)
@@ -157,7 +157,7 @@ def weighted_positions(engine):
 
 
 def score_flops(engine):
-    """Of a candidate: the projection 2 m d², Gram matrices k² a position (both halves without the extension), Q k³/3."""
+    """Of a candidate: projection 2 m d², Gram matrices k² a position, twice that without the extension, LDLᵀ Q k³/3."""
     d, k, halves = engine.real.dim, 2 * M, 1 if engine._extension else 2
     return 2 * M * d**2 + halves * k**2 * weighted_positions(engine) + len(last_nodes(engine).tau) * k**3 / 3
 
@@ -197,8 +197,9 @@ def bench_prepare(benchmark, d):
     # one triangle of the covariance, R Σ_g Rᵀ, its eigenvectors, Rᵀ U in float64; the reference projected in float32
     flops = {F64: N * d**2 + (4 + EIGH + 2) * d**3, F32: 2 * N * d**2}
     moved = SINGLE * (2 * N * d + d**2) + DOUBLE * 2 * d**2  # reference twice; R, and the basis in both types
+    # by Cholesky and eigvalsh, in which none of prepare's arithmetic but the moments occurs
     exact = frechet_distance((p.mean, p.cov), FeatureMoments.from_features(p.reference))
-    record(benchmark, flops, moved, error=abs(engine.distance / exact - 1), unit="distance by Cholesky and eigvalsh")
+    record(benchmark, flops, moved, error=abs(engine.distance / exact - 1), unit="distance")
     benchmark.extra_info["peak_bytes"] = peak_bytes(lambda: SwapEngine(p.real, p.reference))
 
 
@@ -263,7 +264,7 @@ def bench_engine_single_images(benchmark, d):
     changes = measure(benchmark, lambda: p.engine.change_each(p.removed, p.added))[:CHECKED]
     flops = {F32: p.removed.numel() * (2 * d**2 + singles_flops(p.engine))}
     exact = p.judge.change_each(p.removed[:CHECKED], p.added[:CHECKED].double())
-    error = largest_difference(changes, exact, exact.std())  # their own spread: one image's change is a fiftieth
+    error = largest_difference(changes, exact, exact.std())  # of single images
     record(benchmark, flops, score_bytes(d, count), count, error, SPREAD)
 
 
@@ -330,7 +331,7 @@ def bench_leave_one_out(benchmark, d):
     changes, exact = measure(benchmark, p.engine.leave_one_out), p.judge.leave_one_out()
     moved = SINGLE * 2 * N * d + DOUBLE * N  # rows and their projections; changes
     error = largest_difference(changes, exact, exact.std())
-    record(benchmark, {F32: N * singles_flops(p.engine)}, moved, N, error, "std over rows")
+    record(benchmark, {F32: N * singles_flops(p.engine)}, moved, N, error, "std of the changes")
 
 
 @by_size
@@ -361,7 +362,7 @@ def bench_leave_one_out_by_force(benchmark):
     changes, exact = measure(benchmark, call, rounds=3) - p.judge.distance, p.judge.leave_one_out()
     flops = {F64: count * (2 * N * d**2 + (4 + EIGVALSH) * d**3)}
     error = largest_difference(changes, exact[:count], exact.std())
-    record(benchmark, flops, count * (SINGLE * N * d + DOUBLE * d**2), count, error, "std over rows")
+    record(benchmark, flops, count * (SINGLE * N * d + DOUBLE * d**2), count, error, "std of the changes")
 
 
 @by_size

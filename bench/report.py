@@ -1,10 +1,11 @@
 """Turns saved benchmarks into a table and two plots.
 
-    pytest bench/bench_swap.py --benchmark-only --benchmark-json=swap.json
-    python -m bench.report swap.json --device "2 cores of a Xeon at 2.5 GHz"
+    pytest bench/ --benchmark-only --benchmark-json=all.json
+    python -m bench.report all.json --device "2 cores of a Xeon at 2.5 GHz"
 
-Writes bench/results/<device>-swap.csv and .md, with a row a benchmark and its ratio to the engine, and two figures:
-seconds a candidate by route, and growth with the number of candidates B and of reference samples N.
+Writes bench/results/<device>-benchmarks.csv and .md, with a row a benchmark, whatever files and groups were run, and
+two figures of bench_swap.py: seconds a candidate by route, and growth with the number of candidates B and of reference
+samples N.  bench/measuring.py tells what the columns are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import csv
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 
@@ -22,24 +25,25 @@ import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 SCORE = re.compile(r"score \d+ swaps of 50, d=(\d+)")
-ENGINE = "bench_engine"
+ENGINE = "engine"
+FROM_EXTRA = ("candidates", "flops", "bytes", "gflops", "share_of_peak", "peak", "error", "error_unit")
 
 
 def rows_of(saved: dict) -> list[dict]:
-    """One record a benchmark: group, name, median seconds and, where there are candidates, seconds for each."""
+    """One record a benchmark: file, group, name, median seconds, seconds for each candidate, and FROM_EXTRA or None."""
     rows = []
     for b in saved["benchmarks"]:
         extra = b["extra_info"]
         rows.append(
             {
+                "file": b["fullname"].split("::")[0],
                 "group": b["group"] or "",
-                "name": b["name"].split("[")[0],
+                "name": re.sub(r"^(bench|test)_|\[.*", "", b["name"]).replace("_", " "),
                 "parameter": (re.findall(r"\[(.*)\]", b["name"]) or [""])[0],
                 "seconds": b["stats"]["median"],
                 "rounds": b["stats"]["rounds"],
-                "each": extra.get("seconds_per_candidate"),
-                "gflops": extra.get("gflop_per_s"),
-                "error": extra.get("error_over_spread"),
+                "each": extra.get("seconds_per_candidate", b["stats"]["median"]),
+                **{name: extra.get(name) for name in FROM_EXTRA},
                 "extra": extra,
             }
         )
@@ -47,28 +51,90 @@ def rows_of(saved: dict) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown, group by group: median seconds a candidate and its ratio to the engine of the group."""
+    """Markdown, a heading a file and a table a group; a row's numbers are those of one candidate."""
     lines = []
-    for group in dict.fromkeys(row["group"] for row in rows):
-        members = [row for row in rows if row["group"] == group]
-        engine = next((r["each"] for r in members if r["name"] == ENGINE), None)
-        lines += [f"\n**{group}**\n", "| | seconds each | rounds | × engine | GFLOP/s | error / spread |"]
-        lines.append("|---|---:|---:|---:|---:|---:|")
-        for row in sorted(members, key=lambda r: r["each"] or r["seconds"]):
-            each = row["each"] or row["seconds"]
-            name = f"{row['name'].removeprefix('bench_').replace('_', ' ')} {row['parameter']}".strip()
-            ratio = f"{each / engine:,.2f}" if engine else ""
-            gflops = f"{row['gflops']:.0f}" if row["gflops"] else ""
-            error = f"{row['error']:.1e}" if row["error"] is not None else ""
-            lines.append(f"| {name} | {each:.3g} | {row['rounds']} | {ratio} | {gflops} | {error} |")
+    for file in dict.fromkeys(row["file"] for row in rows):
+        lines.append(f"\n## {file}")
+        members = [row for row in rows if row["file"] == file]
+        for group in dict.fromkeys(row["group"] for row in members):
+            lines += group_table(group, [row for row in members if row["group"] == group])
     return "\n".join(lines).strip() + "\n"
 
 
+def group_table(group: str, rows: list[dict]) -> list[str]:
+    """Lines of one group, the fastest first.
+
+    `× ours` is the ratio to the group's first benchmark, which is ours, unless all are the same with other parameters.
+    """
+    ours = rows[0]["each"] if len({row["name"] for row in rows}) > 1 else None
+    units = " or ".join(dict.fromkeys(row["error_unit"] for row in rows if row["error_unit"]))
+    heading = ["", "seconds each", "of", "rounds", "× ours", "GFLOP/s", "share of peak", "GB moved"]
+    heading.append(f"error / {units}" if units else "error")
+    lines = [f"\n**{group}**\n", f"| {' | '.join(heading)} |", "|---|" + "---:|" * (len(heading) - 1)]
+    for row in sorted(rows, key=lambda row: row["each"]):
+        lines.append(f"| {' | '.join(cells(row, ours))} |")
+    return lines
+
+
+def cells(row: dict, ours: float | None) -> list[str]:
+    """One row of a group's table, empty where nothing was counted."""
+
+    def shown(value, text):
+        return "" if value is None else text.format(value)
+
+    gigabytes = None if row["bytes"] is None else row["bytes"] / (row["candidates"] or 1) / 1e9
+    return [
+        " ".join(part for part in (row["name"], distinct(row)) if part),
+        f"{row['each']:.3g}",
+        shown(row["candidates"], "{:,}"),
+        str(row["rounds"]),
+        "" if ours is None else ratio(row["each"] / ours),
+        shown(row["gflops"], "{:.3g}"),
+        shown(row["share_of_peak"], f"{{:.0%}} {row['peak']}"),
+        shown(gigabytes, "{:.2g}"),
+        shown(row["error"], "{:.1e}"),
+    ]
+
+
+def ratio(value: float) -> str:
+    """Three digits or so, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def distinct(row: dict) -> str:
+    """The parameter, unless the group's name holds its numbers."""
+    numbers = re.findall(r"\d+", row["parameter"])
+    told = numbers and set(numbers) <= set(re.findall(r"\d+", row["group"]))
+    return "" if told else row["parameter"]
+
+
+def peaks(rows: list[dict]) -> str:
+    """The median speeds that shares are of, with the most threads that ran."""
+    most = max(row["extra"].get("threads", 1) for row in rows)
+    speeds = defaultdict(list)
+    for row in rows:
+        if row["extra"].get("threads") == most:
+            for name, speed in row["extra"].get("peak_gflops", {}).items():
+                speeds[name].append(speed)
+    return ", ".join(f"{name} {median(found):.0f} GFLOP/s" for name, found in sorted(speeds.items(), reverse=True))
+
+
+def heading(rows: list[dict], device: str) -> str:
+    """What stands above the table."""
+    threads = max(row["extra"].get("threads", 1) for row in rows)
+    return (
+        f"Measured on {device}, {threads} threads; medians.  Square products beside them: {peaks(rows)};\n"
+        "a share of peak is of those right after its own benchmark.  Flops and bytes are counted by hand\n"
+        "(bench/measuring.py): flops of the algorithm as it runs, least traffic.  Errors are from float64.\n"
+        "A row's numbers are those of one candidate; `of`: candidates a call.\n\n"
+    )
+
+
 def write_csv(rows: list[dict], path: Path) -> None:
-    """The rows with their numbers unrounded; the extra information is left to the JSON."""
+    """The rows with their numbers unrounded and those of the whole call; other extra information stays in the JSON."""
     columns = [name for name in rows[0] if name != "extra"]
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -76,12 +142,11 @@ def write_csv(rows: list[dict], path: Path) -> None:
 def plot_routes(rows: list[dict], path: Path) -> None:
     """Seconds a candidate of every route, logarithmic, a panel for each d."""
     groups = {m.group(1): row["group"] for row in rows if (m := SCORE.match(row["group"]))}
-    figure, panels = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3), squeeze=False)
+    figure, panels = plt.subplots(1, len(groups), figsize=(6 * len(groups), 3.4), squeeze=False)
     for axis, (dim, group) in zip(panels[0], groups.items(), strict=True):
         members = sorted((r for r in rows if r["group"] == group), key=lambda r: -r["each"])
-        names = [r["name"].removeprefix("bench_").replace("_", " ") for r in members]
         colours = ["tab:orange" if r["name"].startswith(ENGINE) else "tab:gray" for r in members]
-        bars = axis.barh(names, [r["each"] for r in members], color=colours)
+        bars = axis.barh([r["name"] for r in members], [r["each"] for r in members], color=colours)
         axis.bar_label(bars, [f" {r['each']:.2g} s" for r in members], fontsize=8)
         axis.set(xscale="log", xlabel="seconds a candidate", title=f"one swap of 50 in 5,000, d = {dim}")
         axis.margins(x=0.25)
@@ -92,9 +157,7 @@ def plot_routes(rows: list[dict], path: Path) -> None:
 def plot_growth(rows: list[dict], path: Path) -> None:
     """Seconds of a call against B, and against N."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-    against_b = sorted(
-        (r["extra"]["candidates"], r["seconds"]) for r in rows if r["group"].startswith("seconds against B")
-    )
+    against_b = sorted((r["candidates"], r["seconds"]) for r in rows if r["group"].startswith("seconds against B"))
     against_n = sorted((r["extra"]["N"], r["seconds"]) for r in rows if "N" in r["extra"])
     left.loglog(*zip(*against_b, strict=True), "o-")
     left.set(xlabel="B, candidates", ylabel="seconds", title="d = 512, N = 5,000")
@@ -113,19 +176,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, help="written by --benchmark-json")
     parser.add_argument("--device", help="what it ran on; default: the GPU's or processor's name in the file")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder; default: bench/results")
     arguments = parser.parse_args()
     saved = json.loads(arguments.json.read_text())
     machine = saved["machine_info"]
     device = arguments.device or machine.get("gpu") or machine["cpu"].get("brand_raw", "cpu")
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    rows, out = rows_of(saved), RESULTS / f"{name}-swap"
-    threads = max(row["extra"].get("threads", 1) for row in rows)
-    heading = f"Measured on {device}, {threads} threads; medians.\n\n"
-    out.with_suffix(".md").write_text(heading + table(rows))
-    write_csv(rows, out.with_suffix(".csv"))
-    plot_routes(rows, RESULTS / f"{name}-routes.png")
-    plot_growth(rows, RESULTS / f"{name}-growth.png")
-    print(heading + table(rows))
+    prefix = str(arguments.out / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"))
+    rows = rows_of(saved)
+    text = heading(rows, device) + table(rows)
+    Path(f"{prefix}-benchmarks.md").write_text(text)
+    write_csv(rows, Path(f"{prefix}-benchmarks.csv"))
+    if any(SCORE.match(row["group"]) for row in rows):
+        plot_routes(rows, Path(f"{prefix}-routes.png"))
+    if any("N" in row["extra"] for row in rows):
+        plot_growth(rows, Path(f"{prefix}-growth.png"))
+    print(text)
 
 
 if __name__ == "__main__":

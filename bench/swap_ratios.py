@@ -9,13 +9,15 @@ d = 2048, N = 5,000, B = 128, m = 50, float32, as in bench_swap.py.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import quantiles
 
 import torch
 import tyro
 from tqdm import tqdm
 
-from bench.bench_swap import SIZES, Problem, finished, prepare_parts
+from bench.bench_swap import SIZES, Problem, prepare_parts
+from bench.measuring import finished
 from fastfid import SwapEngine
 
 D, N, GRADIENT_CANDIDATES, INFLUENCE_CANDIDATES = 2048, 5000, 32, 32
@@ -35,24 +37,38 @@ def product(rows: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
     return lambda: torch.mm(rows, basis, out=out)
 
 
-def pairs(p: Problem) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-    """Name of a ratio: (what it is a multiple of, what is measured)."""
+@dataclass(frozen=True)
+class Ratio:
+    """Seconds of `call` over those of `floor`, after `before`, which is not timed."""
+
+    floor: Callable[[], object]
+    call: Callable[[], object]
+    before: Callable[[], object] = lambda: None
+
+
+def ratios_of(p: Problem) -> dict[str, Ratio]:
+    """What is measured, by name."""
     few, rows = p.removed[:GRADIENT_CANDIDATES], p.added[:INFLUENCE_CANDIDATES].reshape(-1, D)
     added = p.added[:GRADIENT_CANDIDATES].clone().requires_grad_()
-    projection = product(p.added, torch.float32)
+    projection, fresh = product(p.added, torch.float32), []
+
+    def refresh():
+        fresh[:] = [SwapEngine(p.real, p.reference)]
+
     return {
-        "score / projection": (projection, lambda: p.engine.score(p.removed, p.added)),
-        "score, all removing the same rows / projection": (
-            projection,
-            lambda: p.engine.score(p.removed[:1].expand(len(p.removed), -1), p.added),
+        "score / projection": Ratio(projection, lambda: p.engine.score(p.removed, p.added)),
+        "first score after a refresh / projection": Ratio(
+            projection, lambda: fresh[0].score(p.removed, p.added), refresh
         ),
-        "change_each / projection": (projection, lambda: p.engine.change_each(p.removed, p.added)),
-        "leave_one_out / [N, d]×[d, d]": (product(p.reference, torch.float32), p.engine.leave_one_out),
-        "influence / projection in float64": (product(rows, torch.float64), lambda: p.engine.influence(rows)),
-        "prepare / its parts": (lambda: prepare_parts(p), lambda: SwapEngine(p.real, p.reference)),
-        "score and gradient / score": (
-            lambda: p.engine.score(few, added.detach()),
-            lambda: p.engine.score(few, added).sum().backward(),
+        "score, all removing the same rows / projection": Ratio(
+            projection, lambda: p.engine.score(p.removed[:1].expand(len(p.removed), -1), p.added)
+        ),
+        "change_each / projection": Ratio(projection, lambda: p.engine.change_each(p.removed, p.added)),
+        "leave_one_out / [N, d]×[d, d]": Ratio(product(p.reference, torch.float32), p.engine.leave_one_out),
+        "influence / projection in float64": Ratio(product(rows, torch.float64), lambda: p.engine.influence(rows)),
+        "prepare / its parts": Ratio(lambda: prepare_parts(p), lambda: SwapEngine(p.real, p.reference)),
+        "score and gradient / score": Ratio(
+            lambda: p.engine.score(few, added.detach()), lambda: p.engine.score(few, added).sum().backward()
         ),
     }
 
@@ -60,14 +76,15 @@ def pairs(p: Problem) -> dict[str, tuple[Callable[[], object], Callable[[], obje
 def main(rounds: int = 15) -> None:
     """Print the ratios of `rounds` alternating runs."""
     p = Problem(D, N, SIZES[D]["engine"])
-    measured = pairs(p)
-    for floor, call in measured.values():  # pages, plans and threads that the first call of each makes
-        floor(), call()
+    measured = ratios_of(p)
+    for ratio in measured.values():  # pages, plans and threads that the first call of each makes
+        ratio.before(), ratio.floor(), ratio.call()
     ratios: dict[str, list[float]] = {name: [] for name in measured}
     for _ in tqdm(range(rounds), unit="round"):
-        for name, (floor, call) in measured.items():
-            base = seconds(floor)
-            ratios[name].append(seconds(call) / base)
+        for name, ratio in measured.items():
+            ratio.before()
+            base = seconds(ratio.floor)
+            ratios[name].append(seconds(ratio.call) / base)
     p.engine.score(p.removed, p.added)
     print(f"{torch.get_num_threads()} threads, {rounds} rounds, {p.engine.report()['nodes']} nodes\n")
     print("| ratio | median | quartiles |\n|---|---:|---:|")
