@@ -30,10 +30,10 @@ The change itself is summed, never the difference of two distances, with δ = (m
     FD' − FD = |δ|² − 2(μ_r−μ_g)·δ + (tr Σ' − tr Σ_g) − 2(√c Δ + (√c − 1) tr √Λ).                              (4)
 
 Singular spectra.  If a direction of R Σ_g Rᵀ is lost (N ≤ d, constant features), or the removal loses one, Λ + S takes
-the place of Λ on both sides of (3), S = diag(s), s_i = 1e-15 of the variance that direction i has in the reference or
-in any candidate's new rows, whichever is more.  A direction v that is lost costs Δ at most √(vᵀSv), 3e-8 of its own
-standard deviation, one that stays next to nothing; all together never more than max(m_r, m_a)·√s, s the largest s_i,
-since √(x+s) − √x is monotone with values in (0, √s] and eigenvalues interlace under each rank-one term.
+the place of Λ on both sides of (3), S = diag(s), s_i = 1e-15 of the variance that direction i has in the reference, or
+in a candidate's new rows where these have 1,000 times as much.  A direction v that is lost costs Δ at most √(vᵀSv),
+3e-8 of its own standard deviation, one that stays next to nothing; all together never more than max(m_r, m_a)·√s, s the
+largest s_i, since √(x+s) − √x is monotone with values in (0, √s] and eigenvalues interlace under each rank-one term.
 `SwapEngine.report` tells the last s.
 
 Rare directions.  A feature that is active in a few rows is lost with them, although N is large and Λ regular.  Every
@@ -72,9 +72,12 @@ SINGULAR = 1e-11
 # (ε = 2e-16), and so does a removed row's 1 − w·w/(v + s).
 SHIFT = 1e-15
 
-# Singular spectra are resolved down to this share of the largest eigenvalue: a smaller one adds at most 1e-11 of the
-# largest root.
-RESOLVED = 1e-22
+# New rows with more than this many times a direction's variance have a direction of their own: below, w·w/v keeps
+# float64's digits as it is.
+GAINED = 1e3
+
+# Singular spectra are resolved down to a root of this share of tol times the largest: a smaller one adds less.
+RESOLVED = 1 / 20
 
 # A removal must leave this much more than the nodes' range assumes.  Chosen: inverse iteration sees the smallest
 # eigenvalue of I − G_rr from above, where it stands apart to a few per cent.
@@ -94,6 +97,9 @@ DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-10}
 # error of a change, 1.5e-5 to 7e-5 of the candidates' standard deviation, stays what it is up to 100; at 300 some are
 # twice as large.
 PLAN_TOL = 50
+
+# The same of a singular spectrum, absolute: I − G_rr as small as LEAST_REMAINING in float64 keeps four digits.
+SINGULAR_PLAN_TOL = 1e-12
 
 # Sets of nodes kept with their weight plans, 0.1 s each at d = 2048 (phase "plan", within "logdet"): of subsets, of
 # single images, of leaving one out.
@@ -633,25 +639,31 @@ class SwapEngine:
         lo = max(SHIFT * hi, self._lambda_min * self._remaining_share(removed) / 2)
         nodes = node_count(self.tol, lo, hi)
         self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": 0.0}
-        key = (nodes, lo, hi)
+        return self._kept_nodes((nodes, lo, hi), self._spectrum, PLAN_TOL * self.tol, self.dtype)
+
+    def _singular_nodes(self, rows: "ChangedRows", energy: float) -> "Nodes":
+        """The shifted spectrum Λ + S and its nodes."""
+        new = torch.linalg.vector_norm(rows.added.detach(), dim=1).to(torch.float64).square()
+        gained = new.amax(0) if new.numel() else torch.zeros_like(self._spectrum)
+        # rounded up to 4^j, so that one kind of new rows keeps one set of nodes
+        gained = torch.where(gained > GAINED * self._spectrum, 4 ** gained.log2().div(2).ceil(), 0.0)
+        shift, hi = SHIFT * torch.maximum(self._spectrum, gained), self._highest(energy)
+        lo = max((RESOLVED * self.tol) ** 2 * hi, shift[shift > 0].min().item())
+        nodes = node_count(self.tol, lo, hi)
+        self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": shift.max().item()}
+        key = (nodes, lo, hi, shift.cpu().numpy().tobytes())
+        return self._kept_nodes(key, self._spectrum + shift, SINGULAR_PLAN_TOL, torch.float64)
+
+    def _kept_nodes(self, key: tuple, spectrum: torch.Tensor, tol: float, dtype: torch.dtype) -> "Nodes":
+        """The nodes of a range, key = (Q, lo, hi, …), with their weight plan; made once."""
         if key not in self._node_cache:
             while len(self._node_cache) >= NODE_SETS:
                 self._node_cache.pop(next(iter(self._node_cache)))  # the oldest
-            made = self._node_cache[key] = Nodes(self._spectrum, *self._rule(nodes, lo, hi), PLAN_TOL * self.tol)
+            made = self._node_cache[key] = Nodes(spectrum, *self._rule(*key[:3]), tol)
             if self._extension:
                 with self._phase("plan"):
-                    made.plan(np.float32 if self.dtype == torch.float32 else np.float64)
+                    made.plan(np.float32 if dtype == torch.float32 else np.float64)
         return self._node_cache[key]
-
-    def _singular_nodes(self, rows: "ChangedRows", energy: float) -> "Nodes":
-        """The shifted spectrum Λ + S and its nodes; the plan is exact, for 1 − leverage may be all cancellation."""
-        new = torch.linalg.vector_norm(rows.added.detach(), dim=1).to(torch.float64).square()
-        variance = torch.maximum(self._spectrum, new.amax(0)) if new.numel() else self._spectrum
-        shift, hi = SHIFT * variance, self._highest(energy)
-        lo = max(RESOLVED * hi, shift[shift > 0].min().item())
-        nodes = node_count(self.tol, lo, hi)
-        self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": shift.max().item()}
-        return Nodes(self._spectrum + shift, *self._rule(nodes, lo, hi), 0.0)
 
     def _highest(self, energy: float) -> float:
         """λ_max + energy rounded up to 2·4^j, so that one typical size of change keeps one set of nodes."""
