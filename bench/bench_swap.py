@@ -193,7 +193,7 @@ def product_bytes(n, d, item):
 def bench_prepare(benchmark, d):
     p = problem(d)
     benchmark.group = f"prepare, d={d}, N={N}"
-    engine = measure(benchmark, lambda: SwapEngine(p.real, p.reference), rounds=3)
+    engine = measure(benchmark, lambda: SwapEngine(p.real, p.reference), rounds=2)
     # one triangle of the covariance, R Σ_g Rᵀ, its eigenvectors, Rᵀ U in float64; the reference projected in float32
     flops = {F64: N * d**2 + (4 + EIGH + 2) * d**3, F32: 2 * N * d**2}
     moved = SINGLE * (2 * N * d + d**2) + DOUBLE * 2 * d**2  # reference twice; R, and the basis in both types
@@ -214,7 +214,7 @@ def prepare_parts(p):
 def bench_prepare_parts(benchmark, d):
     p = problem(d)
     benchmark.group = f"prepare, d={d}, N={N}"
-    measure(benchmark, lambda: prepare_parts(p), rounds=3)
+    measure(benchmark, lambda: prepare_parts(p), rounds=2)
     flops = {F64: 2 * N * d**2 + (4 + EIGH + 2) * d**3, F32: 2 * N * d**2}
     record(benchmark, flops, SINGLE * 2 * N * d + DOUBLE * d**2)
 
@@ -241,7 +241,7 @@ def bench_engine_first_score_after_a_refresh(benchmark, d):
         used[:] = [SwapEngine(p.real, p.reference)]
 
     call = finished(lambda: used[0].score(p.removed, p.added))
-    distances = benchmark.pedantic(call, setup=refresh, rounds=3)
+    distances = benchmark.pedantic(call, setup=refresh, rounds=2)
     # the plan is not counted: its singular value decompositions are of small matrices and their number is not known
     flops = {F32: count * score_flops(used[0])}
     record(benchmark, flops, score_bytes(d, count), count, p.error(distances), SPREAD)

@@ -38,8 +38,8 @@ from sit_rl.state import start
 from sit_rl.training_loop import train
 
 ROOT = Path(__file__).parent.parent
-ROUNDS = 1  # of three steps with one rank and three with two
-STEPS = 4  # of a run, of which the first, with the reference set and new memory, does not count
+ROUNDS = 1  # of two steps with one rank and two with two
+STEPS = 3  # of a run, of which the first, with the reference set and new memory, does not count
 # What is timed: where the trainer calls it, and what it counts as.
 PARTS = (
     (SiT, "forward", "model"), (torch.Tensor, "backward", "model"),

@@ -24,7 +24,7 @@ import torch
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GEMM = {torch.float32: "sgemm", torch.float64: "dgemm"}  # what BLAS calls a product of matrices
 SIDE = 1536  # of the square matrices whose product stands for the peak: 0.03–0.08 s on two cores
-PRODUCTS = 3  # of which the fastest counts
+PRODUCTS = 2  # of which the fastest counts
 
 # Flops of dense factorisations of an n×n matrix, in n³, leading terms.
 CHOLESKY = 1 / 3  # Golub & Van Loan, Matrix Computations, 4th ed. 2013, section 4.2
