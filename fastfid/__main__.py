@@ -27,6 +27,7 @@ from fastfid.evaluate import compare, diff, evaluate, statistics_of
 from fastfid.extraction import SHARD_IMAGES
 from fastfid.extractors import NETWORK_NAMES
 from fastfid.frechet import FrechetTerms
+from fastfid.image_sources import counted
 from fastfid.images import open_images
 from fastfid.materials import Material
 from fastfid.protocols import PROTOCOLS
@@ -238,7 +239,8 @@ def _statistics(arguments: argparse.Namespace) -> Callable[[], None]:
         print(f"{arguments.out}: {statistics.count} images, {_described(statistics.provenance)}")
         if skipped := statistics.provenance.get("skipped"):
             first = statistics.provenance["first_skipped"]
-            print(f"fastfid: note: {skipped} unreadable images were left out, the first: {first}", file=sys.stderr)
+            left_out = counted(int(skipped), "unreadable image")
+            print(f"fastfid: note: left out: {left_out}, the first: {first}", file=sys.stderr)
 
     return finish
 

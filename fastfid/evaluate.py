@@ -25,11 +25,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import torch
+
 from fastfid import distributed
 from fastfid.breakdown import class_scores, neighbours, outliers
 from fastfid.features import FeatureExtractor
 from fastfid.frechet import FrechetTerms, frechet_terms
-from fastfid.materials import Material, Settings, gather, networks_of, open_side
+from fastfid.materials import Material, Settings, gather, holds_features, networks_of, open_side
 from fastfid.moments import FeatureMoments
 from fastfid.protocols import Protocol, protocol_named
 from fastfid.results import DifferenceResult, EvaluationResult
@@ -73,7 +75,7 @@ def evaluate(
     What cannot be computed is in `left_out` with the reason.  ValueError in one sentence for unfit input.
     """
     started = time.perf_counter()
-    settings, chosen = Settings(**settings), protocol_named(protocol)
+    settings, chosen = Settings.of(settings), protocol_named(protocol)
     metrics = checked_metrics(metrics, chosen)
     with distributed.agreement():
         sides = [open_side(x, role, settings) for x, role in ((samples, "samples"), (reference, "reference"))]
@@ -99,7 +101,7 @@ def _add_scores(result: EvaluationResult, pair: Pair, metrics: Sequence[str]) ->
     """Everything that one network tells, appended to `result`."""
     mine, theirs = pair.samples, pair.reference
     result.warnings += check_comparable(mine.as_statistics(), theirs.as_statistics(), pair.settings.force)
-    result.warnings += _few_images(mine, theirs)
+    result.warnings += _few_images(mine, theirs) + _same_images(mine, theirs)
     scores, left_out = compute(pair, metrics, result.warnings)
     result.scores += scores
     result.left_out += left_out
@@ -129,20 +131,21 @@ def diff(
     settings         as in `evaluate`
     """
     started = time.perf_counter()
-    settings, chosen = Settings(**settings), protocol_named(protocol)
+    settings, chosen = Settings.of(settings), protocol_named(protocol)
     with distributed.agreement():
         sides = [open_side(x, role, settings) for x, role in ((a, "A"), (b, "B"), (reference, "reference"))]
         networks = networks_of(features, chosen, sides, settings)
         if len(networks) > 1:
             raise ValueError(f"diff compares in one network, {len(networks)} were given; call it once for each")
+        for side in sides[:2]:
+            if side.images is None and not holds_features(side, networks[0]):
+                raise ValueError(f"{side.name} holds statistics only, and an interval needs its images; pass images")
     warnings: list[str] = []
     materials = gather(sides, networks, settings, warnings)
 
     def compared() -> DifferenceResult:
         first, second, third = (material for (material,) in materials)
         for side in (first, second):
-            if side.features is None:
-                raise ValueError(f"{side.name} holds statistics only, and an interval needs its images; pass images")
             warnings.extend(check_comparable(side.as_statistics(), third.as_statistics(), settings.force))
         pairs = [Pair(side, third, chosen, settings) for side in (first, second)]
         variance, method = _difference_variance(pairs, same_noise)
@@ -187,7 +190,7 @@ def statistics_of(
     keep_features  also keep the features [n, d], which KID and the neighbours need; else memory does not grow with n
     spatial        also moments of the spatial features (sFID), Inception only
     """
-    settings, chosen = Settings(**settings), protocol_named(protocol)
+    settings, chosen = Settings.of(settings), protocol_named(protocol)
     with distributed.agreement():
         side = open_side(images, "images", settings)
         if side.images is None:
@@ -220,7 +223,7 @@ def compare(
 
     Arguments as in `evaluate`.
     """
-    settings, chosen = Settings(**settings), protocol_named(protocol)
+    settings, chosen = Settings.of(settings), protocol_named(protocol)
     with distributed.agreement():
         sides = [open_side(x, str(x), settings) for x in (a, b)]
         networks = networks_of(features, chosen, sides, settings)
@@ -257,6 +260,17 @@ def _few_images(*sides: Material) -> list[str]:
         "upwards, use more"
         for side in sides
         if side.moments.count is not None and side.moments.count <= side.moments.dim
+    ]
+
+
+def _same_images(mine: Material, theirs: Material) -> list[str]:
+    """A warning if both sides have the same features: that is no comparison of two draws."""
+    ours, others = mine.features, theirs.features
+    if ours is None or others is None or ours.shape != others.shape or not torch.equal(ours, others):
+        return []
+    return [
+        f"{mine.name} and {theirs.name} hold the same images: unbiased KID and MMD² fall below 0, and no interval is "
+        "that of two independent draws"
     ]
 
 

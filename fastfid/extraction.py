@@ -22,7 +22,7 @@ from fastfid import distributed
 from fastfid.cache import FeatureCache
 from fastfid.extractors import outputs_of
 from fastfid.features import FeatureExtractor
-from fastfid.image_sources import ImageBlock, ImageSource
+from fastfid.image_sources import ImageBlock, ImageSource, counted
 from fastfid.large_arrays import room
 from fastfid.moments import FeatureMoments
 
@@ -256,7 +256,8 @@ class _Seen:
     def extracted(self, outputs: dict[str, Tensor], moments: dict[str, FeatureMoments]) -> Extracted:
         """The record of one network, of the rows or moments `_Gatherer.of_all_ranks` gave."""
         if len(self.names) < 2:
-            raise ValueError(f"{self.source.name} holds {len(self.names)} usable images; a covariance needs at least 2")
+            usable = counted(len(self.names), "usable image")
+            raise ValueError(f"{self.source.name} holds {usable}; a covariance needs at least 2")
         for shape, name in self.shapes:
             if shape != self.shapes[0][0]:
                 raise ValueError(

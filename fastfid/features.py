@@ -308,7 +308,9 @@ def _usable_device(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as unusable:  # AssertionError: torch built without that backend
         reason = str(unusable).splitlines()[0]
-        raise ValueError(f"the device {device} cannot be used here ({reason}); pass device='cpu'") from None
+        raise ValueError(
+            f"the device {device} cannot be used here ({reason}); pass device='cpu' (--device cpu)"
+        ) from None
 
 
 def _fashion_extractor(name: str, weights: str | Path | None, device: str | torch.device) -> FeatureExtractor:

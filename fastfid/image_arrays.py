@@ -28,6 +28,7 @@ class ArrayImages(ImageSource):
 
     def __init__(self, name: str, array: Tensor | np.ndarray, value_range: tuple[float, float] | None, classes=None):
         self.name, self.array, self.value_range = name, array, value_range
+        check_batch_axis(name, tuple(array.shape), axes=(2,))  # three grey images make an array, if no batch
         self.layout = _layout(name, tuple(array.shape))
         if len(array) == 0:
             raise ValueError(f"{name} holds no images")
@@ -137,6 +138,15 @@ def _layout(name: str, shape: tuple[int, ...]) -> str:
     )
 
 
+def check_batch_axis(name: str, shape: tuple[int, ...], axes: tuple[int, ...] = (0, 2)) -> None:
+    """ValueError for a single colour image, 3 channels on one of `axes`, which would pass for a batch of grey ones."""
+    if len(shape) == 3 and 3 in (shape[axis] for axis in axes):
+        raise ValueError(
+            f"{name} has shape {shape}, which is one colour image or {shape[0]} grey ones; give batches: image[None] "
+            "for one image, images[:, None] for grey ones"
+        )
+
+
 def _channels_first(block: Tensor, layout: str) -> Tensor:
     if layout == "NHW":
         return block[:, None]
@@ -150,6 +160,8 @@ def _check_number_type(name: str, array: Tensor | np.ndarray, value_range: tuple
         dtype = str(array.dtype.newbyteorder("="))
     if dtype.startswith(("float", "bfloat")):
         if value_range is None:
-            raise ValueError(f"{name} is {dtype} and does not tell its range; pass value_range=(0, 1) or (-1, 1)")
+            raise ValueError(
+                f"{name} is {dtype} and does not tell its range; pass value_range=(0, 1) or (-1, 1) (--value-range 0,1)"
+            )
     elif dtype != "uint8":
         raise ValueError(f"{name} is {dtype}; images are uint8, or float with a value_range")

@@ -98,3 +98,8 @@ def class_names(labels) -> list[str]:
     """Class labels of any kind, names or numbers, as text: 3, 3.0 and "3" are one class."""
     labels = labels.tolist() if hasattr(labels, "tolist") else [getattr(x, "item", lambda x=x: x)() for x in labels]
     return [str(int(x)) if isinstance(x, float) and x.is_integer() else str(x) for x in labels]
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.image_arrays import to_uint8
+from fastfid.image_arrays import check_batch_axis, to_uint8
 from fastfid.image_sources import ImageBlock, ImageSource, checked_size, class_names, decoded_block
 
 IMAGE_KEYS = ("images", "image", "pixel_values", "img", "x")  # what dicts of a batch call them
@@ -60,7 +60,7 @@ class StreamImages(ImageSource):
         for batch in self.incoming:
             images, labels = _images_and_labels(self.name, batch)
             if first + len(held) == 0:
-                _check_batch_axis(self.name, tuple(images.shape))
+                check_batch_axis(self.name, tuple(images.shape))
             held.add(to_uint8(self.name, images, self.value_range, first + len(held)), labels)
             while len(held) >= size:
                 yield held.take(size, first)
@@ -100,15 +100,6 @@ class _Held:
         labels = None if self.labels is None else self.labels[:count]
         self.labels = None if self.labels is None else self.labels[count:]
         return decoded_block(images, first, [f"image {first + i}" for i in range(len(images))], labels)
-
-
-def _check_batch_axis(name: str, shape: tuple[int, ...]) -> None:
-    """ValueError for a single colour image, [3, H, W] or [H, W, 3], which would pass for a batch of grey ones."""
-    if len(shape) == 3 and 3 in (shape[0], shape[2]):
-        raise ValueError(
-            f"{name} gave shape {shape}, which is one colour image or {shape[0]} grey ones; give batches: image[None] "
-            "for one image, images[:, None] for grey ones"
-        )
 
 
 def _images_and_labels(name: str, batch) -> tuple[Tensor | np.ndarray, list[str] | None]:

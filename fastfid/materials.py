@@ -9,7 +9,8 @@ Legend: n images, d feature dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from fastfid.devices import as_tensor
 from fastfid.extraction import SHARD_IMAGES, Extracted, extract
 from fastfid.extractors import NETWORK_NAMES, build_extractor
 from fastfid.features import FeatureExtractor
-from fastfid.image_sources import ImageSource
+from fastfid.image_sources import ImageSource, counted
 from fastfid.images import open_images
 from fastfid.moments import FeatureMoments
 from fastfid.protocols import Protocol
@@ -47,6 +48,27 @@ class Settings:
     nearest_k: int | None = None
     seed: int = 2020
     progress: bool = False
+
+    def __post_init__(self):
+        """ValueError for what no evaluation can use, before an image is read."""
+        least = {
+            "batch_size": (1, "the batch size is {}; it must be at least 1 (--batch-size)"),
+            "nearest_k": (1, "nearest_k is {}; it counts neighbours from 1 (--nearest-k)"),
+            "kid_subset_size": (2, "kid_subset_size is {}; an unbiased estimate needs at least 2 (--kid-subset-size)"),
+            "seed": (0, "seed is {}; NumPy's generators take whole numbers from 0"),
+        }
+        for name, (low, message) in least.items():
+            given = getattr(self, name)
+            if given is not None and (not isinstance(given, Integral) or given < low):
+                raise ValueError(message.format(given))
+
+    @classmethod
+    def of(cls, given: dict) -> Settings:
+        """The settings given by name; TypeError naming those that do not exist."""
+        names = [field.name for field in fields(cls)]
+        if unknown := given.keys() - set(names):
+            raise TypeError(f"unknown argument {', '.join(sorted(unknown))}; the settings are {', '.join(names)}")
+        return cls(**given)
 
     def open_cache(self) -> FeatureCache | None:
         """The cache of features that `cache` asks for."""
@@ -112,15 +134,16 @@ def open_side(source, role: str, settings: Settings) -> Side:
 
     Whatever lies on a GPU comes to the host, where the other side's file or extracted features are.
     """
+    called = role if role.isupper() else f"the {role}"  # A, or the samples
     if isinstance(source, Statistics):
         return Side(role, source.name, statistics=source.cpu())
     if isinstance(source, FeatureMoments):
-        return Side(role, f"the {role}", statistics=Statistics(source, f"the {role}").cpu())
+        return Side(role, called, statistics=Statistics(source, called).cpu())
     if isinstance(source, Tensor | np.ndarray) and source.ndim == 2:
-        statistics = Statistics.from_features(as_tensor(source).cpu(), name=f"the {role}")
+        statistics = Statistics.from_features(as_tensor(source).cpu(), name=called)
         return Side(role, statistics.name, statistics=statistics)
     if not isinstance(source, str | Path):
-        images = settings.open_images(source, name=f"the {role}")
+        images = settings.open_images(source, name=called)
         return Side(role, images.name, images=images)
     path = Path(source)
     if not holds_statistics(path):
@@ -205,6 +228,12 @@ def _given(side: Side, extractor) -> Statistics | None:
     return side.statistics
 
 
+def holds_features(side: Side, extractor) -> bool:
+    """Whether the side's statistics in this network, a name or a FeatureExtractor, come with the features."""
+    given = _given(side, extractor)
+    return given is not None and given.features is not None
+
+
 def _check_early(given: Sequence[Statistics | None], extractor, settings: Settings) -> None:
     """ValueError before any image is read if statistics do not fit each other or the network."""
     known = [statistics for statistics in given if statistics is not None]
@@ -237,7 +266,9 @@ def _materials(side: Side, extractors, given, settings: Settings, warnings: list
     warnings += list(dict.fromkeys(problem for problem in problems if problem))
     if extracted and extracted[0].skipped:
         skipped = extracted[0].skipped
-        warnings.append(f"{len(skipped)} unreadable images of {side.name} were left out, the first: {skipped[0]}")
+        warnings.append(
+            f"left out of {side.name}: {counted(len(skipped), 'unreadable image')}, the first: {skipped[0]}"
+        )
     found = [_from_images(side, extractor, x) for extractor, x in zip(extractors, extracted, strict=False)]
     for material, statistics in zip(found, given, strict=False):
         if statistics is not None:

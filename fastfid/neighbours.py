@@ -70,17 +70,17 @@ def prdc(real: Tensor, generated: Tensor, nearest_k: int = 5) -> dict[str, float
 
 @dataclass(frozen=True)
 class BallCounts:
-    """What the four scores count: balls around each generated row, int64 [m], and two bools for each real row, [n].
+    """What the four scores count.
 
-    around             real balls around a generated row
-    in_generated_ball  a real row lies in some generated ball
-    covered            some generated row lies in a real row's ball
+    around             real balls around each generated row, int64 [m]
+    within             generated rows within each real row's ball, int64 [n]
+    in_generated_ball  whether each real row lies in some generated ball, bool [n]
     """
 
     nearest_k: int
     around: Tensor
+    within: Tensor
     in_generated_ball: Tensor
-    covered: Tensor
 
     def scores(self) -> dict[str, float]:
         """Precision, recall, density and coverage."""
@@ -88,7 +88,7 @@ class BallCounts:
             "precision": _part(self.around > 0),
             "recall": _part(self.in_generated_ball),
             "density": int(self.around.sum()) / (self.nearest_k * len(self.around)),
-            "coverage": _part(self.covered),
+            "coverage": _part(self.within > 0),
         }
 
 
@@ -127,15 +127,15 @@ def _ball_counts(real: Tensor, generated: Tensor, k: int, closer: Callable) -> B
 
     around = torch.zeros(len(y), dtype=torch.int64, device=radii_x.device)
     in_generated_ball = torch.zeros(len(x), dtype=torch.bool, device=radii_x.device)
-    covered = torch.zeros_like(in_generated_ball)
+    within = torch.zeros(len(x), dtype=torch.int64, device=radii_x.device)
     for tile in _tiles(x, y):
         i, j, low = tile.pairs_within(limits_x[tile.rows, None])
         inside = _inside(tile, i, j, low, radii_x[i], closer)
-        covered[i[inside]] = True  # the nearest generated row is inside iff any is
+        within += torch.bincount(i[inside], minlength=len(x))
         around += torch.bincount(j[inside], minlength=len(y))
         i, j, low = tile.pairs_within(limits_y[None, tile.columns])
         in_generated_ball[i[_inside(tile, i, j, low, radii_y[j], closer)]] = True
-    return BallCounts(k, around, in_generated_ball, covered)
+    return BallCounts(k, around, within, in_generated_ball)
 
 
 def _inside(tile: _Tile, i: Tensor, j: Tensor, low: Tensor, radii: Tensor, closer: Callable) -> Tensor:

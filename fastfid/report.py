@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fastfid.moments import write_atomically
-from fastfid.results import EvaluationResult, Score, worst_first
+from fastfid.results import EvaluationResult, Score, left_out_lines, worst_first
 
 PICTURE_SIDE = 96  # CSS pixels a picture is shown at; embedded ones are at most twice that, for sharp screens
 
@@ -97,10 +97,7 @@ def _scores(result: EvaluationResult) -> str:
         f"<td><small>{_text(s.method)}</small></td></tr>"
         for s in result.scores
     ]
-    left_out = "".join(
-        f"<li><small>{_text(left.metric)} ({_text(left.network)}): {_text(left.reason)}</small></li>"
-        for left in result.left_out
-    )
+    left_out = "".join(f"<li><small>{_text(line)}</small></li>" for line in left_out_lines(result.left_out))
     return (
         "<h2>Scores</h2><table><tr><th></th><th class='n'>value</th><th class='n'>95% interval</th>"
         f"<th>value ± 25%</th><th>how</th></tr>{''.join(rows)}</table>"
@@ -141,7 +138,8 @@ def _classes(result: EvaluationResult, network: str) -> str:
     )
     return (
         f"<h2>Within each class ({_text(network)})</h2><p class='note'>Samples of a class against reference images of "
-        f"the same class, k = {entries[0]['nearest_k']}, with 95% intervals; the worst classes first.</p>"
+        f"the same class, k = {entries[0]['nearest_k']}, with 95% intervals, the balls taken as fixed; the worst "
+        "classes first.</p>"
         f"<table><tr><th>class</th>{heads}</tr>{rows}</table>"
     )
 

@@ -120,7 +120,7 @@ class EvaluationResult:
         lines = _provenance_lines(self.provenance) + _aligned(rows, right=(1,))
         for network in dict.fromkeys(entry["network"] for entry in self.classes):
             lines += _class_lines([entry for entry in self.classes if entry["network"] == network])
-        lines += [f"left out: {left.metric} ({left.network}): {left.reason}" for left in self.left_out]
+        lines += [f"left out: {line}" for line in left_out_lines(self.left_out)]
         return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
 
 
@@ -169,6 +169,14 @@ class DifferenceResult:
         ])  # fmt: skip
 
 
+def left_out_lines(left_out: list[LeftOut]) -> list[str]:
+    """A line for each reason, with the metrics it is the reason of."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for left in left_out:
+        grouped.setdefault((left.network, left.reason), []).append(left.metric)
+    return [f"{', '.join(metrics)} ({network}): {reason}" for (network, reason), metrics in grouped.items()]
+
+
 def worst_first(classes: list[dict]) -> list[dict]:
     """Entries of `EvaluationResult.classes` by the lower of precision and recall, ascending."""
     return sorted(classes, key=lambda entry: (min(entry["precision"], entry["recall"]), entry["class"]))
@@ -187,7 +195,8 @@ def _class_lines(classes: list[dict]) -> list[str]:
         rows[-1] += [f"{entry['density']:.3f}", f"{entry['coverage']:.3f}"]
     more = len(classes) - CLASSES_SHOWN
     return [
-        f"within each class ({first['network']}), k = {first['nearest_k']}, 95% intervals, worst first",
+        f"within each class ({first['network']}), k = {first['nearest_k']}, worst first; 95% intervals with the "
+        "balls taken as fixed",
         *_aligned(rows, right=range(1, 7)),
         *([f"and {more} classes more in --json and --html"] if more > 0 else []),
     ]

@@ -37,15 +37,16 @@ from fastfid.protocols import DEFAULT_METRICS, Protocol
 from fastfid.results import LeftOut, Score
 from fastfid.statistics import without_provenance
 from fastfid.uncertainty import (
-    COVERAGE_PARTS,
+    PARTS,
     ClassProbabilities,
-    coverage_interval,
-    coverage_parts,
+    ShareSpread,
+    density_error,
     jackknife_variance,
     line_through,
     mmd_variance,
     mmd_variance_of_sums,
     normal_interval,
+    share_spread,
     wilson_interval,
 )
 
@@ -145,6 +146,11 @@ class Pair:
     def balls(self) -> BallCounts:
         """Behind precision, recall, density and coverage, strictly inside a ball."""
         return ball_counts(self.reference.features, self.samples.features, self.nearest_k)
+
+    @cached_property
+    def share_spread(self) -> ShareSpread | None:
+        """Behind the intervals of precision, recall and coverage; None of too few images."""
+        return share_spread(self.reference.features, self.samples.features, self.nearest_k, self.settings.seed)
 
     @cached_property
     def protocol_scores(self) -> dict[str, float]:
@@ -256,7 +262,8 @@ def _frechet_score(metric: str, label: str, network: str, found: Distance) -> Sc
     for name, c in known.items():
         details[f"jackknife_bias_{name}"] = (len(c) - 1) * c.mean().item()
     if not known:
-        return Score(metric, label, network, terms.total, method="moments only: no interval", details=details)
+        method = "no interval: neither side has features of 3 images or more"
+        return Score(metric, label, network, terms.total, method=method, details=details)
     error = math.sqrt(sum(map(jackknife_variance, known.values())))
     fixed = "".join(f", {name} taken as fixed" for name in ("samples", "reference") if name not in known)
     method = f"jackknife over {' and '.join(known)}{fixed}; which images were drawn, not the bias of finite N"
@@ -342,7 +349,9 @@ def _inception_score(pair: Pair) -> Score | str:
     if logits is None:
         return f"{pair.network} gives no logits for {pair.samples.name}; they come from images through inception"
     p, n = pair.protocol, len(logits)
-    bounds = [*range(0, n, p.is_split_size), n] if p.is_split_size else _equal_parts(n, min(p.is_splits, n))
+    if not p.is_split_size and n < 2 * p.is_splits:
+        return f"{n} images in {p.is_splits} splits leave single ones, whose score is 1 always; pass more"
+    bounds = [*range(0, n, p.is_split_size), n] if p.is_split_size else _equal_parts(n, p.is_splits)
     parts = _parts(logits, bounds, pair.settings.seed if p.is_shuffle else None)
     mean, std = _mean_and_deviation(parts)
     variances = [part.variance() for part in parts]
@@ -410,7 +419,8 @@ def _kid(pair: Pair) -> Score | str:
         return reason
     available = min(len(pair.samples.features), len(pair.reference.features))
     if (size := _kid_subset_size(pair)) > available:
-        return f"subsets of {size} rows from {available} images; pass kid_subset_size={available} or less"
+        remedy = f"pass kid_subset_size={available} or less (--kid-subset-size)"
+        return f"subsets of {size} rows from {available} images; {remedy}"
     found, variance = pair.kid
     details = {k: v for k, v in asdict(found).items() if k not in ("mean", "std")} | {"std_over_subsets": found.std}
     formula = f"(x·y/{pair.samples.moments.dim} + 1)^{found.degree}"
@@ -447,12 +457,12 @@ def _too_few_neighbours(pair: Pair) -> str | None:
         return reason
     k, available = pair.nearest_k, min(len(pair.samples.features), len(pair.reference.features))
     if available <= k:
-        return f"{available} images have no neighbour number {k}; pass nearest_k={available - 1} or less"
+        return f"{available} images have no neighbour number {k}; pass nearest_k={available - 1} or less (--nearest-k)"
     return None
 
 
 def _share(metric: str) -> Callable[[Pair], Score | str]:
-    """Precision and recall: the share of one side's images inside balls that are taken as fixed."""
+    """Precision and recall, as the protocol counts them."""
     counted, balls = ("samples", "reference") if metric == "precision" else ("reference", "samples")
 
     def score(pair: Pair) -> Score | str:
@@ -463,40 +473,47 @@ def _share(metric: str) -> Callable[[Pair], Score | str]:
         n = len(getattr(pair, counted).features)
         measured = pair.protocol.distances if inclusive else "exact"
         details = {"nearest_k": pair.nearest_k, "inclusive": inclusive, "distances": measured}
-        inside = f"distance {'<=' if inclusive else '<'} radius, {measured}"
-        method = f"k = {pair.nearest_k}, {inside}; binomial over {counted}, {balls} taken as fixed"
-        error = math.sqrt(value * (1 - value) / n)
-        interval = wilson_interval(value, n)
-        return Score(metric, metric.capitalize(), pair.network, value, error, interval, method, details)
+        method = f"k = {pair.nearest_k}, distance {'<=' if inclusive else '<'} radius, {measured}"
+        if pair.share_spread is None:
+            method += f"; binomial over {counted}, {balls} taken as fixed, as the images are too few for both"
+            error, interval = math.sqrt(value * (1 - value) / n), wilson_interval(value, n)
+            return Score(metric, metric.capitalize(), pair.network, value, error, interval, method, details)
+        return _share_score(pair, metric, value, n, method, details)
 
     return score
+
+
+def _share_score(pair: Pair, metric: str, share: float, n: int, method: str, details: dict) -> Score:
+    """The `share` of n images with its interval over both draws."""
+    spread = pair.share_spread
+    error, interval = spread.interval(metric, share, n)
+    method += f"; spread of {spread.parts} random parts of both sides, both drawn anew"
+    if spread.parts < PARTS:
+        method += f"; wide, as the images are too few for {PARTS}"
+    details = {**details, "parts": spread.parts}
+    return Score(metric, metric.capitalize(), pair.network, share, error, interval, method, details)
 
 
 def _density(pair: Pair) -> Score | str:
     if reason := _too_few_neighbours(pair):
         return reason
     details = {"nearest_k": pair.nearest_k, "inclusive": False, "distances": "exact"}
-    method = f"k = {pair.nearest_k}, distance < radius, exact; mean over samples, reference taken as fixed"
-    value, around = pair.balls.scores()["density"], pair.balls.around.double() / pair.nearest_k
-    error = (around.std() / math.sqrt(len(around))).item()
+    method = f"k = {pair.nearest_k}, distance < radius, exact; mean over samples and balls, both sides drawn anew"
+    value = pair.balls.scores()["density"]
+    error = density_error(pair.balls.around, pair.balls.within, pair.nearest_k)
     return Score("density", "Density", pair.network, value, error, normal_interval(value, error), method, details)
 
 
 def _coverage(pair: Pair) -> Score | str:
     if reason := _too_few_neighbours(pair):
         return reason
-    k, value = pair.nearest_k, pair.balls.scores()["coverage"]
-    details = {"nearest_k": k, "inclusive": False, "distances": "exact"}
-    error, interval = None, None
-    spread = "too few images for an interval"
-    if found := coverage_interval(value, pair.reference.features, pair.samples.features, k, pair.settings.seed):
-        error, interval = found
-        details["parts"] = coverage_parts(len(pair.reference.features), len(pair.samples.features), k)
-        spread = f"spread of {details['parts']} random parts of both sides, both drawn anew"
-        if details["parts"] < COVERAGE_PARTS:
-            spread += f"; wide, as the images are too few for {COVERAGE_PARTS}"
-    method = f"k = {k}, distance < radius, exact; {spread}"
-    return Score("coverage", "Coverage", pair.network, value, error, interval, method, details)
+    value = pair.balls.scores()["coverage"]
+    details = {"nearest_k": pair.nearest_k, "inclusive": False, "distances": "exact"}
+    method = f"k = {pair.nearest_k}, distance < radius, exact"
+    if pair.share_spread is None:
+        method += "; too few images for an interval"
+        return Score("coverage", "Coverage", pair.network, value, method=method, details=details)
+    return _share_score(pair, "coverage", value, len(pair.reference.features), method, details)
 
 
 def _outliers(pair: Pair) -> str | None:

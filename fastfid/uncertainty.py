@@ -27,21 +27,28 @@ jackknife, plus std²/(S − 1) for the draw of the subsets.
 Inception Score.  exp(L), L = mean h + H(q) with h_i = Σ_c p_ic log p_ic and H(q) the entropy of q = mean p.  Without
 image i, mean h and q are one subtraction away.  Parts are independent, so squares add up over their number squared.
 
-Precision and recall are shares of images inside a set of balls.  With the balls taken as fixed they are binomial, and
-Wilson's interval (1927) is used, which holds near 0 and 1, too.  Density is the mean of a count over the samples, the
-real balls taken as fixed; its interval is that of a mean.
+Precision, recall and coverage are shares of images, but no binomials: an image brings a ball and, as a neighbour, sizes
+others, and balls that overlap hold the same images.  The interval is that of the expectation over both draws, n
+reference images and m samples: Wilson's (1927), which holds near 0 and 1, too, for N/e independent cases, N of n and m
+the number the share is of, and Student's quantile in place of the normal one.  The design effect (Kish 1965)
 
-Coverage has no side to take as fixed: a reference image brings a ball and, as a neighbour, sizes others, and balls that
-overlap share the samples inside.  Its interval is that of its expectation over both draws, n reference images and m
-samples: Wilson's for n/e independent balls and Student's quantile in place of the normal one.  The design effect (Kish
-1965)
+    e = (N/B) Var(c_b) / c (1 − c),      at least 1,
 
-    e = (n/B) Var(c_b) / c (1 − c),      at least 1,
-
-is that of the coverages c_b, of mean c, of B random parts of both sides: independent draws of the same k and the same
+is that of the shares c_b, of mean c, of B random parts of both sides: independent draws of the same k and the same
 ratio of samples to images, at the price of 1/B of the whole.  Of repeated draws (n = m = 150, 500 and 2,000; d = 2, 8,
-32; k = 3, 5; equal, shifted, narrower, a mode all but lost) it held 93 to 99%, but 88 to 94% with the lost mode at
-d = 32, where e grows with the size.  Wilson's interval for n balls held 52 to 88%, 96% of the narrower samples.
+32; k = 3, 5; equal, shifted, narrower, a mode all but lost) coverage's held 93 to 99%, but 88 to 94% with the lost mode
+at d = 32, where e grows with the size; precision's and recall's (n = m = 150; equal, shifted, narrower, wider) 90 to
+99%, but 82% in one case of n = 500, of 80 draws.  Wilson's interval for N cases, the balls taken as fixed, held 52 to
+88% of coverage and 69 to 94% of precision and recall.
+
+Density is T = Σ_ij b_ij / km, with b_ij = 1 for sample j inside ball i.  With a_j = Σ_i b_ij / k and
+w_i = Σ_j b_ij n / km, both of mean T, the first-order variance of such a mean over two independent draws, the radii
+taken as fixed, is
+
+    SE² = Var(a)/m + Var(w)/n.
+
+It held 91 to 100% of such draws up to d = 8, 78 to 93% at d = 32, where a few images size most balls; the part of the
+samples alone 62 to 90%.
 
 FD∞ is the FD of all N images moved along a line: its variance is the jackknife's of that FD plus that of the line's
 intercept, by the residuals of the subsets about it.
@@ -54,6 +61,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -71,7 +79,7 @@ JACKKNIFE_ROWS = 500  # rows whose kernel sums stand for all: the error of their
 KERNEL_COLUMNS = 1024  # columns of a block of those kernel values: 4 MiB, and 16 MiB of float64 columns at d = 2048
 ENTROPY_ROWS = 2048  # rows of probabilities at a time: 17 MB at 1,008 classes
 
-COVERAGE_PARTS = 10  # of both sides, whose coverages take a tenth of the time of the whole; more of more images
+PARTS = 10  # of both sides, whose shares take a tenth of the time of the whole; more of more images
 PART_ROWS = 1000  # of a part up to which there are as few: 4 MB of distances at a time
 PART_NEIGHBOURS = 5  # times k rows at least in a part, else fewer parts: with 3, e came out a tenth too small
 
@@ -182,43 +190,72 @@ class ClassProbabilities:
         return jackknife_variance(torch.cat(logs).exp())
 
 
-def coverage_interval(
-    coverage: float, real: Tensor, generated: Tensor, nearest_k: int, seed: int = 2020
-) -> tuple[float, tuple[float, float]] | None:
-    """Standard error and 95% interval of the coverage of real [n, d] by generated [m, d], both drawn.
+@dataclass(frozen=True)
+class ShareSpread:
+    """How precision, recall and coverage spread over random parts of both sides.
 
-    seed  of the random parts
+    parts    B
+    effects  design effects e by the shares' names, each at least 1
+    """
+
+    parts: int
+    effects: dict[str, float]
+
+    def interval(self, name: str, share: float, n: int) -> tuple[float, tuple[float, float]]:
+        """Standard error and 95% interval of the `share` of n images called `name`, both sides drawn."""
+        independent, quantile = n / self.effects[name], float(stdtrit(self.parts - 1, 0.975))
+        return math.sqrt(share * (1 - share) / independent), wilson_interval(share, independent, quantile)
+
+
+def share_spread(real: Tensor, generated: Tensor, nearest_k: int, seed: int = 2020) -> ShareSpread | None:
+    """The spread of the shares of real [n, d] and generated [m, d]; `seed` is of the random parts.
 
     None where a side has fewer than 2·PART_NEIGHBOURS·k rows.
     """
-    parts = coverage_parts(len(real), len(generated), nearest_k)
+    fewest, most = sorted((len(real), len(generated)))
+    parts = min(max(PARTS, most // PART_ROWS), fewest // (PART_NEIGHBOURS * nearest_k))
     if parts < 2:
         return None
     rng = np.random.RandomState(seed)
     places = [[torch.from_numpy(p) for p in np.array_split(rng.permutation(len(x)), parts)] for x in (real, generated)]
-    found = [_rounded_coverage(real[i], generated[j], nearest_k) for i, j in zip(*places, strict=True)]
-    mean, variance = statistics.fmean(found), statistics.variance(found)
-    binomial = mean * (1 - mean) * parts / len(real)
-    effect = max(1.0, variance / binomial) if binomial else 1.0  # parts that agree on 0 or 1 tell nothing
-    n, quantile = len(real) / effect, float(stdtrit(parts - 1, 0.975))
-    return math.sqrt(coverage * (1 - coverage) / n), wilson_interval(coverage, n, quantile)
+    found = [_rounded_shares(real[i], generated[j], nearest_k) for i, j in zip(*places, strict=True)]
+    sizes = {"precision": len(generated), "recall": len(real), "coverage": len(real)}
+    return ShareSpread(parts, {name: _design_effect([x[name] for x in found], n) for name, n in sizes.items()})
 
 
-def coverage_parts(n: int, m: int, nearest_k: int) -> int:
-    """Parts of n reference images and m samples that coverage's interval is made of; below 2 there is none."""
-    fewest, most = sorted((n, m))
-    return min(max(COVERAGE_PARTS, most // PART_ROWS), fewest // (PART_NEIGHBOURS * nearest_k))
+def _design_effect(shares: list[float], n: int) -> float:
+    """(n/B) Var(c_b) / c (1 − c) of the B parts' shares c_b; at least 1, as parts that agree on 0 or 1 tell nothing."""
+    mean = statistics.fmean(shares)
+    binomial = mean * (1 - mean) * len(shares) / n
+    return max(1.0, statistics.variance(shares) / binomial) if binomial else 1.0
 
 
-def _rounded_coverage(real: Tensor, generated: Tensor, k: int) -> float:
-    """Coverage from distances in float32: near-ties may fall either way, which moves a spread of parts by little."""
+def _rounded_shares(real: Tensor, generated: Tensor, k: int) -> dict[str, float]:
+    """Shares from distances in float32: near-ties may fall either way, which moves a spread of parts by little."""
     centre = real.float().mean(dim=0)
     real, generated = real.float() - centre, generated.float() - centre
-    covered = 0
-    for rows in real.split(PART_ROWS):
-        radii = torch.cdist(rows, real).kthvalue(k + 1, dim=1).values  # the row itself comes first
-        covered += int((torch.cdist(rows, generated).amin(dim=1) < radii).sum())
-    return covered / len(real)
+    radii, generated_radii = _rounded_radii(real, k), _rounded_radii(generated, k)
+    precise = torch.zeros(len(generated), dtype=torch.bool, device=generated.device)
+    recalled = covered = 0
+    for rows, limits in zip(real.split(PART_ROWS), radii.split(PART_ROWS), strict=True):
+        distances = torch.cdist(rows, generated)
+        inside = distances < limits[:, None]
+        precise |= inside.any(dim=0)
+        covered += int(inside.any(dim=1).sum())
+        recalled += int((distances < generated_radii).any(dim=1).sum())
+    return {"precision": precise.float().mean().item(), "recall": recalled / len(real), "coverage": covered / len(real)}
+
+
+def _rounded_radii(x: Tensor, k: int) -> Tensor:
+    """Distance of each row to its k-th neighbour; the row itself comes first."""
+    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(PART_ROWS)])
+
+
+def density_error(around: Tensor, within: Tensor, nearest_k: int) -> float:
+    """Standard error of density over both draws: balls around each sample [m], samples within each ball [n]."""
+    a = around.double() / nearest_k
+    w = within.double() * (len(within) / len(around) / nearest_k)
+    return math.sqrt(a.var().item() / len(a) + w.var().item() / len(w))
 
 
 def line_through(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from sit_rl.distributed import barrier, checkpoint_group, is_main, sum_scalars
+from sit_rl.distributed import LOST_CONTACT, barrier, checkpoint_group, is_main, sum_scalars
 
 # What a save or load may fail with; torch's own is not an Exception.
 FAILURES = (Exception, CheckpointException)
@@ -98,6 +98,12 @@ class Writer:
         return max((_order(p)[1] + 1 for p in checkpoints(self.folder) if _order(p)[0] == step), default=0)
 
     def _failure(self, path: Path, error: BaseException) -> OSError:
+        cause = _cause(error)
+        if isinstance(cause, RuntimeError) and LOST_CONTACT.search(str(cause)):
+            return ConnectionError(
+                f"could not save {path}: lost contact with another rank ({' '.join(str(cause).split())[:160]}): it has "
+                "died, its own message may say why; run the same command again, it resumes from the last checkpoint"
+            )
         free = shutil.disk_usage(self.folder).free / 1e6
         return OSError(
             f"could not save {path} ({_reason(error)}; {free:.0f} MB free): make room and run the same command, "
@@ -197,10 +203,13 @@ def _damaged(path: Path, error: BaseException) -> ValueError:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a line; of a failure that ranks have shared, the first rank's."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    return " ".join(str(error).split())[-200:]
+    """What went wrong, in a line."""
+    return " ".join(str(_cause(error)).split())[-200:]
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error itself; of a failure that ranks have shared, the first rank's."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
 def discard(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sit_rl.config import MACHINE_FIELDS
 from sit_rl.inputs import require_paths
-from sit_rl.report import load_summary, relative_change, sampler_kinds
+from sit_rl.report import load_summary, percent, relative_change, sampler_kinds
 
 # Columns of relative change: heading, key in summary.json; each under both samplers.
 CHANGES = (("FD", "fd"), ("2nd network", "fd_b"), ("recall", "recall"))
@@ -56,17 +56,17 @@ def _run_row(summary: dict) -> list[str]:
     config = summary["config"]
     name = f"{config['estimator']}, {config['reference']}, {config['credit']}, seed {config['seed']}"
     fds = [f"{summary['before'][s]['fd']:.3f} → {summary['after'][s]['fd']:.3f}" for s in SAMPLERS]
-    cells = ["–" if c is None else f"{c:+.1%}" for c in changes(summary)]
-    return [name, f"{summary['images_generated']:,}", *fds, *cells]
+    return [name, f"{summary['images_generated']:,}", *fds, *map(percent, changes(summary))]
 
 
 def _spread_row(group: list[dict]) -> list[str]:
     columns = list(zip(*(changes(s) for s in group), strict=True))
     cells = [
-        "–" if None in column else f"{statistics.mean(column):+.1%} ± {statistics.stdev(column):.1%}"
+        "–" if None in column else f"{percent(statistics.mean(column))} ± {statistics.stdev(column):.1%}"
         for column in columns
     ]
-    return [f"mean ± sd of {len(group)} seeds", "", "", "", *cells]
+    repeated = len({summary["config"]["seed"] for summary in group}) < len(group)
+    return [f"mean ± sd of {len(group)} {'runs' if repeated else 'seeds'}", "", "", "", *cells]
 
 
 def main() -> None:

@@ -294,11 +294,14 @@ def resolve(config: Config) -> Config:
 
 
 def load_config(path: Path) -> Config:
-    """Read a saved config; ValueError naming a field that does not belong or has a value of another kind."""
+    """Read a saved config; ValueError for one that is not there, or naming a field of another name or kind."""
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())[:120]}); restore it") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); restore it, or choose another --out") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} is not YAML ({reason}); restore it, or choose another --out") from None
     try:
         config = _from_dict(Config, values)
         check(resolve(config))

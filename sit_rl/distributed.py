@@ -7,9 +7,11 @@ grouping into batches and their order are the same whatever the number of ranks.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
+import uuid
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -23,13 +25,20 @@ DEAD_AFTER = 45.0
 # Exit code of a rank that stops because another is dead.
 LOST_RANK = 3
 
+# What gloo and NCCL say when a rank that a collective waits for is gone.
+LOST_CONTACT = re.compile(r"[Cc]onnection (closed|reset|refused)|[Tt]imed? ?out|peer|NCCL|gloo", re.ASCII)
+# Seconds between two looks for ranks that have not been heard of yet.
+GREETING_INTERVAL = 0.05
+
 # Ranks' group for checkpoints, which are written while the training uses the default one.
 _checkpoint_group: dist.ProcessGroup | None = None
+# What the keys of this start begin with in the store that the ranks share.
+_start = ""
 
 
 def initialise(threads: int = 0) -> torch.device:
     """Join the process group that torchrun describes, if any; returns this rank's device and sets its CPU threads."""
-    global _checkpoint_group
+    global _checkpoint_group, _start
     if threads < 0:
         raise ValueError(f"--threads is {threads}; it must not be negative, 0 divides the cores among the ranks")
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -45,9 +54,38 @@ def initialise(threads: int = 0) -> torch.device:
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
     torch.set_flush_denormal(True)  # gradients far below float32's range would otherwise slow a CPU ten times
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        store, number, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        _start = agree_on_start(store, number, world)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=dist.PrefixStore(_start, store), rank=number, world_size=world, timeout=TIMEOUT,
+        )  # fmt: skip
         _checkpoint_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return torch.device("cuda", local) if cuda else torch.device("cpu")
+
+
+def agree_on_start(store: dist.Store, number: int, world: int) -> str:
+    """A word that the ranks of this start share and no earlier one has used; `number` of `world` ranks calls it.
+
+    torchrun keeps its store over `--max-restarts`, with the addresses of processes that are gone: ranks that read those
+    could not connect. Its restart count tells starts apart on one machine alone, so the ranks agree themselves: each
+    greets with a word of its own, and takes the main rank's once that has answered it.
+    """
+    word = f"sit_rl/{uuid.uuid4().hex}"
+    if number:
+        store.set(f"sit_rl/greeting/{number}", word)
+        start = store.get(f"{word}/answer").decode()  # waits
+        store.add(f"{start}/met", 1)
+        return start
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while store.add(f"{word}/met", 0) < world - 1:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"timed out: not all of {world} ranks have come within {TIMEOUT}")
+        for r in range(1, world):
+            if store.check([f"sit_rl/greeting/{r}"]):  # perhaps an earlier start's, which nobody waits for
+                store.set(f"{store.get(f'sit_rl/greeting/{r}').decode()}/answer", word)
+        time.sleep(GREETING_INTERVAL)
+    return word
 
 
 @contextmanager
@@ -86,12 +124,13 @@ class Heartbeat:
 
     def __init__(self, dead_after: float):
         self.dead_after, self._ended = dead_after, threading.Event()
-        self._store = dist.TCPStore(
+        store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             timeout=timedelta(seconds=dead_after),
         )
+        self._store = dist.PrefixStore(_start, store)
         self._store.set(self._key(rank()), "0")
         dist.barrier()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -108,7 +147,7 @@ class Heartbeat:
 
     @staticmethod
     def _key(of_rank: int) -> str:
-        return f"sit_rl/heartbeat/{of_rank}"
+        return f"heartbeat/{of_rank}"
 
     def _beat(self) -> None:
         others = {r: ("", time.monotonic()) for r in range(world_size()) if r != rank()}

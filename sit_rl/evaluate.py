@@ -58,7 +58,7 @@ def evaluate_model(
         "fd_b": None if features_b is None else distance(setting.heldout_b, features_b)
     }
     images = gather_owned(made.images, count, config.rollout_batch, first=grid)
-    return Evaluation({name: metrics[name] for name in METRICS}, images.cpu())
+    return Evaluation({name: metrics[name] for name in METRICS}, images)
 
 
 def measure(heldout: RealSide, features: torch.Tensor) -> dict[str, float | None]:
@@ -94,8 +94,8 @@ def floor(setting: Setting) -> dict[str, float | None]:
 def _in_batches(net: FeatureExtractor, images: torch.Tensor, size: int = 250) -> torch.Tensor:
     """Features of images [n, ...], a batch at a time."""
     if not len(images):
-        return torch.empty((0, net.dim), device=images.device)
-    return torch.cat(list(map_batches(net, images.split(size), images.device)))
+        return torch.empty((0, net.dim), device=net.device)
+    return torch.cat(list(map_batches(net, images.split(size), net.device)))
 
 
 if __name__ == "__main__":

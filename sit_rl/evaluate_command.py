@@ -24,7 +24,7 @@ import torch
 import tyro
 
 import fastfid
-from fastfid.distributed import agreement
+from fastfid.distributed import agreement, from_main
 from fastfid.evaluate import checked_metrics
 from fastfid.features import FeatureExtractor
 from fastfid.materials import Settings, Side, gather, networks_of, open_side
@@ -36,6 +36,7 @@ from sit_rl.images import load_embedded
 from sit_rl.inputs import reading
 from sit_rl.runlog import say
 from sit_rl.sample import Generator, Recipe, default_samplers, is_small, load_generator, make_samples, parse_sampler
+from sit_rl.sample_files import open_files
 from sit_rl.samplers import SamplerConfig
 from sit_rl.setting import embedded, weights_files, weights_of
 
@@ -97,6 +98,8 @@ def run(config: EvaluateConfig, device: torch.device) -> None:
     check(config)
     made = None if config.samples else load_generator(config, device)
     config = with_defaults(config, made)
+    if made is not None:
+        check_rows(config, made)
     with folder(config.out):
         measure(config, made, device)
 
@@ -160,6 +163,27 @@ def with_defaults(config: EvaluateConfig, made: Generator | None) -> EvaluateCon
     return replace(config, **filled)
 
 
+def check_rows(config: EvaluateConfig, made: Generator) -> None:
+    """ValueError for what would stop a row, of which the second comes hours after the first."""
+    sample.choose_labels(config, made.num_classes)
+    for _, sampler, path in sampled_rows(config):
+        sample.check_sampler(made.model, sampler)
+        files = open_files(path, config.images, made.image_shape)
+        record = sample.recipe_record(made, config, sampler)
+        from_main(lambda files=files, record=record: sample.check_output(files, record))
+
+
+def sampled_rows(config: EvaluateConfig) -> list[tuple[str, SamplerConfig, Path]]:
+    """Name, sampler and file of samples of every sampler; two that read alike are told apart by what was asked for."""
+    samplers = {text: parse_sampler(text, config.steps, config.guidance) for text in config.samplers}
+    names = [str(sampler) for sampler in samplers.values()]
+    return [
+        (name if names.count(name) == 1 else f"{name} ({text})", sampler,
+         config.out / f"{sample_name(config, text, sampler)}.npz")
+        for name, (text, sampler) in zip(names, samplers.items(), strict=True)
+    ]  # fmt: skip
+
+
 def load_networks(config: EvaluateConfig, reference: Path | tuple, settings: Settings) -> list[FeatureExtractor]:
     """The feature networks, tried on one image, and the reference read through them: what can fail does so here.
 
@@ -193,10 +217,8 @@ def reading_files(config: EvaluateConfig) -> Iterator[None]:
 def sources(config: EvaluateConfig, made: Generator | None) -> list[tuple[str, Path | tuple, dict | None]]:
     """Rows to measure: name, images, and how they were sampled where that is known."""
     rows = [(name, path, None) for name, path in zip(short_names(config.samples), config.samples, strict=True)]
-    for text in config.samplers if made is not None else ():
-        sampler = parse_sampler(text, config.steps, config.guidance)
-        files = make_samples(made, config, sampler, config.out / f"{sample_name(config, text, sampler)}.npz")
-        rows.append((str(sampler), files.path, files.read_record()))
+    for name, sampler, path in sampled_rows(config) if made is not None else ():
+        rows.append((name, path, make_samples(made, config, sampler, path).read_record()))
     if config.reference == EMBEDDED:
         rows.append(("real images", real_images(config.images), None))
     return rows

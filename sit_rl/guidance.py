@@ -20,13 +20,19 @@ def bind(model: SiT, labels: torch.Tensor, sampler: SamplerConfig | None = None)
     """The function (x [n, C, H, W], t) → model output for labels int64 [n], guided as `sampler` says.
 
     The model may be inside a wrapper that keeps it as `module`, such as DDP. ValueError where the sampler is not one
-    for what the model predicts.
+    for what the model predicts, or guides more channels than there are.
     """
     core: SiT = getattr(model, "module", model)
     if sampler is not None and sampler.needs != core.predicts:
         raise ValueError(
             f"sampler kind is {sampler.kind!r}, for a model that predicts {sampler.needs}; this one predicts "
             f"{core.predicts}: choose " + ("'discrete'" if core.predicts == "noise" else "'ode' or 'sde'")
+        )
+
+    if sampler is not None and sampler.guidance_channels > core.config.channels:
+        raise ValueError(
+            f"guidance_channels is {sampler.guidance_channels}, and the model's samples have {core.config.channels}; "
+            "lower it, or 0 for all"
         )
 
     def conditional(x: torch.Tensor, t: float) -> torch.Tensor:

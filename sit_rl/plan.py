@@ -206,14 +206,14 @@ def dry_run(config: Config) -> str:
         lines["compute"] += "; dopri5 taken at 50 evaluations an image, which its tolerance decides"
     for ranks in dict.fromkeys(count for count, _, _ in gpus):
         memory = memory_per_rank(config, shape, ranks)
-        text = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size > 1e6)
+        text = ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size >= 2**20)
         lines[f"{ranks} GPU{'s' if ranks > 1 else ''}"] = (
-            f"{sum(memory.values()) / 2**30:.1f} GiB a rank (computed): {text or 'less than 1 MB each'}"
+            f"{_bytes(sum(memory.values()))} a rank (computed): {text or 'less than 1 MiB each'}"
         )
     for count, name, peak in gpus:
         hours = sum(whole.values()) / (peak * UTILISATION * count) / 3600
         lines[f"{count} × {name}"] = (
-            f"{hours:.3g} hours (computed: {c.precision} at {UTILISATION:.0%} of {peak / 1e12:g} TFLOP/s, unmeasured)"
+            f"{_duration(hours)} (computed: {c.precision} at {UTILISATION:.0%} of {peak / 1e12:g} TFLOP/s, unmeasured)"
         )
     return _aligned(lines)
 
@@ -338,6 +338,16 @@ def _meta_model(shape: SiTConfig) -> SiT:
 def _meta_inputs(shape: SiTConfig, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.device("meta"):
         return torch.empty(n, *shape.image_shape), torch.empty(n), torch.empty(n, dtype=torch.long)
+
+
+def _bytes(size: float) -> str:
+    """GiB of a large size, MiB of a small one."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _duration(hours: float) -> str:
+    """Hours, or seconds of less than a hundredth of one, with three digits."""
+    return f"{hours:.3g} hours" if hours >= 0.01 else f"{3600 * hours:.3g} seconds"
 
 
 def _aligned(lines: dict[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 The step under way is finished and saved if that takes no longer than `--grace` seconds. A longer one is dropped at the
 end of the batch under way and repeated on resume, so a run ends within the grace, one batch, and the save in progress.
+Before the first step, while features of real images are computed, it ends after the batch under way.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ def overdue() -> bool:
 def stop_if_overdue() -> None:
     """Raise Preempted on all ranks if any is overdue; every rank calls it."""
     if any_rank(overdue()):
+        raise Preempted
+
+
+def stop_if_told() -> None:
+    """Raise Preempted on all ranks if any was told to stop, for work of which nothing is kept; every rank calls it."""
+    if told_to_stop():
         raise Preempted
 
 

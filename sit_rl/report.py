@@ -39,6 +39,11 @@ def relative_change(before: float | None, after: float | None) -> float | None:
     return None if not before or after is None else (after - before) / abs(before)
 
 
+def percent(change: float | None) -> str:
+    """A relative change as +1.2%, – for None; one that rounds to zero is +0.0% whatever its sign."""
+    return "–" if change is None else f"{round(change, 3) + 0.0:+.1%}"
+
+
 def table_rows(summary: dict) -> list[list[str]]:
     """Cells: metric, then before, after and change for each sampler; metrics that were not computed are left out."""
     rows = []
@@ -48,8 +53,7 @@ def table_rows(summary: dict) -> list[list[str]]:
             before, after = (summary[when][sampler].get(key) for when in ("before", "after"))
             if before is None or after is None:
                 break
-            change = relative_change(before, after)
-            cells += [f"{before:.4f}", f"{after:.4f}", "–" if change is None else f"{change:+.1%}"]
+            cells += [f"{before:.4f}", f"{after:.4f}", percent(relative_change(before, after))]
         else:
             rows.append(cells)
     return rows

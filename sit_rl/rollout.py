@@ -25,7 +25,7 @@ class Rollout:
     indices   their global numbers
     labels    int64 [n]
     samples   float32 [n, C, H, W], before decoding
-    images    uint8 [n, c, h, w]
+    images    uint8 [n, c, h, w] in host memory: 50,000 of 256×256 are 10 GB
     features  float32 [n, d] of the reward's network
     states    float32 [n, steps + 1, C, H, W], the random path, where it was asked for
     log_prob  float32 [n, steps − 1] of the path's noisy steps under the model that made it
@@ -78,7 +78,7 @@ def generate(
     def look(drawn: tuple) -> Rollout:
         rows, y, x, states, log_prob = drawn
         images = setting.decode(x)
-        return Rollout(rows, y, x, images, setting.reward_net(images), states, log_prob)
+        return Rollout(rows, y, x, images.cpu(), setting.reward_net(images), states, log_prob)
 
     parts = []
     batches = [range(start, min(start + batch, mine.stop)) for start in range(mine.start, mine.stop, batch)]
@@ -106,7 +106,7 @@ def _join(indices: range, parts: list[Rollout], setting: Setting) -> Rollout:
             indices,
             torch.empty(0, dtype=torch.long, device=setting.device),
             samples,
-            setting.decode(samples),
+            setting.decode(samples).cpu(),
             torch.empty((0, setting.reward_net.dim), device=setting.device),
         )
 

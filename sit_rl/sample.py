@@ -40,8 +40,9 @@ from fastfid.moments import write_atomically
 from sit_rl import attention, checkpoint
 from sit_rl.config import PRESETS, Config, load_config
 from sit_rl.distributed import barrier, is_main, process_group, rank, world_size
+from sit_rl.guards import require_finite_start
 from sit_rl.guidance import bind
-from sit_rl.images import ASSETS, check_labels, tile, to_uint8
+from sit_rl.images import ASSETS, tile, to_uint8
 from sit_rl.inputs import reading, require_extra, require_paths
 from sit_rl.learner import add_lora, merge_lora, prepare
 from sit_rl.models.autoencoder import load_decoder
@@ -52,7 +53,7 @@ from sit_rl.parallel import map_in_two_stages
 from sit_rl.rollout import noise_source
 from sit_rl.runlog import GRID_COLUMNS, say
 from sit_rl.sample_files import SampleFiles, open_files
-from sit_rl.samplers import OFFICIAL, SamplerConfig, noise_draws, sample
+from sit_rl.samplers import METHODS, OFFICIAL, SamplerConfig, noise_draws, sample
 
 T = TypeVar("T")
 
@@ -81,7 +82,8 @@ class Recipe:
     """balanced (class i mod classes), random, or the number of one class"""
     seed: int = 0
     batch: int | None = None
-    """images sampled at once; fixes the grouping of images and so their last bits; default 200 for 1×28×28, 50 else"""
+    """images sampled at once; default 200 for 1×28×28, 50 else; it decides last bits, and digits within dopri5's
+    tolerance, as images sampled together share its steps"""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """tf32: products on a GPU; bf16: the network's products, and the autoencoder in tf32 (the solver stays float32)"""
     attention: Literal["auto", "flash", "sdpa", "math"] = "auto"
@@ -114,6 +116,7 @@ class Generator:
     decode       samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
     image_shape  (c, h, w)
     about        what the record says of the weights
+    attention    the back end, and why not a faster one
     """
 
     model: SiT
@@ -122,6 +125,7 @@ class Generator:
     device: torch.device
     precision: str
     about: dict
+    attention: str
 
     @property
     def num_classes(self) -> int:
@@ -161,8 +165,8 @@ def run(config: SampleConfig, device: torch.device) -> None:
     check(config)
     if config.sampler is not None:
         parse_sampler(config.sampler, config.steps, config.guidance)  # its errors before the model is read
-    if config.grid is not None and not config.grid.resolve().parent.is_dir():
-        raise ValueError(f"the folder of --grid {config.grid} does not exist; create it first")
+    if config.grid is not None:
+        check_grid(config.grid)
     made = load_generator(config, device)
     sampler = parse_sampler(config.sampler or default_samplers(made.model)[0], config.steps, config.guidance)
     files = make_samples(made, config, sampler, config.out)
@@ -174,17 +178,17 @@ def run(config: SampleConfig, device: torch.device) -> None:
 def make_samples(made: Generator, config: Recipe, sampler: SamplerConfig, out: Path) -> SampleFiles:
     """Write the recipe's images to `out`, on all ranks together, keeping those already there; returns the files."""
     labels = choose_labels(config, made.num_classes)
-    bind(made.model, labels, sampler)  # refuses a sampler that is not one for what the model predicts
+    check_sampler(made.model, sampler)
     files = open_files(out, config.images, made.image_shape)
     batch = batch_of(config, made.model)
     batches = [range(i, min(i + batch, config.images)) for i in range(0, config.images, batch)]
     record = recipe_record(made, config, sampler)
-    missing = from_main(lambda: plan_missing(files, record, batches))
+    missing = from_main(lambda: plan_missing(made, files, record, batches))
     started = time.perf_counter()
     count = sample_missing(made, labels, sampler, config.seed, files, missing)
     barrier()
     if is_main():
-        finish(files, batches, labels, bool(missing), time.perf_counter() - started)
+        finish(made, files, batches, labels, bool(missing), time.perf_counter() - started)
         say(f"images      {files.path}: {config.images}, {count_text(count, missing)}")
     barrier()
     return files
@@ -205,6 +209,14 @@ def check(config: Recipe, further: Iterable[tuple[str, Path | str | None]] = ())
         require_extra("--vae")
 
 
+def check_grid(path: Path) -> None:
+    """ValueError for a picture that could not be written once the images are there."""
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ValueError(f"--grid {path} is not the name of a .png file; choose one")
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"the folder of --grid {path} does not exist; create it first")
+
+
 def default_samplers(model: SiT) -> tuple[str, ...]:
     """Names of the samplers that a model is judged by, the usual one first."""
     if model.predicts == "noise":
@@ -223,10 +235,9 @@ def parse_sampler(text: str, steps: int | None = None, guidance: float | None = 
     ValueError, naming what there is, for an unknown name or field.
     """
     name, *changes = text.split(",")
-    kind, dash, method = name.partition("-")
-    if name not in SAMPLERS and not dash:
+    kind, _, method = name.partition("-")
+    if name not in SAMPLERS and kind not in METHODS:
         raise ValueError(f"--sampler {name!r} does not exist; choose {', '.join(SAMPLERS)}, or KIND-METHOD: sde-euler")
-    base = SAMPLERS[name] if name in SAMPLERS else SamplerConfig(kind, method)
     known = {f.name: type(f.default) for f in fields(SamplerConfig)}
     values = {}
     for change in changes:
@@ -235,7 +246,10 @@ def parse_sampler(text: str, steps: int | None = None, guidance: float | None = 
             raise ValueError(f"--sampler has {change!r}; write field=value with one of {', '.join(known)}")
         values[field] = _converted(field, value, known[field])
     values |= {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
-    return replace(base, **values)
+    try:
+        return replace(SAMPLERS.get(name) or SamplerConfig(kind, method), **values)
+    except ValueError as error:
+        raise ValueError(f"--sampler {text}: {error}") from None
 
 
 def _converted(field: str, value: str, kind: type) -> str | int | float:
@@ -243,7 +257,19 @@ def _converted(field: str, value: str, kind: type) -> str | int | float:
     try:
         return kind(value)
     except ValueError:
-        raise ValueError(f"--sampler has {field}={value}, which is not a {kind.__name__}") from None
+        expected = "a whole number" if kind is int else "a number"
+        raise ValueError(f"--sampler has {field}={value}, which is not {expected}") from None
+
+
+def check_sampler(model: SiT, sampler: SamplerConfig) -> None:
+    """ValueError where the sampler is not one for what the model predicts, or guides channels that it lacks."""
+    if sampler.needs != model.predicts:
+        other = "sit" if model.predicts == "noise" else "dit"
+        raise ValueError(
+            f"--sampler {sampler} is for a model that predicts {sampler.needs}; this one predicts {model.predicts}: "
+            f"choose {default_samplers(model)[0]}, or --architecture {other} if the weights are of a {other}"
+        )
+    bind(model, torch.zeros(0, dtype=torch.int64), sampler)
 
 
 def batch_of(config: Recipe, model: SiT) -> int:
@@ -260,9 +286,11 @@ def choose_labels(config: Recipe, classes: int) -> torch.Tensor:
         return torch.tensor([int(g.integers(classes)) for g in draw])
     if not re.fullmatch(r"-?\d+", config.labels):
         raise ValueError(f"--labels is {config.labels!r}; choose balanced, random, or the number of a class")
-    labels = torch.full((config.images,), int(config.labels))
-    check_labels(labels, classes, "the model's classes")
-    return labels
+    if not 0 <= int(config.labels) < classes:
+        raise ValueError(
+            f"--labels {config.labels} is out of range: the model's classes are numbered 0 to {classes - 1}"
+        )
+    return torch.full((config.images,), int(config.labels))
 
 
 def load_generator(config: Recipe, device: torch.device) -> Generator:
@@ -270,7 +298,9 @@ def load_generator(config: Recipe, device: torch.device) -> Generator:
     with reading("--checkpoint", config.checkpoint or EMBEDDED):
         model, about, vae = _load_weights(config)
     model = model.to(device).eval().requires_grad_(False)
-    model.set_attention(attention.choose(*attention.case(config.attention, model, config.precision, device)))
+    _check_finite(model, config.checkpoint or EMBEDDED)
+    case = attention.case(config.attention, model, config.precision, device)
+    model.set_attention(attention.choose(*case))
     as_trained = replace(SMALL, precision="bf16" if config.precision == "bf16" else "float32", compile=config.compile)
     prepare(model, as_trained, device)
     fast = config.precision != "float32"
@@ -283,8 +313,25 @@ def load_generator(config: Recipe, device: torch.device) -> Generator:
         shape = tuple(decode(blank).shape[1:])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"--vae {vae} does not decode samples {tuple(blank.shape[1:])} ({reason})") from None
-    return Generator(model, decode, shape, device, config.precision, about)
+        raise ValueError(
+            f"--vae {vae} does not decode the model's samples of {_by(blank.shape[1:])} ({reason}); pass the "
+            "autoencoder that it was trained with, or none for a model of pixels"
+        ) from None
+    if vae is not None and shape[0] not in (1, 3):
+        raise ValueError(f"--vae {vae} decodes to images of {shape[0]} channels, not 1 or 3; pass another autoencoder")
+    return Generator(model, decode, shape, device, config.precision, about, attention.explain(*case))
+
+
+def _check_finite(model: SiT, path: Path) -> None:
+    """ValueError, on every rank alike, naming the first weight that is NaN or infinite."""
+    try:
+        require_finite_start(model.named_parameters(), f"--checkpoint {path}")
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from None
+
+
+def _by(shape: Iterable[int]) -> str:
+    return " × ".join(map(str, shape))
 
 
 def _load_weights(config: Recipe) -> tuple[SiT, dict, Path | None]:
@@ -352,15 +399,11 @@ def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> di
     return json.loads(json.dumps(record))
 
 
-def plan_missing(files: SampleFiles, record: dict, batches: list[range]) -> list[range]:
+def plan_missing(made: Generator, files: SampleFiles, record: dict, batches: list[range]) -> list[range]:
     """Check the output and its record, and return the batches that are missing; nothing has been sampled yet."""
-    earlier = files.read_record()
+    earlier = check_output(files, record)
     if earlier is not None:
-        check_same_recipe(earlier, record, files)
         record = record | {"runs": earlier.get("runs", [])}
-    foreign = files.foreign()
-    if foreign is not None:
-        raise ValueError(f"{foreign} is in the way and was not written by this command; choose another --out")
     try:
         files.path.parent.mkdir(parents=True, exist_ok=True)
         missing = [rows for rows in batches if not files.has(rows)]
@@ -372,31 +415,46 @@ def plan_missing(files: SampleFiles, record: dict, batches: list[range]) -> list
         raise OSError(f"--out {files.path} cannot be written ({error.strerror}); choose another place") from None
     if missing or earlier is None:
         files.write_record(record)
-    describe(record, files, missing)
+    describe(made, record, files, missing)
     return missing
+
+
+def check_output(files: SampleFiles, record: dict) -> dict | None:
+    """The record of the images already there, None without; ValueError for another recipe or for foreign files."""
+    earlier = files.read_record()
+    if earlier is not None:
+        check_same_recipe(earlier, record, files)
+    foreign = files.foreign()
+    if foreign is not None:
+        raise ValueError(f"{foreign} is in the way and was not written by this command; choose another --out")
+    return earlier
 
 
 def check_same_recipe(earlier: dict, now: dict, files: SampleFiles) -> None:
     """ValueError naming the first thing in which the images already there differ from those asked for."""
     for key, asked in now.items():
-        there, name = earlier.get(key), key
+        there, what = earlier.get(key), {"images": "number", "model": ""}.get(key, key)
         if key in RUN_KEYS or there == asked:
             continue
-        if isinstance(there, dict) and isinstance(asked, dict):
-            name, there, asked = next((k, there.get(k), v) for k, v in asked.items() if there.get(k) != v)
-        what = "number" if name == "images" else name
+        while isinstance(there, dict) and isinstance(asked, dict):
+            key, there, asked = next((k, there.get(k), v) for k, v in asked.items() if there.get(k) != v)
+            what = f"{what} {key}".strip()
+        there, asked = (x["folder"] if isinstance(x, dict) else x for x in (there, asked))  # an autoencoder, or None
         raise ValueError(f"{files.path} holds images of another {what}: {there}, not {asked}; choose another --out")
 
 
-def describe(record: dict, files: SampleFiles, missing: list[range]) -> None:
+def describe(made: Generator, record: dict, files: SampleFiles, missing: list[range]) -> None:
     """Print the plan."""
-    made, todo = files.count, sum(map(len, missing))
+    todo, done = sum(map(len, missing)), files.count - sum(map(len, missing))
+    about = "about " if record["sampler"]["method"] == "dopri5" else ""  # which stops where its tolerance is met
     lines = {
-        "output": f"{files.path}, {made} images of {' × '.join(map(str, files.shape))}",
+        "output": f"{files.path}, {files.count} images of {_by(files.shape)}",
         "model": f"{record['model']['checkpoint']}, SHA-256 {record['model']['sha256'][:12]}…",
-        "sampler": f"{record['sampler']['name']}, {record['sampler']['evaluations']} evaluations an image",
+        "sampler": f"{record['sampler']['name']}, {about}{record['sampler']['evaluations']} evaluations an image",
         "labels": f"{record['labels']} of {record['classes']} classes, seed {record['seed']}",
-        "to do": f"{todo} images" + (f"; {made - todo} are there" if todo < made else ""),
+        "precision": record["precision"],
+        "attention": made.attention,
+        "to do": f"{todo} images" + (f"; {done} are there" if done else ""),
     }
     say("\n".join(f"{name:11} {text}" for name, text in lines.items()))
 
@@ -462,7 +520,9 @@ def sample_batch(made: Generator, labels: torch.Tensor, sampler: SamplerConfig, 
 # --- after it ----------------------------------------------------------------------------------------------------
 
 
-def finish(files: SampleFiles, batches: list[range], labels: torch.Tensor, sampled: bool, seconds: float) -> None:
+def finish(
+    made: Generator, files: SampleFiles, batches: list[range], labels: torch.Tensor, sampled: bool, seconds: float
+) -> None:
     """Join and complete the record, once every rank is done; OSError if a rank's images cannot be seen from here."""
     lost = next((rows for rows in batches if not files.has(rows)), None)
     if lost is not None:
@@ -472,17 +532,18 @@ def finish(files: SampleFiles, batches: list[range], labels: torch.Tensor, sampl
     files.finish(labels)
     record = files.read_record()
     if sampled:
-        record["runs"].append(run_facts(seconds))
+        record["runs"].append(run_facts(made, seconds))
     if sampled or not record["complete"]:
         files.write_record(record | {"complete": True})
 
 
-def run_facts(seconds: float) -> dict:
+def run_facts(made: Generator, seconds: float) -> dict:
     """Where and how this process ran."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = {"fastfid": __version__, "torch": torch.__version__, "numpy": np.__version__}
     return {
         "device": device,
+        "attention": made.attention,
         "ranks": world_size(),
         "seconds": round(seconds, 2),
         "versions": versions | {"python": platform.python_version()},

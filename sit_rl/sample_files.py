@@ -182,12 +182,21 @@ class AdmNpz(SampleFiles):
 
     def open(self) -> None:  # noqa: D102
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.is_file():
+        if not self._joined():
             self.parts.mkdir(exist_ok=True)
             _remove_temporaries(self.parts)
 
+    def _joined(self) -> bool:
+        """Whether the .npz is there and complete: a zip file's directory is at its end, so a cut one has none."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                sizes = {member.filename: member.file_size for member in archive.infolist()}
+        except (OSError, zipfile.BadZipFile):
+            return False
+        return "arr_1.npy" in sizes and sizes.get("arr_0.npy", 0) > self.count * int(np.prod(self.shape))
+
     def has(self, rows: range) -> bool:  # noqa: D102
-        if self.path.is_file():
+        if self._joined():
             return True
         try:
             part = np.load(self.part_path(rows.start, rows.stop), mmap_mode="r", allow_pickle=False)
@@ -200,7 +209,7 @@ class AdmNpz(SampleFiles):
         write_atomically(self.part_path(rows.start, rows.stop), lambda file: np.save(file, array))
 
     def finish(self, labels: torch.Tensor) -> None:  # noqa: D102
-        if self.path.is_file():
+        if self._joined():
             shutil.rmtree(self.parts, ignore_errors=True)
             return
         shape = (self.count, *self.shape[1:], self.shape[0])

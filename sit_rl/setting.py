@@ -24,6 +24,7 @@ from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT
 from sit_rl.parallel import map_batches
+from sit_rl.preemption import stop_if_told
 
 # Paths that a preset without embedded assets cannot do without.
 NEEDED_PATHS_ARE = {
@@ -195,7 +196,10 @@ def like_embedded(model: SiT) -> bool:
 
 
 def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress: bool) -> RealSide:
-    """Moments and features of images (tensor, folder, zip, npz), or the moments of a statistics file."""
+    """Moments and features of images (tensor, folder, zip, npz), or the moments of a statistics file.
+
+    Every rank calls it; Preempted between two batches where the run was told to stop.
+    """
     moments = saved_moments(source)
     if moments is not None:
         check_statistics(Statistics(moments, str(source)), net)
@@ -207,6 +211,7 @@ def see(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress
             for part in map_batches(net, several, net.device):
                 parts.append(part)
                 bar.update(len(part))
+            stop_if_told()
     features = torch.cat(parts)
     return RealSide(FeatureMoments.from_features(features), features)
 

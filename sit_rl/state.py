@@ -18,6 +18,26 @@ from sit_rl.reward import ReferenceSet, SwapReward
 from sit_rl.runlog import Clock
 from sit_rl.setting import Setting
 
+# The plain values of a checkpoint, and what kind each must be of.
+VALUE_KINDS = {
+    "step": int, "images_generated": int, "seconds": dict, "evaluations": dict, "first_reward_std": float | None,
+    "first_reference_fd": float | None, "reference": dict | None, "config": dict,
+}  # fmt: skip
+
+
+def read_values(path: Path) -> dict:
+    """The plain values of a run's checkpoint `path`; ValueError where one lacks or is not of its kind."""
+    values = checkpoint.load_values(path)
+    for name, kind in VALUE_KINDS.items():
+        if name not in values:
+            raise ValueError(f"checkpoint {path} has no {name!r}: it was not written by this version")
+        if not isinstance(values[name], kind):
+            raise ValueError(
+                f"checkpoint {path} has {name} {values[name]!r}, which is not of its kind; delete it to resume from "
+                "the one before"
+            )
+    return values
+
 
 @dataclass
 class State:
@@ -68,10 +88,7 @@ class State:
         }
 
     def load(self, path: Path, values: dict, setting: Setting) -> None:
-        """Become what checkpoint `path`, whose plain values are given, holds."""
-        missing = sorted(set(self.values()) - set(values))
-        if missing:
-            raise ValueError(f"checkpoint {path} has no {missing[0]!r}: it was not written by this version")
+        """Become what checkpoint `path`, whose plain values (`read_values`) are given, holds."""
         for name in ("step", "images_generated", "evaluations", "first_reward_std", "first_reference_fd"):
             setattr(self, name, values[name])
         kinds = checkpoint.names(path)

@@ -11,7 +11,6 @@ The same command resumes a run that was stopped.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ import tyro
 
 from sit_rl import checkpoint
 from sit_rl.config import PRESETS, Config, check, differences, load_config, resolve
-from sit_rl.distributed import barrier, is_main, process_group, world_size
+from sit_rl.distributed import LOST_CONTACT, barrier, is_main, process_group, world_size
 from sit_rl.estimators import build_estimator
 from sit_rl.evaluate import METRICS, evaluate_model, floor
 from sit_rl.files import write_json
@@ -33,13 +32,11 @@ from sit_rl.preemption import Preempted, watch
 from sit_rl.report import save_samples, summary_table, write_report
 from sit_rl.runlog import Clock, RunLog, say
 from sit_rl.setting import Setting, build_setting, check_inputs
-from sit_rl.state import State, exported, start
+from sit_rl.state import State, exported, read_values, start
 from sit_rl.training_loop import train
 
 # Images shown in the report: ten of each of ten classes, in columns by class.
 GRID = 100
-# What gloo and NCCL say when a rank that a collective waits for is gone.
-LOST_CONTACT = re.compile(r"[Cc]onnection (closed|reset|refused)|[Tt]imed? ?out|peer|NCCL|gloo", re.ASCII)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -98,11 +95,14 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
     """Evaluate, train, evaluate, report."""
     check_inputs(config)
     path = open_run(config)
-    values = None if path is None else checkpoint.load_values(path)
+    values = None if path is None else read_values(path)
     clock.go_on(values and values["seconds"])
     with clock.phase("setup"):
         log = RunLog(config.run_folder, first_step=values["step"] if values else 0, wandb=config.wandb)
-        setting = build_setting(config, device, progress=is_main())
+        try:
+            setting = build_setting(config, device, progress=is_main())
+        except Preempted:
+            return say(f"stopped as told before the first step; {config.run_folder} is as it was")
         estimator, state = build_estimator(config, setting), start(config, setting, path, values, clock)
     if path is None:
         say(describe_plan(config, setting))

@@ -102,6 +102,8 @@ def test_encoding_is_scaled_and_inverts_the_pixel_scale(vae, folder):
 def test_other_folders_are_refused(vae, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no config.json"):
         load_decoder(tmp_path, CPU)
+    with pytest.raises(FileNotFoundError, match="config.json is a file; pass the folder"):
+        load_decoder(folder / "config.json", CPU)
     other = diffusers.AutoencoderKL(**{**dict(vae.config), "scaling_factor": 0.13025})
     other.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="by 0.13025, SiT's and DiT's by 0.18215"):

@@ -156,7 +156,7 @@ def test_bad_input_is_one_sentence_and_status_2(sets, capsys):
             (sets / "b-stats.npz", sets / "b.npz", "--network", "fashion-a"),
             "b-stats.npz is fashion-b, that of the network fashion-a",
         ),
-        ((sets / "one.npz", sets / "b.npz"), "one.npz holds 1 usable images"),
+        ((sets / "one.npz", sets / "b.npz"), "one.npz holds 1 usable image;"),
         ((sets / "b.npz", sets / "b.npz", "--batch-size", 0), "the batch size is 0"),
         ((sets / "b.npz", sets / "b.npz", "--weights", sets / "none"), "python -m sit_rl.pretrain features"),
         ((sets / "b.npz", sets / "b.npz", "--device", "nonsense"), "device nonsense cannot be used"),
@@ -285,7 +285,7 @@ def test_stats_info_and_eval_against_them(sets, capsys):
     assert "count" in text and "weights_sha256" in text and "ab405303c4fa" in text
     assert "28 × 28" in run(capsys, "info", sets / "a")[1]
     out = run(capsys, "eval", sets / "a", sets / "real.npz")[1]  # the network is the one recorded
-    assert "FD (fashion-b)" in out and "left out: recall (fashion-b)" in out
+    assert "FD (fashion-b)" in out and "left out: kid, mmd, precision, recall, density, coverage (fashion-b)" in out
     assert "holds statistics only; pass its images, or features saved with --keep-features" in out
     run(capsys, "stats", sets / "b.npz", sets / "real.npz", "--keep-features")
     assert "Recall" in run(capsys, "eval", sets / "a", sets / "real.npz")[1]
@@ -334,12 +334,12 @@ def test_mismatches_and_force(sets, capsys):
 
 def test_the_short_form_and_stats_tell_what_they_skip(sets, capsys):
     (sets / "a" / "zzz.png").write_bytes(b"damaged")
-    skipped = "1 unreadable images of .*a were left out, the first: zzz.png in"
+    skipped = "left out of .*a: 1 unreadable image, the first: zzz.png in"
     _, out, err = run(capsys, sets / "a", sets / "b.npz", "--skip-corrupt", "--json")
     assert re.search(f"fastfid: note: {skipped}", err)
     assert any(re.search(skipped, warning) for warning in json.loads(out)["warnings"])
     _, _, err = run(capsys, "stats", sets / "a", sets / "a.npz", "--skip-corrupt")
-    assert "fastfid: note: 1 unreadable images were left out, the first: zzz.png in" in err
+    assert "fastfid: note: left out: 1 unreadable image, the first: zzz.png in" in err
     assert read_statistics(sets / "a.npz").provenance["skipped"] == "1"
 
 
@@ -368,7 +368,7 @@ def test_bad_input_to_commands_is_one_sentence_and_status_2(sets, capsys):
         assert status == 2 and out == "" and len(err.splitlines()) == 1, arguments
         assert err.startswith("fastfid: ") and message in err
     status, out, _ = run(capsys, "eval", sets / "a", sets / "b.npz", "--skip-corrupt", "--metrics", "fd")
-    assert status == 0 and "samples: 150 images" in out and "warning: 1 unreadable images of" in out
+    assert status == 0 and "samples: 150 images" in out and "a: 1 unreadable image, the first" in out
 
 
 def test_where_nothing_can_be_written_is_told_before_any_work(sets, capsys, monkeypatch):

@@ -394,7 +394,8 @@ def test_a_rank_without_samples_has_them_on_its_device(command, tmp_path, monkey
         config = train.parse([*command(tmp_path / "run"), "--compile", "off"])
         setting = build_setting(config, cuda, progress=False)
         made = generate(setting, setting.model, torch.arange(10), config.rollout, seed=0, step=0, batch=5)
-        assert {x.device for x in (made.samples, made.images, made.features, made.labels)} == {cuda}
+        assert {x.device for x in (made.samples, made.features, made.labels)} == {cuda}
+        assert made.images.device == CPU
 
 
 def test_sampling(tmp_path, settings):

@@ -187,8 +187,8 @@ def test_two_ranks_are_one_process(sets):
         ("bad image", "ValueError", "066.png in"),
         ("mixed", "ValueError", "has shape (1, 20, 20), 0/000.png has (1, 28, 28); resize all images to one size"),
         ("missing on one", "FileNotFoundError", "none does not exist"),
-        ("metrics", "ValueError", "the B has d = 5 features, the network fashion-a has d = 128"),
-        ("single", "ValueError", "holds 1 usable images"),
+        ("metrics", "ValueError", "B has d = 5 features, the network fashion-a has d = 128"),
+        ("single", "ValueError", "holds 1 usable image"),
     ]:
         assert first[name][0] == kind and message in first[name][1], name
         assert second[name] == ["OtherRankFailed", first[name][1]]

@@ -141,9 +141,10 @@ def test_protocols_change_what_is_computed():
     fake, real = features(60, 1), features(70, 2)
     assert [s.metric for s in evaluate(fake, real, protocol="pytorch-fid").scores] == ["fd"]
     adm = evaluate(fake, real, protocol="adm")
-    assert adm["precision"].details == {"nearest_k": 3, "inclusive": True, "distances": "adm"}
+    assert adm["precision"].details == {"nearest_k": 3, "inclusive": True, "distances": "adm", "parts": 4}
     assert adm["fd"].label == "FID"
-    assert evaluate(fake, real)["precision"].details == {"nearest_k": 5, "inclusive": False, "distances": "exact"}
+    own = {"nearest_k": 5, "inclusive": False, "distances": "exact", "parts": 2}
+    assert evaluate(fake, real)["precision"].details == own
     assert evaluate(fake, real, nearest_k=2)["coverage"].details["nearest_k"] == 2
     shrunk = evaluate(fake, real, metrics=["kid"])
     assert shrunk["kid"].details["subset_size"] == 60
@@ -359,18 +360,55 @@ def test_mistakes_are_one_sentence(tmp_path):
         (lambda: evaluate(features(9, 1), features(9, 2), metrics=[]), "unknown metric"),
         (lambda: evaluate(features(9, 1), features(9, 2), features=[]), "features is empty; name a network"),
         (lambda: evaluate(features(9, 1), features(9, 2), protocol="x"), "unknown protocol 'x'"),
-        (lambda: evaluate(pixels(1, 1), pixels(9, 2), features=extractor), "the samples holds 1 usable images"),
+        (lambda: evaluate(pixels(1, 1), pixels(9, 2), features=extractor), "the samples holds 1 usable image;"),
         (lambda: evaluate(pixels(9, 1), pixels(9, 2), features=extractor, batch_size=0), "the batch size is 0"),
         (lambda: evaluate(torch.rand(4, 3, 8, 8), pixels(9, 2)), "does not tell its range; pass value_range"),
         (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2)), "nowhere does not exist"),
         (lambda: evaluate(pixels(9, 1), pixels(9, 2), features=nn.Flatten()), "features is a bare Flatten; say its"),
         (lambda: evaluate(features(9, 1), features(9, 2), metrics=["recall"], nearest_k=0), "nearest_k is 0; it"),
         (lambda: evaluate(features(9, 1), features(9, 2), metrics=["kid"], kid_subset_size=0), "subset_size is 0"),
-        (lambda: diff(features(2, 1), features(9, 2), features(9, 3)), "the A holds 2 images; an interval needs 3"),
+        (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2), nearest_k=-1), "nearest_k is -1; it counts"),
+        (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2), kid_subset_size=1), "kid_subset_size is 1; an unbiased"),
+        (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2), batch_size=2.5), "the batch size is 2.5; it must"),
+        (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2), seed=-1), "seed is -1; NumPy's"),
+        (lambda: evaluate(torch.zeros(8, 9, 3, dtype=torch.uint8), pixels(9, 2)), "one colour image or 8 grey ones"),
+        (lambda: diff(features(2, 1), features(9, 2), features(9, 3)), "^A holds 2 images; an interval needs 3"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(TypeError, match="unknown argument nearest; the settings are weights, device"):
+        evaluate(features(9, 1), features(9, 2), nearest=3)
+
+
+def test_statistics_without_features_are_refused_before_images_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastfid.materials.extract", lambda *_: pytest.fail("an image was read"))
+    extractor, _ = small()
+    moments = FeatureMoments.from_features(features(50, 1))
+    torch.save({"mu": moments.mean, "sigma": moments.cov}, tmp_path / "moments.pt")
+    for source in (moments, tmp_path / "moments.pt"):
+        for sides in ((source, pixels(9, 1)), (pixels(9, 1), source)):
+            with pytest.raises(ValueError, match="holds statistics only, and an interval needs its images"):
+                diff(*sides, pixels(9, 2), features=extractor)
+
+
+def test_the_same_images_on_both_sides_are_told():
+    told = [w for w in evaluate(features(50, 1), features(50, 1)).warnings if "hold the same images" in w]
+    assert told == [
+        "the samples and the reference hold the same images: unbiased KID and MMD² fall below 0, and no interval is "
+        "that of two independent draws"
+    ]
+    assert not any("same images" in w for w in evaluate(features(50, 1), features(50, 2)).warnings)
+
+
+def test_one_reason_is_one_line_of_the_table():
+    fixed = FeatureMoments.from_features(features(50, 2))
+    table = evaluate(features(50, 1), fixed).table()
+    assert "left out: kid, mmd, precision, recall, density, coverage (unknown network): the reference holds" in table
+    assert table.count("left out:") == 3  # sfid, is and these
 
 
 def test_weights_of_several_networks(tmp_path):
@@ -388,7 +426,7 @@ def test_repairs_are_told(tmp_path):
     with pytest.raises(ValueError, match="0005.png in"):
         evaluate(folder, pixels(40, 2), features=extractor)
     result = evaluate(folder, pixels(40, 2), features=extractor, skip_corrupt=True)
-    assert any("1 unreadable images of" in w and "0005.png in" in w for w in result.warnings)
+    assert any(": 1 unreadable image, the first: 0005" in w and "0005.png in" in w for w in result.warnings)
     assert result.provenance["samples"]["count"] == 29 and len(result.provenance["samples"]["skipped"]) == 1
     few = evaluate(pixels(6, 1), pixels(40, 2), features=extractor, metrics=["fd", "outliers"])
     assert "the samples: 6 images for d = 8 features: the distance is biased upwards, use more" in few.warnings
@@ -493,7 +531,7 @@ def test_diff_mistakes():
     fake, real = features(20, 1), features(30, 2)
     with pytest.raises(ValueError, match="same_noise pairs images, but A has 20 and B 30; pass equal numbers"):
         diff(fake, real, real, same_noise=True)
-    with pytest.raises(ValueError, match="the A holds statistics only, and an interval needs its images"):
+    with pytest.raises(ValueError, match="^A holds statistics only, and an interval needs its images"):
         diff(FeatureMoments.from_features(fake), fake, real)
     with pytest.raises(ValueError, match="diff compares in one network, 2 were given"):
         diff(pixels(9, 1), pixels(9, 2), pixels(9, 3), features=[small("x")[0], small("y")[0]])

@@ -192,7 +192,7 @@ def test_the_length_of_a_loader_is_expected():
         (iter([CHANNELS_FIRST[:4], CHANNELS_FIRST[:4, :, :5]]), "of shape (3, 8, 8), then of (3, 5, 8); resize all"),
         (iter([CHANNELS_FIRST[:4], (CHANNELS_FIRST[:4], [1] * 4)]), "gave labels with some batches only"),
         (iter([CHANNELS_FIRST[:4].int()]), "is int32; images are uint8, or float with a value_range"),
-        (iter([CHANNELS_FIRST[:1]]), "holds 1 usable images; a covariance needs at least 2"),
+        (iter([CHANNELS_FIRST[:1]]), "holds 1 usable image; a covariance needs at least 2"),
         (iter(CHANNELS_FIRST[:4]), "shape (3, 8, 8), which is one colour image or 3 grey ones; give batches"),
         (iter(FAKE[:4]), "shape (8, 8, 3), which is one colour image or 8 grey ones; give batches"),
         (7, "images are given as a int; pass a path, a tensor, an array or an iterable of batches"),

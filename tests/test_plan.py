@@ -96,8 +96,9 @@ def test_hours_are_flops_over_the_peak_used():
     config = resolve(PRESETS["fashion"][1])
     text = dry_run(config)
     total = sum(float(part.split()[1]) for part in text.split("compute")[1].split("FLOP")[0].split(","))
-    hours = float(text.split("1 × H100")[1].split()[0])
-    assert hours == pytest.approx(total / (67e12 * 0.4) / 3600, rel=0.01)
+    seconds, unit = text.split("1 × H100")[1].split()[:2]
+    assert unit == "seconds" and float(seconds) == pytest.approx(total / (67e12 * 0.4), rel=0.01)
+    assert "MiB a rank" in text  # nothing of a small model is 0.00 GiB
 
 
 @pytest.mark.parametrize(

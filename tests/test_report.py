@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sit_rl import compare, report
-from sit_rl.report import summary_table, table_rows, write_report
+from sit_rl.report import percent, summary_table, table_rows, write_report
 from sit_rl.runlog import Clock, RunLog, read_metrics
 
 METRICS = dict(fd=2.0, kid=0.1, mmd=0.01, fd_b=3.0, precision=0.8, recall=0.4, density=0.7, coverage=0.6)
@@ -118,9 +118,16 @@ def test_runs_are_compared_with_the_spread_of_their_seeds(tmp_path, monkeypatch,
     assert rows[2][2] == "2.000 → 1.000" and rows[2][4] == "-50.0%" and rows[4][4] == "-40.0% ± 14.1%"
     assert rows[0][2:6] == ["ODE FD", "SDE FD", "Δ FD, ODE", "Δ FD, SDE"]
     assert rows[4][7] == "–"  # the second network is missing under the SDE
+    monkeypatch.setattr("sys.argv", ["compare", str(paths[0]), str(paths[0])])
+    compare.main()
+    assert "| mean ± sd of 2 runs |" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["compare", str(tmp_path)])
     with pytest.raises(SystemExit, match="holds no summary.json"):
         compare.main()
+
+
+def test_a_change_has_no_negative_zero():
+    assert [percent(c) for c in (-0.0004, 0.0004, -0.0006, None)] == ["+0.0%", "+0.0%", "-0.1%", "–"]
 
 
 @pytest.mark.parametrize("main", [compare.main, report.main])

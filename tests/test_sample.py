@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -164,7 +165,7 @@ def test_dit_is_sampled_by_its_own_chain(tmp_path):
     assert pixels(tmp_path / "a").std() > 10
 
 
-def test_latents_go_through_the_autoencoder(tmp_path):
+def test_latents_go_through_the_autoencoder(tmp_path, capsys):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
@@ -174,6 +175,7 @@ def test_latents_go_through_the_autoencoder(tmp_path):
     save_model(randomised(SiT(config)), tmp_path / "m.safetensors")
     run(tmp_path / "m.safetensors", tmp_path / "s.npz", "--vae", tmp_path / "vae", images=3)
     record = json.loads((tmp_path / "s.npz.json").read_text())
+    assert "flash needs an NVIDIA GPU" in record["runs"][0]["attention"]
     assert record["image_shape"] == [3, 8, 8] and len(record["model"]["vae"]["sha256"]) == 64
     made = sample.load_generator(
         SampleConfig(checkpoint=tmp_path / "m.safetensors", vae=tmp_path / "vae"), torch.device("cpu")
@@ -182,6 +184,17 @@ def test_latents_go_through_the_autoencoder(tmp_path):
     with torch.no_grad():
         expected = (127.5 * vae.decode(z / 0.18215).sample + 128).clamp(0, 255).to(torch.uint8)
     assert (made.decode(z).int() - expected.int()).abs().max() <= 1
+    for name, changes, told in (
+        ("wide", {"latent_channels": 8}, r"does not decode the model's samples of 4 × 4 × 4 .*; pass the autoencoder"),
+        ("grey", {"in_channels": 2, "out_channels": 2}, "decodes to images of 2 channels, not 1 or 3"),
+        ("vae", {"latent_channels": 4}, "holds images of another vae sha256"),  # other weights in the same folder
+        ("other", {"latent_channels": 4}, "holds images of another vae folder: vae, not other; choose another --out"),
+    ):
+        diffusers.AutoencoderKL(block_out_channels=[8, 8], norm_num_groups=4, **blocks, **changes).save_pretrained(
+            tmp_path / name
+        )
+        error = stopped_by(capsys, tmp_path / "m.safetensors", tmp_path / "s.npz", "--vae", tmp_path / name, images=3)
+        assert re.search(told, error), error
 
 
 @pytest.fixture
@@ -261,6 +274,17 @@ def test_missing_and_broken_files_are_made_again_and_others_kept(colour, whole, 
     assert record["complete"] and len(record["runs"]) == 2
     run(colour, out)
     assert json.loads((out / "sampling.json").read_text()) == record  # nothing was left to do
+
+
+def test_a_finished_npz_that_was_cut_is_made_again(colour, tmp_path):
+    """By a copy that ended early, say: the zip file's directory, at its end, is missing."""
+    path = tmp_path / "s.npz"
+    run(colour, path)
+    whole = path.read_bytes()
+    for size in (len(whole) - 1, len(whole) // 2, 0):
+        path.write_bytes(whole[:size])
+        run(colour, path)
+        assert path.read_bytes() == whole and not list(tmp_path.glob("*.parts"))
 
 
 @pytest.mark.parametrize("name", ["a", "s.npz"])
@@ -371,16 +395,19 @@ def test_all_ranks_stop_when_the_main_one_refuses(colour, tmp_path):
         (["--images", "0"], "--images is 0"),
         (["--batch", "0"], "--batch is 0"),
         (["--seed", "-1"], "--seed is -1"),
-        (["--labels", "5"], "label 5 is out of range: the model's classes are numbered 0 to 4"),
-        (["--labels", "-1"], "label -1 is out of range"),
+        (["--labels", "5"], "--labels 5 is out of range: the model's classes are numbered 0 to 4"),
+        (["--labels", "-1"], "--labels -1 is out of range"),
         (["--labels", "cats"], "--labels is 'cats'; choose balanced"),
         (["--sampler", "heun"], "--sampler 'heun' does not exist; choose ode"),
-        (["--sampler", "ode-magic"], "ode method is 'magic'"),
+        (["--sampler", "sit-odd"], "--sampler 'sit-odd' does not exist; choose ode"),
+        (["--sampler", "ode-magic"], "--sampler ode-magic: ode method is 'magic'"),
+        (["--sampler", "ode,guidance=2,guidance_channels=4"], "guidance_channels is 4, and the model's samples have 3"),
         (["--sampler", "ode,stepz=3"], "'stepz=3'; write field=value with one of kind"),
-        (["--sampler", "ode,steps=many"], "steps=many, which is not a int"),
-        (["--sampler", "dit-ddpm"], "model that predicts"),
+        (["--sampler", "ode,steps=many"], "steps=many, which is not a whole number"),
+        (["--sampler", "dit-ddpm"], "this one predicts velocity: choose sit-sde, or --architecture dit"),
         (["--vae", "nowhere"], "nowhere"),
         (["--grid", "nowhere/grid.png"], "the folder of --grid nowhere/grid.png does not exist"),
+        (["--grid", "grid.jpg"], "--grid grid.jpg is not the name of a .png file"),
         (["--out", "x.zip"], "--out x.zip is neither a folder nor a .npz"),
         (["--checkpoint", "nowhere.pt"], "nowhere.pt does not exist"),
         (["--checkpoint", "."], "is no run's folder"),
@@ -421,8 +448,9 @@ def test_foreign_files_are_left_alone(colour, tmp_path, capsys):
         (["--seed", "1"], "another seed: 0, not 1"),
         (["--labels", "random"], "another labels: balanced, not random"),
         (["--images", "3"], "another number: 4, not 3"),
-        (["--steps", "4"], "another steps: 3, not 4"),
-        (["--guidance", "2"], "another guidance: 1.0, not 2.0"),
+        (["--steps", "4"], "another sampler steps: 3, not 4"),
+        (["--guidance", "2"], "another sampler guidance: 1.0, not 2.0"),
+        (["--sampler", "sde-euler"], "another sampler kind: ode, not sde"),
         (["--batch", "5"], "another batch: 4, not 5"),
         (["--precision", "bf16"], "another precision: float32, not bf16"),
     ],
@@ -468,9 +496,15 @@ def test_latents_without_autoencoder(tmp_path, capsys):
 
 def test_diverged_weights_stop_with_the_image(tmp_path, capsys):
     model = randomised(SiT(COLOUR))
-    torch.nn.init.constant_(model.final_layer.linear.bias, float("nan"))
-    save_model(model, tmp_path / "m.safetensors")
-    assert "image 0 of seed 0 is not finite" in stopped_by(capsys, tmp_path / "m.safetensors", tmp_path / "a")
+    bias = model.final_layer.linear.bias
+    for value, told in (
+        (3e38, "image 0 of seed 0 is not finite"),  # finite itself, and not when it is added to
+        (float("nan"), "weight final_layer.linear.bias of --checkpoint"),  # seen before any work
+    ):
+        torch.nn.init.constant_(bias, value)
+        save_model(model, tmp_path / "m.safetensors")
+        assert told in stopped_by(capsys, tmp_path / "m.safetensors", tmp_path / f"a{value}")
+    assert not (tmp_path / "anan").exists()
 
 
 def test_damaged_record_is_told(colour, tmp_path, capsys):

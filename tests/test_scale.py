@@ -1,14 +1,16 @@
 """One run on one rank or several, whole or sharded, saved on some and resumed on others: the same training."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from test_survival import STEPS, final, lines
 
 from sit_rl import checkpoint
-from sit_rl.distributed import LOST_RANK
+from sit_rl.distributed import LOST_RANK, agree_on_start
 
 # Adam divides a gradient by its own size: where a sum over ranks in another order turns a gradient near zero, a weight
 # moves by up to a learning rate an update, here 10 updates of at most 1e-4.
@@ -78,3 +80,16 @@ def test_a_dead_rank_ends_the_other_with_an_error_in_time(forked, command, tmp_p
     assert "run the same command again, it resumes" in alive["out"]
     # a sign of life a tenth of the time, and a second for a slow core
     assert alive["seconds"] - dead["signalled"] < 1.1 * dead_after + 1
+
+
+def test_a_start_never_reads_what_an_earlier_one_left_in_the_store():
+    """`torchrun --max-restarts` starts ranks again on the store it keeps, also where one had died while greeting."""
+    store = dist.HashStore()
+    starts = []
+    store.set("sit_rl/greeting/2", "of a rank that died")
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            words = list(pool.map(lambda number: agree_on_start(store, number, 4), range(4)))
+        assert len(set(words)) == 1, words
+        starts.append(words[0])
+    assert len(set(starts)) == 3

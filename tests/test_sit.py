@@ -226,6 +226,18 @@ def test_safetensors_metadata_names_the_heads(tmp_path):
     assert load_model(tmp_path / "a.safetensors").config == SMALL
 
 
+def test_guessed_heads_are_told_and_can_be_given(tmp_path, capsys):
+    model = random_sit()  # width 48 with 4 heads: a guess is 1
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    convert.main([str(tmp_path / "bare.pt"), str(tmp_path / "told.safetensors"), "--heads", "4"])
+    assert "is a guess" not in capsys.readouterr().out
+    assert load_model(tmp_path / "told.safetensors").config == SMALL and not capsys.readouterr().out
+    assert load_model(tmp_path / "bare.pt").config.heads == 1
+    assert "does not tell its number of heads, and 1 is a guess" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="heads 5"):
+        load_model(tmp_path / "bare.pt", heads=5)
+
+
 def test_a_trainers_two_sets_of_weights(tmp_path):
     model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
     save_forms(model, tmp_path)
@@ -252,7 +264,7 @@ def test_loading_is_strict_in_float32_and_draws_nothing(tmp_path):
     assert all(p.dtype == torch.float32 for p in half.parameters()) and not half.pos_embed.requires_grad
     torch.testing.assert_close(half.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight.half().float())
     assert torch.equal(load_model(tmp_path / "old.pt").blocks[1].mlp.fc2.weight, model.blocks[1].mlp.fc2.weight)
-    for name, key in (("extra.pt", "Unexpected key"), ("less.pt", "Missing key")):
+    for name, key in (("extra.pt", "extra is unknown"), ("less.pt", "blocks.0.attn.proj.bias is missing")):
         with pytest.raises(ValueError, match=key):
             load_model(tmp_path / name)
 
@@ -359,12 +371,18 @@ def test_bad_checkpoints_are_named(tmp_path, capsys):
     save_file(wrong, tmp_path / "wrong.safetensors")
     torch.save({"ema": Payload()}, tmp_path / "evil.pt")
     torch.save([1, 2], tmp_path / "list.pt")
+    whole = random_sit().state_dict()
+    torch.save({f"module.{key}": value for key, value in whole.items()}, tmp_path / "wrapped.pt")
+    lost = ("attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias", "adaLN_modulation.1.bias")
+    torch.save({k: v for k, v in whole.items() if k not in [f"blocks.0.{x}" for x in lost]}, tmp_path / "parts.pt")
     for name, message in {
         "missing.pt": "does not exist",
         "cut.safetensors": "cannot be read as safetensors",
         "other.safetensors": "no tensor 'x_embedder.proj.weight'",
-        "wrong.safetensors": "not of an architecture",
-        "evil.pt": "cannot be read as tensors alone",
+        "wrong.safetensors": r"blocks.1.attn.qkv.weight is 3×3, not 144×48, where its other .* choose another file$",
+        "parts.pt": r"blocks.0.attn.proj.bias is missing, blocks.0.mlp.fc1.bias is missing, .* is missing and 1 more,",
+        "wrapped.pt": "no tensor 'x_embedder.proj.weight', and begins with 'module.pos_embed'; choose another file",
+        "evil.pt": r"cannot be read as tensors alone \([^()]*nsupported [^()]*\); re-save",
         "list.pt": "holds a list",
     }.items():
         with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:

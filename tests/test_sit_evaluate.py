@@ -1,6 +1,7 @@
 """`python -m sit_rl.evaluate`: its numbers are those of the training loop's evaluation and of fastfid."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,26 @@ def test_second_call_samples_nothing(two_rows, capsys):
     ]
 
 
+def test_the_second_rows_recipe_is_looked_at_before_the_first_is_sampled(two_rows, tmp_path, monkeypatch, capsys):
+    _, folder, arguments = two_rows
+    monkeypatch.setattr(evaluate_command, "make_samples", sampled)
+    for path in folder.glob("out/embedded-sde*"):  # the second row's alone
+        shutil.copy(path, tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([*map(str, arguments[:-1]), str(tmp_path), "--threads", "1", "--labels", "random"])
+    error = capsys.readouterr().err
+    assert "embedded-sde" in error and "images of another labels: balanced, not random" in error
+
+
+def test_samplers_that_read_alike_are_rows_of_their_own(tmp_path):
+    texts = "sde-euler,steps=2", "sde-euler,steps=2,last_step=tweedie", "ode-heun,steps=2"
+    flags = ("--images", 20, "--metrics", "fd", "--network", "fashion-a", "--samplers", *texts)
+    rows = evaluate(*flags, "--out", tmp_path / "out")["rows"]
+    assert list(rows) == [*(f"SDE euler, 2 steps ({text})" for text in texts[:2]), "ODE heun, 2 steps", "real images"]
+    last = [row["sampling"]["sampler"]["last_step"] for row in list(rows.values())[:2]]
+    assert last == ["mean", "tweedie"]
+
+
 def test_real_images_are_nearest_by_default(tmp_path):
     """Against the whole embedded held-out set; the row of real images is computed again from the two splits."""
     flags = ("--images", 200, "--samplers", "ode,steps=3", "--metrics", "fd", "--network", "fashion-b")
@@ -156,6 +177,8 @@ def test_images_of_an_npz_give_fastfids_own_numbers(tmp_path):
         (["--weights", "a.pt", "inception=b.pt"], "write NAME=PATH"),
         (["--images", "0"], "--images is 0"),
         (["--metrics", "fdd"], "unknown metric 'fdd'"),
+        (["--samplers", "ode", "dit-ddpm"], "--sampler DDPM, 250 steps is for a model that predicts noise"),
+        (["--labels", "10"], "--labels 10 is out of range"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys, flags, message):

@@ -151,7 +151,12 @@ def test_a_cut_file_is_called_incomplete_with_its_size(weights, share):
 
 
 def test_other_contents_are_called_what_they_are(weights):
-    for content, told in ((b"", "it is empty"), (b"\n<html>404</html>", "it is a web page of 17 bytes")):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+    for content, told in (
+        (b"", "it is empty"),
+        (b"\n<html>404</html>", "it is a web page of 17 bytes"),
+        (pointer, f"it is a Git LFS pointer of {len(pointer)} bytes, for which `git lfs pull` fetches the file"),
+    ):
         for suffix in (".pt", ".safetensors"):
             path = weights / f"other{suffix}"
             path.write_bytes(content)
@@ -177,6 +182,7 @@ def test_broken_files_name_their_flag(weights, refused):
         "train --preset sit-xl-imagenet256 --dry-run --checkpoint cut.pt": "--checkpoint cut.pt is no whole checkpoint",
         "evaluate --network fashion-a --weights cut.safetensors --out empty": "--weights cut.safetensors",
         "convert cut.pt x.safetensors": "source cut.pt is no whole checkpoint",
+        "convert whole.pt ./whole.pt": "target whole.pt is the source",
         "evaluate --samples cut.npz --reference embedded --out empty --threads 1": "--samples cut.npz cannot be read",
         "evaluate --images 20 --reference empty --out empty --threads 1": "--reference empty holds no images",
         "ema run --sigma-rel 0.1 --out x.safetensors": "a.safetensors cannot be read as safetensors (it is incomplete",

@@ -1,14 +1,17 @@
 """Runs that survive: killed anywhere, preempted, resumed on another number of ranks, they end where they would have."""
 
 import json
+import os
 import random
+import signal
 
 import pytest
 import torch
 
-from sit_rl import checkpoint
+from sit_rl import checkpoint, setting
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.train import main
 
 TINY = SiTConfig(
     image_size=28, patch_size=14, channels=1, width=32, depth=1, heads=2, num_classes=10, learn_sigma=False
@@ -123,3 +126,17 @@ def test_preempted_it_saves_exits_0_in_time_and_goes_on(forked, command, whole, 
     (result,) = forked.run({"argv": command(folder)})
     assert result["code"] == 0 and "resuming" in result["out"], result["out"]
     assert_same(folder, whole[0])
+
+
+def test_told_while_it_looks_at_the_real_images_it_ends_at_once(monkeypatch, tmp_path, capsys, command):
+    """Features of a large set take long, and nothing of them is kept; the run folder can begin again."""
+    network = setting.load_network
+
+    def told(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return network(*arguments)
+
+    monkeypatch.setattr(setting, "load_network", told)
+    main([*command(tmp_path / "run"), "--grace", "1000"])  # returns: exit code 0
+    assert "stopped as told before the first step" in capsys.readouterr().out
+    assert not any((tmp_path / "run").glob("checkpoints/*"))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sit_rl import checkpoint
 from sit_rl.config import PRESETS, Config, load_config, resolve
+from sit_rl.state import VALUE_KINDS, read_values
 from sit_rl.train import main, parse
 
 ROOT = Path(__file__).parent.parent
@@ -268,6 +269,20 @@ def test_full_disk_names_the_file_and_the_remedy(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
 
+def test_a_save_that_a_dead_rank_ended_does_not_ask_for_room(tmp_path, monkeypatch):
+    def lost(*_):
+        raise RuntimeError(
+            "[pair.cc:545] Read error [127.0.0.1]:14762: Connection reset by peer. " + "Check logs. " * 30
+        )
+
+    monkeypatch.setattr(os, "fsync", lost)
+    with pytest.raises(
+        OSError, match="step-000001: lost contact with another rank.*reset by peer.*same comm"
+    ) as caught:
+        write(tmp_path, 1, 1)
+    assert "make room" not in str(caught.value)
+
+
 def test_checkpoints_are_kept_to_a_number_and_damage_is_named(tmp_path):
     """Of a step saved twice, as after an evaluation, the newer one takes the place of the older."""
     for step in (0, 1, 2, 2, 10):
@@ -320,6 +335,27 @@ def test_saved_config_never_runs_code(tmp_path):
     (tmp_path / "config.yaml").write_text("just words")
     with pytest.raises(ValueError, match="in place of a table"):
         load_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_bytes(b"seed: \xff\x8b")
+    with pytest.raises(ValueError, match="config.yaml is not YAML .*choose another --out"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="config.yaml cannot be read .No such file.*choose another --out"):
+        load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("change", [{"step": "two"}, {"seconds": None}, {"reference": [1]}, {"step": 2.5}])
+def test_a_checkpoints_values_of_another_kind_are_refused(tmp_path, change):
+    """One sentence that names checkpoint and value, for values as for tensors."""
+    good = dict.fromkeys(VALUE_KINDS, None) | {"step": 2, "images_generated": 0}
+    good |= {"seconds": {}, "evaluations": {}, "config": {}}
+    (tmp_path / "state.json").write_text(json.dumps(good))
+    assert read_values(tmp_path) == good
+    (tmp_path / "state.json").write_text(json.dumps(good | change))
+    with pytest.raises(ValueError, match=f"checkpoint .* has {next(iter(change))} .*delete it to resume"):
+        read_values(tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps({k: v for k, v in good.items() if k not in change}))
+    with pytest.raises(ValueError, match=f"has no '{next(iter(change))}'"):
+        read_values(tmp_path)
 
 
 def test_saved_config_comes_back_as_it_was(tmp_path):

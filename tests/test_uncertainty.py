@@ -14,18 +14,19 @@ from fastfid import evaluate, frechet_distance, uncertainty
 from fastfid.kernel_distance import gaussian_kernel, kid_and_mmd, mmd, polynomial_kernel
 from fastfid.materials import Material, Settings
 from fastfid.moments import FeatureMoments
-from fastfid.neighbours import ball_counts, prdc, precision_recall
+from fastfid.neighbours import prdc
 from fastfid.protocols import protocol_named
 from fastfid.scores import Pair, compute, inception_score
 from fastfid.uncertainty import (
     JACKKNIFE_ROWS,
     ClassProbabilities,
-    coverage_interval,
+    density_error,
     jackknife_variance,
     line_through,
     mmd_variance,
     mmd_variance_of_sums,
     normal_interval,
+    share_spread,
     wilson_interval,
 )
 
@@ -186,22 +187,43 @@ def test_subsets_side_by_side_are_subsets_in_turn():
     assert found[0]["distances"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_precision_and_recall_intervals_hold_as_far_as_they_say():
-    """The balls are one draw, taken as fixed; the counted side is drawn again and again."""
-    repeats, rng = 100, np.random.default_rng(8)
-    reference, samples = rows(150, rng, d=2), rows(150, rng, 0.8, d=2)
-    found, density = {"precision": [], "recall": []}, []
+@pytest.mark.parametrize("d, k, shift", [(2, 5, 0.8), (8, 3, 0.2)])
+def test_neighbour_intervals_hold_over_both_draws(d, k, shift):
+    """Precision, recall, density and coverage: both sides are drawn again and again."""
+    repeats, rng = 100, np.random.default_rng(11)
+    values, intervals = {}, {}
     for _ in range(repeats):
-        found["precision"].append(precision_recall(reference, rows(150, rng, 0.8, d=2))["precision"])
-        found["recall"].append(precision_recall(rows(150, rng, d=2), samples)["recall"])
-        density.append(ball_counts(reference, rows(150, rng, 0.8, d=2)).around.double() / 5)
-    means = [x.mean().item() for x in density]
-    errors = [x.std().item() / math.sqrt(150) for x in density]
-    assert held(np.mean(means), map(normal_interval, means, errors)) > lower_limit(repeats)
-    for name, values in found.items():
-        truth = np.mean(values)  # of 15,000 draws: a tenth of an interval's half width
-        assert held(truth, [wilson_interval(value, 150) for value in values]) > lower_limit(repeats), name
-        assert np.std(values) == pytest.approx(math.sqrt(truth * (1 - truth) / 150), rel=4 / math.sqrt(2 * repeats))
+        sides = rows(150, rng, d=d), rows(150, rng, shift, d=d)
+        for score in evaluate(*sides[::-1], metrics=["precision", "recall", "density", "coverage"], nearest_k=k).scores:
+            values.setdefault(score.metric, []).append(score.value)
+            intervals.setdefault(score.metric, []).append(score.interval)
+    for name, found in intervals.items():
+        truth = np.mean(values[name])  # off by a twentieth of an interval
+        assert held(truth, found) > lower_limit(repeats), name
+
+
+@pytest.mark.parametrize("name", ["precision", "recall", "coverage"])
+def test_shares_are_no_binomials(name):
+    repeats, rng = 150, np.random.default_rng(11)
+    values = [prdc(rows(150, rng, d=2), rows(150, rng, 0.8, d=2))[name] for _ in range(repeats)]
+    plain = [wilson_interval(value, 150) for value in values]
+    assert held(np.mean(values), plain) < lower_limit(repeats)  # which is why their intervals take more
+
+
+def test_density_error_is_the_first_order_variance_of_both_draws():
+    """Σ_ij b_ij / km: what leaving out one ball, or one sample, would change it by, squared and summed."""
+    inside = torch.from_numpy(np.random.default_rng(3).random((7, 5)) < 0.4).double()  # [balls, samples]
+    n, m, k = 7, 5, 2
+    density = lambda b: b.sum().item() / (k * b.shape[1]) * n / b.shape[0]  # noqa: E731
+    jackknife = sum(
+        (count - 1) / count * np.square(np.array(left) - np.mean(left)).sum()
+        for count, left in (
+            (n, [density(torch.cat([inside[:i], inside[i + 1 :]])) for i in range(n)]),
+            (m, [density(torch.cat([inside[:, :j], inside[:, j + 1 :]], dim=1)) for j in range(m)]),
+        )
+    )
+    found = density_error(inside.sum(dim=0).long(), inside.sum(dim=1).long(), k)
+    assert found**2 == pytest.approx(jackknife, rel=1e-12)
 
 
 def test_sfid_intervals_hold():
@@ -223,34 +245,20 @@ def test_sfid_intervals_hold():
     assert held(values.mean(), [score.interval for score in scores]) > lower_limit(repeats)
 
 
-@pytest.mark.parametrize("d, k, shift", [(2, 5, 0.8), (8, 3, 0.2)])
-def test_coverage_intervals_hold_over_both_draws(d, k, shift):
-    repeats, rng = 100, np.random.default_rng(11)
-    draws = [(rows(150, rng, d=d), rows(150, rng, shift, d=d)) for _ in range(repeats)]
-    values = [prdc(*draw, k)["coverage"] for draw in draws]
-    truth = np.mean(values)  # off by a twentieth of an interval
-    found = [coverage_interval(value, *draw, k) for value, draw in zip(values, draws, strict=True)]
-    assert held(truth, [interval for _, interval in found]) > lower_limit(repeats)
-
-
-def test_coverage_is_no_binomial():
-    repeats, rng = 150, np.random.default_rng(11)
-    values = [prdc(rows(150, rng, d=2), rows(150, rng, 0.8, d=2))["coverage"] for _ in range(repeats)]
-    plain = [wilson_interval(value, 150) for value in values]
-    assert held(np.mean(values), plain) < lower_limit(repeats)  # which is why its interval takes more
-
-
-def test_coverage_of_few_images_has_no_interval():
+def test_shares_of_few_images():
     rng = np.random.default_rng(0)
-    assert coverage_interval(0.5, rows(49, rng), rows(60, rng), 5) is None
-    score = evaluate(rows(49, rng), rows(60, rng), metrics=["coverage"])["coverage"]
-    assert score.interval is None and "too few" in score.method
+    assert share_spread(rows(49, rng), rows(60, rng), 5) is None
+    few = evaluate(rows(49, rng), rows(60, rng), metrics=["precision", "recall", "coverage"])
+    assert few["coverage"].interval is None and "too few" in few["coverage"].method
+    for name, balls, n in (("precision", "reference", 49), ("recall", "samples", 60)):
+        assert few[name].interval == pytest.approx(wilson_interval(few[name].value, n))
+        assert f"{balls} taken as fixed, as the images are too few" in few[name].method
     for n, words in ((60, "2 random parts of both sides, both drawn anew; wide, as"), (250, "10 random parts")):
-        score = evaluate(rows(n, rng), rows(n, rng), metrics=["coverage"])["coverage"]
-        assert f"; spread of {words}" in score.method and ("wide" in score.method) == (n == 60)
-    error, (low, high) = coverage_interval(
-        1.0, rows(50, rng), rows(50, rng).repeat(20, 1), 5
-    )  # of parts that all agree
+        for score in evaluate(rows(n, rng), rows(n, rng), metrics=["precision", "recall", "coverage"]).scores:
+            assert f"; spread of {words}" in score.method and ("wide" in score.method) == (n == 60)
+    spread = share_spread(rows(50, rng), rows(50, rng).repeat(20, 1), 5)  # of parts that all agree
+    assert spread.effects["coverage"] == 1
+    error, (low, high) = spread.interval("coverage", 1.0, 50)
     assert error == 0 and low < high == 1
 
 

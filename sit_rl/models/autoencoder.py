@@ -75,6 +75,8 @@ def _load(folder: Path, device: torch.device, tiled: bool = False):
     require_extra("--vae")
     from diffusers import AutoencoderKL
 
+    if Path(folder).is_file():
+        raise FileNotFoundError(f"--vae {folder} is a file; pass the folder of a diffusers AutoencoderKL")
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
             f"--vae {folder} has no config.json; point it at the folder of a diffusers AutoencoderKL"

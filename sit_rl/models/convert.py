@@ -3,6 +3,7 @@
     python -m sit_rl.models.convert SiT-XL-2-256.pt SiT-XL-2-256.safetensors
     python -m sit_rl.models.convert 0400000.pt model.safetensors --weights model
     python -m sit_rl.models.convert renamed.pt DiT-XL-2-256.safetensors --architecture dit
+    python -m sit_rl.models.convert own.pt own.safetensors --heads 12
     python -m sit_rl.models.convert tuned.safetensors tuned.pt
 
 Weights come out in float32, under the official names.
@@ -28,6 +29,7 @@ def convert(
     target: tyro.conf.Positional[Path],
     weights: Literal["ema", "model"] = "ema",
     architecture: Literal["auto", "sit", "dit"] = "auto",
+    heads: int | None = None,
 ) -> None:
     """Rewrite a SiT or DiT checkpoint in another format, in float32, and say what it is.
 
@@ -36,13 +38,18 @@ def convert(
         target: .safetensors, or .pt for the official bare state dict
         weights: which weights of a trainer's checkpoint
         architecture: auto: what the source says of itself, else DiT for a name DiT-…, else SiT
+        heads: number of attention heads, for a .pt of no published size
     """
+    if target.suffix == ".pt" and heads is not None:
+        raise ValueError("--heads cannot be kept in a .pt file; name a target that ends in .safetensors")
     if target.suffix not in (".safetensors", ".pt"):
         raise ValueError(f"target {target} must end in .safetensors or .pt")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder of target {target} does not exist; make it, or choose another")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"target {target} is the source, of which only these weights would be left; choose another")
     with reading("source", source):
-        model = load_model(source, weights, architecture)
+        model = load_model(source, weights, architecture, heads)
     require_finite_start(model.named_parameters(), str(source))
     if target.suffix == ".safetensors":
         save_model(model, target)

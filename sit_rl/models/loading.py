@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import BinaryIO
@@ -19,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from fastfid.moments import write_atomically
+from sit_rl.distributed import is_main
 from sit_rl.models.dit import DiT
-from sit_rl.models.sit import SiT, SiTConfig, infer_config
+from sit_rl.models.sit import SiT, SiTConfig, infer_config, published_heads
 
 ARCHITECTURES: dict[str, type[SiT]] = {"sit": SiT, "dit": DiT}
 WEIGHTS = ("ema", "model")
@@ -28,19 +30,25 @@ WEIGHTS = ("ema", "model")
 DIT_FILES = "DiT-"
 # How a zip file begins (PKWARE's APPNOTE, local file header), which torch's files since 1.6 are; its directory is last.
 ZIP_START = b"PK\x03\x04"
+# How the text begins that stands for a file of git-lfs which was not fetched (git-lfs, docs/spec.md).
+LFS_START = b"version https://git-lfs"
+# Differences of a state dict that an error names; the first ones tell what the file is.
+TOLD_DIFFERENCES = 3
 # A safetensors file begins with the length of its JSON header, of which its reader takes 100 MB at most.
 HEADER_BYTES, LONGEST_HEADER = 8, 100_000_000
 
 
-def load_model(path: Path, weights: str = "ema", architecture: str = "auto") -> SiT:
+def load_model(path: Path, weights: str = "ema", architecture: str = "auto", heads: int | None = None) -> SiT:
     """SiT or DiT in eval mode, float32 on the CPU, from .safetensors or .pt (see the module's text).
 
     path          file of the weights
     weights       which of a trainer's two sets: 'ema' or 'model'; a bare state dict has one alone
     architecture  'sit', 'dit', or 'auto': what the file says of itself, else DiT for the official name DiT-…, else SiT
+    heads         of attention, which no tensor tells; None: by the file's metadata or the published size, else a guess
+                  that is printed
 
-    The shape is inferred from the tensors, learn_sigma included; the number of heads from metadata or the published
-    sizes. FileNotFoundError or ValueError, naming the file, for anything else.
+    The shape is inferred from the tensors, learn_sigma included. FileNotFoundError or ValueError, naming the file, for
+    anything else.
     """
     path = Path(path)
     _check_choice("weights", weights, WEIGHTS)
@@ -53,11 +61,24 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto") -> 
     said = metadata.get("architecture", "dit" if path.name.startswith(DIT_FILES) else "sit")
     if architecture != "auto" and architecture != metadata.get("architecture", architecture):
         raise ValueError(f"{path} is of a {said!r}, not a {architecture!r}; choose --architecture {said}")
+    if heads is not None:
+        metadata = metadata | {"heads": str(heads)}
     try:
-        return _fill(ARCHITECTURES[said if architecture == "auto" else architecture], state, metadata)
+        model = _fill(ARCHITECTURES[said if architecture == "auto" else architecture], state, metadata)
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not of an architecture that sit_rl knows: {reason}") from None
+    _tell_guessed_heads(path, model.config, metadata)
+    return model
+
+
+def _tell_guessed_heads(path: Path, config: SiTConfig, metadata: dict[str, str]) -> None:
+    """Say so where neither the file nor the published sizes tell how many heads there are: another number fits, too."""
+    if is_main() and "heads" not in metadata and published_heads(config.width, config.depth) is None:
+        print(
+            f"note: {path} does not tell its number of heads, and {config.heads} is a guess; if it is wrong, write the "
+            f"right one into the file: python -m sit_rl.models.convert {path} NEW.safetensors --heads N"
+        )
 
 
 def save_model(model: SiT, path: Path, **notes: str) -> None:
@@ -101,9 +122,35 @@ def _fill(kind: type[SiT], state: dict[str, torch.Tensor], metadata: dict[str, s
     _check_metadata(config, metadata)
     with torch.device("meta"):  # no memory, and no random numbers drawn for weights about to be replaced
         model = kind(config)
+    _check_tensors(state, model)
     copies = {key: state.pop(key).to(torch.float32, copy=True) for key in list(state)}
     model.load_state_dict(copies, assign=True)
     return model.eval()
+
+
+def _check_tensors(state: dict[str, torch.Tensor], model: SiT) -> None:
+    """ValueError naming the first tensors that are missing, of another shape, or unknown, and how many there are."""
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    wrong = [f"{key} is missing" for key in expected if key not in state]
+    wrong += [f"{key} is unknown" for key in state if key not in expected]
+    wrong += [
+        f"{key} is {_shape(state[key].shape)}, not {_shape(shape)}"
+        for key, shape in expected.items()
+        if key in state and tuple(state[key].shape) != shape
+    ]
+    if not wrong:
+        return
+    c, told = model.config, ", ".join(wrong[:TOLD_DIFFERENCES])
+    if len(wrong) > TOLD_DIFFERENCES:
+        told += f" and {len(wrong) - TOLD_DIFFERENCES} more"
+    raise ValueError(
+        f"{told}, where its other tensors are those of a {type(model).__name__} of width {c.width}, depth {c.depth} "
+        f"and patch {c.patch_size}; choose another file"
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "a scalar"
 
 
 def _check_metadata(config: SiTConfig, metadata: dict[str, str]) -> None:
@@ -125,6 +172,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         ) from None
 
 
+def _reason(error: Exception) -> str:
+    """What torch's unpickler met, without its advice on how to run the file's code."""
+    text = " ".join(str(error).split())
+    sentences = text.rpartition("WeightsUnpickler error: ")[2].split(". ")
+    return next((s for s in sentences if "nsupported" in s), sentences[0])[:200]
+
+
 def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """One set of a pickled file's tensors, and the architecture that the trainer's saved arguments name."""
     try:
@@ -137,9 +191,8 @@ def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[st
             wrong = f"it is incomplete: {_size(path)}, and its end is missing"
         if wrong is not None:
             raise ValueError(f"{path} is no whole checkpoint ({wrong}); download or copy it again") from None
-        reason = " ".join(str(error).split()).partition("WeightsUnpickler error: ")
         raise ValueError(
-            f"{path} cannot be read as tensors alone ({(reason[2] or reason[0])[:200]}); re-save it as safetensors"
+            f"{path} cannot be read as tensors alone ({_reason(error)}); re-save it as safetensors"
         ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
@@ -162,6 +215,9 @@ def damage(path: Path) -> str | None:
             return "it is empty"
         if head.lstrip()[:1] == b"<":
             return f"it is a web page of {size:,} bytes"
+        if head == LFS_START[:HEADER_BYTES] and file.read(len(LFS_START) - HEADER_BYTES) == LFS_START[HEADER_BYTES:]:
+            return f"it is a Git LFS pointer of {size:,} bytes, for which `git lfs pull` fetches the file"
+        file.seek(len(head))
         if path.suffix != ".safetensors":
             cut = head.startswith(ZIP_START) and not zipfile.is_zipfile(path)
             return f"it is incomplete: {_size(path)}, and its end is missing" if cut else None

@@ -278,6 +278,11 @@ def sincos_positions(width: int, grid: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(tables, axis=1)).float()
 
 
+def published_heads(width: int, depth: int) -> int | None:
+    """How many heads the published SiT of this width and depth has, None if there is none."""
+    return {(w, d): h for w, d, h in SIZES.values()}.get((width, depth))
+
+
 def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> SiTConfig:
     """Read a SiT's shape off its tensors; `heads` defaults to the published number, or to 72, 64 or 32 channels a head.
 
@@ -289,12 +294,12 @@ def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> Si
         tokens = state["pos_embed"].shape[1]
         classes = state["y_embedder.embedding_table.weight"].shape[0] - 1
     except KeyError as error:
-        raise ValueError(f"not a SiT checkpoint: it has no tensor {error}") from None
+        first = f", and begins with {next(iter(state))!r}" if state else ""
+        raise ValueError(f"not a SiT checkpoint: it has no tensor {error}{first}; choose another file") from None
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     if heads is None:
-        published = {(w, d): h for w, d, h in SIZES.values()}
         others = (width // size for size in (72, 64, 32, width) if width % size == 0)
-        heads = published.get((width, depth)) or next(others)
+        heads = published_heads(width, depth) or next(others)
     return SiTConfig(
         image_size=math.isqrt(tokens) * patch, patch_size=patch, channels=channels, width=width, depth=depth,
         heads=heads, num_classes=classes, learn_sigma=outputs == 2 * channels * patch**2,
