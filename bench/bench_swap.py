@@ -390,12 +390,46 @@ def bench_influence_floor(benchmark, d):
 # --- rivals ----------------------------------------------------------------------------------------------------------
 
 
-def changed_sets(p, count):
-    """The changed sample sets, one after the other, float64 [N, d] on the host."""
-    for r, a in zip(p.removed[:count], p.added, strict=False):
+def by_rank_update(p):
+    """The function i ↦ distance of candidate i in float64: the reference's moments updated, eigenvalues of R Σ' Rᵀ."""
+    base = p.reference.double()
+    mean = base.mean(0)
+    scatter = (base - mean).T @ (base - mean)
+
+    def distance(i):
+        y_r, y_a = base[p.removed[i]] - mean, p.added[i].double() - mean
+        delta = (y_a.sum(0) - y_r.sum(0)) / N
+        cov = (scatter + y_a.T @ y_a - y_r.T @ y_r - N * torch.outer(delta, delta)) / (N - 1)
+        roots = torch.linalg.eigvalsh(p.real.root @ cov @ p.real.root.T).clamp(min=0).sqrt().sum()
+        return (p.mean - mean - delta).square().sum() + p.real.trace + cov.diagonal().sum() - 2 * roots
+
+    return distance
+
+
+def by_tool(p, distance):
+    """The function i ↦ distance of candidate i, from moments of the changed set and a tool's distance of moments."""
+    real = p.mean.cpu(), p.cov.cpu()
+
+    def of_candidate(i):
         rows = p.reference.double().cpu()
-        rows[r.cpu()] = a.double().cpu()
-        yield rows
+        rows[p.removed[i].cpu()] = p.added[i].double().cpu()
+        return float(distance(rows.mean(0), torch.cov(rows.T), *real))
+
+    return of_candidate
+
+
+def torch_fidelity_distance(*moments):
+    mean, cov, real_mean, real_cov = (x.numpy() for x in moments)
+    sides = {"mu": mean, "sigma": cov}, {"mu": real_mean, "sigma": real_cov}
+    return fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"]
+
+
+def torchmetrics_distance(*moments):
+    return pytest.importorskip("torchmetrics.image.fid")._compute_fid(*moments)
+
+
+def pytorch_fid_distance(*moments):
+    return pytest.importorskip("pytorch_fid.fid_score").calculate_frechet_distance(*(x.numpy() for x in moments))
 
 
 def classical_flops(d):
@@ -407,22 +441,8 @@ def classical_flops(d):
 def bench_eigvalsh(benchmark, d):
     p, count = problem(d), SIZES[d]["eigvalsh"]
     benchmark.group = score_group(d)
-    base = p.reference.double()
-    mean = base.mean(0)
-    scatter = (base - mean).T @ (base - mean)
-
-    def call():
-        results = []
-        for r, a in zip(p.removed[:count], p.added, strict=False):
-            y_r, y_a = base[r] - mean, a.double() - mean
-            delta = (y_a.sum(0) - y_r.sum(0)) / N
-            cov = (scatter + y_a.T @ y_a - y_r.T @ y_r - N * torch.outer(delta, delta)) / (N - 1)
-            roots = torch.linalg.eigvalsh(p.real.root @ cov @ p.real.root.T).clamp(min=0).sqrt().sum()
-            offset = (p.mean - mean - delta).square().sum()
-            results.append(offset + p.real.trace + cov.diagonal().sum() - 2 * roots)
-        return torch.stack(results)
-
-    distances = measure(benchmark, call, rounds=2)
+    distance = by_rank_update(p)
+    distances = measure(benchmark, lambda: torch.stack([distance(i) for i in range(count)]), rounds=2)
     moved = count * ((SINGLE + DOUBLE) * M * d + DOUBLE * 2 * d**2)  # rows; scatter and R
     record(benchmark, {F64: count * classical_flops(d)}, moved, count, p.error(distances), SPREAD)
     check(distances, p)
@@ -450,19 +470,15 @@ def bench_moment_queue(benchmark, d):
     record(benchmark, {F32: count * classical_flops(d)}, moved, count, p.error(distances), SPREAD)
 
 
-def by_a_tool(benchmark, d, provider, distance, root):
+def measure_tool(benchmark, d, provider, distance, root):
     """Moments of every changed set from scratch and a tool's own function of (mean, cov, mean, cov), once.
 
     Flops: the covariance 2 N d², Σ_r Σ' 2 d³, and `root`·d³ of its eigenvalues or root by the textbooks.
     """
     p, count = problem(d), SIZES[d][provider]
-    real = p.mean.cpu(), p.cov.cpu()
     benchmark.group = score_group(d)
-
-    def call():
-        return np.array([float(distance(rows.mean(0), torch.cov(rows.T), *real)) for rows in changed_sets(p, count)])
-
-    distances = measure(benchmark, call, rounds=1)
+    of_candidate = by_tool(p, distance)
+    distances = measure(benchmark, lambda: np.array([of_candidate(i) for i in range(count)]), rounds=1)
     flops = {F64: count * (2 * N * d**2 + (2 + root) * d**3)}
     moved = count * (SINGLE * (N + M) * d + DOUBLE * d**2)
     record(benchmark, flops, moved, count, p.error(distances), SPREAD)
@@ -471,27 +487,17 @@ def by_a_tool(benchmark, d, provider, distance, root):
 
 @by_size
 def bench_eigvals_torch_fidelity(benchmark, d):
-    def distance(mean, cov, real_mean, real_cov):
-        sides = [{"mu": m.numpy(), "sigma": c.numpy()} for m, c in ((mean, cov), (real_mean, real_cov))]
-        return fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"]
-
-    by_a_tool(benchmark, d, "eigvals", distance, EIGVALS)
+    measure_tool(benchmark, d, "eigvals", torch_fidelity_distance, EIGVALS)
 
 
 @by_size
 def bench_eigvals_torchmetrics(benchmark, d):
-    fid = pytest.importorskip("torchmetrics.image.fid")
-    by_a_tool(benchmark, d, "eigvals", fid._compute_fid, EIGVALS)
+    measure_tool(benchmark, d, "eigvals", torchmetrics_distance, EIGVALS)
 
 
 @by_size
 def bench_sqrtm_pytorch_fid(benchmark, d):
-    fid_score = pytest.importorskip("pytorch_fid.fid_score")
-
-    def distance(*sides):
-        return fid_score.calculate_frechet_distance(*(side.numpy() for side in sides))
-
-    by_a_tool(benchmark, d, "sqrtm", distance, SQRTM)
+    measure_tool(benchmark, d, "sqrtm", pytorch_fid_distance, SQRTM)
 
 
 # --- growth ----------------------------------------------------------------------------------------------------------

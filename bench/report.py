@@ -1,7 +1,8 @@
 """Turns saved benchmarks into a table and two plots.
 
     pytest bench/ --benchmark-only --benchmark-json=all.json
-    python -m bench.report all.json --device "2 cores of a Xeon at 2.5 GHz"
+    pytest bench/bench_swap.py --full --benchmark-only --benchmark-json=swap.json     larger B and N
+    python -m bench.report all.json swap.json --device "2 cores of a Xeon at 2.5 GHz"
 
 Writes bench/results/<device>-benchmarks.csv and .md, with a row a benchmark, whatever files and groups were run, and
 two figures of bench_swap.py: seconds a candidate by route, and growth with the number of candidates B and of reference
@@ -103,8 +104,8 @@ def ratio(value: float) -> str:
 
 def distinct(row: dict) -> str:
     """The parameter, unless the group's name holds its numbers."""
-    numbers = re.findall(r"\d+", row["parameter"])
-    told = numbers and set(numbers) <= set(re.findall(r"\d+", row["group"]))
+    numbers = row["parameter"].split("-")
+    told = set(numbers) <= set(re.findall(r"\d+", row["group"]))
     return "" if told else row["parameter"]
 
 
@@ -171,14 +172,22 @@ def plot_growth(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def merged(runs: list[dict]) -> dict:
+    """Saved runs of one machine as one: each benchmark from the last run that has it, in order of first appearance."""
+    benchmarks = {b["fullname"]: b for run in runs for b in run["benchmarks"]}
+    return runs[0] | {"benchmarks": list(benchmarks.values())}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", type=Path, help="written by --benchmark-json")
+    parser.add_argument(
+        "json", type=Path, nargs="+", help="written by --benchmark-json; a benchmark in several is taken from the last"
+    )
     parser.add_argument("--device", help="what it ran on; default: the GPU's or processor's name in the file")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder; default: bench/results")
     arguments = parser.parse_args()
-    saved = json.loads(arguments.json.read_text())
+    saved = merged([json.loads(path.read_text()) for path in arguments.json])
     machine = saved["machine_info"]
     device = arguments.device or machine.get("gpu") or machine["cpu"].get("brand_raw", "cpu")
     prefix = str(arguments.out / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"))

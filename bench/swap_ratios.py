@@ -1,6 +1,7 @@
 """What the swap engine costs beside the matrix products it cannot do without: alternating runs in one process.
 
     python -m bench.swap_ratios --rounds 15
+    python -m bench.swap_ratios --rounds 5 --rivals     other tools' routes beside it, half a minute a round
 
 A machine's speed moves from one second to the next, and a ratio of two times taken apart moves with it.  Every round
 runs each product right before the engine's call and notes their ratio; medians and quartiles of the ratios are printed.
@@ -16,7 +17,16 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from bench.bench_swap import SIZES, Problem, prepare_parts
+from bench.bench_swap import (
+    SIZES,
+    Problem,
+    by_rank_update,
+    by_tool,
+    prepare_parts,
+    pytorch_fid_distance,
+    torch_fidelity_distance,
+    torchmetrics_distance,
+)
 from bench.measuring import finished
 from fastfid import SwapEngine
 
@@ -39,11 +49,12 @@ def product(rows: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Seconds of `call` over those of `floor`, after `before`, which is not timed."""
+    """Seconds of `call` over those of `floor`, times `scale`, after `before`, which is not timed."""
 
     floor: Callable[[], object]
     call: Callable[[], object]
     before: Callable[[], object] = lambda: None
+    scale: float = 1.0
 
 
 def ratios_of(p: Problem) -> dict[str, Ratio]:
@@ -73,10 +84,27 @@ def ratios_of(p: Problem) -> dict[str, Ratio]:
     }
 
 
-def main(rounds: int = 15) -> None:
-    """Print the ratios of `rounds` alternating runs."""
+def rivals_of(p: Problem) -> dict[str, Ratio]:
+    """What a candidate costs by the routes that the engine replaces, in the engine's seconds for one of B."""
+    routes = {
+        "rank update, float64 eigvalsh": by_rank_update(p),
+        "torchmetrics": by_tool(p, torchmetrics_distance),
+        "torch-fidelity": by_tool(p, torch_fidelity_distance),
+        "pytorch-fid": by_tool(p, pytorch_fid_distance),
+    }
+    candidates = len(p.removed)
+    return {
+        f"{name} / score, a candidate": Ratio(
+            lambda: p.engine.score(p.removed, p.added), lambda route=route: route(0), scale=candidates
+        )
+        for name, route in routes.items()
+    }
+
+
+def main(rounds: int = 15, rivals: bool = False) -> None:
+    """Print the ratios of `rounds` alternating runs, of the engine to its floors or of rivals to the engine."""
     p = Problem(D, N, SIZES[D]["engine"])
-    measured = ratios_of(p)
+    measured = rivals_of(p) if rivals else ratios_of(p)
     for ratio in measured.values():  # pages, plans and threads that the first call of each makes
         ratio.before(), ratio.floor(), ratio.call()
     ratios: dict[str, list[float]] = {name: [] for name in measured}
@@ -84,13 +112,14 @@ def main(rounds: int = 15) -> None:
         for name, ratio in measured.items():
             ratio.before()
             base = seconds(ratio.floor)
-            ratios[name].append(seconds(ratio.call) / base)
+            ratios[name].append(ratio.scale * seconds(ratio.call) / base)
     p.engine.score(p.removed, p.added)
     print(f"{torch.get_num_threads()} threads, {rounds} rounds, {p.engine.report()['nodes']} nodes\n")
     print("| ratio | median | quartiles |\n|---|---:|---:|")
     for name, values in ratios.items():
         low, middle, high = quantiles(values, n=4)
-        print(f"| {name} | {middle:.2f} | {low:.2f}, {high:.2f} |")
+        digits = 2 if middle < 100 else 0
+        print(f"| {name} | {middle:,.{digits}f} | {low:,.{digits}f}, {high:,.{digits}f} |")
 
 
 if __name__ == "__main__":

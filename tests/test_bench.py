@@ -115,3 +115,12 @@ def test_report_without_swap_benches_makes_no_figures(everything, tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["report", str(path), "--out", str(tmp_path), "--device", "B"])
     report.main()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b-benchmarks.csv", "b-benchmarks.md", "some.json"]
+
+
+def test_a_benchmark_of_several_runs_is_taken_from_the_last(everything):
+    again = {"benchmarks": [everything["benchmarks"][1] | {"stats": {"median": 9.0}}]}
+    found = report.merged([everything, again])
+    assert [b["fullname"] for b in found["benchmarks"]] == [b["fullname"] for b in everything["benchmarks"]]
+    assert found["benchmarks"][1]["stats"] == {"median": 9.0}
+    assert found["benchmarks"][0] == everything["benchmarks"][0]
+    assert found["machine_info"] == everything["machine_info"]
