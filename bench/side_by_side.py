@@ -52,7 +52,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm import tqdm
 
 import fastfid.features
-from fastfid.evaluate import evaluate
+from fastfid.evaluation import evaluate
 from fastfid.protocols import PROTOCOLS
 
 ASSETS = Path(__file__).parents[1] / "sit_rl" / "assets"

@@ -1,48 +1,30 @@
-"""fastfid: exact Fréchet distances of many sample swaps at once, and the distribution metrics around them."""
+"""fastfid: exact Fréchet distances of many sample swaps at once, and the distribution metrics around them.
 
-from fastfid.evaluate import diff, evaluate
-from fastfid.extractors import torchscript_extractor
-from fastfid.features import FeatureExtractor, feature_extractor
-from fastfid.frechet import PreparedMoments, frechet_distance, frechet_terms, prepare
-from fastfid.images import open_images
-from fastfid.kernel_distance import kid, mmd
-from fastfid.metrics import FrechetDistance, FrechetInceptionDistance, KernelInceptionDistance, PrecisionRecall
-from fastfid.moments import FeatureMoments, FeatureWindow
-from fastfid.neighbours import prdc, precision_recall
-from fastfid.results import DifferenceResult, EvaluationResult
-from fastfid.sqrtm import trace_sqrt_product
-from fastfid.statistics import Statistics, read_statistics
-from fastfid.swap import RealFactor, SwapEngine, swap_change_ref
+The names are those of interface.py, which is imported when the first of them is used: torch takes seconds to load, and
+neither the command line's help nor its word on a mistyped option needs it.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastfid.interface import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DifferenceResult",
-    "EvaluationResult",
-    "FeatureExtractor",
-    "FeatureMoments",
-    "FeatureWindow",
-    "FrechetDistance",
-    "FrechetInceptionDistance",
-    "KernelInceptionDistance",
-    "PrecisionRecall",
-    "PreparedMoments",
-    "RealFactor",
-    "Statistics",
-    "SwapEngine",
-    "diff",
-    "evaluate",
-    "feature_extractor",
-    "frechet_distance",
-    "frechet_terms",
-    "kid",
-    "mmd",
-    "open_images",
-    "prdc",
-    "precision_recall",
-    "prepare",
-    "read_statistics",
-    "swap_change_ref",
-    "torchscript_extractor",
-    "trace_sqrt_product",
-]
+
+def __getattr__(name: str):
+    """A module of the package or a name of its interface, imported on first use (PEP 562)."""
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    if name == "__all__" or not name.startswith("_"):
+        interface = import_module(f"{__name__}.interface")
+        globals().update({public: getattr(interface, public) for public in ("__all__", *interface.__all__)})
+    if name in globals():
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

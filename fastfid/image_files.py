@@ -18,7 +18,7 @@ import io
 import os
 import zipfile
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -42,6 +42,7 @@ MAX_FILE_BYTES = 3 * MAX_PIXELS + (1 << 20)  # that image as uncompressed BMP or
 MAX_INFLATION = 200  # of a zip's member; deflate reaches 1,032, a photograph stored as BMP 2 to 10
 FREE_BYTES = 1 << 20  # members below 1 MiB may inflate as they like: plain colour as BMP does
 
+READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe called x.png is empty
 UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what damaged files raise
 
 
@@ -225,12 +226,12 @@ def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exceptio
 
 def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
     """All images below `path`."""
-    files = (Path(root, file) for root, names in _walk(path) for file in names)
-    members = [file.relative_to(path).as_posix() for file in files if _is_image(file.name)]
+    files = (Path(root, file).relative_to(path).as_posix() for root, names in _walk(path) for file in names)
+    members = [file for file in files if _is_image(file)]
 
     def read(member: str) -> bytes:
         # Four system calls, each of which lets go of the interpreter; a file object makes seven.
-        file = os.open(f"{path}/{member}", os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        file = os.open(f"{path}/{member}", READING)
         try:
             size = os.fstat(file).st_size
             if size > MAX_FILE_BYTES:
@@ -243,12 +244,16 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImag
 
 
 def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every folder below `path`, links followed, with its files; OSError for one that cannot be listed, or a loop."""
+    """Every folder below `path`, links followed, with its files; OSError for one that cannot be listed, or a loop.
+
+    Hidden folders are passed over, as `_is_image` takes nothing in them.
+    """
 
     def refuse(unlistable: OSError) -> None:
         raise unlistable  # os.walk would pass over the folder and its images in silence
 
     for root, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
         real = os.path.realpath(root)
         for folder in folders:
             below = os.path.join(root, folder)
@@ -268,6 +273,9 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
         # Nothing is unpacked, but an archive that tries to leave its folder is not one of images.
         if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member.replace("\\", "/")).parts:
             raise ValueError(f"{path} holds the path {member}, which leaves the archive; pack it again without it")
+    members = [member for member in members if _is_image(member)]
+    if twice := [member for member, count in Counter(members).items() if count > 1]:
+        raise ValueError(f"{path} holds {twice[0]} more than once, and only the last could be read; pack it again")
 
     def read(member: str) -> bytes:
         info = archive.getinfo(member)
@@ -277,13 +285,13 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
         with archive.open(info) as file:
             return file.read(info.file_size)  # read() would inflate all there is before it cuts it to the size claimed
 
-    return FileImages(str(path), [member for member in members if _is_image(member)], read, skip_corrupt, workers)
+    return FileImages(str(path), members, read, skip_corrupt, workers)
 
 
-def _is_image(name: str) -> bool:
-    """By extension; hidden files (macOS writes ._x.png beside x.png) are not images."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+def _is_image(member: str) -> bool:
+    """By extension; nothing hidden: macOS writes ._x.png beside x.png, Jupyter copies into .ipynb_checkpoints."""
+    path = PurePosixPath(member)
+    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
 
 
 def _class_folders(members: list[str]) -> list[str] | None:

@@ -7,7 +7,8 @@ import importlib.util
 import torch
 
 from fastfid import backend, image_files, plain_images
-from fastfid.extractors import NETWORK_NAMES, TORCHSCRIPT
+from fastfid.extractors import TORCHSCRIPT
+from fastfid.networks import NETWORK_NAMES
 from fastfid.protocols import PROTOCOLS
 
 # Of each extra what it is for and the modules it brings.

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from fastfid import distributed
 from fastfid.cache import FeatureCache
 from fastfid.devices import as_tensor
-from fastfid.extraction import SHARD_IMAGES, Extracted, extract
-from fastfid.extractors import NETWORK_NAMES, build_extractor
+from fastfid.extraction import Extracted, extract
+from fastfid.extractors import build_extractor
 from fastfid.features import FeatureExtractor
 from fastfid.image_sources import ImageSource, counted
 from fastfid.images import open_images
 from fastfid.moments import FeatureMoments
+from fastfid.networks import BATCH_SIZE, NETWORK_NAMES
 from fastfid.protocols import Protocol
 from fastfid.statistics import Statistics, check_comparable, holds_statistics, read_statistics
 
@@ -38,7 +39,7 @@ class Settings:
 
     weights: str | Path | dict | None = None
     device: str = "cpu"
-    batch_size: int = SHARD_IMAGES
+    batch_size: int = BATCH_SIZE
     cache: bool | str | Path = True
     skip_corrupt: bool = False
     force: bool = False

@@ -9,6 +9,8 @@
 `FrechetDistance` and `PrecisionRecall` are the same for any network or for features.  What differs from torchmetrics:
 numbers are computed and returned in float64, KID's subsets come from a seed of their own (torch-fidelity's), calling a
 metric only updates it, and no state enters the checkpoint of a module that holds a metric (`state_dict` gives it).
+They are no subclasses of torchmetrics.Metric; where only such are taken, as in a MetricCollection, give it
+`metric.as_torchmetrics()`.
 
 Across ranks of torch.distributed every rank updates with its own images; `compute` brings all together and returns the
 same number on each, so every rank must call it.
@@ -141,6 +143,14 @@ class Metric(ABC):
         for side in (self._real, self._fake):
             side.to(device)
         return self
+
+    def as_torchmetrics(self):
+        """This metric as a torchmetrics.Metric, for a MetricCollection; ImportError without torchmetrics."""
+        try:
+            from fastfid.torchmetrics_adapter import TorchMetric
+        except ImportError as missing:
+            raise ImportError(f"torchmetrics cannot be imported ({missing}); pip install torchmetrics") from None
+        return TorchMetric(self)
 
     @abstractmethod
     def _compute(self):

@@ -508,14 +508,20 @@ def _open_npz(path: str | os.PathLike) -> np.lib.npyio.NpzFile:
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
-    """Call write(file) on a temporary neighbour of `path`, then rename it: the file appears whole or not at all."""
+    """Call write(file) on a temporary neighbour of `path`, then rename it: the file appears whole or not at all.
+
+    OSError names `path`, whichever call failed.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o644)  # mkstemp makes the file private; statistics are shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+            os.chmod(temporary, 0o644)  # mkstemp makes the file private; statistics are shared
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as failed:
+        raise OSError(f"{path} could not be written ({failed.strerror or failed})") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DEFAULT_METRICS = (
+METRICS = (
     "fd", "sfid", "is", "kid", "mmd", "precision", "recall", "density", "coverage", "fd_infinity", "outliers",
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ class Protocol:
     inception: str
     dinov2: str
     clip: str = "pil"
-    metrics: tuple[str, ...] = DEFAULT_METRICS
+    metrics: tuple[str, ...] = METRICS
     nearest_k: int = 5
     inclusive: bool = False
     distances: str = "exact"

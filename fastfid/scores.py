@@ -33,7 +33,7 @@ from fastfid.leave_one_out import LeaveOneOut
 from fastfid.materials import Material, Settings
 from fastfid.moments import FeatureMoments, mean_row
 from fastfid.neighbours import BallCounts, ball_counts, prdc, precision_recall
-from fastfid.protocols import DEFAULT_METRICS, Protocol
+from fastfid.protocols import METRICS, Protocol
 from fastfid.results import LeftOut, Score
 from fastfid.statistics import without_provenance
 from fastfid.uncertainty import (
@@ -49,8 +49,6 @@ from fastfid.uncertainty import (
     share_spread,
     wilson_interval,
 )
-
-METRICS = DEFAULT_METRICS
 
 INFINITY_POINTS = 15  # subset sizes of FD∞, as Chong & Forsyth take them
 INFINITY_SMALLEST = 5000  # their smallest subset; a tenth of the images where there are fewer than 50,000

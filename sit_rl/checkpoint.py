@@ -124,6 +124,11 @@ def require_space(folder: Path, size: int, path: Path | None = None) -> None:
         )
 
 
+def bytes_of(folder: Path) -> int:
+    """What a folder's files take on the disk, 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first."""
     found = [p for p in folder.iterdir() if NAME.fullmatch(p.name)] if folder.is_dir() else []

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from sit_rl.ema import gamma_of
 from sit_rl.files import write_text
 from sit_rl.samplers import SamplerConfig, noisy_steps
 
@@ -203,6 +204,11 @@ COUNTS = (
     "steps", "reference_size", "replace", "candidates", "refresh_every", "updates", "minibatch", "rollout_batch",
     "keep_checkpoints", "save_every",
 )  # fmt: skip
+# Fields of which 0 means none.
+NOT_NEGATIVE = (
+    "micro_batch", "lora", "ema_snapshot_every", "evaluate_every", "warmup", "grace", "stop_fd", "stop_drift",
+    "stop_kl",
+)  # fmt: skip
 
 
 def check(c: Config) -> None:
@@ -214,12 +220,20 @@ def check(c: Config) -> None:
         value = getattr(c, f.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"--{f.name.replace('_', '-')} is {value}; it must be a finite number")
-    for name in ("micro_batch", "lora", "ema_snapshot_every", "warmup", "grace", "stop_fd", "stop_drift", "stop_kl"):
+    for name in NOT_NEGATIVE:
         if getattr(c, name) < 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(c, name)}; it must not be negative")
     for name in ("lr", "grad_clip", "advantage_clip", "clip_range", "dead_after"):
         if not getattr(c, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(c, name)}; it must be positive")
+    for name, decay in (("ema", c.ema), *(("ema-extra", decay) for decay in c.ema_extra)):
+        if not 0 <= decay < 1:
+            raise ValueError(f"--{name} is {decay}; it must be in [0, 1)")
+    for sigma in c.ema_power:
+        try:
+            gamma_of(sigma)
+        except ValueError as error:
+            raise ValueError(f"--ema-power {sigma}: {error}") from None
     if c.ema_snapshot_every and not c.ema_power:
         raise ValueError("--ema-snapshot-every needs --ema-power: the widths to take snapshots of, such as 0.05 0.1")
     if c.seed < 0:
@@ -250,8 +264,9 @@ def check(c: Config) -> None:
         raise ValueError(
             f"--embedded-images is {c.embedded_images}; at least 200 are needed for 128 features, or 0 for all"
         )
-    if c.evaluate_images < 2:
-        raise ValueError(f"--evaluate-images is {c.evaluate_images}; a covariance needs at least 2")
+    for name in ("evaluate_images", *(["evaluate_every_images"] if c.evaluate_every else [])):
+        if getattr(c, name) < 2:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(c, name)}; a covariance needs at least 2")
 
 
 SIT_XL = Config(

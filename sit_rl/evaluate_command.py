@@ -25,7 +25,7 @@ import tyro
 
 import fastfid
 from fastfid.distributed import agreement, from_main
-from fastfid.evaluate import checked_metrics
+from fastfid.evaluation import checked_metrics
 from fastfid.features import FeatureExtractor
 from fastfid.materials import Settings, Side, gather, networks_of, open_side
 from fastfid.protocols import protocol_named

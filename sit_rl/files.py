@@ -5,6 +5,7 @@ A temporary file that a killed run leaves is overwritten by the next.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -25,10 +26,27 @@ def write_json(path: Path, content: dict) -> None:
 
 
 @contextmanager
+def writing(flag: str, path: Path) -> Iterator[None]:
+    """A failure of the file system within names the flag that `path` came by."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None:  # one of ours, which says all
+            raise
+        raise OSError(f"{flag} {path} cannot be written ({error.strerror}); choose another place") from None
+
+
+@contextmanager
 def folder(path: Path) -> Iterator[None]:
-    """`path` and its parents exist within this block; those made here that are empty after a failure are removed."""
+    """`path` of --out and its parents exist within this block; those made here that a failure leaves empty are removed.
+
+    OSError naming --out where it cannot be made or written.
+    """
     missing = [p for p in (path, *path.parents) if not p.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    with writing("--out", path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     try:
         yield
     except BaseException:

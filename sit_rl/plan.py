@@ -15,6 +15,7 @@ from sit_rl.config import Config
 from sit_rl.distributed import world_size
 from sit_rl.inputs import reading, require_paths
 from sit_rl.learner import SHARD_ABOVE, prepare
+from sit_rl.models.autoencoder import SLICE
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.parallel import map_batches
@@ -49,6 +50,9 @@ UTILISATION = 0.4
 # FLOPs of an image outside the generator, counted like the generator's: diffusers' AutoencoderKL decoder from 32×32
 # latents, and the FID Inception network at 299×299.
 DECODER_FLOPS, INCEPTION_FLOPS = 6.22e11, 1.14e10
+# Bytes of an image's decoding from 32×32 latents, the most that live at once: counted on tensors without memory, three
+# float32 maps of 256 channels × 256×256 pixels, in the last block (0.17 GB was measured on a CPU, which frees sooner).
+DECODING_BYTES = 2.02e8
 LATENT_CHANNELS = 4  # of samples that an autoencoder decodes; others are pixels
 # Weights beside the generator's, float32: sd-vae-ft-ema's 83.7M parameters and Inception's 23.9M.
 AUTOENCODER_BYTES, INCEPTION_BYTES = 4 * 83.7e6, 4 * 23.9e6
@@ -291,13 +295,16 @@ def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, f
     latent = shape.channels == LATENT_CHANNELS
     # What autocast makes for the backward pass; recomputation makes a block's at a time.
     cast = weights / 2 if config.precision == "bf16" and not config.activation_checkpointing else 0.0
+    passed = activation_bytes(config, shape) * min(config.micro_batch or share, share)
+    # Rollouts decode and updates do not, so the larger counts; Inception's maps of a batch are smaller than either.
+    decoded = min(SLICE, config.rollout_batch) * DECODING_BYTES * (shape.image_size / 32) ** 2 if latent else 0.0
     return {
         "weights, gradients, moments, averages": weights * (4 + averages) / (ranks if sharded else 1),
         "base model": weights,
         "copy for sampling": weights if sharded else 0.0,
         "weights in bf16": cast,
         "autoencoder and Inception": AUTOENCODER_BYTES + INCEPTION_BYTES if latent else 0.0,
-        "activations": activation_bytes(config, shape) * min(config.micro_batch or share, share),
+        "activations of an update or of decoding": max(passed, decoded),
         "samples and paths": 4.0 * values * images * path,
     }
 

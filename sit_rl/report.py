@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sit_rl.files import write_text
+from sit_rl.files import write_text, writing
 from sit_rl.images import tile
 from sit_rl.inputs import require_paths
 from sit_rl.runlog import GRID_COLUMNS, PHASES, read_metrics
@@ -286,7 +286,8 @@ def main() -> None:
         require_paths([("run", run)])
         if not run.is_dir():
             raise ValueError(f"run {run} is a file; pass the folder of the run")
-        print(write_report(run))
+        with writing("run", run):
+            print(write_report(run))
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 

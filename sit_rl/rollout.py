@@ -14,7 +14,7 @@ from sit_rl.models.sit import SiT
 from sit_rl.noise import Stream, sample_normal
 from sit_rl.parallel import map_in_two_stages
 from sit_rl.preemption import overdue, stop_if_overdue
-from sit_rl.samplers import SamplerConfig, noise_draws, sample, sample_path
+from sit_rl.samplers import SamplerConfig, noise_draws, noisy_steps, sample, sample_path
 from sit_rl.setting import Setting
 
 
@@ -89,7 +89,7 @@ def generate(
             if overdue():
                 break
     stop_if_overdue()
-    return _join(mine, parts, setting)
+    return _join(parts) if parts else _nothing(mine, setting, sampler if keep_path else None)
 
 
 def noise_source(seed: int, stream: Stream, step: int, rows: range, sampler: SamplerConfig, like: torch.Tensor):
@@ -98,22 +98,30 @@ def noise_source(seed: int, stream: Stream, step: int, rows: range, sampler: Sam
     return lambda i: draws[:, i].to(like.device)
 
 
-def _join(indices: range, parts: list[Rollout], setting: Setting) -> Rollout:
-    """Concatenate batches; a rank that owns nothing gets empty tensors of the right shapes."""
-    if not parts:
-        samples = torch.empty((0, *setting.sample_shape), device=setting.device)
-        return Rollout(
-            indices,
-            torch.empty(0, dtype=torch.long, device=setting.device),
-            samples,
-            setting.decode(samples).cpu(),
-            torch.empty((0, setting.reward_net.dim), device=setting.device),
-        )
+def _nothing(indices: range, setting: Setting, path_of: SamplerConfig | None) -> Rollout:
+    """The part of a rank that owns no batch: empty tensors of the right shapes, a path's of its sampler too."""
+    samples = torch.empty((0, *setting.sample_shape), device=setting.device)
+    states = log_prob = None
+    if path_of is not None:
+        states = samples.new_empty((0, path_of.steps + 1, *setting.sample_shape))
+        log_prob = samples.new_empty((0, len(noisy_steps(path_of))))
+    return Rollout(
+        indices,
+        torch.empty(0, dtype=torch.long, device=setting.device),
+        samples,
+        setting.decode(samples).cpu(),
+        samples.new_empty((0, setting.reward_net.dim)),
+        states,
+        log_prob,
+    )
+
+
+def _join(parts: list[Rollout]) -> Rollout:
+    """Concatenate batches in their order."""
 
     def cat(name: str) -> torch.Tensor | None:
         values = [getattr(p, name) for p in parts]
         return None if values[0] is None else torch.cat(values)
 
-    return Rollout(
-        indices, cat("labels"), cat("samples"), cat("images"), cat("features"), cat("states"), cat("log_prob")
-    )
+    whole = range(parts[0].indices.start, parts[-1].indices.stop)
+    return Rollout(whole, cat("labels"), cat("samples"), cat("images"), cat("features"), cat("states"), cat("log_prob"))

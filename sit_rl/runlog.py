@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import yaml
 from tqdm import tqdm
 
+from sit_rl.config import Config
 from sit_rl.distributed import is_main
 from sit_rl.files import write_text
 from sit_rl.images import tile
@@ -58,17 +58,14 @@ class Clock:
 class RunLog:
     """Writes one line a step; a resumed run first drops the lines of steps it will repeat.
 
-    metrics.jsonl and TensorBoard always, Weights & Biases where `wandb` names a project.
+    metrics.jsonl and TensorBoard always, Weights & Biases where `remote` is a run of `start_wandb`.
     """
 
-    def __init__(self, folder: Path, first_step: int, wandb: str | None = None):
-        self.enabled, self.remote = is_main(), None
+    def __init__(self, folder: Path, first_step: int, remote=None):
+        self.enabled, self.remote = is_main(), remote
         if not self.enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
-
-        if wandb is not None:
-            self.remote = start_wandb(wandb, folder)
 
         self.path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(folder) if r["step"] < first_step]
@@ -102,16 +99,21 @@ class RunLog:
                 self.remote.finish()
 
 
-def start_wandb(project: str, folder: Path):
+def start_wandb(config: Config):
     """A Weights & Biases run that a resume of the same folder continues; one sentence where it cannot begin."""
     require_extra("--wandb")
     import wandb
 
+    project, folder = config.wandb, config.run_folder
     identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    config = yaml.safe_load((folder / "config.yaml").read_text())
     try:
         return wandb.init(
-            project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=config
+            project=project,
+            name=folder.name,
+            id=identity,
+            resume="allow",
+            dir=str(folder),
+            config=config.to_dict(),
         )
     except Exception as error:  # its own types, for a missing login or network
         reason = " ".join(str(error).split())[:200]

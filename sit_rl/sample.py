@@ -343,9 +343,17 @@ def _load_weights(config: Recipe) -> tuple[SiT, dict, Path | None]:
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"--checkpoint {path} is no run's folder: it holds no config.yaml; pass a file instead")
     trained = load_config(path / "config.yaml")
+    if config.vae is None:
+        _require_trained(path, "vae", trained.vae, "pass --vae, or work where the run was started")
     model, weights = _averaged_weights(path, trained)
     about = {"checkpoint": path.resolve().name, "weights": weights, "sha256": tensor_hash(model.state_dict())}
     return model, about, config.vae or trained.vae
+
+
+def _require_trained(run_folder: Path, name: str, path: Path | None, remedy: str) -> None:
+    """FileNotFoundError where what a run was trained with is not at the path, perhaps relative, that it was given."""
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"--checkpoint {run_folder} was trained with --{name} {path}, not here now; {remedy}")
 
 
 def _averaged_weights(run_folder: Path, trained: Config) -> tuple[SiT, str]:
@@ -355,6 +363,7 @@ def _averaged_weights(run_folder: Path, trained: Config) -> tuple[SiT, str]:
     saved = checkpoint.latest(run_folder / "checkpoints")
     if saved is None:
         raise FileNotFoundError(f"--checkpoint {run_folder} holds no weights yet; wait for the run's first checkpoint")
+    _require_trained(run_folder, "checkpoint", trained.checkpoint, "work where the unfinished run was started")
     model = load_model(trained.checkpoint or EMBEDDED, architecture=trained.architecture)
     if trained.lora:
         add_lora(model, trained.lora, trained.seed)

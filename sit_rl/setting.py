@@ -150,11 +150,21 @@ def check_inputs(config: Config) -> None:
     """One sentence, before anything is read or written, for all paths and the first package that a run lacks."""
     missing = [name for name in NEEDED_PATHS.get(config.preset, ()) if getattr(config, name) is None]
     needed = listed([NEEDED_PATHS_ARE[name] for name in missing]) if missing else None
-    paths = [(f"--{name}", getattr(config, name)) for name in ("checkpoint", "vae", "real", "heldout")]
-    require_paths(paths + weights_files(config.weights), needed and f"preset {config.preset} needs {needed}")
+    require_paths(given_paths(config), needed and f"preset {config.preset} needs {needed}")
     for flag in EXTRAS:
         if getattr(config, flag[2:]) not in (None, 0):
             require_extra(flag)
+    if config.estimator == "pretraining" and config.real is not None:
+        raise ValueError(
+            f"--estimator pretraining fits real images with labels, which --real {config.real} does not give; it runs "
+            "on the embedded default only"
+        )
+
+
+def given_paths(config: Config) -> list[tuple[str, Path | str | None]]:
+    """Flag and path, None where it was not given, of all that a run reads."""
+    paths = [(f"--{name}", getattr(config, name)) for name in ("checkpoint", "vae", "real", "heldout")]
+    return paths + weights_files(config.weights)
 
 
 def check_predictions(config: Config, model: SiT) -> None:
@@ -182,6 +192,12 @@ def check_classes(config: Config, model: SiT) -> None:
         raise ValueError(
             f"--reference-size {config.reference_size} and --evaluate-images {config.evaluate_images} must each hold "
             f"an image of each of the model's {classes} classes"
+        )
+    if config.normalise == "class" and config.estimator != "pretraining" and config.images_per_step < 2 * classes:
+        raise ValueError(
+            f"--normalise class compares images of one class, of which the {config.images_per_step} images of a step "
+            f"have fewer than 2 on average, among {classes}: a lone one teaches nothing; choose --normalise batch, or "
+            "raise --candidates"
         )
     if config.real is None and not like_embedded(model):
         raise ValueError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,20 +24,25 @@ from sit_rl.config import PRESETS, Config, check, differences, load_config, reso
 from sit_rl.distributed import LOST_CONTACT, barrier, is_main, process_group, world_size
 from sit_rl.estimators import build_estimator
 from sit_rl.evaluate import METRICS, evaluate_model, floor
-from sit_rl.files import write_json
+from sit_rl.files import folder, write_json, writing
 from sit_rl.guards import out_of_memory
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT
 from sit_rl.plan import describe_plan, dry_run
 from sit_rl.preemption import Preempted, watch
 from sit_rl.report import save_samples, summary_table, write_report
-from sit_rl.runlog import Clock, RunLog, say
-from sit_rl.setting import Setting, build_setting, check_inputs
+from sit_rl.runlog import Clock, RunLog, say, start_wandb
+from sit_rl.setting import Setting, build_setting, check_inputs, given_paths
 from sit_rl.state import State, exported, read_values, start
 from sit_rl.training_loop import train
 
 # Images shown in the report: ten of each of ten classes, in columns by class.
 GRID = 100
+# What a run writes beside config.yaml, and a fresh run in the same folder removes.
+FOLDERS, FILES = (
+    ("checkpoints", "tensorboard", "figures", "ema"),
+    ("metrics.jsonl", "summary.json", "report.html", "ema.safetensors"),
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -94,19 +100,23 @@ def parse(argv: list[str]) -> Config:
 def run(config: Config, device: torch.device, clock: Clock) -> None:
     """Evaluate, train, evaluate, report."""
     check_inputs(config)
-    path = open_run(config)
+    path = checkpoint_to_resume(config)
     values = None if path is None else read_values(path)
     clock.go_on(values and values["seconds"])
-    with clock.phase("setup"):
-        log = RunLog(config.run_folder, first_step=values["step"] if values else 0, wandb=config.wandb)
-        try:
+    try:
+        with clock.phase("setup"), folder(config.run_folder) if is_main() else nullcontext():
+            remote = start_wandb(config) if config.wandb and is_main() else None
             setting = build_setting(config, device, progress=is_main())
-        except Preempted:
-            return say(f"stopped as told before the first step; {config.run_folder} is as it was")
-        estimator, state = build_estimator(config, setting), start(config, setting, path, values, clock)
+            estimator, state = build_estimator(config, setting), start(config, setting, path, values, clock)
+            if path is None:  # one checkpoint is under way; those that are replaced make room
+                replaced = checkpoint.bytes_of(config.run_folder / "checkpoints")
+                checkpoint.require_space(config.run_folder, (config.keep_checkpoints + 1) * state.size() - replaced)
+            prepare_folder(config, fresh=path is None)
+            log = RunLog(config.run_folder, first_step=values["step"] if values else 0, remote=remote)
+    except Preempted:
+        return say(f"stopped as told before the first step; {config.run_folder} is as it was")
     if path is None:
         say(describe_plan(config, setting))
-        checkpoint.require_space(config.run_folder, (config.keep_checkpoints + 1) * state.size())  # and one under way
     else:
         say(f"resuming {config.run_folder} at step {state.step} of {config.steps}")
     try:
@@ -125,43 +135,78 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
     barrier()
 
 
-def open_run(config: Config) -> Path | None:
-    """Make or reopen the run folder; returns the checkpoint to go on from. Errors come before any work."""
-    folder = config.run_folder
-    path = checkpoint.latest(folder / "checkpoints") if config.resume else None
-    if config.resume and path is None and any((folder / "checkpoints").glob("step-*.pt")):
-        raise ValueError(f"{folder} holds a run of version 0.1.0; choose another --out, or --no-resume to replace it")
-    if path is not None:
-        changed = differences(load_config(folder / "config.yaml"), config)
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with another --{changed[0].replace('_', '-')}; choose another --out, "
-                "or --no-resume to start it afresh"
-            )
-    barrier()
-    if is_main():
-        checkpoint.clean(folder / "checkpoints")
-        checkpoint.discard_old(folder / "checkpoints", config.keep_checkpoints)  # it may have been lowered
-        if path is None:
-            prepare_folder(config)
-    barrier()
+def checkpoint_to_resume(config: Config) -> Path | None:
+    """The checkpoint to go on from, None for a fresh run; ValueError for a folder that is not this run's."""
+    place = config.run_folder
+    path = checkpoint.latest(place / "checkpoints") if config.resume else None
+    if path is None:
+        check_replaceable(config)
+        return None
+    changed = differences(load_config(place / "config.yaml"), config)
+    if changed:
+        raise ValueError(
+            f"{place} holds a run with another --{changed[0].replace('_', '-')}; choose another --out, "
+            "or --no-resume to start it afresh"
+        )
     return path
 
 
-def prepare_folder(config: Config) -> None:
-    """An empty run folder with its config.yaml; OSError naming --out where it cannot be written."""
-    folder = config.run_folder
+def check_replaceable(config: Config) -> None:
+    """ValueError where a fresh run would remove what is not an earlier run's, or is still wanted."""
+    place = config.run_folder
+    there = [place / name for name in (*FOLDERS, *FILES) if (place / name).exists()]
+    if there and not is_run(place):
+        raise ValueError(f"{there[0]} is in the way and {place} is no run's folder; choose another --out")
+    inside = [f"{flag} {path}" for flag, path in given_paths(config) if _within(path, there)]
+    if inside:
+        raise ValueError(
+            f"{inside[0]} is part of the run that a fresh one in {place} would replace; copy it elsewhere, or choose "
+            "another --out"
+        )
+    if config.resume and any((place / "checkpoints").glob("step-*.pt")):
+        raise ValueError(f"{place} holds a run of version 0.1.0; choose another --out, or --no-resume to replace it")
+    if config.resume and (place / "summary.json").is_file():
+        raise ValueError(
+            f"{place} holds a finished run without its checkpoints; choose another --out, or --no-resume to replace it"
+        )
+
+
+def is_run(place: Path) -> bool:
+    """Whether a folder has the config.yaml of a run, of any version."""
     try:
-        for old in checkpoint.checkpoints(folder / "checkpoints"):
-            checkpoint.discard(old)
-        for stale in ("checkpoints", "tensorboard", "figures", "ema"):
-            shutil.rmtree(folder / stale, ignore_errors=True)
-        for stale in ("metrics.jsonl", "summary.json", "report.html", "ema.safetensors"):
-            (folder / stale).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save(folder / "config.yaml")
-    except OSError as error:
-        raise OSError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from None
+        return any(line.startswith("estimator:") for line in (place / "config.yaml").read_text().splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _within(path: str | Path | None, places: list[Path]) -> bool:
+    """Whether a path is one of `places` or lies in one, links followed."""
+    return path is not None and any(Path(path).resolve().is_relative_to(place.resolve()) for place in places)
+
+
+def prepare_folder(config: Config, fresh: bool) -> None:
+    """Once everything is loaded: empty a fresh run's folder but for its config.yaml, tidy a resumed one's."""
+    place = config.run_folder
+    barrier()  # every rank has looked at what was there
+    if is_main():
+        with writing("--out", place):
+            checkpoint.clean(place / "checkpoints")
+            if fresh:
+                remove_run(place)
+                config.save(place / "config.yaml")
+            else:
+                checkpoint.discard_old(place / "checkpoints", config.keep_checkpoints)  # it may have been lowered
+    barrier()
+
+
+def remove_run(place: Path) -> None:
+    """Delete what an earlier run has written, its checkpoints first, each at once."""
+    for old in checkpoint.checkpoints(place / "checkpoints"):
+        checkpoint.discard(old)
+    for stale in FOLDERS:
+        shutil.rmtree(place / stale, ignore_errors=True)
+    for stale in FILES:
+        (place / stale).unlink(missing_ok=True)
 
 
 def evaluate_both(config: Config, setting: Setting, state: State, when: str) -> None:

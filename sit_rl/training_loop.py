@@ -132,7 +132,7 @@ def describe(reference_fd: float, scores: Scores, advantage: torch.Tensor, kept:
     return {
         "reference_fd": reference_fd,
         "subset_reward_mean": float(scores.subset.mean()),
-        "subset_reward_std": float(scores.subset.std()),
+        "subset_reward_std": float(scores.subset.std()) if len(scores.subset) > 1 else None,
         "subset_change_best": float(change.min()),
         "subset_change_mean": float(change.mean()),
         "image_reward_mean": float(scores.image.mean()),

@@ -1,5 +1,6 @@
 """Advantages are standardised rewards; selection takes the best over everything."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from sit_rl.advantage import advantages, select
 from sit_rl.config import Config
-from sit_rl.training_loop import fade
+from sit_rl.reward import Scores
+from sit_rl.training_loop import describe, fade
 
 
 def test_batch_advantages_are_standard_scores():
@@ -53,3 +55,9 @@ def test_advantages_fade_with_the_spread_of_rewards():
     # the first step sets the scale; a wider spread later does not push harder
     assert [fade(Config(), state, std) for std in (0.2, 0.1, 0.4)] == [1.0, 0.5, 1.0]
     assert fade(Config(fade=False), state, 0.1) == 1.0
+
+
+def test_one_candidate_has_no_spread_and_its_line_stays_json():
+    scores = Scores(torch.tensor([-0.9], dtype=torch.float64), torch.tensor([0.1, 0.2], dtype=torch.float64))
+    record = describe(1.0, scores, torch.tensor([1.0, -1.0]), torch.arange(2))
+    assert record["subset_reward_std"] is None and json.loads(json.dumps(record, allow_nan=False)) == record

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import fastfid
 import fastfid.__main__ as command
 from fastfid import (
     FeatureExtractor,
@@ -88,6 +89,7 @@ def test_two_sets_of_images(sets, capsys, monkeypatch, network):
 def test_json(sets, capsys):
     _, out, _ = run(capsys, sets / "a.zip", sets / "b.npz", "--json")
     report = json.loads(out)
+    assert report["schema"] == "fastfid.distance/1"
     assert report["metric"] == "FD (fashion-a)" and report["network"] == "fashion-a" and report["dim"] == 128
     assert report["value"] == pytest.approx(expected_distance("fashion-a"), abs=BATCHING)
     assert report["value"] == report["mean_term"] + report["trace_term"] - report["root_term"]
@@ -227,9 +229,41 @@ def test_ctrl_c_says_how_to_go_on(sets, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "evaluate", interrupted)
+    monkeypatch.setattr(fastfid, "evaluate", interrupted)
     status, out, err = run(capsys, "eval", sets / "a", sets / "b.npz")
     assert status == 130 and out == "" and "the same command goes on from the features it cached" in err
+
+
+def test_scores_are_printed_before_the_report_is_written(sets, capsys, monkeypatch):
+    """A disk that fills up meanwhile costs the report alone, and the file is named."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastfid.moments.os.replace", full)
+    report = sets / "report.html"
+    options = ("--metrics", "fd", "--no-cache", "--html", report)
+    status, out, err = run(capsys, "eval", sets / "a", sets / "b.npz", *options)
+    assert status == 2 and "FD (fashion-a)" in out
+    assert err == f"fastfid: {report} could not be written (No space left on device)\n"
+    assert not report.exists() and not list(sets.glob(".report*"))
+
+
+@pytest.mark.parametrize("arguments", ["--help", "eval --help", "--version", "eval a b --no-such-option", "stats a"])
+def test_help_and_wrong_arguments_do_not_wait_for_torch(arguments):
+    run = f"try:\n    main({arguments.split()})\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    command = [sys.executable, "-c", f"import sys\nfrom fastfid.__main__ import main\n{run}"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.stdout.splitlines()[-1] == "False", found.stderr
+
+
+def test_the_interface_is_there_when_it_is_used():
+    """Names, modules, and nothing else; whoever imports a module first finds the function of a like name."""
+    told = "import fastfid.evaluation, fastfid; from fastfid import *; assert fastfid.evaluate is evaluate; "
+    told += "assert {'SwapEngine', 'kid'} <= set(dir(fastfid)) and fastfid.protocols.PROTOCOLS; "
+    told += "print([name for name in fastfid.__all__ if not callable(globals()[name])], hasattr(fastfid, 'nothing'))"
+    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=60)
+    assert found.stdout == "[] False\n", found.stderr
 
 
 def test_sigint_leaves_a_usable_cache_and_one_line(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fastfid import evaluate, extraction
-from fastfid.evaluate import compare, diff, statistics_of
+from fastfid.evaluation import compare, diff, statistics_of
 
 SHARD = 16  # images of a shard in the script: 70 images are five
 
@@ -21,7 +21,7 @@ SCRIPT = """
 import json, os, sys
 import torch
 from fastfid import distributed, evaluate, extraction, large_arrays, open_images
-from fastfid.evaluate import compare, diff, statistics_of
+from fastfid.evaluation import compare, diff, statistics_of
 
 extraction.SHARD_IMAGES = 16
 folder, rank = sys.argv[1], int(os.environ["RANK"])

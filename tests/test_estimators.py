@@ -211,3 +211,9 @@ def test_control_spends_the_same_evaluations(setting):
     updates = build_estimator(config, setting).updates
     spent = config.images_per_step * config.rollout.evaluations() + config.updates * config.minibatch * 4
     assert updates * 3 * config.minibatch == pytest.approx(spent, rel=0.02)
+
+
+def test_control_with_fewer_real_images_than_a_minibatch_takes_them_all(setting):
+    estimator = build_estimator(small("pretraining", minibatch=100), setting)
+    for rows in estimator.minibatches(torch.arange(0), 0):
+        assert sorted(rows) == list(range(len(setting.real_images)))

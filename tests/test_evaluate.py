@@ -11,7 +11,7 @@ from torch import nn
 
 from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, open_images
 from fastfid.breakdown import nearest_rows
-from fastfid.evaluate import diff, evaluate, statistics_of
+from fastfid.evaluation import compare, diff, evaluate, statistics_of
 from fastfid.extractors import MultiExtractor, build_extractor
 from fastfid.report import report_html, write_report
 from fastfid.results import SCHEMA
@@ -258,6 +258,22 @@ def test_statistics_only_reference_gives_what_it_can(tmp_path):
         both["vendi"]
 
 
+def test_a_side_that_does_not_tell_its_network_is_named(tmp_path):
+    """Told once in `evaluate`, `diff` and `compare`, and of neither side where both are silent or both tell."""
+    extractor, _ = small()
+    moments = FeatureMoments.from_features(features(90, 1, extractor.dim))
+    np.savez(tmp_path / "peer.npz", mu=moments.mean.numpy(), sigma=moments.cov.numpy())
+    told = f"{tmp_path / 'peer.npz'} does not tell which network its features are of; they are taken for those of"
+    images, options = pixels(20, 1), dict(features=extractor, cache=False)
+    found = evaluate(images, tmp_path / "peer.npz", metrics=["fd"], **options).warnings
+    assert [warning for warning in found if "does not tell" in warning] == [f"{told} {extractor.name}"]
+    found = diff(images, pixels(20, 2), tmp_path / "peer.npz", **options).warnings
+    assert found == [f"{told} {extractor.name}"]
+    assert f"{told} {extractor.name}" in compare(images, tmp_path / "peer.npz", **options)[3]
+    for sides in ((images, pixels(20, 2)), (tmp_path / "peer.npz", tmp_path / "peer.npz")):
+        assert not any("does not tell" in w for w in evaluate(*sides, metrics=["fd"], **options).warnings)
+
+
 def test_saved_statistics_stand_for_their_images(tmp_path):
     extractor, _ = small()
     fake, real = write_images(tmp_path / "fake", pixels(60, 1)), write_images(tmp_path / "real", pixels(70, 2))
@@ -302,6 +318,12 @@ def test_adm_reference_uses_its_moments_and_its_images(tmp_path):
     assert result["is"].label == "Inception Score" and 0 <= result["recall"].value <= 1
     assert "reference taken as fixed" in result["fd"].method  # its 50 images are not what mu is of
     assert any("FD and sFID use the mu and sigma in" in warning for warning in result.warnings)
+    assert not any("does not tell" in warning for warning in result.warnings)
+    told = f"{tmp_path / 'adm.npz'} does not tell how its images were prepared; they are taken to be as A: p"
+    other = compare(fake, tmp_path / "adm.npz", features=extractor, protocol="clean", cache=False)
+    assert told in other[3]  # clean-fid resizes otherwise than ADM's evaluator
+    with pytest.raises(ValueError, match="the mu and sigma in .*adm.npz are not of its 50 images"):
+        diff(tmp_path / "adm.npz", fake, pixels(40, 5), features=extractor, cache=False)
 
 
 def test_sfid_of_images_has_the_interval_of_its_own_features():

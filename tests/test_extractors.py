@@ -19,15 +19,13 @@ import fastfid.extractors as extractors
 from fastfid import FeatureExtractor, evaluate, feature_extractor
 from fastfid.extractors import (
     CLIP_INPUTS,
-    CLIP_MODELS,
     DINOV2_INPUTS,
-    NETWORK_NAMES,
-    ClipModel,
     build_extractor,
     outputs_of,
     torchscript_extractor,
 )
 from fastfid.features import VALUE_RANGES, file_sha256, preparation
+from fastfid.networks import CLIP_MODELS, NETWORK_NAMES, ClipModel
 from fastfid.protocols import PROTOCOLS
 
 

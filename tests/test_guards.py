@@ -96,11 +96,11 @@ def test_generated_images_that_are_no_numbers_never_become_pixels(
     """In the evaluations, the first and second sets that are generated, and in the reference, the third."""
     original, seen = rollout._join, []
 
-    def poisoned(indices, parts, setting):
-        seen.append(indices)
+    def poisoned(parts):
+        seen.append(parts)
         if len(seen) == where:
             parts[-1].samples[-1] = float("nan")
-        return original(indices, parts, setting)
+        return original(parts)
 
     monkeypatch.setattr(rollout, "_join", poisoned)
     error = error_of(capsys, command(tmp_path / "run"))
@@ -133,6 +133,26 @@ def test_a_nearly_full_disk_stops_a_save_before_it_begins(tmp_path, monkeypatch)
     writer.save(1, {"x": torch.zeros(2**20)}, {})
     writer.wait()
     assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000001"
+
+
+def test_a_replaced_run_makes_room_for_the_next_and_stays_where_that_is_too_little(
+    tmp_path, monkeypatch, capsys, command
+):
+    asked = []
+
+    def full(folder, size, path=None):
+        asked.append(size)
+        raise OSError("full")
+
+    monkeypatch.setattr(checkpoint, "require_space", full)
+    place = tmp_path / "run"
+    assert error_of(capsys, command(place)) == "error: full" and not place.exists()
+    old = place / "checkpoints" / "step-000001" / "shard"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(bytes(1000))
+    CONFIG.save(place / "config.yaml")
+    assert error_of(capsys, command(place, "--no-resume")) == "error: full" and old.is_file()
+    assert asked[0] - asked[1] == 1000
 
 
 def error_of(capsys, argv):

@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -60,6 +61,36 @@ def test_folder_and_zip_agree(tmp_path):
         assert len(open_images(source)) == 2
         assert torch.equal(all_images(source), EXPECTED)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "f.zip", "r.ZIP"]  # nothing was unpacked
+
+
+def test_nothing_hidden_is_an_image(tmp_path):
+    """Copies that a notebook or a file manager keeps beside the images are not images of the set."""
+    hidden = {f"{folder}/a/b.png": encoded(picture(2)) for folder in (".ipynb_checkpoints", "a/.thumbnails")}
+    for source in (write(tmp_path / "f", FILES | hidden), pack(tmp_path / "f.zip", FILES | hidden)):
+        assert torch.equal(all_images(source), EXPECTED)
+    inside = write(tmp_path / ".cache" / "f", FILES)  # a folder that was asked for by its name is searched
+    assert torch.equal(all_images(inside), EXPECTED)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(write(tmp_path, FILES) / "c.png")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(all_images, tmp_path)
+        waited = not wait([reading], timeout=20).done
+        if waited:
+            os.close(os.open(tmp_path / "c.png", os.O_RDWR))  # somebody to write ends the wait
+    assert not waited
+    with pytest.raises(ValueError, match="c.png in .* cannot be read as an 8-bit image"):
+        reading.result()
+
+
+def test_a_zip_with_two_members_of_one_name_is_refused(tmp_path):
+    archive = pack(tmp_path / "f.zip", FILES)
+    with zipfile.ZipFile(archive, "a") as again, pytest.warns(UserWarning, match="Duplicate name"):
+        again.writestr("b.png", encoded(picture(2)))
+    with pytest.raises(ValueError, match="holds b.png more than once, and only the last could be read; pack it again"):
+        open_images(archive)
 
 
 def test_linked_folders_are_searched(tmp_path):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastfid import FeatureExtractor, evaluate, extraction, open_images, prdc
-from fastfid.evaluate import statistics_of
+from fastfid.evaluation import statistics_of
 from fastfid.image_sources import class_names
 from fastfid.uncertainty import wilson_interval
 

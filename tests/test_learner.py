@@ -16,7 +16,7 @@ from sit_rl.config import PRESETS, resolve
 from sit_rl.learner import Learner, choose_parallel, merge_lora, prepare
 from sit_rl.models.loading import load_model, save_model
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.runlog import RunLog
+from sit_rl.runlog import RunLog, start_wandb
 from sit_rl.train import main
 
 ROOT = Path(__file__).parent.parent
@@ -141,9 +141,8 @@ def test_wandb_gets_the_numbers_of_every_step(tmp_path, monkeypatch):
     )
     fake = types.SimpleNamespace(init=lambda **options: calls.append(options) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    CONFIG.save(tmp_path / "config.yaml")
     for _ in range(2):
-        log = RunLog(tmp_path, 0, wandb="project")
+        log = RunLog(tmp_path, 0, start_wandb(replace(CONFIG, wandb="project", out=tmp_path)))
         log.step({"step": 3, "loss": 0.5, "note": "text", "seconds": {"total": 2.0}})
         log.close()
     options, logged, finished = calls[:3]

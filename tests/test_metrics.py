@@ -1,5 +1,9 @@
 """Metrics for training loops beside torchmetrics', on identical features, and over two processes."""
 
+import copy
+import pickle
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -238,3 +242,37 @@ def test_bad_input_is_named():
     for call, error, message in cases:
         with pytest.raises(error, match=message):
             call()
+
+
+# --- beside torchmetrics' own ------------------------------------------------------------------------------------
+
+
+def test_metrics_join_a_collection_of_torchmetrics():
+    """The adapter gives the metrics' own numbers through a collection's update, compute, reset, copies and pickles."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    theirs = (
+        pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance(feature=Given()).set_dtype(torch.float64)
+    )
+    ours = {"fid": FrechetInceptionDistance(feature=Given()), "prc": PrecisionRecall(feature=Given())}
+    collection = torchmetrics.MetricCollection(
+        {"theirs": theirs, **{name: metric.as_torchmetrics() for name, metric in ours.items()}}
+    )
+    real, fake = rows(60, 1), rows(50, 2, 0.3)
+    filled(collection, real, fake)
+    found = pickle.loads(pickle.dumps(collection)).to("cpu").compute()
+    assert found == collection.clone(prefix="").compute() == collection.compute()
+    assert found["fid"].item() == filled(FrechetDistance(), real, fake).compute().item()
+    assert found["fid"].item() == pytest.approx(found["theirs"].item(), rel=1e-6)  # theirs sums in float64, too
+    assert found["precision"] == precision_recall(real, fake)["precision"]
+    filled(copy.deepcopy(collection), fake, fake)  # goes its own way
+    assert collection.compute() == found
+    collection.reset()
+    filled(collection, fake, fake)
+    assert collection.compute()["fid"].item() == pytest.approx(0, abs=1e-9) != found["fid"].item()
+
+
+def test_without_torchmetrics_the_adapter_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "fastfid.torchmetrics_adapter", raising=False)
+    with pytest.raises(ImportError, match="pip install torchmetrics"):
+        FrechetDistance().as_torchmetrics()

@@ -1,13 +1,17 @@
 """What a dry run counts, against formulas; what a step is predicted to take, against the clock's own numbers."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sit_rl.config import PRESETS, resolve
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.plan import (
+    DECODER_FLOPS,
+    DECODING_BYTES,
     Forecast,
     activation_bytes,
     count_flops,
@@ -133,6 +137,53 @@ def test_memory_has_what_stands_beside_the_generator():
     assert memory_per_rank(replace(XL, precision="float32"), latent, 8)["weights in bf16"] == 0
     assert memory_per_rank(replace(XL, activation_checkpointing=True), latent, 8)["weights in bf16"] == 0
     assert memory_per_rank(XL, replace(SMALL, channels=3), 1)["autoencoder and Inception"] == 0
+
+
+def test_decoding_counts_where_it_needs_more_than_an_update():
+    """Beside recomputed activations of one image at a time it does."""
+    latent, name = SiTConfig.named("XL/2"), "activations of an update or of decoding"
+    small = replace(XL, activation_checkpointing=True, micro_batch=1)
+    assert memory_per_rank(XL, latent, 1)[name] == 16 * activation_bytes(XL, latent)
+    assert memory_per_rank(small, latent, 1)[name] == 8 * DECODING_BYTES > activation_bytes(small, latent)
+    assert memory_per_rank(small, replace(latent, image_size=64), 1)[name] == 32 * DECODING_BYTES
+    pixels = replace(SMALL, channels=3)
+    assert memory_per_rank(small, pixels, 1)[name] == activation_bytes(small, pixels)
+
+
+def test_a_decoding_is_what_the_published_decoder_needs():
+    """FLOP, and the most bytes that live at once, of its real layers on tensors without memory."""
+    diffusers = pytest.importorskip("diffusers")
+    shape = {
+        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }  # fmt: skip
+    with torch.device("meta"):
+        decoder, latents = diffusers.AutoencoderKL(**shape).requires_grad_(False), torch.empty(1, 4, 32, 32)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        decoder.decode(latents)
+    assert counter.get_total_flops() == pytest.approx(DECODER_FLOPS, rel=0.01)
+    with LiveBytes() as live:
+        decoder.decode(latents)
+    assert live.most == pytest.approx(DECODING_BYTES, rel=0.02)  # the first image has a few small maps beside
+
+
+class LiveBytes(TorchDispatchMode):
+    """`most` bytes of results that were alive at once, a storage that several share counted once."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.most = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Count a result's storage until it is freed."""
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            storage = out.untyped_storage()
+            if storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, storage._cdata)
+                self.most = max(self.most, sum(self.sizes.values()))
+        return out
 
 
 def test_recomputed_activations_cost_another_forward_pass():

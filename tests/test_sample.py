@@ -250,6 +250,16 @@ def test_run_of_lora_terms_is_merged(run_folder, tmp_path):
         assert (adapted(x, t, y) - randomised(SiT(COLOUR), seed=1)(x, t, y)).abs().max() > 1e-2
 
 
+def test_a_run_seen_from_another_place_names_what_it_cannot_find(run_folder, tmp_path, capsys):
+    """A run keeps the paths that it was given, relative ones as they are."""
+    weights = dict(SiT(COLOUR).named_parameters())
+    told = stopped_by(capsys, run_folder(weights, vae=Path("elsewhere")), tmp_path / "a")
+    assert "was trained with --vae elsewhere, not here now; pass --vae" in told
+    (tmp_path / "base.safetensors").unlink()
+    told = stopped_by(capsys, run_folder(), tmp_path / "a")
+    assert f"was trained with --checkpoint {tmp_path}/base.safetensors, not here now; work where" in told
+
+
 def test_run_without_a_checkpoint(run_folder, tmp_path, capsys):
     assert "holds no weights yet" in stopped_by(capsys, run_folder(), tmp_path / "a")
 

@@ -53,6 +53,15 @@ def test_ranks_give_the_images_the_rewards_and_the_weights_of_one(forked, comman
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == count
 
 
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_rank_without_a_batch_takes_part_in_a_policy_gradient(forked, command, tmp_path, how):
+    """64 GPUs share the 32 batches of the SiT preset's step: half of them own no path."""
+    flags = ("--rollout-batch", 20, "--estimator", "sde_policy_gradient", "--steps", 2)
+    check(forked.run({"argv": command(tmp_path / "one", *flags)}))
+    check(forked.ranks(2, command(tmp_path / "run", *flags, "--parallel", how)))
+    assert_close(tmp_path / "run", tmp_path / "one")
+
+
 @pytest.mark.parametrize("then", [1, 4])
 def test_saved_on_two_ranks_resumed_on_another_number(forked, command, one, tmp_path, then):
     """Sharded weights, moments and averages are cut anew; what was saved is what goes on."""

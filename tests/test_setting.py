@@ -16,8 +16,9 @@ from sit_rl.evaluate import floor
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.plan import judged_against
+from sit_rl.pretrain import FASHION_SIT
 from sit_rl.report import known
-from sit_rl.setting import build_setting, load_networks, see
+from sit_rl.setting import build_setting, check_classes, load_networks, see
 
 CPU = torch.device("cpu")
 
@@ -73,6 +74,15 @@ def test_statistics_of_another_network_are_refused(train_error, tmp_path):
     own = saved("own.npz", 128, **identity(feature_extractor("fashion-a")))
     side = see(own[1], feature_extractor("fashion-a"), "real", progress=False)
     assert side.moments.count == 300 and side.features is None
+
+
+def test_classes_of_one_image_a_step_are_refused(train_error):
+    """Their advantages within a class are all 0: the run would learn nothing and not say so."""
+    told = train_error("--candidates", "1")
+    assert "--normalise class" in told and "the 10 images of a step have fewer than 2 on average, among 10" in told
+    config = replace(PRESETS["smoke"][1], candidates=1)
+    for other in (replace(config, normalise="batch"), replace(config, candidates=2)):
+        check_classes(other, SiT(FASHION_SIT))
 
 
 def test_a_count_that_nobody_told_is_not_printed_as_a_number():

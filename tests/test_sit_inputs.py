@@ -17,8 +17,9 @@ from sit_rl.inputs import reading, require_paths
 from sit_rl.models import convert
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.runlog import RunLog, start_wandb
+from sit_rl.runlog import start_wandb
 
+RESULTS = Path(__file__).parent.parent / "bench" / "results" / "fashion"
 MODULES = {
     "train": train, "sample": sample, "evaluate": evaluate_command, "compare": compare, "report": report, "ema": ema,
     "convert": convert, "pretrain": pretrain,
@@ -76,6 +77,26 @@ def test_a_run_that_is_not_there(refused, line):
     assert "run a " in refused(line) and ("run b" in refused(line)) == ("b" in line.split())
 
 
+def test_pretraining_on_images_without_labels_is_refused_before_they_are_read(refused, monkeypatch):
+    monkeypatch.setattr(train, "build_setting", None)  # a call would be another error
+    told = refused("train --preset smoke --estimator pretraining --real .")
+    assert told.startswith("error: --estimator pretraining fits real images with labels, which --real . does not give")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--evaluate-every -1", "--evaluate-every is -1; it must not be negative"),
+        ("--evaluate-every-images 1", "--evaluate-every-images is 1; a covariance needs at least 2"),
+        ("--ema 1", "--ema is 1.0; it must be in [0, 1)"),
+        ("--ema-extra 0.5 -0.1", "--ema-extra is -0.1; it must be in [0, 1)"),
+        ("--ema-power 0.1 0.5", "--ema-power 0.5: sigma_rel is 0.5; it must be in (0, 0.2887]"),
+    ],
+)
+def test_numbers_that_would_fail_on_the_way_are_refused_at_once(refused, flags, told):
+    assert told in refused(f"train --preset smoke {flags}")
+
+
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(FileNotFoundError, match="--real .* may not be read by this user; change the permissions"):
@@ -99,22 +120,62 @@ def test_a_missing_package_is_told_before_any_work(refused, monkeypatch, flags, 
     assert told == f"error: {flags.split()[0]} needs {package}: pip install 'fastfid[{extra}]'"
 
 
-def test_wandb_that_cannot_begin_says_what_to_do(tmp_path, monkeypatch):
-    """Before the networks are loaded: the log is opened first."""
+def test_wandb_that_cannot_begin_says_what_to_do(tmp_path, monkeypatch, refused):
+    """Before the networks are loaded: its run is begun first."""
 
     def init(**_):
         raise RuntimeError("api_key not configured")
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    replace(PRESETS["smoke"][1], out=tmp_path).save(tmp_path / "config.yaml")
     with pytest.raises(OSError, match=r"--wandb project could not begin a run \(api_key not configured\); run `wandb"):
-        start_wandb("project", tmp_path)
-    opened = []
-    monkeypatch.setattr(train, "RunLog", lambda *a, **k: opened.append("log") or RunLog(*a, **k))
-    monkeypatch.setattr(train, "build_setting", lambda *a, **k: opened.append("setting"))
-    with pytest.raises(SystemExit, match="2"):
-        train.main(["--preset", "smoke", "--wandb", "x", "--out", str(tmp_path / "run"), "--threads", "1"])
-    assert opened == ["log"]
+        start_wandb(replace(PRESETS["smoke"][1], out=tmp_path, wandb="project"))
+    monkeypatch.setattr(train, "build_setting", None)  # a call would be another error
+    assert "--wandb x could not begin a run" in refused("train --preset smoke --wandb x --out a/run --threads 1")
+
+
+def run_folder(place: Path) -> Path:
+    """A folder as a finished run leaves it, small."""
+    (place / "checkpoints" / "step-000002").mkdir(parents=True)
+    (place / "checkpoints" / "step-000002" / "state.json").write_text("{}")
+    for name in ("summary.json", "ema.safetensors"):
+        (place / name).write_text(name)
+    PRESETS["smoke"][1].save(place / "config.yaml")
+    return place
+
+
+def content(place: Path) -> dict[str, bytes]:
+    """Every file in a folder."""
+    return {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("flags", ["", "--no-resume "])
+@pytest.mark.parametrize("what", ["--real cut.npz", "--checkpoint cut.pt", "--weights cut.safetensors"])
+def test_a_refused_command_leaves_no_folder_and_keeps_the_run_that_was_there(weights, refused, flags, what):
+    """A file that is there and broken, which only reading it tells."""
+    cut(weights / "whole.pt", 0.5), cut(weights / "whole.safetensors", 0.5)
+    (weights / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    if what.startswith("--weights"):
+        what += " --judge-features none"
+    if flags:
+        before = content(run_folder(weights / "new" / "run"))
+    assert what.split()[0] in refused(f"train --preset smoke --threads 1 {flags}--out new/run {what}")
+    assert not flags or content(weights / "new" / "run") == before
+
+
+def test_a_fresh_run_removes_nothing_but_a_run(tmp_path, refused):
+    """--out at a project's folder with checkpoints or figures of its own would delete them."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "SiT-XL-2-256x256.pt").write_text("weights")
+    (tmp_path / "config.yaml").write_text("title: mine\n")
+    for flags in ("", "--no-resume "):
+        told = refused(f"train --preset smoke --threads 1 {flags}--out .")
+        assert told == "error: checkpoints is in the way and . is no run's folder; choose another --out"
+    place = run_folder(tmp_path / "run")
+    told = refused(f"train --preset smoke --threads 1 --no-resume --out run --checkpoint {place}/ema.safetensors")
+    assert "is part of the run that a fresh one in run would replace; copy it elsewhere" in told
+    train.shutil.rmtree(place / "checkpoints")
+    told = refused("train --preset smoke --threads 1 --out run")
+    assert told.startswith("error: run holds a finished run without its checkpoints; choose another --out, or --no-res")
 
 
 # --- files that are there and broken -------------------------------------------------------------------------------
@@ -189,6 +250,17 @@ def test_broken_files_name_their_flag(weights, refused):
         "report cut.pt": "run cut.pt is a file; pass the folder",
     }.items():
         assert told in refused(line), line
+
+
+def test_places_that_cannot_be_written_name_their_flag(tmp_path, refused):
+    (tmp_path / "file").write_text("")
+    for line in ("train --preset smoke --threads 1 --out file/run", "evaluate --images 20 --threads 1 --out file/run"):
+        told = refused(line)
+        assert told == "error: --out file/run cannot be written (Not a directory); choose another place"
+    place = run_folder(tmp_path / "run")
+    (place / "summary.json").write_bytes((RESULTS / "advantage_matching-0.json").read_bytes())
+    (place / "figures").write_text("in the way")
+    assert refused("report run") == "error: run run cannot be written (File exists); choose another place"
 
 
 def test_an_autoencoder_that_was_cut_names_file_and_size(tmp_path):

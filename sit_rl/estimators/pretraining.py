@@ -23,13 +23,6 @@ class Pretraining(Estimator):
 
     rolls_out = False
 
-    def __init__(self, config, setting):
-        super().__init__(config, setting)
-        if setting.real_images is None:
-            raise ValueError(
-                "--estimator pretraining needs real images with labels; it runs on the embedded default only"
-            )
-
     @property
     def updates(self) -> int:
         """As many minibatches as the evaluations of an RL step pay for."""
@@ -38,14 +31,11 @@ class Pretraining(Estimator):
         return max(1, round(evaluations / (3 * c.minibatch)))
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:
-        """Rows of the real images, drawn without replacement inside a minibatch."""
+        """Rows of the real images, drawn without replacement inside a minibatch, which is all of them at most."""
         total = len(self.setting.real_images)
+        size = min(self.config.minibatch, total)
         for u in range(self.updates):
-            yield (
-                generator(self.config.seed, Stream.SHUFFLE, step, u)
-                .choice(total, self.config.minibatch, replace=False)
-                .tolist()
-            )
+            yield generator(self.config.seed, Stream.SHUFFLE, step, u).choice(total, size, replace=False).tolist()
 
     def share(self, indices: list[int], of_rank: int) -> list[int]:
         """Real images belong to no rank: every world-th."""

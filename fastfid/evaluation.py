@@ -33,9 +33,9 @@ from fastfid.features import FeatureExtractor
 from fastfid.frechet import FrechetTerms, frechet_terms
 from fastfid.materials import Material, Settings, gather, holds_features, networks_of, open_side
 from fastfid.moments import FeatureMoments
-from fastfid.protocols import Protocol, protocol_named
+from fastfid.protocols import METRICS, Protocol, protocol_named
 from fastfid.results import DifferenceResult, EvaluationResult
-from fastfid.scores import METRICS, Pair, compute, fd_label
+from fastfid.scores import Pair, compute, fd_label
 from fastfid.statistics import Statistics, check_comparable, without_provenance
 from fastfid.uncertainty import jackknife_variance, normal_interval
 
@@ -56,7 +56,7 @@ def evaluate(
     samples, reference  folder, .zip, .npz, .npy of images; a file of statistics or features (`read_statistics`); an
                         ImageSource, Statistics, FeatureMoments; a tensor or array of images, or of features [n, d];
                         a pair (images, labels); a DataLoader, generator or other iterable of batches, read once
-    metrics             of METRICS; the protocol's unless given
+    metrics             of fastfid.protocols.METRICS; the protocol's unless given
     features            network name, FeatureExtractor, or several; what saved statistics record, else the protocol's
     protocol            name of fastfid.protocols, setting network, resizing and metric defaults together
     weights             None    path of the network's weights file, or {network: path} for several
@@ -101,7 +101,7 @@ def _add_scores(result: EvaluationResult, pair: Pair, metrics: Sequence[str]) ->
     """Everything that one network tells, appended to `result`."""
     mine, theirs = pair.samples, pair.reference
     result.warnings += check_comparable(mine.as_statistics(), theirs.as_statistics(), pair.settings.force)
-    result.warnings += _few_images(mine, theirs) + _same_images(mine, theirs)
+    result.warnings += _untold(pair.protocol, mine, theirs) + _few_images(mine, theirs) + _same_images(mine, theirs)
     scores, left_out = compute(pair, metrics, result.warnings)
     result.scores += scores
     result.left_out += left_out
@@ -147,6 +147,7 @@ def diff(
         first, second, third = (material for (material,) in materials)
         for side in (first, second):
             warnings.extend(check_comparable(side.as_statistics(), third.as_statistics(), settings.force))
+        warnings.extend(_untold(chosen, first, second, third))
         pairs = [Pair(side, third, chosen, settings) for side in (first, second)]
         variance, method = _difference_variance(pairs, same_noise)
         values = [pair.terms.total for pair in pairs]
@@ -168,7 +169,13 @@ def _difference_variance(pairs: list[Pair], same_noise: bool) -> tuple[float, st
     of_a, of_b = (pair.sample_changes for pair in pairs)
     for pair, changes in zip(pairs, (of_a, of_b), strict=True):
         if changes is None:
-            raise ValueError(f"{pair.samples.name} holds {pair.samples.moments.count} images; an interval needs 3")
+            rows = len(pair.samples.features)
+            raise ValueError(
+                f"{pair.samples.name} holds {rows} images; an interval needs 3"
+                if rows < 3
+                else f"the mu and sigma in {pair.samples.name} are not of its {rows} images, and an interval needs "
+                "images; pass the images alone"
+            )
     if same_noise:
         if len(of_a) != len(of_b):
             raise ValueError(f"same_noise pairs images, but A has {len(of_a)} and B {len(of_b)}; pass equal numbers")
@@ -225,7 +232,7 @@ def compare(
     """
     settings, chosen = Settings.of(settings), protocol_named(protocol)
     with distributed.agreement():
-        sides = [open_side(x, str(x), settings) for x in (a, b)]
+        sides = [open_side(x, role, settings) for x, role in ((a, "A"), (b, "B"))]
         networks = networks_of(features, chosen, sides, settings)
     warnings: list[str] = []
     materials = gather(sides, networks, settings, warnings, keep=False)
@@ -233,7 +240,7 @@ def compare(
     def compared() -> tuple[Material, Material, FrechetTerms, list[str]]:
         (first,), (second,) = materials
         warnings.extend(check_comparable(first.as_statistics(), second.as_statistics(), settings.force))
-        warnings.extend(_few_images(first, second))
+        warnings.extend(_untold(chosen, first, second) + _few_images(first, second))
         terms = frechet_terms(without_provenance(first.moments), without_provenance(second.moments))
         return first, second, terms, warnings
 
@@ -252,6 +259,28 @@ def checked_metrics(metrics: Sequence[str] | None, protocol: Protocol) -> tuple[
     if unknown or not metrics:
         raise ValueError(f"unknown metric {', '.join(map(repr, unknown)) or '()'}; choose of {', '.join(METRICS)}")
     return tuple(dict.fromkeys(metrics))
+
+
+def _untold(protocol: Protocol, *sides: Material) -> list[str]:
+    """Warnings for peers' files and bare features: what they do not tell is taken to be as on the other side.
+
+    Files of Inception's statistics that name it, ADM's and EDM2's, are of images resized as TensorFlow 1 does.
+    """
+    known = next((side for side in sides if side.provenance.get("preprocessing")), None)
+    found = []
+    for side in sides if known else ():
+        network, prepared = (side.provenance.get(key) for key in ("extractor", "preprocessing"))
+        if not network:
+            found.append(
+                f"{side.name} does not tell which network its features are of; they are taken for those of "
+                f"{known.network}"
+            )
+        elif not prepared and network == "inception" and protocol.inception != "tf1":
+            found.append(
+                f"{side.name} does not tell how its images were prepared; they are taken to be as {known.name}: "
+                f"{known.provenance['preprocessing']}"
+            )
+    return found
 
 
 def _few_images(*sides: Material) -> list[str]:

@@ -1,0 +1,59 @@
+"""The named networks, as far as the command line's help has to know them: nothing here loads torch.
+
+What makes extractors of them is in features.py and extractors.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+BATCH_SIZE = 256  # images a network sees at once; 256 × 3 × 299² float32 of Inception input are 275 MB
+
+
+@dataclass(frozen=True)
+class FashionNetConfig:
+    """Shape of a FashionNet: channels of its three stages, feature width d, kernel side, activation, downsampling."""
+
+    channels: tuple[int, int, int]
+    feature_dim: int
+    kernel_size: int
+    activation: str  # "relu" or "gelu"
+    downsample: str  # "stride" (strided convolution) or "avgpool" (2×2 mean after the convolution)
+
+
+# Two networks that differ in every choice, so that a reward taken on one can be checked on the other.
+FASHION_NETS = {
+    "fashion-a": FashionNetConfig((32, 64, 128), 128, kernel_size=3, activation="relu", downsample="stride"),
+    "fashion-b": FashionNetConfig((24, 48, 96), 96, kernel_size=5, activation="gelu", downsample="avgpool"),
+}
+
+DINOV2_MODELS = {  # the name here: timm's name of the same network
+    "dinov2": "vit_large_patch14_dinov2",
+    "dinov2-s": "vit_small_patch14_dinov2",
+    "dinov2-b": "vit_base_patch14_dinov2",
+    "dinov2-g": "vit_giant_patch14_dinov2",
+}
+
+
+class ClipModel(NamedTuple):
+    """timm's name of a CLIP image tower, the width of its projection, and whether its activation is QuickGELU."""
+
+    timm_name: str
+    dim: int
+    quick_gelu: bool
+
+
+CLIP_MODELS = {  # OpenAI's networks, with the QuickGELU they were trained with; OpenCLIP's (LAION) with plain GELU
+    "clip-b32": ClipModel("vit_base_patch32_clip_224", 512, quick_gelu=True),
+    "clip-l14": ClipModel("vit_large_patch14_clip_224", 768, quick_gelu=True),
+    "clip-l14-336": ClipModel("vit_large_patch14_clip_336", 768, quick_gelu=True),  # CMMD's
+    "openclip-b32": ClipModel("vit_base_patch32_clip_224", 512, quick_gelu=False),
+    "openclip-l14": ClipModel("vit_large_patch14_clip_224", 768, quick_gelu=False),
+}
+
+# EfficientNet-Lite0 by the side S of its input: 224 pixels, at which it was trained, and 96, at which 97% of its units
+# still answer to images of 28 pixels, eight times as fast.  Both are multiples of 32, its total stride.
+EFFICIENTNET_SIDES = {"efficientnet-lite0": 96, "efficientnet-lite0-224": 224}
+
+NETWORK_NAMES = (*FASHION_NETS, "inception", *DINOV2_MODELS, *CLIP_MODELS, *EFFICIENTNET_SIDES)
