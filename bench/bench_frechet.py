@@ -1,6 +1,7 @@
 """Fréchet distance of two given moments by different roots, in seconds; nothing is asserted about time.
 
-fastfid             both sides fresh: a Cholesky factor (d³/3 flops), M = Lᵀ Σ_b L (d³), its eigenvalues (4d³/3)
+fastfid             both sides fresh: a Cholesky factor (d³/3 flops), M = Lᵀ Σ_b L (d³), and tr √M (4d³/3): from its
+                    eigenvalues at d = 512, from a band of them and log-determinants at 2048
 fastfid, prepared   the same with the reference side factored once before, by `fastfid.frechet.prepare`
 fastfid, eigh       the route of singular sides: one eigh (the factor), M by two full products, its eigenvalues
 pytorch-fid         its own `calculate_frechet_distance` where it is installed and runs, else the same in our words:

@@ -202,6 +202,21 @@ py::tuple centre_rows(const py::array& reference, const py::array& index, const 
     return py::make_tuple(norms, sums, totals);
 }
 
+py::array_t<double> band_logdets(const py::array& band, const Doubles& shifts, double origin, int threads, const std::string& isa) {
+    check_threads(threads);
+    const double* entries = dense<double>(band, "band", 2);
+    require(band.shape(1) >= 1 && shifts.ndim() == 1,
+            "band must be [d, width + 1] and shifts [n], got " + shape_of(band) + " and " + shape_of(shifts));
+    const fastfid::BandMatrix matrix{entries, band.shape(0), band.shape(1) - 1, shifts.data(), shifts.size(), origin};
+    py::array_t<double> logdets(matrix.count);
+    double* out = logdets.mutable_data();
+    {
+        py::gil_scoped_release release;
+        fastfid::band_logdets(matrix, threads, isa, out);
+    }
+    return logdets;
+}
+
 #ifdef FASTFID_CUDA
 int ldl_logdet_cuda(uintptr_t matrices, uintptr_t logdets, uintptr_t bad, int64_t count, int k, int removed, double slack,
                     bool is_double, uintptr_t stream) {
@@ -244,6 +259,9 @@ PYBIND11_MODULE(_C, m) {
           "Fills centred [B, m_a, d] with added − mean.  With s the sum of added less that of removed centred rows, returns\n"
           "(square norms of the added rows [B, m_a], [B, 3] of |s|², s·gap, sum of |y_a|² less sum of |y_r|², s [B, d] where\n"
           "asked for), float64.");
+    m.def("band_logdets", &band_logdets, py::arg("band"), py::arg("shifts"), py::arg("origin"), py::arg("threads"), py::arg("isa") = "",
+          "log det(B + s) − d·log(origin + s) of a symmetric band matrix at every shift s [n], float64; NaN where B + s is not\n"
+          "positive definite.  band [d, width + 1] float64, row i from B[i, i − width] to B[i, i].");
 #ifdef FASTFID_CUDA
     m.attr("has_cuda") = true;
     m.def("ldl_logdet_cuda", &ldl_logdet_cuda, py::arg("matrices"), py::arg("logdets"), py::arg("bad"), py::arg("count"),

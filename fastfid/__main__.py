@@ -413,6 +413,7 @@ def _report(arguments: argparse.Namespace, a: Material, b: Material, terms: Frec
         "mean_term": terms.mean_term,
         "trace_term": terms.trace_term,
         "root_term": terms.root_term,
+        "root_by": terms.root_by,
         "clipped_eigenvalues": terms.clipped,
         "network": a.network,
         "dim": a.moments.dim,

@@ -11,14 +11,17 @@ part to discard and no constant added to a diagonal.  Two routes to R:
             makes M no larger than the rank r of Σ_a: wherever a count bounds the rank below d, or Σ_a is singular to
             float64.
 
+and two to tr √M: its eigenvalues or, for a large M on the CPU that Cholesky made and that is positive definite to
+float64, log-determinants (fastfid/band_root.py).
+
 Accuracy.  Measured at d = 300 against the singular values of the rows, relative to tr Σ_a + tr Σ_b: where one side has
 κ ≤ 1e4 and the other any κ up to 1e12, Cholesky's route errs by 7e-14 at most, eigh's by 7e-12; where κ(M) passes
 1/(8ε) = 6e14 both lose the roots they take for zero, 4e-8 (NOISE in fastfid/sqrtm.py).  At d = 2048, N = 5,000 and
 6,000, the two differ by 2e-13 with variances 1/i (κ = 9e3) and by 2e-9 with 1/i² (κ = 1e7).
 
-Speed.  Measured at d = 2048, one thread: Cholesky 0.2 s, M 0.25, its eigenvalues 0.7–0.9 by torch (1.3–1.5 by LAPACK
-through SciPy and NumPy), against 3.2 for the one eigh.  The log-determinant quadrature of fastfid/quadrature.py would
-take a Cholesky factorisation per node, 0.2 s, and more than four nodes: slower.
+Speed.  Measured at d = 2048, one thread: Cholesky 0.2 s, M 0.25, tr √M 0.6 by log-determinants, 0.8–1.0 by torch's
+eigenvalues (1.3–1.5 by LAPACK through SciPy and NumPy), against 3.2 for the one eigh.  Log-determinants of M itself
+would take a Cholesky factorisation for each of 40 nodes; those of a band with its eigenvalues take 0.03 s together.
 
 Gradient (the transport map between the Gaussians; Olkin & Pukelsheim 1982), for either R:
     ∂ tr√M / ∂Σ_b = ½ Rᵀ M^{-1/2} R,      ∂ tr√M / ∂Σ_a = ½ R⁺ M^{1/2} R⁺ᵀ,   R⁺ = L⁻ᵀ or V diag(1/√w).
@@ -33,6 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastfid import band_root
 from fastfid.moments import FeatureMoments, check_same_features
 from fastfid.sqrtm import ASYMMETRY, EPS, NOISE, refuse_indefinite, symmetric_factor
 
@@ -62,6 +66,7 @@ class FrechetTerms:
     most_negative  the lowest of them, 0.0 if none
     rank           r, directions of the factored side that were kept
     route          "cholesky" or "eigh", how that side was factored (this module's docstring)
+    root_by        "log-determinants" or "eigenvalues", where tr √M is from
     """
 
     mean_term: float | Tensor
@@ -71,6 +76,7 @@ class FrechetTerms:
     most_negative: float
     rank: int
     route: str
+    root_by: str = "eigenvalues"
 
     @property
     def total(self) -> float | Tensor:
@@ -131,14 +137,14 @@ class FactoredPair:
     route: str
     swapped: bool
 
-    def terms(self, trace: Tensor, clipped: int, most_negative: float) -> FrechetTerms:
+    def terms(self, trace: Tensor, clipped: int, most_negative: float, root_by: str = "eigenvalues") -> FrechetTerms:
         """The terms from what `trace_of_roots` tells."""
         a, b = self.factored, self.other
         difference = a.mean - b.mean
         terms = difference @ difference, torch.trace(a.cov) + torch.trace(b.cov), 2 * trace
         if not any(term.requires_grad for term in terms):
             terms = tuple(term.item() for term in terms)
-        return FrechetTerms(*terms, clipped, most_negative, len(self.root), self.route)
+        return FrechetTerms(*terms, clipped, most_negative, len(self.root), self.route, root_by)
 
 
 def factored_pair(a: Side, b: Side) -> FactoredPair:
@@ -184,27 +190,34 @@ def trace_of_roots(eigenvalues: Tensor) -> tuple[Tensor, int, float]:
     return eigenvalues[_resolved(eigenvalues)].sqrt().sum(), len(negative), most_negative
 
 
+def _trace_of_root(matrix: Tensor, route: str) -> tuple[Tensor, int, float, str]:
+    """As `_TraceRoot`, from the lower triangle of M [r, r], which is overwritten."""
+    if route == "cholesky" and band_root.suits(matrix):
+        band = band_root.reduce_to_band(matrix.T)
+        trace = band_root.trace_of_root(band, NOISE)
+        if trace is not None:
+            return torch.tensor(trace, dtype=torch.float64), 0, 0.0, "log-determinants"
+        matrix = band.dense.T
+    return *trace_of_roots(torch.linalg.eigvalsh(matrix, UPLO="L")), "eigenvalues"
+
+
 def _resolved(eigenvalues: Tensor) -> Tensor:
     return eigenvalues > NOISE * eigenvalues.max() if len(eigenvalues) else eigenvalues > 0
 
 
 class _TraceRoot(torch.autograd.Function):
-    """tr √(R Σ_other Rᵀ) with Σ_factored = RᵀR; returns it, the clipped count and the most negative eigenvalue."""
+    """tr √(R Σ_other Rᵀ) with Σ_factored = RᵀR; returns what `trace_of_roots` does and FrechetTerms' `root_by`."""
 
     @staticmethod
     def forward(ctx, cov_factored: Tensor, cov_other: Tensor, root: Tensor, route: str):
         matrix = under_root(root, cov_other, route)
-        differentiate = any(ctx.needs_input_grad)
-        if differentiate:
-            eigenvalues, vectors = torch.linalg.eigh(matrix, UPLO="L")
-        else:
-            eigenvalues, vectors = torch.linalg.eigvalsh(matrix, UPLO="L"), None
-        found = trace_of_roots(eigenvalues)
-        if differentiate:
-            kept = _resolved(eigenvalues)
-            ctx.save_for_backward(root, eigenvalues[kept].sqrt(), vectors[:, kept])
-            ctx.route = route
-        return found
+        if not any(ctx.needs_input_grad):
+            return _trace_of_root(matrix, route)
+        eigenvalues, vectors = torch.linalg.eigh(matrix, UPLO="L")
+        kept = _resolved(eigenvalues)
+        ctx.save_for_backward(root, eigenvalues[kept].sqrt(), vectors[:, kept])
+        ctx.route = route
+        return *trace_of_roots(eigenvalues), "eigenvalues"
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -287,7 +300,7 @@ def under_root(root: Tensor, cov: Tensor, route: str) -> Tensor:
     if root.shape[0] < root.shape[1]:
         varies = _varying(root)
         root, cov = root[:, varies], cov[varies][:, varies]
-    dim, product = len(cov), torch.zeros_like(cov).T  # column by column, as LAPACK wants it
+    dim, product = len(cov), cov.new_zeros(cov.shape).T  # column by column, as LAPACK wants it
     for j in range(0, dim, COLUMNS):
         columns = cov[j:, j:] @ root.T[j:, j : j + COLUMNS]
         for i in range(j, dim, COLUMNS):

@@ -70,8 +70,19 @@ double run(const std::string& isa, int64_t removed, int64_t added, int64_t rank,
     return checksum;
 }
 
+double run_band(const std::string& isa, int64_t dim, int64_t width, int64_t count, int threads) {
+    const auto band = rows_of(dim, width + 1);
+    const std::vector<double> shifts(count, 4.0 * double(width + 1));
+    std::vector<double> logdets(count);
+    band_logdets({band.data(), dim, width, shifts.data(), count, 1.0}, threads, isa, logdets.data());
+    return logdets[count - 1];
+}
+
 int main() {
     double checksum = 0;
+    const int64_t bands[][3] = {{1, 0, 1}, {1, 5, 3}, {2, 1, 8}, {7, 3, 9}, {30, 4, 17}, {41, 64, 5}, {131, 21, 33}};
+    for (const std::string& isa : instruction_sets())
+        for (const auto& band : bands) checksum += run_band(isa, band[0], band[1], band[2], 2);
     const int64_t shapes[][3] = {{1, 1, 1}, {1, 0, 40}, {0, 1, 40}, {2, 3, 7}, {5, 9, 75}, {16, 17, 131}, {33, 0, 50}, {0, 35, 300}, {2, 3, 1100}};
     for (const std::string& isa : instruction_sets())
         for (const auto& shape : shapes)

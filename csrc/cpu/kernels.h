@@ -28,6 +28,11 @@ struct Kernels {
     void (*singles)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int64_t c, T* memory, double* sums);
     // Candidate c of FeatureRows → CentredRows, the same for either T.  memory: [d] doubles.
     void (*centre)(const FeatureRows& rows, int64_t c, double* memory, const CentredRows& out);
+    // Shifts first … first + band_lanes() − 1 of BandMatrix → logdets [count], NaN where B + s is not positive definite; the
+    // same for either T.  memory: band_workspace doubles, zeroed and 64-byte aligned.
+    int64_t (*band_lanes)();
+    int64_t (*band_workspace)(int64_t width);
+    void (*band_logdets)(const BandMatrix& matrix, int64_t first, double* memory, double* logdets);
 };
 
 #define FASTFID_DECLARE(isa)               \
@@ -42,6 +47,7 @@ struct Kernels {
 namespace fastfid {
 FASTFID_DECLARE(FASTFID_ISA)
 }
+#include "band_kernel.h"
 #include "gradient_kernel.h"
 #include "rows_kernel.h"
 
@@ -49,7 +55,8 @@ namespace fastfid {
 namespace FASTFID_ISA {
 template <class T>
 Kernels<T> kernels() {
-    return {workspace<T>, shared_size<T>, share_removed<T>, candidate_logdets<T>, candidate_gradient<T>, candidate_singles<T>, centre_candidate};
+    return {workspace<T>,         shared_size<T>,   share_removed<T>, candidate_logdets<T>, candidate_gradient<T>,
+            candidate_singles<T>, centre_candidate, band_lanes,       band_workspace,       band_logdets};
 }
 template Kernels<float> kernels<float>();
 template Kernels<double> kernels<double>();

@@ -65,4 +65,13 @@ struct CentredRows {
     double* totals;             // [candidates, d] s, or null where it is not wanted
 };
 
+// A symmetric band matrix B and the multiples of the identity that are added to it (band_kernel.h).
+struct BandMatrix {
+    const double* band;    // [dim, width + 1], row i from B_{i,i−width} to B_ii; what would lie left of column 0 is not read
+    int64_t dim, width;
+    const double* shifts;  // [count] s
+    int64_t count;
+    double origin;         // a of log det(B + s) − dim·log(a + s)
+};
+
 }  // namespace fastfid

@@ -205,6 +205,13 @@ void centre_rows(const FeatureRows& rows, int threads, const std::string& isa, c
     });
 }
 
+void band_logdets(const BandMatrix& matrix, int threads, const std::string& isa, double* logdets) {
+    const Kernels<double> kernels = kernels_of<double>(isa);
+    const int64_t lanes = kernels.band_lanes();
+    share<double>((matrix.count + lanes - 1) / lanes, threads, kernels.band_workspace(matrix.width),
+                  [&](int64_t set, double* memory) { kernels.band_logdets(matrix, set * lanes, memory, logdets); });
+}
+
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> found;
     for (const char* isa : {"avx512", "avx2", "baseline", "wide"})

@@ -31,6 +31,9 @@ void swap_singles(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int thr
 
 void centre_rows(const FeatureRows& rows, int threads, const std::string& isa, const CentredRows& out);
 
+// log det(B + s) − dim·log(origin + s) at every shift s: logdets [count], NaN where B + s is not positive definite.
+void band_logdets(const BandMatrix& matrix, int threads, const std::string& isa, double* logdets);
+
 // Instruction sets usable here, best first.
 std::vector<std::string> instruction_sets();
 
