@@ -7,79 +7,146 @@
 namespace fastfid {
 namespace FASTFID_ISA {
 
-// Lanes summed apart and added in the end, so that the compiler may use vectors: the order is fixed, as bitwise repeatable
-// results need.  8 float64 are two or four registers.
-constexpr int64_t LANES = 8;
+// W entries of X, float or double, at any address, W those of a vector of doubles.
+template <class X>
+struct Entries {
+    typedef X loose __attribute__((vector_size(Vector<double>::width * sizeof(X)), may_alias, aligned(sizeof(X))));
+};
 
-// One row: y = x − μ stored where `out` is not null, |y|² returned, sum += sign·y.  One pass, in float64.
-template <class X, class Y>
-double centre_row(const X* row, const double* mean, double sign, int64_t dim, Y* out, double* sum) {
-    double lanes[LANES] = {};
-    int64_t p = 0;
-    for (; p + LANES <= dim; p += LANES)
-        for (int64_t x = 0; x < LANES; x++) {
-            const double y = double(row[p + x]) - mean[p + x];
-            if (out) out[p + x] = Y(y);
-            sum[p + x] += sign * y;
-            lanes[x] += y * y;
-        }
-    for (; p < dim; p++) {
-        const double y = double(row[p]) - mean[p];
-        if (out) out[p] = Y(y);
-        sum[p] += sign * y;
-        lanes[0] += y * y;
-    }
+template <class X>
+void load_entries(const X* from, Vector<double>::type& to) {
+    to = __builtin_convertvector(*(const typename Entries<X>::loose*)from, Vector<double>::type);
+}
+
+template <class Y>
+void store_entries(const Vector<double>::type& from, Y* to) {
+    *(typename Entries<Y>::loose*)to = __builtin_convertvector(from, typename Entries<Y>::loose);
+}
+
+// Sum of a vector's lanes in float64, from the first to the last: the order is fixed, as bitwise repeatable results need.
+template <class T>
+double sum_lanes(const typename Vector<T>::type& v) {
+    alignas(64) T lanes[Vector<T>::width];
+    memcpy(lanes, &v, sizeof v);
     double total = 0;
-    for (double lane : lanes) total += lane;
+    for (T lane : lanes) total += lane;
     return total;
 }
 
-template <class X>
-double centre_removed(const FeatureRows& rows, int64_t c, double* sum) {
-    double squares = 0;
-    for (int64_t i = 0; i < rows.removed; i++) {
-        const X* row = static_cast<const X*>(rows.reference) + rows.index[c * rows.removed + i] * rows.dim;
-        squares += centre_row<X, X>(row, rows.mean, -1, rows.dim, nullptr, sum);
+// Rows centred at once: they share each read of μ and each update of the sum.
+constexpr int64_t ABREAST = 4;
+
+// Some rows: y = x − μ stored where `out` is not null, squares[i] = |y_i|², sum += sign·Σ y.  One pass, in float64.
+template <class X, class Y, int64_t count>
+void centre_together(const X* const* rows, const double* mean, double sign, int64_t dim, Y* const* out, double* sum,
+                     double* squares) {
+    using V = Vector<double>::type;
+    using Loose = Vector<double>::loose;
+    constexpr int64_t width = Vector<double>::width;
+    V lanes[count] = {};
+    double ends[count] = {};
+    int64_t p = 0;
+    for (; p + width <= dim; p += width) {
+        const V at = *(const Loose*)(mean + p);
+        V total{};
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < count; i++) {
+            V y;
+            load_entries(rows[i] + p, y);
+            y -= at;
+            if (out) store_entries(y, out[i] + p);
+            total += y;
+            lanes[i] += y * y;
+        }
+        *(Loose*)(sum + p) += sign * total;
     }
-    return squares;
+    for (; p < dim; p++)
+        for (int64_t i = 0; i < count; i++) {
+            const double y = double(rows[i][p]) - mean[p];
+            if (out) out[i][p] = Y(y);
+            sum[p] += sign * y;
+            ends[i] += y * y;
+        }
+    for (int64_t i = 0; i < count; i++) squares[i] = sum_lanes<double>(lanes[i]) + ends[i];
 }
 
+// `count` rows, ABREAST at a time: row(i) and out(i) are where the i-th is and goes.
+template <class X, class Y, class Row, class Out>
+void centre_all(int64_t count, const Row& row, const Out& out, const double* mean, double sign, int64_t dim, double* sum,
+                double* squares) {
+    const X* rows[ABREAST];
+    Y* outs[ABREAST];
+    for (int64_t i = 0; i < count;) {
+        const int64_t together = count - i < ABREAST ? 1 : ABREAST;
+        for (int64_t x = 0; x < together; x++) rows[x] = row(i + x), outs[x] = out(i + x);
+        const auto centre = together == 1 ? centre_together<X, Y, 1> : centre_together<X, Y, ABREAST>;
+        centre(rows, mean, sign, dim, outs[0] ? outs : nullptr, sum, squares + i);
+        i += together;
+    }
+}
+
+// Σ |y_r|², and −Σ y_r in sum.
+template <class X>
+double centre_removed(const FeatureRows& rows, int64_t c, double* sum) {
+    const int64_t* index = rows.index + c * rows.removed;
+    double total = 0, squares[ABREAST];
+    for (int64_t i = 0; i < rows.removed; i += ABREAST) {
+        const int64_t count = rows.removed - i < ABREAST ? rows.removed - i : ABREAST;
+        const auto row = [&](int64_t x) { return static_cast<const X*>(rows.reference) + index[i + x] * rows.dim; };
+        centre_all<X, X>(count, row, [](int64_t) { return (X*)nullptr; }, rows.mean, -1, rows.dim, sum, squares);
+        for (int64_t x = 0; x < count; x++) total += squares[x];
+    }
+    return total;
+}
+
+// Σ |y_a|², and Σ y_a added to sum.
 template <class X, class Y>
 double centre_added(const FeatureRows& rows, int64_t c, double* sum, const CentredRows& out) {
-    double squares = 0;
-    for (int64_t i = 0; i < rows.added_count; i++) {
-        const X* row = static_cast<const X*>(rows.added) + c * rows.candidate_stride + i * rows.row_stride;
-        Y* centred = static_cast<Y*>(out.added) + (c * rows.added_count + i) * rows.dim;
-        const double square = centre_row<X, Y>(row, rows.mean, 1, rows.dim, centred, sum);
-        out.square_norms[c * rows.added_count + i] = square;
-        squares += square;
-    }
-    return squares;
+    const auto row = [&](int64_t i) { return static_cast<const X*>(rows.added) + c * rows.candidate_stride + i * rows.row_stride; };
+    const auto centred = [&](int64_t i) { return static_cast<Y*>(out.added) + (c * rows.added_count + i) * rows.dim; };
+    double *squares = out.square_norms + c * rows.added_count, total = 0;
+    centre_all<X, Y>(rows.added_count, row, centred, rows.mean, 1, rows.dim, sum, squares);
+    for (int64_t i = 0; i < rows.added_count; i++) total += squares[i];
+    return total;
 }
 
 // A candidate of one row each way, or of one added row alone: everything in one pass, without the sum in memory.
 template <class X, class A, class Y>
 void centre_pair(const FeatureRows& rows, int64_t c, const CentredRows& out) {
+    using V = Vector<double>::type;
+    using Loose = Vector<double>::loose;
+    constexpr int64_t width = Vector<double>::width;
     const A* added = static_cast<const A*>(rows.added) + c * rows.candidate_stride;
     const X* removed = rows.removed ? static_cast<const X*>(rows.reference) + rows.index[c] * rows.dim : nullptr;
     Y* centred = static_cast<Y*>(out.added) + c * rows.dim;
-    double *totals = out.totals ? out.totals + c * rows.dim : nullptr, lanes[4][LANES] = {};  // |y_a|², |y_r|², |s|², s·gap
-    const auto take = [&](int64_t p, int64_t x) {
+    double* totals = out.totals ? out.totals + c * rows.dim : nullptr;
+    V lanes[4] = {};  // |y_a|², |y_r|², |s|², s·gap
+    int64_t p = 0;
+    for (; p + width <= rows.dim; p += width) {
+        const V mean = *(const Loose*)(rows.mean + p);
+        V y_a, y_r{};
+        load_entries(added + p, y_a);
+        y_a -= mean;
+        if (removed) load_entries(removed + p, y_r), y_r -= mean;
+        const V s = y_a - y_r;
+        store_entries(y_a, centred + p);
+        if (totals) store_entries(s, totals + p);
+        lanes[0] += y_a * y_a;
+        lanes[1] += y_r * y_r;
+        lanes[2] += s * s;
+        lanes[3] += s * *(const Loose*)(rows.gap + p);
+    }
+    double sums[4];
+    for (int64_t i = 0; i < 4; i++) sums[i] = sum_lanes<double>(lanes[i]);
+    for (; p < rows.dim; p++) {
         const double y_a = double(added[p]) - rows.mean[p], y_r = removed ? double(removed[p]) - rows.mean[p] : 0, s = y_a - y_r;
         centred[p] = Y(y_a);
         if (totals) totals[p] = s;
-        lanes[0][x] += y_a * y_a;
-        lanes[1][x] += y_r * y_r;
-        lanes[2][x] += s * s;
-        lanes[3][x] += s * rows.gap[p];
-    };
-    int64_t p = 0;
-    for (; p + LANES <= rows.dim; p += LANES)
-        for (int64_t x = 0; x < LANES; x++) take(p + x, x);
-    for (; p < rows.dim; p++) take(p, 0);
-    double sums[4] = {};
-    for (int64_t y = 0; y < 4; y++)
-        for (double lane : lanes[y]) sums[y] += lane;
+        sums[0] += y_a * y_a;
+        sums[1] += y_r * y_r;
+        sums[2] += s * s;
+        sums[3] += s * rows.gap[p];
+    }
     out.square_norms[c] = sums[0];
     out.sums[c * 3] = sums[2];
     out.sums[c * 3 + 1] = sums[3];
@@ -113,16 +180,6 @@ inline void centre_candidate(const FeatureRows& rows, int64_t c, double* sum, co
     out.sums[c * 3] = square;
     out.sums[c * 3 + 1] = gap;
     out.sums[c * 3 + 2] = added - removed;
-}
-
-// Sum of a vector's lanes in float64.
-template <class T>
-double sum_lanes(const typename Vector<T>::type& v) {
-    alignas(64) T lanes[Vector<T>::width];
-    memcpy(lanes, &v, sizeof v);
-    double total = 0;
-    for (T lane : lanes) total += lane;
-    return total;
 }
 
 // A vector of the first `count` entries, zeros behind.
