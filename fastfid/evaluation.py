@@ -101,7 +101,7 @@ def _add_scores(result: EvaluationResult, pair: Pair, metrics: Sequence[str]) ->
     """Everything that one network tells, appended to `result`."""
     mine, theirs = pair.samples, pair.reference
     result.warnings += check_comparable(mine.as_statistics(), theirs.as_statistics(), pair.settings.force)
-    result.warnings += _untold(pair.protocol, mine, theirs) + _few_images(mine, theirs) + _same_images(mine, theirs)
+    result.warnings += _untold(mine, theirs) + _few_images(mine, theirs) + _same_images(mine, theirs)
     scores, left_out = compute(pair, metrics, result.warnings)
     result.scores += scores
     result.left_out += left_out
@@ -147,7 +147,7 @@ def diff(
         first, second, third = (material for (material,) in materials)
         for side in (first, second):
             warnings.extend(check_comparable(side.as_statistics(), third.as_statistics(), settings.force))
-        warnings.extend(_untold(chosen, first, second, third))
+        warnings.extend(_untold(first, second, third))
         pairs = [Pair(side, third, chosen, settings) for side in (first, second)]
         variance, method = _difference_variance(pairs, same_noise)
         values = [pair.terms.total for pair in pairs]
@@ -240,7 +240,7 @@ def compare(
     def compared() -> tuple[Material, Material, FrechetTerms, list[str]]:
         (first,), (second,) = materials
         warnings.extend(check_comparable(first.as_statistics(), second.as_statistics(), settings.force))
-        warnings.extend(_untold(chosen, first, second) + _few_images(first, second))
+        warnings.extend(_untold(first, second) + _few_images(first, second))
         terms = frechet_terms(without_provenance(first.moments), without_provenance(second.moments))
         return first, second, terms, warnings
 
@@ -261,11 +261,8 @@ def checked_metrics(metrics: Sequence[str] | None, protocol: Protocol) -> tuple[
     return tuple(dict.fromkeys(metrics))
 
 
-def _untold(protocol: Protocol, *sides: Material) -> list[str]:
-    """Warnings for peers' files and bare features: what they do not tell is taken to be as on the other side.
-
-    Files of Inception's statistics that name it, ADM's and EDM2's, are of images resized as TensorFlow 1 does.
-    """
+def _untold(*sides: Material) -> list[str]:
+    """Warnings for peers' files and bare features: what they do not tell is taken to be as on the other side."""
     known = next((side for side in sides if side.provenance.get("preprocessing")), None)
     found = []
     for side in sides if known else ():
@@ -275,7 +272,7 @@ def _untold(protocol: Protocol, *sides: Material) -> list[str]:
                 f"{side.name} does not tell which network its features are of; they are taken for those of "
                 f"{known.network}"
             )
-        elif not prepared and network == "inception" and protocol.inception != "tf1":
+        elif not prepared:
             found.append(
                 f"{side.name} does not tell how its images were prepared; they are taken to be as {known.name}: "
                 f"{known.provenance['preprocessing']}"

@@ -34,6 +34,7 @@ from fastfid.features import (
     standardised,
 )
 from fastfid.networks import CLIP_MODELS, DINOV2_MODELS, EFFICIENTNET_SIDES, FASHION_NETS, NETWORK_NAMES
+from fastfid.protocols import Protocol
 
 INCEPTION_SIDE = 299  # S of Inception v3, pixels
 DINOV2_SIDE = 224  # S at which dgm-eval and EDM2 run DINOv2, pixels: 16 × 16 patches of 14
@@ -139,6 +140,16 @@ def build_extractor(
     )
 
 
+def preprocessing_of(name: str, protocol: Protocol) -> str:
+    """The sentence of provenance on how `protocol` feeds the network `name`, "inception" or one of DINOV2_MODELS."""
+    inputs = INCEPTION_INPUTS if name == "inception" else DINOV2_INPUTS
+    return _as_rgb(_input_of(name, inputs, protocol.input_of(name))[1])
+
+
+def _as_rgb(sentence: str) -> str:
+    return f"grey repeated to RGB, {sentence}"
+
+
 def _input_of(name: str, inputs: dict, input_name: str) -> tuple[Callable, str]:
     """Resizing function and its sentence; ValueError listing the names."""
     if input_name not in inputs:
@@ -240,7 +251,7 @@ def _inception(
         lambda images: resize(base._to_rgb(images)),
         name="inception",
         dim=base.INCEPTION_DIM,
-        preprocessing=f"grey repeated to RGB, {sentence}",
+        preprocessing=_as_rgb(sentence),
         weights_sha256=digest,
         device=device,
     )
@@ -376,7 +387,7 @@ def _transformer(name, model, resize, sentence, dim, weights, device) -> Feature
         lambda images: resize(base._to_rgb(images)),
         name=name,
         dim=dim,
-        preprocessing=f"grey repeated to RGB, {sentence}",
+        preprocessing=_as_rgb(sentence),
         weights_sha256=file_sha256(weights),
         device=device,
     )
@@ -474,7 +485,7 @@ def _efficientnet(name: str, weights: str | Path | None, device: str | torch.dev
         partial(_efficientnet_input, side=side),
         name=name,
         dim=EFFICIENTNET_DIM,
-        preprocessing=f"grey repeated to RGB, antialiased bilinear to {side}x{side}, (x - 127) / 128",
+        preprocessing=_as_rgb(f"antialiased bilinear to {side}x{side}, (x - 127) / 128"),
         weights_sha256=digest,
         device=device,
     )

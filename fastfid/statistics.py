@@ -38,6 +38,7 @@ from fastfid.devices import as_tensor
 from fastfid.images import ARRAY_NAMES
 from fastfid.large_arrays import NoRoom, npz_array, npz_shape, writable
 from fastfid.moments import BLOCK_ROWS, FeatureMoments, write_atomically
+from fastfid.protocols import PROTOCOLS
 
 # What has to agree before two sets of statistics can be compared, in the order in which a difference is told.
 MUST_AGREE = ("extractor", "weights_sha256", "preprocessing")
@@ -185,7 +186,7 @@ def mismatch(a: Statistics, b: Statistics) -> str | None:
         if ours is not None and theirs is not None and ours != theirs:
             return (
                 f"the {key.replace('_', ' ')} of {a.name} is {ours}, that of {b.name} is {theirs}: "
-                "extract both with the same network and preprocessing"
+                "extract both with the same network and preprocessing (--protocol sets it)"
             )
     return None
 
@@ -253,7 +254,7 @@ def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> Statistics:
         if name in names:
             form = {"features": "fastfid", "feats": "clean-fid", "reps": "dgm-eval"}[name]
             told = name == "reps" and "model" in names
-            provenance = {"extractor": str(_entry(path, arrays, "model"))} if told else {}
+            provenance = _made_by("dgm-dinov2", str(_entry(path, arrays, "model"))) if told else {}
             return _from_feature_array(path, _entry(path, arrays, name), form, provenance)
     if len(names) == 1 and not names & {"mu", "sigma"}:
         array = _entry(path, arrays, arrays.files[0])
@@ -270,7 +271,7 @@ def _from_moments_npz(path: Path, arrays: np.lib.npyio.NpzFile, names: set[str])
     provenance = _read_provenance(path, _entry(path, arrays, "provenance")) if "provenance" in names else {}
     adm = {"mu_s", "sigma_s"} <= names and not provenance
     if adm:
-        provenance = {"extractor": "inception"}  # ADM's evaluator knows no other network
+        provenance = _made_by("adm", "inception")  # its evaluator knows no other network
     count = int(_entry(path, arrays, "count")) if "count" in names else None
     moments = _moments(path, _entry(path, arrays, "mu"), _entry(path, arrays, "sigma"), count, provenance)
     spatial = None
@@ -279,6 +280,16 @@ def _from_moments_npz(path: Path, arrays: np.lib.npyio.NpzFile, names: set[str])
     features = _checked_features(path, _entry(path, arrays, "features")) if "features" in names else None
     form = "fastfid" if "provenance" in names else "ADM" if adm else "mu, sigma (pytorch-fid, clean-fid, EDM)"
     return Statistics(moments, str(path), features, spatial, form, images=bool(names & set(ARRAY_NAMES)))
+
+
+def _made_by(protocol: str, network: str) -> dict:
+    """Provenance of a file whose form tells who made it: that program prepares images for a network in one way."""
+    from fastfid.extractors import preprocessing_of
+
+    prepared = {}
+    if network in ("inception", "dinov2"):
+        prepared["preprocessing"] = preprocessing_of(network, PROTOCOLS[protocol])
+    return {"extractor": network, **prepared}
 
 
 def _read_provenance(path: Path, recorded: np.ndarray) -> dict:
@@ -445,7 +456,7 @@ def _from_edm2(path: Path, content, network: str | None) -> Statistics:
     if not entries:
         raise ValueError(f"{path} has no entry with mu and sigma (only {_names(content)}); EDM2's are fid, fd_dinov2")
     key = _edm2_entry(path, list(entries), network)
-    provenance = {"extractor": EDM2_ENTRIES.get(key, str(key))}
+    provenance = _made_by("edm2", EDM2_ENTRIES.get(key, str(key)))
     count = content.get("num_images")
     moments = _moments(
         path, entries[key]["mu"], entries[key]["sigma"], None if count is None else int(count), provenance

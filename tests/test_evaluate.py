@@ -12,7 +12,8 @@ from torch import nn
 from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, open_images
 from fastfid.breakdown import nearest_rows
 from fastfid.evaluation import compare, diff, evaluate, statistics_of
-from fastfid.extractors import MultiExtractor, build_extractor
+from fastfid.extractors import MultiExtractor, build_extractor, preprocessing_of
+from fastfid.protocols import PROTOCOLS
 from fastfid.report import report_html, write_report
 from fastfid.results import SCHEMA
 from fastfid.scores import METRICS, _mean_and_deviation, _parts, inception_score
@@ -301,7 +302,11 @@ def test_adm_reference_uses_its_moments_and_its_images(tmp_path):
     def network(x):
         return {"features": x.flatten(1)[:, :D], "spatial": x.flatten(1)[:, D : D + 4], "logits": x.flatten(1)[:, :5]}
 
-    extractor = MultiExtractor(network, prepare, name="inception", dim=D, preprocessing="p", weights_sha256="w")
+    def extractor_of(protocol):
+        prepared = preprocessing_of("inception", PROTOCOLS[protocol])
+        return MultiExtractor(network, prepare, name="inception", dim=D, preprocessing=prepared, weights_sha256="w")
+
+    extractor = extractor_of("adm")
     training = torch.from_numpy(pixels(500, 3)).float().flatten(1) / 255
     mu, sigma = training[:, :D].double().mean(0), torch.cov(training[:, :D].double().T)
     mu_s, sigma_s = training[:, D : D + 4].double().mean(0), torch.cov(training[:, D : D + 4].double().T)
@@ -319,9 +324,10 @@ def test_adm_reference_uses_its_moments_and_its_images(tmp_path):
     assert "reference taken as fixed" in result["fd"].method  # its 50 images are not what mu is of
     assert any("FD and sFID use the mu and sigma in" in warning for warning in result.warnings)
     assert not any("does not tell" in warning for warning in result.warnings)
-    told = f"{tmp_path / 'adm.npz'} does not tell how its images were prepared; they are taken to be as A: p"
-    other = compare(fake, tmp_path / "adm.npz", features=extractor, protocol="clean", cache=False)
-    assert told in other[3]  # clean-fid resizes otherwise than ADM's evaluator
+    other = {"features": extractor_of("clean"), "protocol": "clean", "cache": False}
+    with pytest.raises(ValueError, match="of .*adm.npz is .*TensorFlow-1 bilinear.*inception is .*PIL bicubic"):
+        compare(fake, tmp_path / "adm.npz", **other)  # clean-fid resizes otherwise than ADM's evaluator
+    assert "regardless of a mismatch" in compare(fake, tmp_path / "adm.npz", force=True, **other)[3][0]
     with pytest.raises(ValueError, match="the mu and sigma in .*adm.npz are not of its 50 images"):
         diff(tmp_path / "adm.npz", fake, pixels(40, 5), features=extractor, cache=False)
 

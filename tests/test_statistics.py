@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from fastfid import FeatureMoments, frechet_distance
+from fastfid.extractors import preprocessing_of
+from fastfid.protocols import PROTOCOLS
 from fastfid.statistics import Statistics, check_comparable, holds_statistics, mismatch, read_statistics
 
 D = 6  # features; files of peers are small here, their layout is what counts
@@ -27,6 +29,11 @@ def moments(x):
 
 
 MU, SIGMA = moments(rows())
+# What ADM's and EDM2's form tells of Inception statistics.
+TF1 = {
+    "extractor": "inception",
+    "preprocessing": "grey repeated to RGB, TensorFlow-1 bilinear to 299x299, (x - 128) / 128",
+}
 
 
 def error_of(path, **options):
@@ -107,7 +114,7 @@ def test_adm(tmp_path, images):
     np.savez(tmp_path / "x.npz", **arrays)
     read = read_statistics(tmp_path / "x.npz")
     equal(read)
-    assert read.form == "ADM" and read.provenance == {"extractor": "inception"} and read.images is images
+    assert read.form == "ADM" and read.provenance == TF1 and read.images is images
     assert read.spatial.dim == 4 and holds_statistics(tmp_path / "x.npz")
 
 
@@ -122,12 +129,14 @@ def test_edm2(tmp_path, protocol):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
     read = read_statistics(tmp_path / "x.pkl", "inception")
     equal(read)
-    assert read.count == 40 and read.provenance == {"extractor": "inception"} and read.form == "EDM2 (fid)"
+    assert read.count == 40 and read.provenance == TF1 and read.form == "EDM2 (fid)"
     equal(read_statistics(tmp_path / "x.pkl", "dinov2"), *other, tolerance=1e-6)
     assert "holds statistics of inception, dinov2; say which with network=" in error_of(tmp_path / "x.pkl")
     assert "none of the network clip" in error_of(tmp_path / "x.pkl", network="clip")
     (tmp_path / "one.pkl").write_bytes(pickle.dumps({"fd_dinov2": content["fd_dinov2"]}, protocol=protocol))
-    assert read_statistics(tmp_path / "one.pkl").provenance == {"extractor": "dinov2"}
+    told = read_statistics(tmp_path / "one.pkl").provenance
+    assert told == {"extractor": "dinov2", "preprocessing": preprocessing_of("dinov2", PROTOCOLS["edm2"])}
+    assert told["preprocessing"] != preprocessing_of("dinov2", PROTOCOLS["dgm-dinov2"])
 
 
 def test_edm2_written_by_numpy_1(tmp_path):
