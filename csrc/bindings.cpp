@@ -7,7 +7,11 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
+#include "cpu/band.h"
+#include "cpu/dispatch.h"
+#include "cpu/moments.h"
 #include "cpu/swap.h"
 #ifdef FASTFID_CUDA
 #include "cuda/ldl_logdet.h"
@@ -217,6 +221,49 @@ py::array_t<double> band_logdets(const py::array& band, const Doubles& shifts, d
     return logdets;
 }
 
+// Rows [n, d] of float or double, which may lie apart, given to compute(pointer, stride between rows).
+template <class Compute>
+void with_rows(const py::array& rows, const Compute& compute) {
+    const bool of_double = is_double(rows, "rows");
+    const py::ssize_t size = rows.itemsize();
+    require(rows.ndim() == 2 && (rows.shape(1) == 1 || rows.size() == 0 || rows.strides(1) == size) && rows.strides(0) % size == 0,
+            "rows must be [n, d], each contiguous, got " + shape_of(rows));
+    const int64_t stride = rows.strides(0) / size;
+    if (of_double)
+        compute(static_cast<const double*>(rows.data()), stride);
+    else
+        compute(static_cast<const float*>(rows.data()), stride);
+}
+
+py::array_t<double> column_sums(const py::array& rows, int threads, const std::string& isa) {
+    check_threads(threads);
+    py::array_t<double> sums(rows.ndim() == 2 ? rows.shape(1) : 0);
+    double* out = sums.mutable_data();
+    with_rows(rows, [&](auto* first, int64_t stride) {
+        const int64_t count = rows.shape(0), dim = rows.shape(1);
+        py::gil_scoped_release release;
+        fastfid::column_sums(first, stride, count, dim, threads, isa, out);
+    });
+    return sums;
+}
+
+void add_scatter(py::array& cov, const py::array& rows, const Doubles& mean, const Doubles& extra, double alpha, double beta,
+                 int threads, const std::string& isa) {
+    check_threads(threads);
+    dense<double>(cov, "cov", 2);
+    require(rows.ndim() == 2 && mean.ndim() == 1 && extra.ndim() == 1 && cov.shape(0) == rows.shape(1) &&
+                cov.shape(1) == rows.shape(1) && mean.size() == rows.shape(1) && extra.size() == rows.shape(1),
+            "cov must be [d, d], rows [n, d], mean and extra [d], got " + shape_of(cov) + ", " + shape_of(rows) + ", " +
+                shape_of(mean) + " and " + shape_of(extra));
+    double* out = static_cast<double*>(cov.mutable_data());
+    with_rows(rows, [&](auto* first, int64_t stride) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(first)>>;
+        const fastfid::ScatterUpdate<T> update{first, stride, rows.shape(0), rows.shape(1), mean.data(), extra.data(), alpha, beta, out};
+        py::gil_scoped_release release;
+        fastfid::add_scatter(update, threads, isa);
+    });
+}
+
 #ifdef FASTFID_CUDA
 int ldl_logdet_cuda(uintptr_t matrices, uintptr_t logdets, uintptr_t bad, int64_t count, int k, int removed, double slack,
                     bool is_double, uintptr_t stream) {
@@ -262,6 +309,14 @@ PYBIND11_MODULE(_C, m) {
     m.def("band_logdets", &band_logdets, py::arg("band"), py::arg("shifts"), py::arg("origin"), py::arg("threads"), py::arg("isa") = "",
           "log det(B + s) − d·log(origin + s) of a symmetric band matrix at every shift s [n], float64; NaN where B + s is not\n"
           "positive definite.  band [d, width + 1] float64, row i from B[i, i − width] to B[i, i].");
+}
+
+    m.def("column_sums", &column_sums, py::arg("rows"), py::arg("threads"), py::arg("isa") = "",
+          "Sums [d] float64 of rows [n, d] float32 or float64, each column's in order.");
+    m.def("add_scatter", &add_scatter, py::arg("cov"), py::arg("rows"), py::arg("mean"), py::arg("extra"), py::arg("alpha"),
+          py::arg("beta"), py::arg("threads"), py::arg("isa") = "",
+          "Upper triangle of cov [d, d] float64 ← beta·cov + alpha·(Σ (x − mean)(x − mean)ᵀ + extra·extraᵀ) over rows x [n, d]\n"
+          "float32 or float64; below it nothing is read or written, nor is cov read where beta is 0.");
 #ifdef FASTFID_CUDA
     m.attr("has_cuda") = true;
     m.def("ldl_logdet_cuda", &ldl_logdet_cuda, py::arg("matrices"), py::arg("logdets"), py::arg("bad"), py::arg("count"),

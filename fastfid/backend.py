@@ -119,6 +119,11 @@ def _triton_home(device: torch.device, rank: int) -> str:
     return f"{home}; {rank} rows exceed a program's {kernel.MAX_K}: Gram matrices by torch, factors by {factored}"
 
 
+def cpu_kernels(device: torch.device):
+    """The compiled module `fastfid._C` for what lies in host memory, None elsewhere or where it was not built."""
+    return _C if device.type == "cpu" else None
+
+
 def extension():
     """The compiled module `fastfid._C`; ImportError with the reason when it was not built."""
     if _C is None:

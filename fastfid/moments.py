@@ -1,8 +1,9 @@
 """Count, mean and covariance of a feature set: streamed, evicted, merged, reduced over ranks, saved with provenance.
 
-Rows wait in a float64 buffer; a full buffer is centred about its own mean and added to the covariance by the pairwise
-update of Chan, Golub & LeVeque (1983), one triangle, in place.  So a mean of 10⁴ standard deviations costs no digits
-(no Σxxᵀ − nμμᵀ is ever formed), and rows in the same order give the same bits however they were cut into batches.
+Rows wait until they are a block's; a block is centred about its own mean, in float64, and added to the covariance by
+the pairwise update of Chan, Golub & LeVeque (1983), one triangle, in place.  So a mean of 10⁴ standard deviations costs
+no digits (no Σxxᵀ − nμμᵀ is ever formed), and rows in the same order give the same bits however they were cut into
+batches.  In host memory csrc/cpu does both, and no centred copy is made; elsewhere, or where it was not built, torch.
 
 Legend: n samples, d feature dimension; scatter S = Σ (x − μ)(x − μ)ᵀ = (n − 1) cov.
 """
@@ -21,14 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid import triton_kernels
+from fastfid import backend, triton_kernels
 from fastfid.devices import as_tensor
 
-# Rows of a buffer: 1024 × 2048 float64 is 16 MiB, and the d² of scaling the covariance is lost beside their 1024·d².
-# Measured at d = 512 and 2048: 512, 1024 and 2048 are within 5% of each other at 2048, 512 a tenth slower at 512.
+# Rows of a block: 1024 × 2048 float32 is 8 MiB, and the d² of scaling the covariance is lost beside their 1024·d².
 BLOCK_ROWS = 1024
-# Columns of the triangle multiplied at a time.  Measured at d = 2048: 128, 256 and 512 reach 66, 71 and 69% of the
-# speed of a square product, counting one triangle; half a block per column is made in vain.
+# Columns of the triangle that torch multiplies at a time.  Measured at d = 2048: 128, 256 and 512 reach 66, 71 and 69%
+# of the speed of a square product, counting one triangle; half a block per column is made in vain.
 COLUMNS = 256
 # Rows whose gradients are carried through one block: the d² of a merge is lost beside the 4096·d² of a product.
 GRADIENT_BLOCK_ROWS = 4096
@@ -141,8 +141,8 @@ class FeatureMoments:
             added = _moments_with_gradient(x.to(self._mean.device))
             self._count, self._mean, self._cov = _combine(n, self.mean, self.cov, *added)
             return self
-        for _ in self._added.fill(x, self._mean.device):
-            self._absorb(self._added)
+        for rows in self._added.blocks(x, self._mean.device):
+            self._absorb(rows)
         return self
 
     @torch.inference_mode(False)
@@ -158,8 +158,9 @@ class FeatureMoments:
             raise ValueError(f"{len(x)} rows cannot be evicted from moments of {n}; evict rows that were added")
         if self._mean.requires_grad or self._cov.requires_grad:
             raise ValueError("rows cannot be evicted from moments that carry a gradient; detach() their mean and cov")
-        for _ in self._evicted.fill(x.detach(), self._mean.device):
-            self._flush()
+        for rows in self._evicted.blocks(x.detach(), self._mean.device):
+            self._absorb(self._added.taken())
+            self._absorb(rows, sign=-1)
         return self
 
     def to(self, device: str | torch.device) -> FeatureMoments:
@@ -256,33 +257,34 @@ class FeatureMoments:
     @torch.inference_mode(False)
     def _flush(self) -> None:
         """Bring waiting rows into the mean and the covariance."""
-        self._absorb(self._added)
-        self._absorb(self._evicted, sign=-1)
+        self._absorb(self._added.taken())
+        self._absorb(self._evicted.taken(), sign=-1)
 
-    def _absorb(self, buffer: _Buffer, sign: int = 1) -> None:
-        """Add the buffer's rows to the moments (sign 1) or take them out (sign −1), and empty it.
+    def _absorb(self, rows: Tensor, sign: int = 1) -> None:
+        """Add a block's rows to the moments (sign 1) or take them out (sign −1).
 
-        With n rows before, m in the buffer about their mean μ + δ, and n' = n ± m after:
-            μ' = μ ± (m/n') δ,      S' = S ± (S_buffer + (n m/n') δδᵀ),
+        With n rows before, the block's m about their mean μ + δ, and n' = n ± m after:
+            μ' = μ ± (m/n') δ,      S' = S ± (S_block + (n m/n') δδᵀ),
         whose last term is one row more, √(n m/n') δ, in the product of the centred rows.
         """
-        m = len(buffer)
+        m = len(rows)
         if not m:
             return
         n, after = self._count, self._count + sign * m
         if self._shared or self._cov.is_inference():
-            self._cov, self._shared = self._cov.clone(), False
+            self._cov, self._shared = self._cov.clone(memory_format=torch.contiguous_format), False
         self._count, self._mirrored = after, False
         if not after:
             self._mean = torch.zeros_like(self._mean)
         else:
-            delta, rows = buffer.centred(self._mean, n / after)
+            own = _own_mean(rows)
+            delta = own - self._mean
             self._mean = self._mean + delta * (sign * m / after)
         if after < 2:
             self._cov.zero_()
         else:
-            _add_to_triangle(self._cov, rows, sign / (after - 1), max(n - 1, 0) / (after - 1))
-        buffer.clear()
+            extra = delta * math.sqrt(n * m / after)
+            _add_scatter(self._cov, rows, own, extra, sign / (after - 1), max(n - 1, 0) / (after - 1))
 
 
 class FeatureWindow:
@@ -377,44 +379,64 @@ def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
 
 
 class _Buffer:
-    """Up to BLOCK_ROWS rows that wait, float64, and room for one more."""
+    """Fewer than BLOCK_ROWS rows that wait, with all their digits: float32 until wider ones come, then float64."""
 
     def __init__(self):
-        self._rows, self._filled = None, 0
+        self._rows, self._filled = torch.empty(0, 0), 0
 
     def __len__(self) -> int:
         return self._filled
 
-    def clear(self) -> None:
-        self._filled = 0
-
-    def fill(self, x: Tensor, device: torch.device) -> Iterator[None]:
-        """Take in the rows of x [m, d]; yield whenever the buffer is full, and expect it to be emptied then."""
-        if self._rows is None and len(x):
-            self._rows = torch.empty(BLOCK_ROWS + 1, x.shape[1], dtype=torch.float64, device=device)
+    def blocks(self, x: Tensor, device: torch.device) -> Iterator[Tensor]:
+        """Take in the rows of x [m, d] and yield every BLOCK_ROWS rows, on `device`; the next call writes over them."""
         start = 0
         while start < len(x):
-            part = x[start : start + len(self._rows) - 1 - self._filled]
-            self._rows[self._filled : self._filled + len(part)] = part
-            self._filled, start = self._filled + len(part), start + len(part)
-            if self._filled == len(self._rows) - 1:
-                yield
+            part = x[start : start + BLOCK_ROWS - self._filled]
+            start += len(part)
+            if len(part) == BLOCK_ROWS and _usable_as_they_are(part, device):
+                yield part
+                continue
+            self._append(part, device)
+            if self._filled == BLOCK_ROWS:
+                yield self.taken()
 
-    def centred(self, mean: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """δ, the rows' own mean beside `mean`, and the rows about their own mean with √(m·weight) δ as one more."""
-        rows = self._rows[: self._filled]
-        own = rows.mean(dim=0)
-        rows -= own
-        delta = own - mean
-        self._rows[self._filled] = delta * math.sqrt(self._filled * weight)
-        return delta, self._rows[: self._filled + 1]
+    def taken(self) -> Tensor:
+        """The rows that wait, which then wait no more."""
+        rows, self._filled = self._rows[: self._filled], 0
+        return rows
+
+    def _append(self, part: Tensor, device: torch.device) -> None:
+        dtype = torch.float64 if part.dtype == torch.float64 else torch.float32  # which holds the narrower ones exactly
+        if not len(self._rows):
+            self._rows = torch.empty(BLOCK_ROWS, part.shape[1], dtype=dtype, device=device)
+        if dtype == torch.float64:
+            self._rows = self._rows.to(dtype)
+        self._rows[self._filled : self._filled + len(part)] = part
+        self._filled += len(part)
 
 
-def _add_to_triangle(cov: Tensor, rows: Tensor, alpha: float, beta: float) -> None:
-    """Upper triangle of cov ← beta·cov + alpha·rowsᵀ rows, a block of columns at a time; below it stands anything."""
+def _usable_as_they_are(rows: Tensor, device: torch.device) -> bool:
+    return rows.device == device and rows.dtype in (torch.float32, torch.float64) and rows.is_contiguous()
+
+
+def _own_mean(rows: Tensor) -> Tensor:
+    """Mean of the rows [m, d] of a block, float64 [d]."""
+    kernels = backend.cpu_kernels(rows.device)
+    if kernels is None:
+        return rows.to(torch.float64).mean(dim=0)
+    return torch.from_numpy(kernels.column_sums(rows.numpy(), torch.get_num_threads())) / len(rows)
+
+
+def _add_scatter(cov: Tensor, rows: Tensor, mean: Tensor, extra: Tensor, alpha: float, beta: float) -> None:
+    """Upper triangle of cov ← beta·cov + alpha·(Σ (x − mean)(x − mean)ᵀ + extra·extraᵀ); below it stands anything."""
+    kernels = backend.cpu_kernels(cov.device)
+    if kernels is not None:
+        arrays = (t.numpy() for t in (cov, rows, mean, extra))
+        return kernels.add_scatter(*arrays, alpha, beta, torch.get_num_threads())
+    centred = torch.cat([rows - mean, extra[None]])
     for start in range(0, len(cov), COLUMNS):
         stop = min(start + COLUMNS, len(cov))
-        cov[:stop, start:stop].addmm_(rows[:, :stop].T, rows[:, start:stop], alpha=alpha, beta=beta)
+        cov[:stop, start:stop].addmm_(centred[:, :stop].T, centred[:, start:stop], alpha=alpha, beta=beta)
 
 
 def _mirror_triangle(cov: Tensor) -> None:

@@ -5,6 +5,9 @@
 #include <cstdio>
 #include <vector>
 
+#include "../csrc/cpu/band.h"
+#include "../csrc/cpu/dispatch.h"
+#include "../csrc/cpu/moments.h"
 #include "../csrc/cpu/swap.h"
 
 using namespace fastfid;
@@ -78,11 +81,28 @@ double run_band(const std::string& isa, int64_t dim, int64_t width, int64_t coun
     return logdets[count - 1];
 }
 
+// A covariance of `count` rows that lie `gap` entries apart.
+template <class T>
+double run_moments(const std::string& isa, int64_t count, int64_t dim, int64_t gap, double beta) {
+    const auto rows_ = rows_of(count, dim + gap);
+    const std::vector<T> rows(rows_.begin(), rows_.end() - gap);
+    std::vector<double> sums(dim), extra(dim, 0.1), cov(dim * dim, 0.5);
+    column_sums(rows.data(), dim + gap, count, dim, 2, isa, sums.data());
+    add_scatter<T>({rows.data(), dim + gap, count, dim, sums.data(), extra.data(), -0.3, beta, cov.data()}, 2, isa);
+    return cov[dim - 1] + sums[0];
+}
+
 int main() {
     double checksum = 0;
     const int64_t bands[][3] = {{1, 0, 1}, {1, 5, 3}, {2, 1, 8}, {7, 3, 9}, {30, 4, 17}, {41, 64, 5}, {131, 21, 33}};
     for (const std::string& isa : instruction_sets())
         for (const auto& band : bands) checksum += run_band(isa, band[0], band[1], band[2], 2);
+    for (const std::string& isa : instruction_sets())
+        for (int64_t count : {1, 4, 86, 91})
+            for (int64_t dim : {1, 2, 17, 100}) {
+                checksum += run_moments<float>(isa, count, dim, 3, 0);
+                checksum += run_moments<double>(isa, count, dim, 0, 0.9);
+            }
     const int64_t shapes[][3] = {{1, 1, 1}, {1, 0, 40}, {0, 1, 40}, {2, 3, 7}, {5, 9, 75}, {16, 17, 131}, {33, 0, 50}, {0, 35, 300}, {2, 3, 1100}};
     for (const std::string& isa : instruction_sets())
         for (const auto& shape : shapes)

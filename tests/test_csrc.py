@@ -266,6 +266,62 @@ def test_centred_rows_and_their_sums(dim, added_as, centred_as, isa):
     np.testing.assert_allclose(sums, expected, rtol=1e-11, atol=1e-11)
 
 
+# Rows of less than a stretch of the kernel, one, one more and several; columns of less than a tile and several blocks.
+SCATTERS = [(1, 1), (1, 513), (2, 2), (7, 7), (85, 17), (86, 100), (87, 7), (300, 513)]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("alpha, beta", [(0.3, 0.7), (-0.2, 1.1), (1.5, 0.0)])
+def test_scatter_matches_numpy_on_any_number_of_threads(alpha, beta, dtype, isa):
+    for n, d in SCATTERS:
+        rng = np.random.default_rng(n + d)
+        x = rng.standard_normal((n, d + 3)).astype(dtype)[:, 1 : d + 1]  # rows that lie apart
+        given, extra = rng.standard_normal((d, d)), rng.standard_normal(d)
+        sums = [_C.column_sums(x, threads, isa) for threads in (1, 3)]
+        np.testing.assert_array_equal(*sums)
+        np.testing.assert_allclose(sums[0], x.astype(np.float64).sum(0), rtol=0, atol=EPS[np.float64] * n**2)
+
+        found = [given.copy() for _ in range(3)]
+        for cov, threads in zip(found, (1, 2, 5), strict=True):
+            _C.add_scatter(cov, x, sums[0] / n, extra, alpha, beta, threads, isa)
+            np.testing.assert_array_equal(cov, found[0])
+        rows = np.vstack([x - sums[0] / n, extra])
+        expected = beta * given + alpha * rows.T @ rows
+        size = abs(beta * given) + abs(alpha) * abs(rows).T @ abs(rows)
+        # √(n + 1) roundings of either order, ε/2 each and three times over, and those of scaling and centring
+        error = (3 * np.sqrt(n + 1) + 5) * EPS[np.float64] * size
+        upper = np.triu(np.ones((d, d), bool))
+        assert (abs(found[0] - expected) <= error)[upper].all()
+        np.testing.assert_array_equal(found[0][~upper], given[~upper])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_scatter_about_a_mean_of_1e4_standard_deviations(isa):
+    x = np.random.default_rng(0).standard_normal((200, 41)) + 1e4
+    cov = np.full((41, 41), np.nan)  # where beta is 0 it is not read
+    _C.add_scatter(cov, x, _C.column_sums(x, 1, isa) / 200, np.zeros(41), 1 / 199, 0.0, 2, isa)
+    upper = np.triu_indices(41)
+    # a mean near 1e4 is known to some 1e4·ε = 2e-12 and enters the scatter squared; Σxxᵀ − nμμᵀ would lose 1e8·ε = 2e-8
+    np.testing.assert_allclose(cov[upper], np.cov(x - 1e4, rowvar=False)[upper], rtol=0, atol=1e-12)
+
+
+def test_scatter_bindings_name_what_is_wrong():
+    cov, x, mean = np.zeros((3, 3)), np.ones((5, 3)), np.ones(3)
+    with pytest.raises(ValueError, match=r"cov must be \[d, d\].*\[3, 3\], \[5, 2\], \[3\] and \[3\]"):
+        _C.add_scatter(cov, x[:, :2], mean, mean, 1, 1, 1)
+    with pytest.raises(ValueError, match="cov must be contiguous"):
+        _C.add_scatter(np.zeros((3, 6))[:, ::2], x, mean, mean, 1, 1, 1)
+    with pytest.raises(ValueError, match="rows must be float32 or float64"):
+        _C.add_scatter(cov, x.astype(np.float16), mean, mean, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"rows must be \[n, d\], each contiguous"):
+        _C.column_sums(np.ones((5, 6))[:, ::2], 1)
+    with pytest.raises(ValueError, match=r"rows must be \[n, d\], each contiguous, got \[3\]"):
+        _C.column_sums(mean, 1)
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        _C.add_scatter(cov, x, mean, mean, 1, 1, 0)
+
+
 def test_no_candidates_no_nodes_no_rows():
     rows_r, rows_a, spectrum, tau_squares = problem(2, 2, 5, np.float32)
     assert logdets_of(rows_r[:0], rows_a[:0], spectrum, tau_squares, threads=4)[0].shape == (0, 3)
@@ -309,7 +365,9 @@ def test_sanitizers_find_nothing(tmp_path):
     ]
     assert all([compiler.wait() == 0 for compiler in compilers])
     objects = [str(tmp_path / f"{isa}.o") for isa in machines]
-    sources = [str(source / "swap.cpp"), str(source / "threads.cpp"), str(HERE / "sanitized.cpp")]
+    sources = [str(source / f"{name}.cpp") for name in ("dispatch", "moments", "swap", "threads")] + [
+        str(HERE / "sanitized.cpp")
+    ]
     program = tmp_path / "sanitized"
     subprocess.run([*flags, *sources, *objects, "-o", str(program), "-ldl", "-lpthread"], check=True)
     found = subprocess.run([str(program)], capture_output=True, text=True)

@@ -11,6 +11,7 @@ import torch.multiprocessing as multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastfid.backend
 import fastfid.moments
 from fastfid import FeatureMoments
 from fastfid.moments import FeatureWindow
@@ -75,9 +76,17 @@ def test_updates_and_merges_equal_the_whole(cuts, seed):
     assert_same(merged, FeatureMoments.from_features(x), scale=10)
 
 
-def test_batches_change_no_bit(monkeypatch):
+@pytest.fixture(params=["built", "not built"])
+def extension(request, monkeypatch):
+    """With the compiled kernels, where there are any, and without."""
+    if request.param == "not built":
+        monkeypatch.setattr(fastfid.backend, "_C", None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_batches_change_no_bit(monkeypatch, extension, dtype):
     monkeypatch.setattr(fastfid.moments, "BLOCK_ROWS", 16)
-    x = rows(100, 6, offset=3.0)
+    x = rows(100, 6, offset=3.0, dtype=dtype)
     whole = FeatureMoments.from_features(x)
     for size in (1, 7, 16, 40):
         streamed = FeatureMoments.empty(6)
@@ -86,7 +95,27 @@ def test_batches_change_no_bit(monkeypatch):
         assert torch.equal(streamed.mean, whole.mean) and torch.equal(streamed.cov, whole.cov)
 
 
-def test_triangles_of_any_width(monkeypatch):
+def test_batches_of_several_types_keep_all_digits(monkeypatch, extension):
+    monkeypatch.setattr(fastfid.moments, "BLOCK_ROWS", 16)
+    types = [torch.float32, torch.float64, torch.bfloat16, torch.float32]
+    parts = [rows(9, 5, seed, offset=3.0, dtype=types[seed % 4]) for seed in range(12)]
+    moments = FeatureMoments.empty(5)
+    for part in parts:
+        moments.update(part)
+    x = torch.cat([part.double() for part in parts])
+    assert torch.equal(moments.cov, FeatureMoments.from_features(x).cov)
+    assert_same(moments, numpy_moments(x), scale=10)
+
+
+def test_rows_and_covariances_that_are_not_contiguous(extension):
+    x, before = rows(41, 2100), rows(30, 41)
+    given = FeatureMoments(30, before.mean(0), before.T.cov().T)  # stored by columns
+    expected = numpy_moments(torch.cat([before, x.T]))
+    assert_same(given.update(x.T), expected, scale=10)
+    assert_same(FeatureMoments.from_features(rows(2100, 82)[:, ::2]), numpy_moments(rows(2100, 82)[:, ::2]), scale=10)
+
+
+def test_triangles_of_any_width(monkeypatch, extension):
     x = rows(50, 41)
     monkeypatch.setattr(fastfid.moments, "COLUMNS", 7)
     moments = FeatureMoments.from_features(x)
@@ -108,7 +137,7 @@ def test_tensors_that_were_read_stay_as_they_were():
     assert copy.count == 40 and given.count == 80 and not torch.equal(copy.cov, given.cov)
 
 
-def test_updates_inside_and_outside_of_inference_mode():
+def test_updates_inside_and_outside_of_inference_mode(extension):
     x = rows(40, 3)
     with torch.inference_mode():
         moments = FeatureMoments.empty(3).update(x[:10] * 1)
@@ -125,7 +154,7 @@ def test_updates_inside_and_outside_of_inference_mode():
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("block", [8, 1024])
-def test_evicted_rows_leave_no_trace(monkeypatch, block, offset):
+def test_evicted_rows_leave_no_trace(monkeypatch, extension, block, offset):
     monkeypatch.setattr(fastfid.moments, "BLOCK_ROWS", block)
     x = rows(90, 5, offset=offset)
     moments = FeatureMoments.from_features(x)

@@ -1,4 +1,4 @@
-// The functions compiled once per instruction set, and the table through which swap.cpp calls them.
+// The functions compiled once per instruction set, and the table through which swap.cpp and moments.cpp call them.
 //
 // Each isa_*.cpp defines FASTFID_ISA (a namespace) and FASTFID_VECTOR_BYTES and includes this file, which then includes their
 // source.  Only functions of that namespace and of the C library are used there: a standard template instantiated under wider
@@ -33,6 +33,12 @@ struct Kernels {
     int64_t (*band_lanes)();
     int64_t (*band_workspace)(int64_t width);
     void (*band_logdets)(const BandMatrix& matrix, int64_t first, double* memory, double* logdets);
+    // Columns that sum_columns takes at once; their sums from the first on, or of what is left.
+    int64_t (*summed_columns)();
+    void (*sum_columns)(const T* rows, int64_t row_stride, int64_t count, int64_t dim, int64_t first, double* sums);
+    // Doubles one thread needs for a block of the covariance, 64-byte aligned, and the block.
+    int64_t (*scatter_workspace)(int64_t side);
+    void (*add_scatter_block)(const ScatterUpdate<T>& update, int64_t side, int64_t row, int64_t column, double* memory);
 };
 
 #define FASTFID_DECLARE(isa)               \
@@ -50,13 +56,15 @@ FASTFID_DECLARE(FASTFID_ISA)
 #include "band_kernel.h"
 #include "gradient_kernel.h"
 #include "rows_kernel.h"
+#include "scatter_kernel.h"
 
 namespace fastfid {
 namespace FASTFID_ISA {
 template <class T>
 Kernels<T> kernels() {
     return {workspace<T>,         shared_size<T>,   share_removed<T>, candidate_logdets<T>, candidate_gradient<T>,
-            candidate_singles<T>, centre_candidate, band_lanes,       band_workspace,       band_logdets};
+            candidate_singles<T>, centre_candidate, band_lanes,       band_workspace,       band_logdets,
+            summed_columns,       sum_columns<T>,   scatter_workspace, add_scatter_block<T>};
 }
 template Kernels<float> kernels<float>();
 template Kernels<double> kernels<double>();

@@ -74,4 +74,15 @@ struct BandMatrix {
     double origin;         // a of log det(B + s) − dim·log(a + s)
 };
 
+// cov ← β·cov + α·(Σ_p (x_p − m)(x_p − m)ᵀ + e eᵀ), upper triangle; below it nothing is read or written.
+template <class T>
+struct ScatterUpdate {
+    const T* rows;              // [count, dim] x, row_stride elements apart
+    int64_t row_stride, count, dim;
+    const double* mean;         // [dim] m
+    const double* extra;        // [dim] e
+    double alpha, beta;         // where beta is 0, cov is not read
+    double* cov;                // [dim, dim]
+};
+
 }  // namespace fastfid

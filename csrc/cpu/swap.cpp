@@ -1,94 +1,14 @@
-// Chooses the instruction set and shares candidates among threads.
+// Shares candidates among threads.
 #include "swap.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <stdexcept>
 #include <vector>
 
-#include "kernels.h"
-#include "threads.h"
+#include "dispatch.h"
 
 namespace fastfid {
 
-FASTFID_DECLARE(baseline)
-FASTFID_DECLARE(wide)
-#ifdef FASTFID_HAVE_X86_VARIANTS
-FASTFID_DECLARE(avx2)
-FASTFID_DECLARE(avx512)
-#endif
-
 namespace {
-
-bool offers(const std::string& isa) {
-    if (isa == "baseline" || isa == "wide") return true;
-#ifdef FASTFID_HAVE_X86_VARIANTS
-    if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (isa == "avx512")  // what x86-64-v4 lets the compiler use
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-#endif
-    return false;
-}
-
-std::string choose(const std::string& isa) {
-    static const std::string best = offers("avx512") ? "avx512" : offers("avx2") ? "avx2" : "baseline";
-    if (isa.empty()) return best;
-    if (!offers(isa)) throw std::invalid_argument("the instruction set " + isa + " is not available on this machine");
-    return isa;
-}
-
-template <class T>
-Kernels<T> kernels_of(const std::string& isa) {
-    const std::string chosen = choose(isa);
-#ifdef FASTFID_HAVE_X86_VARIANTS
-    if (chosen == "avx512") return avx512::kernels<T>();
-    if (chosen == "avx2") return avx2::kernels<T>();
-#endif
-    return chosen == "wide" ? wide::kernels<T>() : baseline::kernels<T>();
-}
-
-struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
-
-template <class T>
-Buffer<T> zeroed(int64_t elements) {
-    const size_t bytes = (elements * sizeof(T) + 63) / 64 * 64;
-    void* memory = std::aligned_alloc(64, std::max<size_t>(bytes, 64));
-    if (!memory) throw std::bad_alloc();
-    std::memset(memory, 0, bytes);
-    return Buffer<T>(static_cast<T*>(memory));
-}
-
-// Calls work(task, memory) for every task, in any order, on at most `threads` threads, each with `elements` zeroed elements of
-// its own.
-template <class T, class Work>
-void share(int64_t tasks, int threads, int64_t elements, const Work& work) {
-    threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, tasks)));
-    struct Team {
-        int64_t tasks;
-        const Work& work;
-        std::vector<Buffer<T>> memory;
-        std::atomic<int64_t> next_task{0};
-        std::atomic<int> next_thread{0};
-    } team{tasks, work, {}};
-    for (int thread = 0; thread < threads; thread++) team.memory.push_back(zeroed<T>(elements));
-    on_threads(
-        threads,
-        [](void* data) {
-            Team& of = *static_cast<Team*>(data);
-            T* memory = of.memory[of.next_thread.fetch_add(1)].get();
-            for (int64_t task; (task = of.next_task.fetch_add(1)) < of.tasks;) of.work(task, memory);
-        },
-        &team);
-}
 
 // Removed rows' parts kept at once, unless each thread's first takes more; 50 rows and 16 nodes take 0.1 MB.
 constexpr int64_t SHARED_BYTES = 16 << 20;
@@ -203,20 +123,6 @@ void centre_rows(const FeatureRows& rows, int threads, const std::string& isa, c
         const int64_t last = std::min(rows.candidates, (task + 1) * together);
         for (int64_t c = task * together; c < last; c++) centre(rows, c, memory, out);
     });
-}
-
-void band_logdets(const BandMatrix& matrix, int threads, const std::string& isa, double* logdets) {
-    const Kernels<double> kernels = kernels_of<double>(isa);
-    const int64_t lanes = kernels.band_lanes();
-    share<double>((matrix.count + lanes - 1) / lanes, threads, kernels.band_workspace(matrix.width),
-                  [&](int64_t set, double* memory) { kernels.band_logdets(matrix, set * lanes, memory, logdets); });
-}
-
-std::vector<std::string> instruction_sets() {
-    std::vector<std::string> found;
-    for (const char* isa : {"avx512", "avx2", "baseline", "wide"})
-        if (offers(isa)) found.push_back(isa);
-    return found;
 }
 
 #define FASTFID_INSTANTIATE(T)                                                                                               \

@@ -1,4 +1,4 @@
-// What bindings.cpp calls: candidates shared among threads, instruction set chosen at run time.
+// What bindings.cpp calls for fastfid/swap.py: candidates shared among threads, instruction set chosen at run time.
 //
 // `isa` names an instruction set ("avx512", "avx2", "baseline", or "wide" for tests); an empty string takes the best this machine
 // has.  std::invalid_argument for a name this build or machine lacks, std::bad_alloc when memory runs out.  Results do not
@@ -30,11 +30,5 @@ template <class T>
 void swap_singles(const ChangedRows<T>& rows, const WeightPlan<T>& plan, int threads, const std::string& isa, double* sums);
 
 void centre_rows(const FeatureRows& rows, int threads, const std::string& isa, const CentredRows& out);
-
-// log det(B + s) − dim·log(origin + s) at every shift s: logdets [count], NaN where B + s is not positive definite.
-void band_logdets(const BandMatrix& matrix, int threads, const std::string& isa, double* logdets);
-
-// Instruction sets usable here, best first.
-std::vector<std::string> instruction_sets();
 
 }  // namespace fastfid
