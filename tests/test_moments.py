@@ -108,11 +108,11 @@ def test_batches_of_several_types_keep_all_digits(monkeypatch, extension):
 
 
 def test_rows_and_covariances_that_are_not_contiguous(extension):
-    x, before = rows(41, 2100), rows(30, 41)
+    x, before = rows(41, 2500), rows(30, 41)
     given = FeatureMoments(30, before.mean(0), before.T.cov().T)  # stored by columns
     expected = numpy_moments(torch.cat([before, x.T]))
     assert_same(given.update(x.T), expected, scale=10)
-    assert_same(FeatureMoments.from_features(rows(2100, 82)[:, ::2]), numpy_moments(rows(2100, 82)[:, ::2]), scale=10)
+    assert_same(FeatureMoments.from_features(rows(2500, 82)[:, ::2]), numpy_moments(rows(2500, 82)[:, ::2]), scale=10)
 
 
 def test_triangles_of_any_width(monkeypatch, extension):
@@ -153,7 +153,7 @@ def test_updates_inside_and_outside_of_inference_mode(extension):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-@pytest.mark.parametrize("block", [8, 1024])
+@pytest.mark.parametrize("block", [8, 2048])
 def test_evicted_rows_leave_no_trace(monkeypatch, extension, block, offset):
     monkeypatch.setattr(fastfid.moments, "BLOCK_ROWS", block)
     x = rows(90, 5, offset=offset)

@@ -27,8 +27,8 @@ namespace FASTFID_ISA {
 constexpr int64_t LEFT = FASTFID_VECTOR_BYTES == 64 ? 8 : 4, RIGHT_VECTORS = 3;
 constexpr int64_t DOUBLES = Vector<double>::width, RIGHT = RIGHT_VECTORS * DOUBLES, SCATTER_TILE = LEFT * RIGHT;
 
-// Rows that pass by at once: a right panel of 24 columns, 16 kB, leaves half of a 32 kB first-level cache, and 1,024 rows and one more
-// fill twelve stretches.  Measured at d = 2048, AVX-512: 69, 103 and 129 are 5% slower.
+// Rows that pass by at once: a right panel of 24 columns, 16 kB, leaves half of a 32 kB first-level cache, and 2,048 rows and one more
+// fill 24 stretches.  Measured at d = 2048, AVX-512, two threads: 69, 103 and 129 are 4 to 6% slower.
 constexpr int64_t DEPTH = 86;
 
 // Rows copied side by side: a panel's lines are then written 4 at a time, and a panel's stride need not suit the cache.
