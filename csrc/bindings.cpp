@@ -309,8 +309,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("band_logdets", &band_logdets, py::arg("band"), py::arg("shifts"), py::arg("origin"), py::arg("threads"), py::arg("isa") = "",
           "log det(B + s) − d·log(origin + s) of a symmetric band matrix at every shift s [n], float64; NaN where B + s is not\n"
           "positive definite.  band [d, width + 1] float64, row i from B[i, i − width] to B[i, i].");
-}
-
     m.def("column_sums", &column_sums, py::arg("rows"), py::arg("threads"), py::arg("isa") = "",
           "Sums [d] float64 of rows [n, d] float32 or float64, each column's in order.");
     m.def("add_scatter", &add_scatter, py::arg("cov"), py::arg("rows"), py::arg("mean"), py::arg("extra"), py::arg("alpha"),

@@ -365,7 +365,7 @@ def test_sanitizers_find_nothing(tmp_path):
     ]
     assert all([compiler.wait() == 0 for compiler in compilers])
     objects = [str(tmp_path / f"{isa}.o") for isa in machines]
-    sources = [str(source / f"{name}.cpp") for name in ("dispatch", "moments", "swap", "threads")] + [
+    sources = [str(source / f"{name}.cpp") for name in ("band", "dispatch", "moments", "swap", "threads")] + [
         str(HERE / "sanitized.cpp")
     ]
     program = tmp_path / "sanitized"

@@ -7,22 +7,6 @@
 namespace fastfid {
 namespace FASTFID_ISA {
 
-// W entries of X, float or double, at any address, W those of a vector of doubles.
-template <class X>
-struct Entries {
-    typedef X loose __attribute__((vector_size(Vector<double>::width * sizeof(X)), may_alias, aligned(sizeof(X))));
-};
-
-template <class X>
-void load_entries(const X* from, Vector<double>::type& to) {
-    to = __builtin_convertvector(*(const typename Entries<X>::loose*)from, Vector<double>::type);
-}
-
-template <class Y>
-void store_entries(const Vector<double>::type& from, Y* to) {
-    *(typename Entries<Y>::loose*)to = __builtin_convertvector(from, typename Entries<Y>::loose);
-}
-
 // Sum of a vector's lanes in float64, from the first to the last: the order is fixed, as bitwise repeatable results need.
 template <class T>
 double sum_lanes(const typename Vector<T>::type& v) {
@@ -52,9 +36,9 @@ void centre_together(const X* const* rows, const double* mean, double sign, int6
 #pragma GCC unroll 4
         for (int64_t i = 0; i < count; i++) {
             V y;
-            load_entries(rows[i] + p, y);
+            load_doubles(rows[i] + p, y);
             y -= at;
-            if (out) store_entries(y, out[i] + p);
+            if (out) store_doubles(y, out[i] + p);
             total += y;
             lanes[i] += y * y;
         }
@@ -125,12 +109,12 @@ void centre_pair(const FeatureRows& rows, int64_t c, const CentredRows& out) {
     for (; p + width <= rows.dim; p += width) {
         const V mean = *(const Loose*)(rows.mean + p);
         V y_a, y_r{};
-        load_entries(added + p, y_a);
+        load_doubles(added + p, y_a);
         y_a -= mean;
-        if (removed) load_entries(removed + p, y_r), y_r -= mean;
+        if (removed) load_doubles(removed + p, y_r), y_r -= mean;
         const V s = y_a - y_r;
-        store_entries(y_a, centred + p);
-        if (totals) store_entries(s, totals + p);
+        store_doubles(y_a, centred + p);
+        if (totals) store_doubles(s, totals + p);
         lanes[0] += y_a * y_a;
         lanes[1] += y_r * y_r;
         lanes[2] += s * s;

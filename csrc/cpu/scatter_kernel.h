@@ -37,13 +37,6 @@ constexpr int64_t PACKED_TOGETHER = 4;
 // Vectors of columns summed in one pass over the rows, in registers where there are 32; a stretch the prefetcher can follow.
 constexpr int64_t SUMMED_VECTORS = 16;
 
-// A vector of doubles from either type, at any address.
-inline void load_doubles(const double* from, Vector<double>::type& to) { to = *(const Vector<double>::loose*)from; }
-inline void load_doubles(const float* from, Vector<double>::type& to) {
-    typedef float Floats __attribute__((vector_size(FASTFID_VECTOR_BYTES / 2), may_alias, aligned(4)));
-    to = __builtin_convertvector(*(const Floats*)from, Vector<double>::type);
-}
-
 // `count` rows of `columns` columns, less `mean`, to panels of `width` columns, `stride` apart.
 template <int64_t width, int64_t count, class T>
 void pack_rows(const T* x, int64_t row_stride, const double* mean, int64_t columns, int64_t stride, double* panel) {

@@ -41,6 +41,20 @@ struct Integers<8> {
     typedef int64_t type __attribute__((vector_size(FASTFID_VECTOR_BYTES)));
 };
 
+// As many floats or doubles, at any address, as a vector has doubles, and one read into doubles or written from them.
+template <class X>
+struct Doubles {
+    typedef X loose __attribute__((vector_size(Vector<double>::width * sizeof(X)), may_alias, aligned(sizeof(X))));
+};
+template <class X>
+void load_doubles(const X* from, Vector<double>::type& to) {
+    to = __builtin_convertvector(*(const typename Doubles<X>::loose*)from, Vector<double>::type);
+}
+template <class X>
+void store_doubles(const Vector<double>::type& from, X* to) {
+    *(typename Doubles<X>::loose*)to = __builtin_convertvector(from, typename Doubles<X>::loose);
+}
+
 inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 inline int64_t round_up(int64_t n, int64_t size) { return blocks(n, size) * size; }
 
