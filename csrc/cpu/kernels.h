@@ -1,4 +1,4 @@
-// The functions compiled once per instruction set, and the table through which swap.cpp and moments.cpp call them.
+// The functions compiled once per instruction set, and the table through which band.cpp, moments.cpp and swap.cpp call them.
 //
 // Each isa_*.cpp defines FASTFID_ISA (a namespace) and FASTFID_VECTOR_BYTES and includes this file, which then includes their
 // source.  Only functions of that namespace and of the C library are used there: a standard template instantiated under wider

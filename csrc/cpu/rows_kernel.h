@@ -54,33 +54,33 @@ void centre_together(const X* const* rows, const double* mean, double sign, int6
     for (int64_t i = 0; i < count; i++) squares[i] = sum_lanes<double>(lanes[i]) + ends[i];
 }
 
-// `count` rows, ABREAST at a time: row(i) and out(i) are where the i-th is and goes.
+// Σ |y_i|² of `count` rows, ABREAST at a time: row(i) and out(i) are where the i-th is and goes; each square norm also where
+// `squares` is not null.
 template <class X, class Y, class Row, class Out>
-void centre_all(int64_t count, const Row& row, const Out& out, const double* mean, double sign, int64_t dim, double* sum,
-                double* squares) {
+double centre_all(int64_t count, const Row& row, const Out& out, const double* mean, double sign, int64_t dim, double* sum,
+                  double* squares) {
     const X* rows[ABREAST];
     Y* outs[ABREAST];
+    double of_rows[ABREAST], total = 0;
     for (int64_t i = 0; i < count;) {
         const int64_t together = count - i < ABREAST ? 1 : ABREAST;
         for (int64_t x = 0; x < together; x++) rows[x] = row(i + x), outs[x] = out(i + x);
         const auto centre = together == 1 ? centre_together<X, Y, 1> : centre_together<X, Y, ABREAST>;
-        centre(rows, mean, sign, dim, outs[0] ? outs : nullptr, sum, squares + i);
-        i += together;
+        centre(rows, mean, sign, dim, outs[0] ? outs : nullptr, sum, of_rows);
+        for (int64_t x = 0; x < together; x++, i++) {
+            if (squares) squares[i] = of_rows[x];
+            total += of_rows[x];
+        }
     }
+    return total;
 }
 
 // Σ |y_r|², and −Σ y_r in sum.
 template <class X>
 double centre_removed(const FeatureRows& rows, int64_t c, double* sum) {
     const int64_t* index = rows.index + c * rows.removed;
-    double total = 0, squares[ABREAST];
-    for (int64_t i = 0; i < rows.removed; i += ABREAST) {
-        const int64_t count = rows.removed - i < ABREAST ? rows.removed - i : ABREAST;
-        const auto row = [&](int64_t x) { return static_cast<const X*>(rows.reference) + index[i + x] * rows.dim; };
-        centre_all<X, X>(count, row, [](int64_t) { return (X*)nullptr; }, rows.mean, -1, rows.dim, sum, squares);
-        for (int64_t x = 0; x < count; x++) total += squares[x];
-    }
-    return total;
+    const auto row = [&](int64_t i) { return static_cast<const X*>(rows.reference) + index[i] * rows.dim; };
+    return centre_all<X, X>(rows.removed, row, [](int64_t) { return (X*)nullptr; }, rows.mean, -1, rows.dim, sum, nullptr);
 }
 
 // Σ |y_a|², and Σ y_a added to sum.
@@ -88,10 +88,8 @@ template <class X, class Y>
 double centre_added(const FeatureRows& rows, int64_t c, double* sum, const CentredRows& out) {
     const auto row = [&](int64_t i) { return static_cast<const X*>(rows.added) + c * rows.candidate_stride + i * rows.row_stride; };
     const auto centred = [&](int64_t i) { return static_cast<Y*>(out.added) + (c * rows.added_count + i) * rows.dim; };
-    double *squares = out.square_norms + c * rows.added_count, total = 0;
-    centre_all<X, Y>(rows.added_count, row, centred, rows.mean, 1, rows.dim, sum, squares);
-    for (int64_t i = 0; i < rows.added_count; i++) total += squares[i];
-    return total;
+    double* squares = out.square_norms + c * rows.added_count;
+    return centre_all<X, Y>(rows.added_count, row, centred, rows.mean, 1, rows.dim, sum, squares);
 }
 
 // A candidate of one row each way, or of one added row alone: everything in one pass, without the sum in memory.
