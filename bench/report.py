@@ -191,6 +191,7 @@ def main() -> None:
     machine = saved["machine_info"]
     device = arguments.device or machine.get("gpu") or machine["cpu"].get("brand_raw", "cpu")
     prefix = str(arguments.out / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"))
+    arguments.out.mkdir(parents=True, exist_ok=True)
     rows = rows_of(saved)
     text = heading(rows, device) + table(rows)
     Path(f"{prefix}-benchmarks.md").write_text(text)

@@ -93,12 +93,15 @@ def rivals_of(p: Problem) -> dict[str, Ratio]:
         "pytorch-fid": by_tool(p, pytorch_fid_distance),
     }
     candidates = len(p.removed)
-    return {
+    ratios = {
         f"{name} / score, a candidate": Ratio(
             lambda: p.engine.score(p.removed, p.added), lambda route=route: route(0), scale=candidates
         )
         for name, route in routes.items()
     }
+    fastest = next(iter(routes))  # what it would be if the engine were nothing but its projection
+    ceiling = Ratio(product(p.added, torch.float32), lambda: routes[fastest](0), scale=candidates)
+    return ratios | {f"{fastest} / projection alone, a candidate": ceiling}
 
 
 def main(rounds: int = 15, rivals: bool = False) -> None:

@@ -220,6 +220,8 @@ def _evaluate(arguments: argparse.Namespace) -> Callable[[], None]:
         print(result.to_json() if arguments.json else result.table(), flush=True)
         if arguments.html:  # after the scores, which a full disk must not cost
             write_report(result, arguments.html)
+        if not result.scores:  # a script reads the exit status
+            raise ValueError("no score could be computed; what was left out, with its reason, is printed above")
 
     return finish
 

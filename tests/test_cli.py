@@ -309,6 +309,13 @@ def test_every_extra_that_info_names_is_one():
     assert all(f"\n{name} = [" in declared for name in installation.EXTRAS)
 
 
+def test_eval_of_nothing_computable_says_so_with_its_status(sets, capsys):
+    assert run(capsys, "stats", sets / "a", sets / "real.npz")[0] == 0
+    status, out, err = run(capsys, "eval", sets / "b.npz", sets / "real.npz", "--metrics", "kid")
+    assert status == 2 and "left out: kid" in out and err.endswith("with its reason, is printed above\n")
+    assert run(capsys, "eval", sets / "b.npz", sets / "real.npz", "--metrics", "fd,kid")[0] == 0
+
+
 def test_stats_info_and_eval_against_them(sets, capsys):
     status, out, _ = run(capsys, "stats", sets / "b.npz", sets / "real.npz", "--network", "fashion-b")
     assert status == 0 and out.startswith(f"{sets / 'real.npz'}: 140 images, network fashion-b, weights ab405303c4fa")
