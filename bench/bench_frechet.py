@@ -2,7 +2,7 @@
 
 fastfid             both sides fresh: a Cholesky factor (d³/3 flops), M = Lᵀ Σ_b L (d³), and tr √M (4d³/3): from its
                     eigenvalues at d = 512, from a band of them and log-determinants at 2048
-fastfid, prepared   the same with the reference side factored once before, by `fastfid.frechet.prepare`
+fastfid, prepared   the same with the reference side factored once before, by `fastfid.distances.frechet.prepare`
 fastfid, eigh       the route of singular sides: one eigh (the factor), M by two full products, its eigenvalues
 pytorch-fid         its own `calculate_frechet_distance` where it is installed and runs, else the same in our words:
                     SciPy's Schur square root of the product, once more with 1e-6·I added to both if it is not finite
@@ -26,10 +26,10 @@ import scipy.linalg
 import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-import fastfid.frechet
+import fastfid.distances.frechet
 from bench.measuring import CHOLESKY, DEVICE, EIGH, EIGVALS, EIGVALSH, SQRTM, finished, record
 from fastfid import FeatureMoments
-from fastfid.frechet import frechet_distance, prepare
+from fastfid.distances.frechet import frechet_distance, prepare
 
 DIMS = (512, 2048)
 
@@ -71,7 +71,7 @@ def exact(samples):
 
 
 def without_cholesky(patch):
-    patch.setattr(fastfid.frechet, "_cholesky_root", lambda cov: None)
+    patch.setattr(fastfid.distances.frechet, "_cholesky_root", lambda cov: None)
 
 
 def measure(benchmark, moments, exact, call, flops, rounds=None):

@@ -24,7 +24,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastfid import open_images, plain_images
+from fastfid import open_images
+from fastfid.images import fast_decode
 
 torchvision = pytest.importorskip("torchvision")
 fid_score = pytest.importorskip("pytorch_fid.fid_score")
@@ -54,7 +55,7 @@ def fastfid(files, workers=None):
 
 def fastfid_by_pillow(files):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain_images, "decoder", lambda kind: ("Pillow", None))
+        patch.setattr(fast_decode, "decoder", lambda kind: ("Pillow", None))
         return fastfid(files)
 
 
@@ -113,7 +114,7 @@ def files(request, tmp_path_factory):
 def test_read(benchmark, files, reader):
     kind = Path(files[0]).suffix
     benchmark.group = f"{len(files)} files, {kind}, {decoded(files[0]).shape[1]} pixels"
-    benchmark.extra_info["decoder"] = plain_images.decoder(kind[1:].upper())[0]
+    benchmark.extra_info["decoder"] = fast_decode.decoder(kind[1:].upper())[0]
     assert benchmark.pedantic(lambda: READERS[reader](files), rounds=3, warmup_rounds=1) == len(files)
     if benchmark.stats:
         benchmark.extra_info["images_per_second"] = len(files) / benchmark.stats.stats.median

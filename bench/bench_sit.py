@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sit_rl import attention
+from sit_rl.models import attention
 from sit_rl.models.sit import SiT, SiTConfig, compile_blocks
 from sit_rl.pretrain import FASHION_SIT
 

@@ -27,15 +27,15 @@ import pytest
 import torch
 
 from fastfid import FeatureExtractor
+from sit_rl.components.build import build_setting
 from sit_rl.config import PRESETS, resolve
 from sit_rl.ema import EMA
 from sit_rl.estimators import build_estimator
 from sit_rl.models.sit import SiT
-from sit_rl.reward import SwapReward
-from sit_rl.runlog import Clock, RunLog
-from sit_rl.setting import build_setting
-from sit_rl.state import start
-from sit_rl.training_loop import train
+from sit_rl.reward.swap_reward import SwapReward
+from sit_rl.runs.log import Clock, RunLog
+from sit_rl.training.loop import train
+from sit_rl.training.state import start
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 1  # of two steps with one rank and two with two

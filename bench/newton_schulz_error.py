@@ -10,7 +10,8 @@ All errors are root mean squares over the candidates, in units of the standard d
   error             −2 (T̃ − T): the iteration's trace in place of the exact one
   error_subtracted  −2 ((T̃ − T̃_base) − (T − T_base)): the same arithmetic's error on the base set taken off
   noise             standard deviation of `error`, what no constant subtracted from all candidates can remove
-corrected tells whether ½ tr(Z (M − Y²)) was added, one product in float32 (fastfid/sqrtm.py, "Correction").
+corrected tells whether ½ tr(Z (M − Y²)) was added, one product in float32
+("Correction" in fastfid/linalg/iterative_roots.py).
 The iteration's operands are rounded to the precision's mantissa and their products summed in float32, on any device.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 
 from fastfid import FeatureMoments
-from fastfid.sqrtm import (
+from fastfid.linalg.iterative_roots import (
     corrected_trace,
     iterates,
     newton_schulz,

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from sit_rl.components.build import build_setting
 from sit_rl.config import PRESETS
-from sit_rl.distributed import initialise
-from sit_rl.evaluate import distance
-from sit_rl.noise import Stream, balanced_labels, sample_normal
+from sit_rl.ranks.process_group import initialise
 from sit_rl.rollout import bind
-from sit_rl.samplers import SamplerConfig, sample, sigma_variance, time_grid
-from sit_rl.setting import build_setting
+from sit_rl.sampling.random_streams import Stream, balanced_labels, sample_normal
+from sit_rl.sampling.solvers import SamplerConfig, sample, sigma_variance, time_grid
+from sit_rl.training.held_out import distance
 
 # Finest first. The SDE's counts of noisy steps (one less than steps) divide the finest's, so that paths can be shared.
 ODE_STEPS, SDE_STEPS = (45, 16, 12, 8), (118, 40, 14)

@@ -51,8 +51,8 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm import tqdm
 
-import fastfid.features
-from fastfid.evaluation import evaluate
+import fastfid.features.extractor
+from fastfid.evaluation.evaluate import evaluate
 from fastfid.protocols import PROTOCOLS
 
 ASSETS = Path(__file__).parents[1] / "sit_rl" / "assets"
@@ -213,7 +213,7 @@ def of_clean_fid(case: Case) -> dict[str, float]:
             self.network = FeatureExtractorInceptionV3(name, ["2048"], feature_extractor_weights_path=path)
 
         def forward(self, x):
-            for stage in fastfid.extractors.INCEPTION_STAGES:
+            for stage in fastfid.features.registry.INCEPTION_STAGES:
                 x = getattr(self.network, stage)(x)
             return x
 
@@ -465,8 +465,8 @@ def main() -> None:
     weights = arguments.work / "inception.pth"
     if not weights.exists():
         torch.save(random_inception(), weights)
-    digest = fastfid.features.file_sha256(weights)
-    fastfid.features.INCEPTION_SHA256 = digest[:8]  # instead of that of the published weights
+    digest = fastfid.features.extractor.file_sha256(weights)
+    fastfid.features.extractor.INCEPTION_SHA256 = digest[:8]  # instead of that of the published weights
     torch_fidelity.registry.register_feature_extractor("efficientnet-lite0", FidelityEfficientNet)
     counts = {EFFICIENTNET: arguments.images, INCEPTION: arguments.inception_images}
     cases = [Case(net, side, n // SIDES[side], arguments.work) for net, n in counts.items() for side in (64, 299, 128)]

@@ -1,6 +1,6 @@
 """fastfid: exact Fréchet distances of many sample swaps at once, and the distribution metrics around them.
 
-The names are those of interface.py, which is imported when the first of them is used: torch takes seconds to load, and
+The names are those of api.py, which is imported when the first of them is used: torch takes seconds to load, and
 neither the command line's help nor its word on a mistyped option needs it.
 """
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastfid.interface import *  # noqa: F403
+    from fastfid.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -19,7 +19,7 @@ def __getattr__(name: str):
     if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
         return import_module(f"{__name__}.{name}")
     if name == "__all__" or not name.startswith("_"):
-        interface = import_module(f"{__name__}.interface")
+        interface = import_module(f"{__name__}.api")
         globals().update({public: getattr(interface, public) for public in ("__all__", *interface.__all__)})
     if name in globals():
         return globals()[name]

@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastfid import __version__
-from fastfid.networks import BATCH_SIZE, NETWORK_NAMES
+from fastfid.features.names import BATCH_SIZE, NETWORK_NAMES
 from fastfid.protocols import METRICS, PROTOCOLS
 
 if TYPE_CHECKING:
-    from fastfid.frechet import FrechetTerms
-    from fastfid.materials import Material
+    from fastfid.distances.frechet import FrechetTerms
+    from fastfid.evaluation.sides import Material
 
 SCHEMA = "fastfid.distance/1"  # of the JSON of A B; grows as those of results.py do
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended, by the shells' convention
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(command: Callable, arguments: argparse.Namespace) -> int:
     """A command's work on every rank, then what it returns, its writing and printing, on rank 0 alone."""
-    from fastfid import distributed
+    from fastfid.runtime import distributed
 
     try:
         with distributed.process_group():
@@ -202,7 +202,7 @@ def _settings(arguments: argparse.Namespace) -> dict:
 
 def _evaluate(arguments: argparse.Namespace) -> Callable[[], None]:
     from fastfid import evaluate
-    from fastfid.report import write_report
+    from fastfid.evaluation.html_report import write_report
 
     if arguments.html:
         _check_target(arguments.html)
@@ -235,8 +235,8 @@ def _difference(arguments: argparse.Namespace) -> Callable[[], None]:
 
 
 def _statistics(arguments: argparse.Namespace) -> Callable[[], None]:
-    from fastfid.evaluation import statistics_of
-    from fastfid.image_sources import counted
+    from fastfid.evaluation.evaluate import statistics_of
+    from fastfid.images.source import counted
 
     _check_npz(arguments.out)
     _check_target(arguments.out)
@@ -285,12 +285,13 @@ def _convert(arguments: argparse.Namespace) -> Callable[[], None]:
 
 
 def _information(arguments: argparse.Namespace) -> Callable[[], None]:
-    from fastfid import installation, open_images
-    from fastfid.statistics import holds_statistics
+    from fastfid import open_images
+    from fastfid.cli import info
+    from fastfid.statistics.statistics import holds_statistics
 
     if arguments.file is None:
-        found = installation.facts()
-        return lambda: print(json.dumps(found) if arguments.json else installation.text(found))
+        found = info.facts()
+        return lambda: print(json.dumps(found) if arguments.json else info.text(found))
     if holds_statistics(arguments.file):
         found = _statistics_facts(arguments)
     else:
@@ -348,7 +349,7 @@ def _described(provenance: dict) -> str:
 
 def _check_target(path: str) -> None:
     """ValueError if no file can be written to `path`, before hours of work; rank 0 tells."""
-    from fastfid import distributed
+    from fastfid.runtime import distributed
 
     with distributed.agreement():
         folder = Path(path).resolve().parent
@@ -385,7 +386,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(arguments: argparse.Namespace) -> Callable[[], None]:
-    from fastfid.evaluation import compare
+    from fastfid.evaluation.evaluate import compare
 
     if arguments.save_stats:
         arguments.images, arguments.out = arguments.a, arguments.b
@@ -405,7 +406,7 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], None]:
 
 def _report(arguments: argparse.Namespace, a: Material, b: Material, terms: FrechetTerms) -> dict:
     """Everything the command found, by the names of its JSON output."""
-    from fastfid.scores import fd_label
+    from fastfid.evaluation.scores import fd_label
 
     known = a.provenance if a.provenance.get("extractor") else b.provenance
     return {

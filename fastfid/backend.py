@@ -22,8 +22,8 @@ else:
 
 BACKENDS = ("auto", "cpp", "triton", "torch")
 
-# Precisions of fastfid/sqrtm.py that the fused product of whole matrices has, by its own names.  It would store
-# bfloat16 besides, where the errors that sqrtm.py states are of bfloat16 operands and float32 storage.
+# Precisions of fastfid/linalg/iterative_roots.py that the fused product of whole matrices offers, by its own names.
+# bfloat16 is missing: the kernel would also store bfloat16, and the stated errors are of float32 storage.
 FUSED_PRODUCTS = {"float32": "tf32x3", "tf32": "tf32"}
 
 # The kernel factors one Gram matrix per thread inside its cache; wider changes are left to torch's blocked LU.
@@ -69,7 +69,7 @@ def choose(
 def choose_products(
     requested: str, device: torch.device, method: str, precision: str = "float32", needs_grad: bool = False
 ) -> Choice:
-    """Backend "triton" or "torch" of the matrix roots in fastfid/sqrtm.py; ValueError when triton is asked for in vain.
+    """Backend "triton" or "torch" of linalg/iterative_roots.py; ValueError when triton is asked for in vain.
 
     The C++ extension multiplies no whole matrices: "cpp", and auto in host memory, mean torch.
     """

@@ -19,13 +19,13 @@ class Protocol:
     """What a peer does between the images and the number.
 
     network          network used unless another is asked for
-    inception        how images reach Inception: a name of fastfid.extractors.INCEPTION_INPUTS
-    dinov2           how images reach DINOv2: a name of fastfid.extractors.DINOV2_INPUTS
-    clip             how images reach CLIP: a name of fastfid.extractors.CLIP_INPUTS
+    inception        how images reach Inception: a name of fastfid.features.registry.INCEPTION_INPUTS
+    dinov2           how images reach DINOv2: a name of fastfid.features.registry.DINOV2_INPUTS
+    clip             how images reach CLIP: a name of fastfid.features.registry.CLIP_INPUTS
     metrics          computed unless others are asked for
     nearest_k        neighbour whose distance is a point's radius (precision, recall, density, coverage)
     inclusive        precision and recall count a distance equal to the radius (<=); else strictly below (<)
-    distances        how precision and recall measure: a name of fastfid.neighbours.DISTANCES
+    distances        how precision and recall measure: a name of fastfid.distances.precision_recall.DISTANCES
     kid_subsets      subsets of the KID estimate
     kid_subset_size  rows of a subset
     kid_caps         fewer rows than that shrink the subsets; else KID is left out
@@ -55,7 +55,7 @@ class Protocol:
     is_shuffle: bool = True
 
     def input_of(self, network: str) -> str | None:
-        """How images reach `network` under this protocol: a name of fastfid.extractors, None where it has one way."""
+        """How images reach `network` under this protocol: a name of features.registry, None where it has one way."""
         if network == "inception":
             return self.inception
         if network.startswith("dinov2"):

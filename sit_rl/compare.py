@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 from sit_rl.config import MACHINE_FIELDS
-from sit_rl.inputs import require_paths
+from sit_rl.files.paths import require_paths
 from sit_rl.report import load_summary, percent, relative_change, sampler_kinds
 
 # Columns of relative change: heading, key in summary.json; each under both samplers.

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sit_rl.inputs import reading, require_paths
+from sit_rl.files.paths import reading, require_paths
 from sit_rl.models.loading import read_safetensors, write_safetensors
 
 

@@ -1,104 +1,276 @@
-"""How good a model is: the paper's table on held-out real images, under both samplers, from fixed noise and labels."""
+"""Measure generators on held-out real images: `python -m sit_rl.evaluate`.
+
+    python -m sit_rl.evaluate                       the embedded model, both samplers, both networks, and real images
+    python -m sit_rl.evaluate --checkpoint X --vae V --reference REF.npz --protocol adm --samplers sit-ode sit-sde
+    python -m sit_rl.evaluate --samples A.npz B.npz --reference REF.npz --protocol adm
+    torchrun --nproc-per-node 8 -m sit_rl.evaluate …
+
+A checkpoint is a weights file (SiT or DiT, .pt or .safetensors) or a run folder, of which the averaged weights. It is
+sampled first, into --out, as `sit_rl.sample` does: resumable, the same images on any number of ranks. Then all rows,
+samples of other programs included, go through fastfid, which has the metrics, protocols and networks
+(`fastfid eval --help`). The table is printed; --out/evaluation.json keeps it with everything it depends on.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+import tyro
 
-from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, prdc
-from sit_rl.config import Config
-from sit_rl.distributed import gather_owned, is_main
-from sit_rl.guards import require_finite
-from sit_rl.models.sit import SiT
-from sit_rl.noise import EVALUATION_STEP, Stream, balanced_labels
-from sit_rl.parallel import map_batches
-from sit_rl.rollout import generate
-from sit_rl.samplers import SamplerConfig
-from sit_rl.setting import RealSide, Setting
+import fastfid
+from fastfid.evaluation.evaluate import checked_metrics
+from fastfid.evaluation.sides import Settings, Side, gather, networks_of, open_side
+from fastfid.features.extractor import FeatureExtractor
+from fastfid.protocols import protocol_named
+from fastfid.runtime.distributed import agreement, from_main
+from sit_rl import sample
+from sit_rl.components.build import embedded, weights_files, weights_of
+from sit_rl.components.image_sets import load_embedded
+from sit_rl.files.atomic import folder, write_json
+from sit_rl.files.paths import reading
+from sit_rl.generation.sample_files import open_files
+from sit_rl.ranks.process_group import is_main
+from sit_rl.runs.log import say
+from sit_rl.sample import Generator, Recipe, default_samplers, is_small, load_generator, make_samples, parse_sampler
+from sit_rl.sampling.solvers import SamplerConfig
 
-# The paper's k of precision, recall, density and coverage (Naeem et al. 2020), and torch-fidelity's KID subsets.
-NEAREST_K, KID_SUBSETS, KID_SUBSET_SIZE = 5, 100, 1_000
-METRICS = ("fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage")
+SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
+# The value of --reference that stands for the package's own held-out images, and what is measured against them: as many
+# images as there are, through both networks, the paper's second table.
+EMBEDDED = Path("embedded")
+EMBEDDED_IMAGES, EMBEDDED_NETWORKS = 5_000, ("fashion-a", "fashion-b")
+EMBEDDED_METRICS = ("fd", "kid", "mmd", "precision", "recall", "density", "coverage")
+PROBE = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)  # a black image of ImageNet's size
+PAPER_IMAGES = 50_000  # of everybody's ImageNet rows
+NEEDS_REFERENCE = (
+    "--reference is missing: pass real images or their statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz, or "
+    "`embedded` for the held-out Fashion-MNIST images"
+)
 
 
-@dataclass
-class Evaluation:
-    """Metrics of one model under one sampler, and the first images it made."""
+@dataclass(frozen=True)
+class EvaluateConfig(Recipe):
+    """What is measured against what, and how."""
 
-    metrics: dict[str, float | None]
-    images: torch.Tensor  # uint8 [≤ grid, C, H, W]
+    images: int | None = None
+    """to sample; default 5,000 against the embedded images, 50,000 else"""
+    samplers: tuple[str, ...] = ()
+    """as --sampler of sit_rl.sample; default: ode and sde for 1×28×28 images, else sit-sde and sit-ode, or dit-ddpm"""
+    steps: int | None = None
+    """of every sampler; default: each sampler's"""
+    guidance: float | None = None
+    """classifier-free guidance scale of every sampler"""
+    samples: tuple[Path, ...] = ()
+    """measure these files or folders of images (or statistics) instead of sampling"""
+    reference: Path | None = None
+    """real images or their statistics; `embedded` (default for 1×28×28 models): the held-out Fashion-MNIST images"""
+    protocol: str | None = None
+    """of fastfid: adm, dgm-dinov2, pytorch-fid, clean, …: network, resizing and metrics together"""
+    network: tuple[str, ...] = ()
+    """feature networks; default: the protocol's; fashion-a and fashion-b embedded"""
+    weights: tuple[str, ...] = ()
+    """weights file of the network, or NAME=PATH for several"""
+    metrics: tuple[str, ...] = ()
+    """default: the protocol's; of the paper's second table embedded"""
+    out: Path = Path("runs/evaluation")
+    """folder for the samples and evaluation.json"""
+    cache: bool = True
+    """keep features, so that an interrupted evaluation goes on"""
+    force: bool = False
+    """compare what does not match, with a warning"""
+    threads: int = 0
+    """CPU threads of a rank; 0: the cores divided among the ranks"""
 
 
-def evaluate_model(
-    config: Config,
-    setting: Setting,
-    model: SiT,
-    sampler: SamplerConfig,
-    count: int,
-    grid: int = 0,
-    label: str = "evaluate",
-) -> Evaluation:
-    """Sample `count` images and compare them with the held-out real ones.
+def main(argv: list[str] | None = None) -> None:
+    """Parse, run, and turn an expected failure into one sentence and exit code 2."""
+    sample.command_line(lambda: tyro.cli(EvaluateConfig, args=argv, description=__doc__), run)
 
-    Image i always has the noise of (seed, i) and class i mod classes, so two models are compared like for like, and
-    a smaller count uses the first of the same images. Metrics a statistics file cannot give are None.
+
+def run(config: EvaluateConfig, device: torch.device) -> None:
+    """Sample what there is to sample, measure every row, print the table and write evaluation.json."""
+    check(config)
+    made = None if config.samples else load_generator(config, device)
+    config = with_defaults(config, made)
+    if made is not None:
+        check_rows(config, made)
+    with folder(config.out):
+        measure(config, made, device)
+
+
+def measure(config: EvaluateConfig, made: Generator | None, device: torch.device) -> None:
+    """Every row against the reference, into --out, which is there; the config has its defaults filled in."""
+    reference = config.reference
+    if reference == EMBEDDED:
+        heldout = load_embedded("heldout")
+        reference = heldout.images, heldout.labels
+    settings = Settings(
+        weights=weights_of(config.weights), device=str(device), cache=config.cache, force=config.force, progress=True
+    )
+    networks = list(config.network) or None
+    if made is not None:
+        networks = load_networks(config, reference, settings)
+    rows = {}
+    for name, source, about in sources(config, made):
+        say(f"measure     {name}")
+        with reading_files(config):
+            result = fastfid.evaluate(
+                source, reference, metrics=config.metrics or None, features=networks, protocol=config.protocol,
+                **vars(settings),
+            )  # fmt: skip
+        rows[name] = {"sampling": about} | json.loads(result.to_json())
+        if is_main():  # after every row: hours lie between them
+            write_json(config.out / "evaluation.json", {"schema": SCHEMA, "rows": rows})
+    if is_main():
+        print(f"\n{table(rows)}\n\nevaluation  {config.out / 'evaluation.json'}", flush=True)
+
+
+def check(config: EvaluateConfig) -> None:
+    """ValueError or FileNotFoundError, before any work, for what cannot be evaluated."""
+    checked_metrics(config.metrics or None, protocol_named(config.protocol))
+    if config.samples and config.checkpoint is not None:
+        raise ValueError("--samples are measured as they are and --checkpoint would be sampled; pass one of them")
+    if config.samples and config.reference is None:
+        raise ValueError(NEEDS_REFERENCE)
+    reference = None if config.reference == EMBEDDED else config.reference
+    files = [("--samples", path) for path in config.samples] + weights_files(config.weights)
+    sample.check(config, [*files, ("--reference", reference)])
+    for text in config.samplers:
+        parse_sampler(text, config.steps, config.guidance)
+
+
+def with_defaults(config: EvaluateConfig, made: Generator | None) -> EvaluateConfig:
+    """The config with everything filled in that depends on the model and the reference."""
+    reference = config.reference
+    if reference is None:
+        if not is_small(made.model):
+            raise ValueError(NEEDS_REFERENCE)
+        reference = EMBEDDED
+    filled = {"reference": reference, "images": config.images or PAPER_IMAGES}
+    if reference == EMBEDDED:
+        filled["images"] = config.images or EMBEDDED_IMAGES
+        if config.protocol is None:
+            filled["network"] = config.network or EMBEDDED_NETWORKS
+            filled["metrics"] = config.metrics or EMBEDDED_METRICS
+    if made is not None:
+        filled["samplers"] = config.samplers or default_samplers(made.model)
+    return replace(config, **filled)
+
+
+def check_rows(config: EvaluateConfig, made: Generator) -> None:
+    """ValueError for what would stop a row, of which the second comes hours after the first."""
+    sample.choose_labels(config, made.num_classes)
+    for _, sampler, path in sampled_rows(config):
+        sample.check_sampler(made.model, sampler)
+        files = open_files(path, config.images, made.image_shape)
+        record = sample.recipe_record(made, config, sampler)
+        from_main(lambda files=files, record=record: sample.check_output(files, record))
+
+
+def sampled_rows(config: EvaluateConfig) -> list[tuple[str, SamplerConfig, Path]]:
+    """Name, sampler and file of samples of every sampler; two that read alike are told apart by what was asked for."""
+    samplers = {text: parse_sampler(text, config.steps, config.guidance) for text in config.samplers}
+    names = [str(sampler) for sampler in samplers.values()]
+    return [
+        (name if names.count(name) == 1 else f"{name} ({text})", sampler,
+         config.out / f"{sample_name(config, text, sampler)}.npz")
+        for name, (text, sampler) in zip(names, samplers.items(), strict=True)
+    ]  # fmt: skip
+
+
+def load_networks(config: EvaluateConfig, reference: Path | tuple, settings: Settings) -> list[FeatureExtractor]:
+    """The feature networks, tried on one image, and the reference read through them: what can fail does so here.
+
+    Hours of sampling come next. The reference's features are kept for the rows, unless --no-cache.
     """
-    labels = balanced_labels(count, setting.num_classes)
-    made = generate(
-        setting, model, labels, sampler, seed=config.seed, step=EVALUATION_STEP, batch=config.rollout_batch,
-        initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label,
-    )  # fmt: skip
-    require_finite(f"samples of '{label}'", made.samples)
-    features = gather_owned(made.features, count, config.rollout_batch)
-    features_b = None
-    if setting.judge_net is not None:
-        features_b = gather_owned(_in_batches(setting.judge_net, made.images), count, config.rollout_batch)
-    metrics = measure(setting.heldout, features) | {
-        "fd_b": None if features_b is None else distance(setting.heldout_b, features_b)
-    }
-    images = gather_owned(made.images, count, config.rollout_batch, first=grid)
-    return Evaluation({name: metrics[name] for name in METRICS}, images)
+    chosen, metrics = protocol_named(config.protocol), config.metrics or None
+    spatial = "sfid" in checked_metrics(metrics, chosen)
+    with agreement(), reading_files(config):
+        with reading("--reference", config.reference):
+            side = open_side(reference, "reference", settings)
+        samples = Side("samples", "the samples", images=settings.open_images(PROBE))  # stands for those to come
+        networks = networks_of(list(config.network) or None, chosen, [samples, side], settings, spatial)
+        for network in networks:
+            network(PROBE)
+    if config.cache or side.images is None:
+        with reading("--reference", config.reference):
+            gather([side], networks, settings, [])
+    return networks
 
 
-def measure(heldout: RealSide, features: torch.Tensor) -> dict[str, float | None]:
-    """Every metric of one network but fd_b. Subsets of KID shrink to the smaller set where that is below 1,000."""
-    out: dict[str, float | None] = dict.fromkeys(METRICS)
-    out["fd"] = distance(heldout, features)
-    if heldout.features is None or not is_main():
-        return out
-    real = heldout.features
-    size = min(KID_SUBSET_SIZE, len(real), len(features))
-    out["kid"] = float(kid(real, features, subsets=KID_SUBSETS, subset_size=size))
-    out["mmd"] = float(mmd(real, features, kernel="gaussian", bandwidth="median"))
-    return out | prdc(real, features, nearest_k=NEAREST_K)
+@contextmanager
+def reading_files(config: EvaluateConfig) -> Iterator[None]:
+    """Failures within that tell the path of a given file name its flag."""
+    samples = [("--samples", path) for path in config.samples]
+    with ExitStack() as stack:
+        for flag, path in [*samples, ("--reference", config.reference), *weights_files(config.weights)]:
+            stack.enter_context(reading(flag, path, alone=False))
+        yield
 
 
-def distance(real: RealSide, features: torch.Tensor) -> float:
-    """Fréchet distance of features [n, d] from the real moments."""
-    return float(frechet_distance(real.moments, FeatureMoments.from_features(features)))
+def sources(config: EvaluateConfig, made: Generator | None) -> list[tuple[str, Path | tuple, dict | None]]:
+    """Rows to measure: name, images, and how they were sampled where that is known."""
+    rows = [(name, path, None) for name, path in zip(short_names(config.samples), config.samples, strict=True)]
+    for name, sampler, path in sampled_rows(config) if made is not None else ():
+        rows.append((name, path, make_samples(made, config, sampler, path).read_record()))
+    if config.reference == EMBEDDED:
+        rows.append(("real images", real_images(config.images), None))
+    return rows
 
 
-def floor(setting: Setting) -> dict[str, float | None]:
-    """Real against real: the reward's real images against the held-out ones, through both networks; None without."""
-    if setting.heldout is setting.real:
-        return {"fd": None, "fd_b": None}
-    return {
-        "fd": float(frechet_distance(setting.heldout.moments, setting.real.moments)),
-        "fd_b": None
-        if setting.real_b is None
-        else float(frechet_distance(setting.heldout_b.moments, setting.real_b.moments)),
-    }
+def sample_name(config: EvaluateConfig, text: str, sampler: SamplerConfig) -> str:
+    """Name of a row's file of samples: tells the rows of one command apart, and most commands."""
+    model = "embedded" if config.checkpoint is None else config.checkpoint.resolve().stem
+    words = re.sub(r"[^\w.-]", "-", text)
+    return f"{model}-{words}-{sampler.steps}-{config.images}-seed{config.seed}"
 
 
-def _in_batches(net: FeatureExtractor, images: torch.Tensor, size: int = 250) -> torch.Tensor:
-    """Features of images [n, ...], a batch at a time."""
-    if not len(images):
-        return torch.empty((0, net.dim), device=net.device)
-    return torch.cat(list(map_batches(net, images.split(size), net.device)))
+def short_names(paths: tuple[Path, ...]) -> list[str]:
+    """File names, or whole paths where two names are alike."""
+    names = [path.name for path in paths]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 
 
-if __name__ == "__main__":
-    from sit_rl.evaluate_command import main  # here: the command samples, and a training run need not load that
+def real_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `count` embedded training images with labels, evenly spaced: the floor below which no generator gets."""
+    real = embedded("train", count)
+    return real.images, real.labels
 
-    main()
+
+def table(rows: dict[str, dict]) -> str:
+    """A metric a line and a row of `rows` a column, as aligned text; ± is half of the 95% interval."""
+    keys = dict.fromkeys((s["metric"], s["network"], s["label"]) for row in rows.values() for s in row["scores"])
+    networks = {network for _, network, _ in keys}
+    lines = [["", *rows]]
+    for metric, network, label in keys:
+        found = [next((s for s in row["scores"] if (s["metric"], s["network"]) == (metric, network)), None)
+                 for row in rows.values()]  # fmt: skip
+        told = network in label or len(networks) == 1
+        lines.append([label if told else f"{label} ({network})", *map(_cell, found)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    notes: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        for note in _notes(row):
+            notes.setdefault(note, []).append(name)
+    return "\n".join(text + [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()])
+
+
+def _cell(score: dict | None) -> str:
+    if score is None or score["value"] is None:
+        return "–"
+    if score["interval"] is None:
+        return f"{score['value']:.4f}"
+    low, high = score["interval"]
+    return f"{score['value']:.4f} ± {(high - low) / 2:.4f}"
+
+
+def _notes(row: dict) -> list[str]:
+    left = [f"{x['metric']} ({x['network']}) left out: {x['reason']}" for x in row["left_out"]]
+    return left + [f"warning: {text}" for text in row["warnings"]]

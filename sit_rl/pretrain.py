@@ -25,11 +25,9 @@ from torch import nn
 from tqdm import tqdm
 
 from fastfid import FeatureMoments, frechet_distance
-from fastfid.features import ASSETS as FEATURE_ASSETS
-from fastfid.features import FASHION_NETS, build_fashion_net, load_fashion_net
-from sit_rl.distributed import gather_owned, is_main, owned, process_group, rank, sum_gradients, world_size
-from sit_rl.ema import EMA
-from sit_rl.images import (
+from fastfid.features.extractor import ASSETS as FEATURE_ASSETS
+from fastfid.features.extractor import FASHION_NETS, build_fashion_net, load_fashion_net
+from sit_rl.components.image_sets import (
     ASSETS,
     NUM_CLASSES,
     ImageSet,
@@ -39,12 +37,14 @@ from sit_rl.images import (
     to_float,
     to_uint8,
 )
-from sit_rl.inputs import reading, require_paths
-from sit_rl.interpolant import interpolate, target_velocity
+from sit_rl.ema import EMA
+from sit_rl.files.paths import reading, require_paths
 from sit_rl.models.loading import save_model, write_safetensors
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.noise import Stream, balanced_labels, generator, sample_normal
-from sit_rl.samplers import SamplerConfig, sample
+from sit_rl.ranks.process_group import gather_owned, is_main, owned, process_group, rank, sum_gradients, world_size
+from sit_rl.sampling.interpolant import interpolate, target_velocity
+from sit_rl.sampling.random_streams import Stream, balanced_labels, generator, sample_normal
+from sit_rl.sampling.solvers import SamplerConfig, sample
 
 # SiT of 1.3M parameters for 28×28 grey images: patch 7 makes 16 tokens of 49 pixels.
 FASHION_SIT = SiTConfig(

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sit_rl.files import write_text, writing
-from sit_rl.images import tile
-from sit_rl.inputs import require_paths
-from sit_rl.runlog import GRID_COLUMNS, PHASES, read_metrics
+from sit_rl.components.image_sets import tile
+from sit_rl.files.atomic import write_text, writing
+from sit_rl.files.paths import require_paths
+from sit_rl.runs.log import GRID_COLUMNS, PHASES, read_metrics
 
 # Rows of the table: key in summary.json, name, whether lower is better.
 ROWS = (

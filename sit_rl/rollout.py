@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from sit_rl.distributed import is_main, owned
-from sit_rl.guidance import bind
-from sit_rl.images import check_labels
+from sit_rl.components.build import Setting
+from sit_rl.components.image_sets import check_labels
 from sit_rl.models.sit import SiT
-from sit_rl.noise import Stream, sample_normal
-from sit_rl.parallel import map_in_two_stages
-from sit_rl.preemption import overdue, stop_if_overdue
-from sit_rl.samplers import SamplerConfig, noise_draws, noisy_steps, sample, sample_path
-from sit_rl.setting import Setting
+from sit_rl.ranks.cpu_batches import map_in_two_stages
+from sit_rl.ranks.preemption import overdue, stop_if_overdue
+from sit_rl.ranks.process_group import is_main, owned
+from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.random_streams import Stream, sample_normal
+from sit_rl.sampling.solvers import SamplerConfig, noise_draws, noisy_steps, sample, sample_path
 
 
 @dataclass

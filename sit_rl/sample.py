@@ -34,26 +34,27 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastfid import __version__
-from fastfid.distributed import OtherRankFailed, from_main
-from fastfid.features import file_sha256
-from fastfid.moments import write_atomically
-from sit_rl import attention, checkpoint
+from fastfid.distances.moments import write_atomically
+from fastfid.features.extractor import file_sha256
+from fastfid.runtime.distributed import OtherRankFailed, from_main
+from sit_rl.components.image_sets import ASSETS, tile, to_uint8
 from sit_rl.config import PRESETS, Config, load_config
-from sit_rl.distributed import barrier, is_main, process_group, rank, world_size
-from sit_rl.guards import require_finite_start
-from sit_rl.guidance import bind
-from sit_rl.images import ASSETS, tile, to_uint8
-from sit_rl.inputs import reading, require_extra, require_paths
-from sit_rl.learner import add_lora, merge_lora, prepare
+from sit_rl.files.paths import reading, require_extra, require_paths
+from sit_rl.generation.sample_files import SampleFiles, open_files
+from sit_rl.learner import checkpoint
+from sit_rl.learner.guards import require_finite_start
+from sit_rl.learner.learner import add_lora, merge_lora, prepare
+from sit_rl.models import attention
 from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT
-from sit_rl.noise import EVALUATION_STEP, Stream, balanced_labels, generator, sample_normal
-from sit_rl.parallel import map_in_two_stages
+from sit_rl.ranks.cpu_batches import map_in_two_stages
+from sit_rl.ranks.process_group import barrier, is_main, process_group, rank, world_size
 from sit_rl.rollout import noise_source
-from sit_rl.runlog import GRID_COLUMNS, say
-from sit_rl.sample_files import SampleFiles, open_files
-from sit_rl.samplers import METHODS, OFFICIAL, SamplerConfig, noise_draws, sample
+from sit_rl.runs.log import GRID_COLUMNS, say
+from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, balanced_labels, generator, sample_normal
+from sit_rl.sampling.solvers import METHODS, OFFICIAL, SamplerConfig, noise_draws, sample
 
 T = TypeVar("T")
 
@@ -399,7 +400,7 @@ def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> di
         "labels": config.labels,
         "classes": made.num_classes,
         "seed": config.seed,
-        "noise": "Philox of (seed, image, stream, step 0), sit_rl/noise.py",
+        "noise": "Philox of (seed, image, stream, step 0), sit_rl/sampling/random_streams.py",
         "batch": batch_of(config, made.model),
         "precision": config.precision,
         "complete": False,

@@ -19,22 +19,22 @@ from pathlib import Path
 import torch
 import tyro
 
-from sit_rl import checkpoint
+from sit_rl.components.build import Setting, build_setting, check_inputs, given_paths
 from sit_rl.config import PRESETS, Config, check, differences, load_config, resolve
-from sit_rl.distributed import LOST_CONTACT, barrier, is_main, process_group, world_size
 from sit_rl.estimators import build_estimator
-from sit_rl.evaluate import METRICS, evaluate_model, floor
-from sit_rl.files import folder, write_json, writing
-from sit_rl.guards import out_of_memory
+from sit_rl.files.atomic import folder, write_json, writing
+from sit_rl.learner import checkpoint
+from sit_rl.learner.guards import out_of_memory
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT
-from sit_rl.plan import describe_plan, dry_run
-from sit_rl.preemption import Preempted, watch
+from sit_rl.ranks.preemption import Preempted, watch
+from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group, world_size
 from sit_rl.report import save_samples, summary_table, write_report
-from sit_rl.runlog import Clock, RunLog, say, start_wandb
-from sit_rl.setting import Setting, build_setting, check_inputs, given_paths
-from sit_rl.state import State, exported, read_values, start
-from sit_rl.training_loop import train
+from sit_rl.runs.forecast import describe_plan, dry_run
+from sit_rl.runs.log import Clock, RunLog, say, start_wandb
+from sit_rl.training.held_out import METRICS, evaluate_model, floor
+from sit_rl.training.loop import train
+from sit_rl.training.state import State, exported, read_values, start
 
 # Images shown in the report: ten of each of ten classes, in columns by class.
 GRID = 100

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 import torch
-from forked import Forked
+
+from tests.support.forked import Forked
 
 torch.set_num_threads(1)
 if not any("test_gpu" in word for word in sys.argv):
@@ -27,6 +28,6 @@ def forked():
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """Flags of a tiny training, as a function of its folder and more flags."""
-    from test_survival import tiny_command
+    from tests.support.tiny_runs import tiny_command
 
     return tiny_command(tmp_path_factory.mktemp("tiny"))

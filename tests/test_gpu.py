@@ -13,14 +13,15 @@ import sys
 
 import pytest
 import torch
-from test_devices import ADDED, ENGINE, METRICS, REAL, REFERENCE, REMOVED, engine_on
 
 import fastfid
 from fastfid import FeatureMoments, SwapEngine, triton_kernels
-from fastfid.devices import as_tensor
-from sit_rl import attention, train
+from fastfid.runtime.devices import as_tensor
+from sit_rl import train
+from sit_rl.models import attention
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.runlog import Clock
+from sit_rl.runs.log import Clock
+from tests.support.device_cases import ADDED, ENGINE, METRICS, REAL, REFERENCE, REMOVED, engine_on
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and to be run alone: pytest tests/test_gpu.py"

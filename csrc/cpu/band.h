@@ -1,4 +1,4 @@
-// What bindings.cpp calls for fastfid/band_root.py; `threads`, `isa` and errors as in swap.h.
+// What bindings.cpp calls for fastfid/linalg/banded_trace.py; `threads`, `isa` and errors as in swap.h.
 #pragma once
 
 #include <string>

@@ -1,6 +1,6 @@
 // What the kernels are given: plain structs of pointers and sizes.  Nothing here knows Python or torch.
 //
-// Legend (fastfid/swap.py has the equations): k = removed + added rows of a candidate, r rank, d features, Q nodes.
+// Legend (fastfid/swap/engine.py has the equations): k = removed + added rows of a candidate, r rank, d features, Q nodes.
 #pragma once
 
 #include <stdint.h>
@@ -20,7 +20,7 @@ struct ChangedRows {
 
 // The node weights 1/(λ_p + τ_q²), a slice of positions p at a time, as combinations of a few functions, in two steps:
 //   Σ_m coefficient[m, q] Σ_n mix[n, m]·function[n, p],   n over functions of the slice, m over those of its group of slices
-// (fastfid/quadrature.py, WeightPlan): a Gram matrix per function instead of one per node.
+// (fastfid/linalg/quadrature.py, WeightPlan): a Gram matrix per function instead of one per node.
 template <class T>
 struct WeightPlan {
     int64_t nodes, slices, groups;

@@ -1,4 +1,4 @@
-// What bindings.cpp calls for fastfid/swap.py: candidates shared among threads, instruction set chosen at run time.
+// What bindings.cpp calls for fastfid/swap/engine.py: candidates shared among threads, instruction set chosen at run time.
 //
 // `isa` names an instruction set ("avx512", "avx2", "baseline", or "wide" for tests); an empty string takes the best this machine
 // has.  std::invalid_argument for a name this build or machine lacks, std::bad_alloc when memory runs out.  Results do not

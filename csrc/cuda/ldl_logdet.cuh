@@ -2,7 +2,7 @@
 //
 //   J + G = L D Lᵀ,   J = diag(−1 … −1, +1 … +1),   log|det| = Σ_j log|d_j|
 //
-// J + G is quasi-definite (fastfid/swap.py), so no pivoting: column after column,
+// J + G is quasi-definite (fastfid/swap/engine.py), so no pivoting: column after column,
 //
 //   G[i, x] −= G[i, j] G[x, j] / d_j      for j < x ≤ i < k,
 //

@@ -1,6 +1,6 @@
 """Square roots of matrices by coupled polynomial iterations, with fused and half-computed products.
 
-For A symmetric positive semidefinite with λ_max(A) ≤ 1 the iteration of fastfid/sqrtm.py
+For A symmetric positive semidefinite with λ_max(A) ≤ 1 the iteration of fastfid/linalg/iterative_roots.py
 
     Y₀ = A,  Z₀ = I,    T = Z Y,    W = aI + bT + cT²,    Y ← Y W,   Z ← W Z
 

@@ -4,7 +4,7 @@ A swap turns the spectrum's matrix M (Λ, or R Σ_g Rᵀ in any basis) into
 
     C_b = c_b (M + W_bᵀ J W_b) = c_b (M − W_rᵀ W_r + W_aᵀ W_a),
 
-the matrix of equation 3 in fastfid/swap.py, whose square root the Newton–Schulz route takes.  M is shared: its tile is
+the matrix of equation 3 in swap/engine.py, whose square root the Newton–Schulz route takes.  M is shared: its tile is
 read once a candidate, mostly from cache, since programs that follow one another work on the same tile for different
 candidates, and neither WᵀJW nor the unscaled sum is ever stored.  Removed and added rows stay in their own tensors; J
 is the sign of the dot product they enter.  C is symmetric: tiles on and below the diagonal only, each stored with its
@@ -95,7 +95,7 @@ def rank_update_kernel(
 
 
 def rank_update(matrix, w_r, w_a, scale=1.0, *, input_precision: str = "tf32x3", dtype=torch.float32):
-    """c (M + WᵀJW) [b, n, n] of `dtype` for every candidate (equation 3 of fastfid/swap.py).
+    """c (M + WᵀJW) [b, n, n] of `dtype` for every candidate (equation 3 of fastfid/swap/engine.py).
 
     matrix  M [n, n] float32, symmetric, its lower triangle is read      w_r [b, m_r, n], w_a [b, m_a, n] float32
     scale   c, a number or [b]                                           input_precision  "tf32x3" | "ieee"

@@ -1,6 +1,6 @@
 """log|det(J + G)| of every candidate at every node, one program each: Gram matrix, LDLᵀ and logarithms in registers.
 
-Equation 3 of fastfid/swap.py needs, for rows W = [W_r; W_a] of a candidate and node τ,
+Equation 3 of fastfid/swap/engine.py needs, for rows W = [W_r; W_a] of a candidate and node τ,
 
     G = W (Λ + τ²)⁻¹ Wᵀ = S Sᵀ,   S = W D^½,   D = (Λ + τ²)⁻¹,   J = diag(−1 … −1, +1 … +1),   log|det(J + G)|.
 
@@ -10,7 +10,7 @@ symmetric.  W_r and W_a stay where they are: a row index below m_r reads the fir
 Products are float32 ("ieee") or three tensor-core products of tf32 halves ("tf32x3", error about 2⁻²²); plain tf32
 keeps 2⁻¹¹ of G, too little for the change of one swap, and is refused.
 
-LDLᵀ.  J + G is quasi-definite once the removed rows come first (fastfid/swap.py), so no pivoting: for j = 0 … k−1
+LDLᵀ.  J + G is quasi-definite once the removed rows come first (swap/engine.py), so no pivoting: for j = 0 … k−1
 
     d_j = J_j + G_jj,   G −= g gᵀ/d_j   with g = G[:, j],   log|det(J + G)| = Σ_j log|d_j|.
 
@@ -35,7 +35,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastfid.devices import full_float32
+from fastfid.runtime.devices import full_float32
 from fastfid.triton_kernels import check_choice, check_device, check_grid
 
 PRECISIONS = ("tf32x3", "ieee")
@@ -163,7 +163,7 @@ def swap_logdet_kernel(
 
 
 def swap_logdet(w_r, w_a, spectrum, tau_squares, slack: float = 1e-3, input_precision: str = "tf32x3"):
-    """log|det(J + G)| [b, Q] float64 of equation 3 in fastfid/swap.py, and the wrong-signed pivots [b, Q] float64.
+    """log|det(J + G)| [b, Q] float64 of equation 3 in swap/engine.py, and the wrong-signed pivots [b, Q] float64.
 
     w_r          [b, m_r, r] float32, any strides: removed rows          w_a  [b, m_a, r] likewise: added rows
     spectrum     λ [r] and tau_squares τ² [Q] float64, λ + τ² > 0

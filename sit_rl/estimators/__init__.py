@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from sit_rl.components.build import Setting
 from sit_rl.config import Config
 from sit_rl.estimators.advantage_matching import AdvantageMatching
 from sit_rl.estimators.base import Estimator
 from sit_rl.estimators.pretraining import Pretraining
 from sit_rl.estimators.rejection import Rejection
 from sit_rl.estimators.sde_policy_gradient import SDEPolicyGradient
-from sit_rl.setting import Setting
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "advantage_matching": AdvantageMatching,

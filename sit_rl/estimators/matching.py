@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from sit_rl.interpolant import interpolate, target_velocity
-from sit_rl.noise import Stream, generators, sample_normal
+from sit_rl.sampling.interpolant import interpolate, target_velocity
+from sit_rl.sampling.random_streams import Stream, generators, sample_normal
 
 # Successive times of one sample step by the golden ratio mod 1, the sequence that fills [0, 1) most evenly.
 GOLDEN = 0.6180339887498949

@@ -5,7 +5,7 @@
 
 over the S noisy steps of a path; log-probabilities are means over dimensions. Every step costs one pass, so an image
 costs S of them where matching costs one. The steps are an Euler SDE's (SiT), or DDPM's, whose learned variance is
-trained too, or DDIM's with η > 0 (DiT), both but for the last noisy one (`sit_rl.samplers.trained_steps`).
+trained too, or DDIM's with η > 0 (DiT), both but for the last noisy one (`sit_rl.sampling.solvers.trained_steps`).
 
 **Clip range.** A mean-over-dimensions log-ratio of a fixed per-dimension shift δ has a spread |δ|/√d, so the paper's
 c = 1e-4 at d = 4·32·32 = 4096 becomes c·√(4096/d) at another d: the clip then acts at the same per-dimension shift.
@@ -19,9 +19,9 @@ from collections.abc import Iterator
 import torch
 
 from sit_rl.estimators.base import Estimator, Minibatch, Model
-from sit_rl.guidance import bind
 from sit_rl.rollout import Rollout
-from sit_rl.samplers import SamplerConfig, slide_window, time_grid, trained_steps, transition
+from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.solvers import SamplerConfig, slide_window, time_grid, trained_steps, transition
 
 PAPER_DIMENSIONS = 4 * 32 * 32
 # Before the first update the ratio is 1 up to float32 rounding of a mean of d squares, about 1e-6. In bf16, kernels for

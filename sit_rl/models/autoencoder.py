@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from fastfid.devices import full_float32
-from sit_rl.images import to_float, to_uint8
-from sit_rl.inputs import require_extra
+from fastfid.runtime.devices import full_float32
+from sit_rl.components.image_sets import to_float, to_uint8
+from sit_rl.files.paths import require_extra
 from sit_rl.models.loading import damage
 
 # Latent scale of the Stable Diffusion autoencoders that SiT and DiT were trained with.

@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 import tyro
 
-from fastfid.moments import write_atomically
-from sit_rl.guards import require_finite_start
-from sit_rl.inputs import reading
+from fastfid.distances.moments import write_atomically
+from sit_rl.files.paths import reading
+from sit_rl.learner.guards import require_finite_start
 from sit_rl.models.loading import load_model, save_model
 
 

@@ -2,7 +2,7 @@
 
 The network, its parameter names and their shapes are SiT's, so that no tensor of a checkpoint tells one from the other.
 What differs is what the numbers mean: t is the step 0 … 999 of a noising chain (0 next to the data), unscaled, and the
-outputs are the noise ε̂ and where the variance lies between its bounds. `sit_rl.diffusion` samples from it.
+outputs are the noise ε̂ and where the variance lies between its bounds. `sit_rl.sampling.ddpm` samples from it.
 """
 
 from __future__ import annotations

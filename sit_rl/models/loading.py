@@ -19,10 +19,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from fastfid.moments import write_atomically
-from sit_rl.distributed import is_main
+from fastfid.distances.moments import write_atomically
 from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiT, SiTConfig, infer_config, published_heads
+from sit_rl.ranks.process_group import is_main
 
 ARCHITECTURES: dict[str, type[SiT]] = {"sit": SiT, "dit": DiT}
 WEIGHTS = ("ema", "model")

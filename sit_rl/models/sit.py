@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sit_rl.attention import attention
+from sit_rl.models.attention import attention
 
 # Frequencies of the time embedding: as published, 256 of them with periods up to 10,000 (· 2π).
 TIME_FREQUENCIES, TIME_MAX_PERIOD = 256, 10_000
@@ -246,7 +246,7 @@ class SiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def set_attention(self, backend: str) -> None:
-        """Use a resolved back end of `sit_rl.attention` in every block."""
+        """Use a resolved back end of `sit_rl.models.attention` in every block."""
         for block in self.blocks:
             block.attn.backend = backend
 

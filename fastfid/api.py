@@ -1,0 +1,46 @@
+"""Everything that `import fastfid` offers by name; imported when the first of these names is used."""
+
+from fastfid.distances.frechet import PreparedMoments, frechet_distance, frechet_terms, prepare
+from fastfid.distances.kid_mmd import kid, mmd
+from fastfid.distances.moments import FeatureMoments, FeatureWindow
+from fastfid.distances.precision_recall import prdc, precision_recall
+from fastfid.evaluation.evaluate import diff, evaluate
+from fastfid.evaluation.results import DifferenceResult, EvaluationResult
+from fastfid.features.extractor import FeatureExtractor, feature_extractor
+from fastfid.features.registry import torchscript_extractor
+from fastfid.images.open import open_images
+from fastfid.linalg.iterative_roots import trace_sqrt_product
+from fastfid.metrics.metrics import FrechetDistance, FrechetInceptionDistance, KernelInceptionDistance, PrecisionRecall
+from fastfid.statistics.statistics import Statistics, read_statistics
+from fastfid.swap.engine import RealFactor, SwapEngine, swap_change_ref
+
+__all__ = [
+    "DifferenceResult",
+    "EvaluationResult",
+    "FeatureExtractor",
+    "FeatureMoments",
+    "FeatureWindow",
+    "FrechetDistance",
+    "FrechetInceptionDistance",
+    "KernelInceptionDistance",
+    "PrecisionRecall",
+    "PreparedMoments",
+    "RealFactor",
+    "Statistics",
+    "SwapEngine",
+    "diff",
+    "evaluate",
+    "feature_extractor",
+    "frechet_distance",
+    "frechet_terms",
+    "kid",
+    "mmd",
+    "open_images",
+    "prdc",
+    "precision_recall",
+    "prepare",
+    "read_statistics",
+    "swap_change_ref",
+    "torchscript_extractor",
+    "trace_sqrt_product",
+]

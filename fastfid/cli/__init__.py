@@ -1,0 +1,1 @@
+"""What the commands print that is not an evaluation."""

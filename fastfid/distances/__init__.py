@@ -1,0 +1,1 @@
+"""Distances of feature sets, and the moments they are made of."""

@@ -1,0 +1,1 @@
+"""Evaluate image sets: open both sides, compute every score with its interval, report it."""

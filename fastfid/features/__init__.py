@@ -1,0 +1,1 @@
+"""Images to features: networks, their preprocessing, extraction and its cache."""

@@ -1,0 +1,79 @@
+"""Features of images, extracted once: a cache keyed by content, filled shard by shard as the features come.
+
+A shard is a block of consecutive images of a source (extraction.py).  Its key is the SHA-256 of their content, of the
+network's weights and of its preprocessing, so a renamed folder, a zip of it, or one file changed among thousands find
+every shard that still holds.  Each shard is written under a temporary name and renamed: an interrupted run, a late bad
+image or a second run at the same time leave whole shards only, and whoever comes next goes on from them.
+
+    $FASTFID_CACHE, or $XDG_CACHE_HOME/fastfid, or ~/.cache/fastfid
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastfid.distances.moments import write_atomically
+from fastfid.features.extractor import FeatureExtractor
+
+FORMAT = 1  # of a shard's file; part of its key, so that a new layout never meets an old file
+
+
+def cache_folder() -> Path:
+    """Where features are kept: $FASTFID_CACHE, else $XDG_CACHE_HOME/fastfid, else ~/.cache/fastfid."""
+    if os.environ.get("FASTFID_CACHE"):
+        return Path(os.environ["FASTFID_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfid"
+
+
+class FeatureCache:
+    """Shards of features on disk: `load` gives one or None, `save` adds one; safe under concurrent runs.
+
+    folder   `cache_folder()` unless given
+    hits     shards found so far
+    problem  why nothing more is written (a full or read-only disk), None while all is well
+    """
+
+    def __init__(self, folder: str | os.PathLike | None = None):
+        self.folder = Path(folder) if folder is not None else cache_folder()
+        self.hits = 0
+        self.problem: str | None = None
+
+    def path(self, extractor: FeatureExtractor, digest: str) -> Path:
+        """File of the shard of images with content `digest` in the features of `extractor`."""
+        kind = type(extractor).__name__  # a MultiExtractor's shards also hold logits
+        spatial = getattr(extractor.network, "spatial", False)
+        identity = (FORMAT, extractor.name, extractor.weights_sha256, extractor.preprocessing, kind, spatial, digest)
+        key = hashlib.sha256(repr(identity).encode()).hexdigest()
+        return self.folder / "features" / key[:2] / f"{key}.npz"
+
+    def load(self, extractor: FeatureExtractor, digest: str, count: int) -> tuple[dict[str, Tensor], tuple] | None:
+        """Outputs by name, float32 [count, …], and the images' shape [C, H, W]; None if absent or damaged."""
+        try:
+            with np.load(self.path(extractor, digest), allow_pickle=False) as arrays:
+                held = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return None  # not there, or cut short by a crash of the machine: extracted and written again
+        shape = tuple(held.pop("image_shape", torch.empty(0)).tolist())
+        if len(shape) != 3 or held.get("features", torch.empty(0)).shape != (count, extractor.dim):
+            return None
+        self.hits += 1
+        return held, shape
+
+    def save(self, extractor: FeatureExtractor, digest: str, outputs: dict[str, Tensor], shape: tuple) -> None:
+        """Write one shard; a failure is kept in `problem` and ends the writing, never the evaluation."""
+        if self.problem is not None:
+            return
+        path = self.path(extractor, digest)
+        arrays = {name: value.numpy() for name, value in outputs.items()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: np.savez(file, image_shape=np.array(shape), **arrays))
+        except OSError as full:
+            self.problem = f"features are not cached any more ({full}); free space, or set FASTFID_CACHE elsewhere"

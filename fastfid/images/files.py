@@ -1,0 +1,303 @@
+"""Encoded images of a folder or a zip: sorted by path, read and decoded by threads, hostile and damaged ones named.
+
+Files are sorted by their path below the root as text, so a folder and a zip of it give the same images in the same
+order.  In a tree whose images all lie in folders of their class, the labels are those folders' names.
+
+Bounds.  A file may hold at most MAX_PIXELS pixels and MAX_FILE_BYTES bytes, and a zip's member may not inflate more
+than MAX_INFLATION times beyond FREE_BYTES: what claims more is refused before it is inflated.  Nothing is ever written
+to disk, and archives with paths that leave them are refused as a whole.
+
+Speed.  Decoders let go of the interpreter while they work, but the rest of a small image does not: threads take
+FILES_A_TASK at a time.  Small plain PNG and JPEG take half to two thirds as long by imagecodecs (plain_images.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastfid.images.fast_decode import decode_plain
+from fastfid.images.source import ImageBlock, ImageSource, checked_size
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})  # compared in lower case
+GREY_MODES = frozenset({"1", "L", "LA"})  # Pillow modes read as one channel, alpha dropped
+DEEP_MODES = ("I", "F")  # beginnings of the modes with more than 8 bits a channel
+DEEP_RAW = ";16"  # in Pillow's raw mode of colours with 16 bits a channel, which it would cut down silently
+BLOCKS_AHEAD = 1  # encoded blocks read before they are asked for: memory does not grow with the number of images
+FILES_A_TASK = 32  # files a thread takes at a time, which share the price of handing work from thread to thread
+
+MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion, a quarter of a GiB of RGB; 9,459 pixels square
+MAX_FILE_BYTES = 3 * MAX_PIXELS + (1 << 20)  # that image as uncompressed BMP or TIFF, with a MiB of headers
+MAX_INFLATION = 200  # of a zip's member; deflate reaches 1,032, a photograph stored as BMP 2 to 10
+FREE_BYTES = 1 << 20  # members below 1 MiB may inflate as they like: plain colour as BMP does
+
+READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe called x.png is empty
+UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what damaged files raise
+
+
+def decoders(workers: int | None = None) -> int:
+    """Threads that decode: `workers`, or one for each usable core up to 8."""
+    if workers is None:
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(8, usable)
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; at least 1 thread has to decode")
+    return workers
+
+
+class FileImages(ImageSource):
+    """Encoded images: sorted member names and a function from a name to its bytes."""
+
+    def __init__(
+        self,
+        name: str,
+        members: list[str],
+        read: Callable[[str], bytes],
+        skip_corrupt: bool = False,
+        workers: int | None = None,
+    ):
+        if not members:
+            raise ValueError(f"{name} holds no images; expected files ending in {', '.join(sorted(EXTENSIONS))}")
+        self.name, self.members, self.read = name, sorted(members), read
+        self.skip_corrupt, self.skipped, self.workers = skip_corrupt, [], decoders(workers)
+        self.classes = _class_folders(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def image_name(self, index: int) -> str:
+        """Path of image number `index` below the root."""
+        return self.members[index]
+
+    def labels(self, start: int, stop: int) -> list[str] | None:
+        """Classes of the images from `start` to `stop`, None where there are none."""
+        return self.classes and self.classes[start:stop]
+
+    def image(self, index: int) -> Tensor:
+        """Image number `index`, uint8 [C, H, W]."""
+        encoded = _read_encoded(self.read, self.members[index])
+        return torch.from_numpy(self._decode(self.members[index], encoded).copy())
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield all images in order, `size` at a time, the last batch shorter."""
+        expected = None
+        for block in self.blocks(size):
+            images, _ = block.decode(expected)
+            expected = expected or tuple(images.shape[1:])
+            yield images
+
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[ImageBlock]:
+        """Blocks of files read and decoded by threads, the next block's bytes while one is worked on."""
+        stop, ahead = len(self) if stop is None else stop, deque()
+        self.skipped = []
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")  # ends when no block holds it
+        try:
+            for first in range(start, stop, checked_size(size)):
+                members = self.members[first : min(first + size, stop)]
+                tasks = [members[i : i + FILES_A_TASK] for i in range(0, len(members), FILES_A_TASK)]
+                ahead.append((first, members, [pool.submit(self._read, task) for task in tasks]))
+                if len(ahead) > BLOCKS_AHEAD:
+                    yield self._block(pool, *ahead.popleft())
+            while ahead:
+                yield self._block(pool, *ahead.popleft())
+        finally:  # abandoned half-way: nobody wants what is still to be read
+            for *_, reads in ahead:
+                for read in reads:
+                    read.cancel()
+
+    def _read(self, members: list[str]) -> list[tuple[str, bytes | Exception, bytes]]:
+        """Name, bytes and SHA-256 of each member; what reading one raised stands for its bytes."""
+        encoded = [_read_encoded(self.read, member) for member in members]
+        digests = [hashlib.sha256(e).digest() if isinstance(e, bytes) else b"unreadable" for e in encoded]
+        return list(zip(members, encoded, digests, strict=True))
+
+    def _block(self, pool: ThreadPoolExecutor, start: int, members: list[str], reads: list[Future]) -> ImageBlock:
+        tasks = [read.result() for read in reads]
+        digest = hashlib.sha256(b"".join(sha for task in tasks for *_, sha in task)).hexdigest()
+        decoding: list[Future] = []
+
+        def prefetch() -> None:
+            if not decoding:
+                decoding.extend(pool.submit(self._decoded, task) for task in tasks)
+
+        def decode(expected: tuple | None) -> tuple[Tensor, list[int]]:
+            prefetch()
+            return self._collect(members, [image for task in decoding for image in task.result()], expected)
+
+        return ImageBlock(start, members, digest, decode, prefetch, self.labels(start, start + len(members)))
+
+    def _decoded(self, task: list[tuple[str, bytes | Exception, bytes]]) -> list[np.ndarray | ValueError]:
+        """Each image of a task, or the error that tells what is wrong with it."""
+        found: list[np.ndarray | ValueError] = []
+        for member, encoded, _ in task:
+            try:
+                found.append(self._decode(member, encoded))
+            except ValueError as unfit:
+                found.append(unfit)
+        return found
+
+    def _collect(self, members: list[str], decoded: list, expected: tuple | None) -> tuple[Tensor, list[int]]:
+        """Decoded images [m, C, H, W] of one shape, and which of `members` they are."""
+        images, kept = [], []
+        for position, (member, image) in enumerate(zip(members, decoded, strict=True)):
+            if isinstance(image, ValueError):
+                if not self.skip_corrupt:
+                    raise image
+                self.skipped.append(str(image))
+                continue
+            expected = expected or image.shape
+            self._check_shape(member, image.shape, expected)
+            images.append(image)
+            kept.append(position)
+        if not images:
+            return torch.empty(0, *(expected or (3, 1, 1)), dtype=torch.uint8), []
+        return torch.from_numpy(np.stack(images)), kept
+
+    def _decode(self, member: str, encoded: bytes | Exception) -> np.ndarray:
+        """One image, uint8 [C, H, W]; ValueError names it and says what to do."""
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            if isinstance(encoded, Exception):
+                raise encoded
+            pixels = decode_plain(encoded, MAX_PIXELS)
+            if pixels is None:
+                pixels = _decoded_by_pillow(encoded)
+        # Pillow raises these for damaged or enormous images, zipfile RuntimeError for locked and BadZipFile for
+        # corrupt members.
+        except (*UNREADABLE, SyntaxError, RuntimeError, Image.DecompressionBombError) as bad:
+            # Pillow names the buffer it was given, by its address
+            why = "no image format" if isinstance(bad, UnidentifiedImageError) else bad
+            raise ValueError(
+                f"{member} in {self.name} cannot be read as an 8-bit image ({why}); write it again or remove it"
+            ) from None
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def _check_shape(self, member: str, shape: tuple, expected: tuple) -> None:
+        if shape[1:] != expected[1:]:
+            raise ValueError(
+                f"{member} in {self.name} is {shape[2]}x{shape[1]} pixels, {self.members[0]} is "
+                f"{expected[2]}x{expected[1]}; resize all images to one size"
+            )
+        if shape[0] != expected[0]:
+            raise ValueError(
+                f"{member} in {self.name} has {shape[0]} channels, {self.members[0]} has {expected[0]}; "
+                "convert all images to RGB or all to grey"
+            )
+
+
+def _decoded_by_pillow(encoded: bytes) -> np.ndarray:
+    """Pixels of an image of any format, uint8 [H, W] or [H, W, 3]; whatever Pillow raises for damaged ones."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        _check_sane(image)
+        mode = "L" if image.mode in GREY_MODES else "RGB"
+        return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def _check_sane(image) -> None:
+    """ValueError for an opened Pillow image, not decoded yet, that is too large or deeper than 8 bits a channel."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it claims {width}x{height} pixels, more than {MAX_PIXELS}")
+    if image.mode.startswith(DEEP_MODES) or any(DEEP_RAW in str(tile[3]) for tile in image.tile):
+        raise ValueError(f"it has more than 8 bits a channel, mode {image.mode}; convert it to 8 bits")
+
+
+def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exception:
+    """Bytes of a file, or what reading it raised: it is told when the image is decoded, in order."""
+    try:
+        return read(member)
+    except Exception as unreadable:  # whatever a file system or a damaged archive raises
+        return unreadable
+
+
+def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
+    """All images below `path`."""
+    files = (Path(root, file).relative_to(path).as_posix() for root, names in _walk(path) for file in names)
+    members = [file for file in files if _is_image(file)]
+
+    def read(member: str) -> bytes:
+        # Four system calls, each of which lets go of the interpreter; a file object makes seven.
+        file = os.open(f"{path}/{member}", READING)
+        try:
+            size = os.fstat(file).st_size
+            if size > MAX_FILE_BYTES:
+                raise ValueError(f"it holds {size} bytes, more than {MAX_FILE_BYTES}")
+            return os.read(file, size)
+        finally:
+            os.close(file)
+
+    return FileImages(str(path), members, read, skip_corrupt, workers)
+
+
+def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below `path`, links followed, with its files; OSError for one that cannot be listed, or a loop.
+
+    Hidden folders are passed over, as `_is_image` takes nothing in them.
+    """
+
+    def refuse(unlistable: OSError) -> None:
+        raise unlistable  # os.walk would pass over the folder and its images in silence
+
+    for root, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
+        real = os.path.realpath(root)
+        for folder in folders:
+            below = os.path.join(root, folder)
+            if os.path.islink(below) and os.path.commonpath([real, os.path.realpath(below)]) == os.path.realpath(below):
+                raise OSError(f"{below} is a link to a folder that holds it; remove the link")
+        yield root, names
+
+
+def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
+    """All images of a zip, read from it directly; ValueError for a damaged archive or one whose paths leave it."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except UNREADABLE as bad:
+        raise ValueError(f"{path} is not a readable zip ({bad}); pack it again") from None
+    members = [info.filename for info in archive.infolist() if not info.is_dir()]
+    for member in members:
+        # Nothing is unpacked, but an archive that tries to leave its folder is not one of images.
+        if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member.replace("\\", "/")).parts:
+            raise ValueError(f"{path} holds the path {member}, which leaves the archive; pack it again without it")
+    members = [member for member in members if _is_image(member)]
+    if twice := [member for member, count in Counter(members).items() if count > 1]:
+        raise ValueError(f"{path} holds {twice[0]} more than once, and only the last could be read; pack it again")
+
+    def read(member: str) -> bytes:
+        info = archive.getinfo(member)
+        limit = min(MAX_FILE_BYTES, FREE_BYTES + MAX_INFLATION * info.compress_size)
+        if info.file_size > limit:
+            raise ValueError(f"{info.compress_size} bytes claim to inflate to {info.file_size}, as a zip bomb does")
+        with archive.open(info) as file:
+            return file.read(info.file_size)  # read() would inflate all there is before it cuts it to the size claimed
+
+    return FileImages(str(path), members, read, skip_corrupt, workers)
+
+
+def _is_image(member: str) -> bool:
+    """By extension; nothing hidden: macOS writes ._x.png beside x.png, Jupyter copies into .ipynb_checkpoints."""
+    path = PurePosixPath(member)
+    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+
+
+def _class_folders(members: list[str]) -> list[str] | None:
+    """The folder of each member below those common to all; None where some lie in none, or all in the same."""
+    folders = [PurePosixPath(member).parts[:-1] for member in members]
+    common = len(os.path.commonprefix(folders))
+    if any(len(folder) == common for folder in folders):
+        return None
+    return [folder[common] for folder in folders]

@@ -1,0 +1,83 @@
+"""Folder, zip, npz, npy, tensor, array, data loader or iterator → uint8 images [n, 1 or 3, H, W], in a fixed order.
+
+Nothing is resized and nothing guessed: mixed sizes, mixed channel counts and floats of unstated range are errors that
+name the file and the remedy.  What each origin can be is in image_files.py, image_arrays.py and image_streams.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from fastfid.images.arrays import ARRAY_NAMES, ArrayImages, open_array_file
+from fastfid.images.files import open_folder, open_zip
+from fastfid.images.source import ImageBlock, ImageSource
+from fastfid.images.streams import StreamImages
+
+__all__ = ["ARRAY_NAMES", "ImageBlock", "ImageSource", "open_images"]
+
+
+def open_images(
+    source,
+    value_range: tuple[float, float] | None = None,
+    skip_corrupt: bool = False,
+    workers: int | None = None,
+    name: str | None = None,
+) -> ImageSource:
+    """Open images without reading them all.
+
+    source        folder (searched recursively), .zip, .npz, .npy, tensor or array, or a pair of such images and their
+                  labels; arrays are uint8 or float, [n, H, W], [n, C, H, W] or [n, H, W, C].  A DataLoader, generator
+                  or other iterable of batches, of (images, labels) or of dicts is read once
+    value_range   (0, 1) or (-1, 1)…, required for floats, which are rounded to the nearest of 256 levels
+    skip_corrupt  leave unreadable image files out and list them in `.skipped`, instead of stopping at the first
+    workers       threads that decode files (default: one for each usable core, up to 8)
+    name          what messages call images in memory
+
+    Labels come from the folders of a class tree, from arr_1 or labels of an npz, from pairs and from dicts.
+    FileNotFoundError for a missing path, ValueError for an empty, unreadable or unsuitable one.
+    """
+    if value_range is not None:
+        _check_range(value_range)
+    if isinstance(source, ImageSource):
+        return source
+    if isinstance(source, Tensor | np.ndarray):
+        return ArrayImages(name or "the array", source, value_range)
+    if _is_labelled_array(source):
+        return ArrayImages(name or "the array", source[0], value_range, source[1])
+    if isinstance(source, Iterable) and not isinstance(source, str | Path):
+        return StreamImages(name or "the iterator", source, value_range)
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"images are given as a {type(source).__name__}; pass a path, a tensor, an array or an iterable of batches "
+            "(a dataset goes through torch.utils.data.DataLoader)"
+        )
+    if not str(source):
+        raise ValueError("images are given as an empty path; pass a folder, .zip, .npz or .npy ('.' for this folder)")
+    path = Path(source)
+    if path.is_dir():
+        return open_folder(path, skip_corrupt, workers)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; pass a folder, .zip, .npz or .npy of images")
+    if path.suffix.lower() == ".zip":
+        return open_zip(path, skip_corrupt, workers)
+    if path.suffix.lower() in (".npz", ".npy"):
+        return open_array_file(path, value_range)
+    raise ValueError(f"{path} is not a folder, .zip, .npz or .npy; put single images into a folder")
+
+
+def _check_range(value_range) -> None:
+    """ValueError unless these are two numbers in ascending order."""
+    numbers = isinstance(value_range, tuple | list) and all(isinstance(end, int | float) for end in value_range)
+    if not (numbers and len(value_range) == 2 and value_range[0] < value_range[1]):
+        raise ValueError(f"value_range is {value_range!r}; pass two numbers (low, high) with low < high")
+
+
+def _is_labelled_array(source) -> bool:
+    """Whether this is one (images, labels) pair rather than an iterable of batches: labels have one axis."""
+    if not (isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Tensor | np.ndarray)):
+        return False
+    return getattr(source[1], "ndim", 1) == 1

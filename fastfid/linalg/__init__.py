@@ -1,0 +1,1 @@
+"""Matrix square roots and their traces."""

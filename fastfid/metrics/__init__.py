@@ -1,0 +1,1 @@
+"""Metric classes for training loops, with torchmetrics' names and arguments."""

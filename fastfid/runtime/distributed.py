@@ -1,0 +1,155 @@
+"""The ranks of a torchrun: who reads which images, who computes, and how an error of one becomes the error of all.
+
+Images are divided by global index in whole shards, contiguous for each rank, so every network sees the batches it
+would see in one process and the gathered features are the same to the last bit.  Rank 0 computes the metrics and hands
+the outcome to all.  What a rank raises while the others wait is exchanged before anybody goes on: every rank stops with
+one sentence, none hangs.  All of it is the identity where there is one process.
+
+Features are gathered on the host, by gloo, whatever backend the process group of the caller has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from functools import cache
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastfid.runtime.mapped_arrays import room
+
+# A rank with nothing cached may work for hours while another waits with all of its features.  A rank that dies closes
+# its connections, which ends the wait at once.
+TIMEOUT = timedelta(days=1)
+
+_ALONE = ContextVar("alone", default=False)
+
+
+class OtherRankFailed(ValueError):
+    """Raised by ranks above 0 in place of the error that rank 0 tells."""
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the ranks that torchrun describes, if any, for as long as the block lasts."""
+    joins = int(os.environ.get("WORLD_SIZE", 1)) > 1 and dist.is_available() and not dist.is_initialized()
+    if joins:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        if joins:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this block the process works for itself: what only some ranks call must not wait for the others."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def rank() -> int:
+    """Number of this process, 0 … world − 1."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """Number of processes that work together."""
+    grouped = dist.is_available() and dist.is_initialized() and not _ALONE.get()
+    return dist.get_world_size() if grouped else 1
+
+
+def is_main() -> bool:
+    """Whether this process computes the metrics, prints and writes."""
+    return rank() == 0
+
+
+def local_device(device: str) -> str:
+    """ "cuda" as the GPU of this rank on its machine; anything else as it is."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def owned(count: int, chunk: int) -> tuple[int, int]:
+    """Which of `count` images, from and to, this rank reads: whole chunks, about as many for each rank."""
+    chunks = -(-count // chunk)
+    first, last = ((rank() + i) * chunks // world_size() for i in (0, 1))
+    return min(count, first * chunk), min(count, last * chunk)
+
+
+@contextmanager
+def agreement() -> Iterator[None]:
+    """All ranks leave this block, or none: the error of the lowest failing rank stops every one."""
+    if world_size() == 1:
+        yield
+        return
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    first = next((told for told in gather_objects(error and f"{error}") if told is not None), None)
+    if first is None:
+        return
+    if not is_main():
+        raise OtherRankFailed(first) from error
+    raise error if error is not None and f"{error}" == first else ValueError(first)
+
+
+def from_main(compute: Callable):
+    """What compute() gives on rank 0, on every rank; its error likewise."""
+    if world_size() == 1:
+        return compute()
+    outcome = [None]
+    with agreement():
+        if is_main():
+            outcome = [compute()]
+    dist.broadcast_object_list(outcome, src=0, group=host_group())
+    return outcome[0]
+
+
+def gather_objects(item) -> list:
+    """The items of all ranks in order, on every rank; they are pickled."""
+    if world_size() == 1:
+        return [item]
+    found = [None] * world_size()
+    dist.all_gather_object(found, item, group=host_group())
+    return found
+
+
+def gather_rows(x: Tensor) -> Tensor | None:
+    """Rows x float32 [n_r, d] of all ranks, in order, on rank 0; None on the others."""
+    if world_size() == 1:
+        return x
+    counts = gather_objects(len(x))
+    if not is_main():
+        if len(x):
+            dist.send(x.contiguous(), dst=0, group=host_group())
+        return None
+    rows = torch.from_numpy(room((sum(counts), *x.shape[1:]), np.float32))
+    rows[: counts[0]], filled = x, counts[0]
+    for source, count in enumerate(counts[1:], start=1):
+        if count:
+            dist.recv(rows[filled : filled + count], src=source, group=host_group())
+        filled += count
+    return rows
+
+
+def host_group():
+    """A gloo group of all ranks: the caller's own, or one beside it."""
+    return dist.group.WORLD if "cpu:gloo" in dist.get_backend_config() else _gloo_beside(dist.group.WORLD)
+
+
+@cache
+def _gloo_beside(world):
+    """Made once for each process group `world`, by all ranks together."""
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)

@@ -1,0 +1,1 @@
+"""Files of feature statistics: ours and every peer's."""

@@ -1,0 +1,1 @@
+"""Exact change of a Fréchet distance for many candidate swaps at once."""

@@ -1,0 +1,1189 @@
+"""Exact Fréchet distances of many sample swaps at once.
+
+Real moments (μ_r, Σ_r); a reference set X of N samples with moments (μ_g, Σ_g).  A candidate removes some rows of X and
+adds new ones; the distance of the changed set follows without ever forming its covariance.
+
+Once per reference.  With any R of RᵀR = Σ_r, one eigendecomposition  R Σ_g Rᵀ = U Λ Uᵀ  gives P = Uᵀ R and the distance
+
+    FD = |μ_r − μ_g|² + tr Σ_r + tr Σ_g − 2 tr √Λ.                                                             (1)
+
+Per candidate.  Let y = x − μ_g, m_r rows removed, m_a added, n' = N − m_r + m_a, ȳ_r and ȳ_a their means.  Removing
+first, N₁ = N − m_r rows stay, with mean −(m_r/N₁) ȳ_r, and the scatter of the changed set is exactly
+
+    (n'−1) Σ' = (N−1) Σ_g − Σ_r z_r z_rᵀ + Σ_a z_a z_aᵀ,
+    z_r = y_r + (√(N/N₁) − 1) ȳ_r,      z_a = y_a + (√(N₁/n') − 1) ȳ_a + √(N₁/n') (m_r/N₁) ȳ_r,                (2)
+
+since each sum splits into scatter about its own mean plus one rank-one term, which (2) spreads evenly over the rows.
+With c = (N−1)/(n'−1) and the rows w = P z/√(N−1) of W_r, W_a, the matrix R Σ' Rᵀ has the eigenvalues of
+c(Λ − W_rᵀW_r + W_aᵀW_a), and
+
+    Δ = tr √(Λ − W_rᵀW_r + W_aᵀW_a) − tr √Λ = (1/π) ∫₀^∞ log |det(J + G(τ))| dτ,                                (3)
+    G(τ) = W (Λ + τ²)⁻¹ Wᵀ,   W = [W_r; W_a],   J = diag(−1 … −1, +1 … +1),
+
+a k×k determinant, k = m_r + m_a (linalg/quadrature.py has the nodes).  J + G is quasi-definite: its leading block is
+−(I − G_rr), negative definite because what stays after the removal is still a covariance, and the Schur complement of
+that block is I + G_aa plus a positive term.  LDLᵀ therefore exists without pivoting: m_r negative pivots, then m_a
+positive.  It is accurate while I − G_rr is not nearly singular, that is while the rows that stay span what Λ spans.
+
+The change itself is summed, never the difference of two distances, with δ = (m_a ȳ_a − m_r ȳ_r)/n':
+
+    FD' − FD = |δ|² − 2(μ_r−μ_g)·δ + (tr Σ' − tr Σ_g) − 2(√c Δ + (√c − 1) tr √Λ).                              (4)
+
+Singular spectra.  If a direction of R Σ_g Rᵀ is lost (N ≤ d, constant features), or the removal loses one, Λ + S takes
+the place of Λ on both sides of (3), S = diag(s), s_i = 1e-15 of the variance that direction i has in the reference, or
+in a candidate's new rows where these have 1,000 times as much.  A direction v that is lost costs Δ at most √(vᵀSv),
+3e-8 of its own standard deviation, one that stays next to nothing; all together never more than max(m_r, m_a)·√s, s the
+largest s_i, since √(x+s) − √x is monotone with values in (0, √s] and eigenvalues interlace under each rank-one term.
+`SwapEngine.report` tells the last s.
+
+Rare directions.  A feature that is active in a few rows is lost with them, although N is large and Λ regular.  Every
+removal therefore tells the smallest eigenvalue σ of I − G_rr at the first node: Λ − W_rᵀW_r ⪰ σΛ up to that node's τ².
+A candidate whose σλ_min falls below the nodes' range is computed again in float64 with S and pivoted LU.
+
+Legend: N reference samples, d features, r rank of Σ_r, B candidates, k = m_r + m_a, Q nodes; rows [.., d] or [.., r].
+"""
+
+import hashlib
+import math
+import threading
+import time
+import zipfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastfid import backend as backends
+from fastfid import triton_kernels
+from fastfid.distances.moments import FeatureMoments, write_atomically
+from fastfid.linalg.iterative_roots import MATRICES_PER_PAIR, root_function
+from fastfid.linalg.quadrature import error_bound, node_count, sqrt_nodes, weight_plan
+from fastfid.runtime.devices import as_tensor, full_float32
+
+METHODS = ("logdet", "eigh", "newton_schulz", "polar_express")
+
+# Λ counts as singular below this share of λ_max: a symmetric eigensolver's absolute error, some 1e-16·λ_max, would then
+# exceed 1e-5 of the eigenvalue.  Such references get a singular value decomposition and float64 throughout.
+SINGULAR = 1e-11
+
+# Shift of a singular spectrum, of a direction's variance v: w·w/(s + τ²) ≤ v/s of all new rows keeps a digit in float64
+# (ε = 2e-16), and so does a removed row's 1 − w·w/(v + s).
+SHIFT = 1e-15
+
+# New rows with more than this many times a direction's variance have a direction of their own: below, w·w/v keeps
+# float64's digits as it is.
+GAINED = 1e3
+
+# Singular spectra are resolved down to a root of this share of tol times the largest: a smaller one adds less.
+RESOLVED = 1 / 20
+
+# A removal must leave this much more than the nodes' range assumes.  Chosen: inverse iteration sees the smallest
+# eigenvalue of I − G_rr from above, where it stands apart to a few per cent.
+REMAINING_MARGIN = 1.2
+
+# A removed row's leverage w(Λ+τ²)⁻¹wᵀ is below 1 in exact arithmetic.  Chosen: rounding a float32 sum of 2048 products
+# can add 2048·6e-8 = 1.2e-4, and a row foreign to the reference that stays within 1e-3 of it cannot be told from one.
+LEVERAGE_SLACK = 1e-3
+
+# Covariances may differ from their transpose by float32 accumulation error, not by more.
+SYMMETRY = 1e-6
+
+# Chosen so that the error stays below 1e-4 (float32) and 1e-7 (float64) of the standard deviation over candidates.
+DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-10}
+
+# Relative error of a weight plan in units of tol.  Measured at d = 128 to 1,024, N = 1,500 … 5,000, tol = 2e-6: the
+# error of a change, 1.5e-5 to 7e-5 of the candidates' standard deviation, stays what it is up to 100; at 300 some are
+# twice as large.
+PLAN_TOL = 50
+
+# The same of a singular spectrum, absolute: I − G_rr as small as LEAST_REMAINING in float64 keeps four digits.
+SINGULAR_PLAN_TOL = 1e-12
+
+# Sets of nodes kept with their weight plans, 0.1 s each at d = 2048 (phase "plan", within "logdet"): of subsets, of
+# single images, of leaving one out.
+NODE_SETS = 4
+
+# Steps of the iterative matrix roots: where both have converged for features' spectra (linalg/iterative_roots.py).
+PRODUCT_STEPS = {"newton_schulz": 30, "polar_express": 13}
+
+REMAINING_STEPS = 3  # as in csrc/cpu/factor_kernel.h
+
+# Below this I − G_rr, whose entries err by 1e-6 (float32) and 1e-15, keeps fewer than three, or seven, digits.
+LEAST_REMAINING = {torch.float32: 1e-3, torch.float64: 1e-8}
+
+DEFAULT_WORKSPACE = 256 << 20  # bytes
+
+# What a candidate takes beside its rows: indices, sums and log-determinants or products at up to 100 nodes.
+CANDIDATE_BYTES = 3 << 10
+
+ROWS_IN_CACHE = 64  # float64 rows squared and then summed before the next ones: 1 MiB at d = 2048
+
+# In host memory a chunk takes no more than this, whatever the workspace, and the engine keeps it: fresh pages cost more
+# than what is computed in them.  Measured at d = 2048 over 4 to 256 MiB on two busy Zen 3 cores: 16 and 32 MiB were
+# fastest, 256 MiB slower by 14% for 50-swaps and by 50% for single images.
+HOST_CHUNK = 32 << 20  # bytes
+
+
+class RealFactor:
+    """The real side, factored once for any number of engines: mean [d], trace, R [r, d] with RᵀR = Σ_r, float64.
+
+    `real` is anything with `.mean` and `.cov` (such as `FeatureMoments`) or a pair (mean [d], cov [d, d]); one eigh.
+    ValueError for wrong shapes, NaN, a count below 2, an asymmetric or indefinite covariance.
+    """
+
+    def __init__(self, real, device=None):
+        count, mean, cov = _moments_of(real)
+        if count is not None and count < 2:
+            raise ValueError(f"real.count must be at least 2 for a covariance, got {count}; use more real samples")
+        mean, cov = _as_tensor(mean, "real mean"), _as_tensor(cov, "real covariance")
+        if mean.device != cov.device:
+            raise ValueError(f"real mean is on {mean.device}, its covariance on {cov.device}; move both to one device")
+        device = cov.device if device is None else device
+        self.mean = mean.detach().to(device, torch.float64)
+        cov = cov.detach().to(device, torch.float64)
+        _check_moments(self.mean, cov)
+        self.trace = cov.diagonal().sum().item()
+        self.root, self.clipped = _symmetric_root(cov)
+
+    @classmethod
+    def of(cls, real, device=None) -> "RealFactor":
+        """`real` itself if it is factored already, else its factor."""
+        return real if isinstance(real, cls) else cls(real, device)
+
+    @classmethod
+    def kept(cls, real, path, device=None) -> "RealFactor":
+        """The factor of `real`: read from `path` (.npz) if written there for the same moments, else made and written.
+
+        The file tells the moments by their SHA-256; one of others, or a damaged one, is replaced.
+        """
+        _, mean, cov = _moments_of(real)
+        mean, cov = _as_tensor(mean, "real mean"), _as_tensor(cov, "real covariance")
+        digest = _digest(mean, cov)
+        try:
+            with np.load(path, allow_pickle=False) as held:
+                if str(held["moments_sha256"]) == digest:
+                    return cls._from_arrays(
+                        held, _as_tensor(cov, "real covariance").device if device is None else device
+                    )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            pass
+        factor = cls(real, device)
+        kept = {"mean": factor.mean.cpu().numpy(), "root": factor.root.cpu().numpy()}
+        kept |= {"trace": factor.trace, "clipped": factor.clipped, "moments_sha256": digest}
+        write_atomically(path, lambda file: np.savez(file, **kept))
+        return factor
+
+    @classmethod
+    def _from_arrays(cls, held, device) -> "RealFactor":
+        factor = cls.__new__(cls)
+        factor.mean, factor.root = (torch.from_numpy(held[name]).to(device) for name in ("mean", "root"))
+        factor.trace, factor.clipped = float(held["trace"]), int(held["clipped"])
+        return factor
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension d."""
+        return self.mean.numel()
+
+    @property
+    def rank(self) -> int:
+        """Rank r of the real covariance."""
+        return self.root.shape[0]
+
+
+class SwapEngine:
+    """Fréchet distances of a reference set under many swaps, exact to `tol` (equations 1 to 4 of this module).
+
+    real                `FeatureMoments`, a pair (mean [d], cov [d, d]), or a `RealFactor` made once for many engines
+    reference_features  [N, d] any float dtype, N ≥ 2; torch, NumPy or DLPack; copied
+    tol                 quadrature error relative to the largest root eigenvalue; 2e-6 in float32, 1e-10 in float64
+    dtype               torch.float32 or torch.float64: projected rows and Gram matrices; statistics are always float64
+    backend             "auto" | "cpp" | "triton" | "torch"; auto takes cpp in host memory and triton on CUDA devices
+                        where it can, else torch; `report()` tells which and why
+    method              "logdet", or a d×d matrix root of every candidate, slow, as a cross-check: "eigh" in float64,
+                        "newton_schulz" or "polar_express" by products alone (errors: linalg/iterative_roots.py)
+    workspace           256 MiB, bytes of temporary memory; more candidates are handled in chunks
+
+    A reference that has lost a direction the real set has (N ≤ d, constant features) is computed in float64 with the
+    shift s of this module's docstring, bound 2√c·max(m_r, m_a)·√s; `.report()` tells.  Results are float64.  Gradients
+    flow to `added` if it requires them.  Methods raise ValueError naming the argument, what it was, and the remedy.
+    """
+
+    def __init__(
+        self,
+        real,
+        reference_features,
+        *,
+        tol: float | None = None,
+        dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
+        method: str = "logdet",
+        workspace: int = DEFAULT_WORKSPACE,
+    ):
+        tol = DEFAULT_TOL.get(dtype) if tol is None else tol
+        _check_options(tol, dtype, method, workspace)
+        reference = _as_tensor(reference_features, "reference_features").detach()
+        self.tol, self.dtype, self.method, self.workspace = tol, dtype, method, workspace
+        self.requested_backend = backend
+        self.real = RealFactor.of(real, reference.device)
+        if self.real.mean.device != reference.device:
+            raise ValueError(
+                f"real is on {self.real.mean.device}, reference_features on {reference.device}; move both to one device"
+            )
+        self._choice = backends.choose(backend, reference.device)
+        self._extension = self._choice.name == "cpp"
+        self._seconds: dict[str, float] = {}
+        self._last = {"nodes": 0, "lo": math.nan, "hi": math.nan, "shift": 0.0, "recomputed": 0, "clipped": 0}
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._turn = threading.RLock()  # buffers and report are the engine's: calls from several threads take turns
+        _check_rows(reference, "reference_features", self.real.dim)
+        self._prepare(reference.clone())
+
+    # ---------------------------------------------------------------------------------------------- public interface
+
+    @property
+    def distance(self) -> float:
+        """Fréchet distance of the reference set from the real moments (equation 1)."""
+        return self._distance
+
+    @property
+    def count(self) -> int:
+        """Number N of reference samples."""
+        return self._reference.shape[0]
+
+    @property
+    def reference(self) -> torch.Tensor:
+        """The reference features [N, d] in the dtype they came in; read-only by convention, see `replace`."""
+        return self._reference
+
+    def score(self, removed, added) -> torch.Tensor:
+        """Fréchet distance of each candidate [B] float64; arguments as in `change`."""
+        return self._distance + self.change(removed, added)
+
+    def change(self, removed, added) -> torch.Tensor:
+        """Change of the Fréchet distance for each candidate [B] float64; negative is closer to the real set (eq. 4).
+
+        removed  [B, m_r] int64 rows of the reference, no repeats inside a candidate
+        added    [B, m_a, d] any float dtype; m_a may differ from m_r
+
+        Neighbours of the batch that remove the same rows in the same order share what these cost (backend "cpp").
+        """
+        removed, added = self._check_swap(removed, added)
+        needs_grad = added.requires_grad and torch.is_grad_enabled()
+        step = self._candidates_per_chunk(len(removed), removed.shape[1], added.shape[1], needs_grad)
+        with self._turn, torch.set_grad_enabled(needs_grad), full_float32(added.device):
+            self._last |= {"recomputed": 0, "clipped": 0}
+            parts = [
+                self._change_chunk(removed[i : i + step], added[i : i + step], needs_grad, range(i, i + step))
+                for i in range(0, removed.shape[0], step)
+            ]
+            self._release_buffers()
+            return torch.cat(parts) if parts else added.new_zeros(0, dtype=torch.float64)
+
+    def change_each(self, removed, added) -> torch.Tensor:
+        """Exact change of every single-image swap on its own: removed [...] int64, added [..., d] → [...] float64.
+
+        At k = 2 the determinant is (1 + g_aa)(1 − g_rr) + g_ar², and each g is a product of rows times the node
+        weights: one [n, r]×[r, Q] multiplication a product, next to nothing beside the projection.
+        """
+        removed, added = self._as_removed(removed), _as_tensor(added, "added")
+        if added.shape[:-1] != removed.shape or added.ndim < 1:
+            raise ValueError(
+                f"added must have shape [..., d] for removed [...], got {tuple(added.shape)} for {tuple(removed.shape)}"
+            )
+        flat = self.change(removed.reshape(-1, 1), added.reshape(removed.numel(), 1, added.shape[-1]))
+        return flat.reshape(removed.shape)
+
+    def leave_one_out(self) -> torch.Tensor:
+        """Exact change of the distance when one reference row is left out, for each of them: [N] float64."""
+        every = torch.arange(self.count, device=self._reference.device)[:, None]
+        return self.change(every, self._reference.new_zeros((self.count, 0, self.real.dim)))
+
+    @torch.no_grad()
+    def influence(self, features) -> torch.Tensor:
+        """First-order influence I(x) [n] float64 of features [n, d].
+
+        I(x) = −2(μ_r−μ_g)·y + |y|² − Σ_i (P y)_i²/√λ_i; replacing x_i by x changes FD by about (I(x) − I(x_i))/N.
+        A lost direction has no derivative: there √s stands for √λ_i.
+        """
+        features = _as_tensor(features, "features")
+        _check_rows(features, "features", self.real.dim, at_least=0)
+        self._check_device(features, "features")
+        shift = 0.0 if self._resolved else SHIFT
+        curvature = (self.count - 1) * math.sqrt(self._scale) * (self._spectrum + shift).rsqrt()
+        nothing = torch.empty((1, 0), dtype=torch.int64, device=features.device)
+        step = max(1, min(self.workspace, HOST_CHUNK) // (8 * (self.real.dim + self.real.rank)))
+        parts = [features.new_zeros(0, dtype=torch.float64)]
+        centre = self._centre_cpp if self._extension else self._centre_torch
+        with self._turn, full_float32(features.device):
+            for rows in features.split(step):
+                y, moments = centre(nothing.expand(len(rows), 0), rows[:, None], torch.float64, 0)
+                projected = self._project(y, needs_grad=False)[:, 0]
+                squares = torch.cat([block.square_() @ curvature for block in projected.split(ROWS_IN_CACHE)])
+                parts.append(moments.norm_change - 2 * moments.sum_gap - squares)
+            self._release_buffers()
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def replace(self, removed, added) -> "SwapEngine":
+        """Commit one swap, removed [m_r] and added [m_a, d], renew the eigenbasis, and return the engine.
+
+        Added rows take the places of the removed ones in order; surplus rows are appended, surplus places closed up.
+        """
+        removed, added = self._as_removed(removed), _as_tensor(added, "added")
+        if removed.ndim != 1 or added.ndim != 2:
+            raise ValueError(
+                "replace takes one swap, removed [m_r] and added [m_a, d], "
+                f"got {tuple(removed.shape)} and {tuple(added.shape)}; commit candidates one after the other"
+            )
+        removed, added = self._check_swap(removed[None], added[None])
+        removed, added = removed[0], added[0].to(self._reference.dtype)
+        _check_rows(added, "added", self.real.dim, at_least=0)
+        both = min(len(removed), len(added))
+        rows = self._reference.clone()
+        rows[removed[:both]] = added[:both]
+        kept = torch.ones(self.count, dtype=torch.bool, device=rows.device)
+        kept[removed[both:]] = False
+        with self._turn:
+            self._prepare(torch.cat([rows[kept], added[both:]]))
+        return self
+
+    def report(self) -> dict:
+        """What was computed and how: sizes, spectrum, repairs, last nodes and shift, backend, seconds a phase.
+
+        `recomputed` counts candidates of the last call that lose a rare direction and were computed twice;
+        `changed_eigenvalues_clipped` what method "eigh" found below zero by rounding.
+        """
+        return {
+            "count": self.count,
+            "dim": self.real.dim,
+            "real_rank": self.real.rank,
+            "lambda_min": self._lambda_min * self._scale,
+            "lambda_max": self._lambda_max * self._scale,
+            "real_eigenvalues_clipped": self.real.clipped,
+            "reference_eigenvalues_clipped": self._clipped,
+            "nodes": self._last["nodes"],
+            "quadrature_bound": self._bound(),
+            "node_range": (self._last["lo"] * self._scale, self._last["hi"] * self._scale),
+            "shift": self._last["shift"] * self._scale,
+            "recomputed": self._last["recomputed"],
+            "changed_eigenvalues_clipped": self._last["clipped"],
+            "dtype": str(self._prepared_dtype).removeprefix("torch."),
+            "method": self.method,
+            "backend": self._choice.name,
+            "backend_why": self._choice.why,
+            "workspace": self.workspace,
+            "seconds": dict(self._seconds),
+        }
+
+    def _bound(self) -> float:
+        """Bound on the rule's error for one root eigenvalue, in units of features; nan before the first swap."""
+        nodes, lo, hi = (self._last[name] for name in ("nodes", "lo", "hi"))
+        return error_bound(nodes, lo, hi) * math.sqrt(hi * self._scale) if nodes else math.nan
+
+    # ------------------------------------------------------------------------------------------------------- prepare
+
+    @torch.no_grad()
+    def _prepare(self, reference: torch.Tensor) -> None:
+        """Eigenbasis, projected rows and distance of the reference (equation 1)."""
+        with self._phase("prepare"), full_float32(reference.device):
+            self._reference = reference
+            self._node_cache = {}  # of the spectrum that is about to change
+            self._rows = reference if reference.dtype in (torch.float32, torch.float64) else reference.float()
+            moments = FeatureMoments.from_features(reference)
+            self._mean, self._trace = moments.mean, moments.cov.trace().item()
+            self._gap = self.real.mean - self._mean
+            spectrum, basis = self._eigenbasis(moments.cov)
+            self._scale = spectrum.max().item() if spectrum.numel() and spectrum.max() > 0 else 1.0
+            self._spectrum = (spectrum / self._scale).contiguous()  # λ/λ_max: float32 sees numbers of order one
+            self._lambda_min = self._spectrum.min().item() if spectrum.numel() else 0.0
+            self._lambda_max = self._spectrum.max().item() if spectrum.numel() else 0.0
+            self._resolved = self._lambda_min > SINGULAR
+            self._prepared_dtype = self.dtype if self._lambda_min >= SINGULAR else torch.float64
+            self._root_trace = math.sqrt(self._scale) * self._spectrum.sqrt().sum().item()
+            weights = (self.real.root.T @ basis).div_(math.sqrt((self.count - 1) * self._scale))
+            self._weights = {torch.float64: weights}  # [d, r]: w = y @ weights
+            self._weights.setdefault(self.dtype, self._weights[torch.float64].to(self.dtype))
+            self._projected = self._project_reference()
+            self._distance = self._gap.square().sum().item() + self.real.trace + self._trace - 2 * self._root_trace
+
+    def _eigenbasis(self, cov: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """λ [r] ≥ 0 and U [r, r] of R Σ_g Rᵀ, Σ_g = cov [d, d]; from the rows themselves where it is singular."""
+        root = self.real.root
+        self._clipped = 0
+        if self.count - 1 >= root.shape[0]:
+            spectrum, basis = torch.linalg.eigh(root @ cov @ root.T)
+            if spectrum.numel() == 0 or spectrum[0] > SINGULAR * spectrum[-1]:
+                return spectrum, basis
+        return self._singular_basis(root.T / math.sqrt(self.count - 1))
+
+    def _singular_basis(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from Z = (X − μ_g) Rᵀ/√(N−1) = V √Λ Uᵀ by singular values, whose small ones keep their digits.
+
+        `weights` Rᵀ/√(N−1) [d, r]; Z has the singular values of its QR triangle, made block of rows by block of rows.
+        """
+        triangle = weights.new_zeros(0, weights.shape[1])
+        for rows in self._reference.split(max(1024, 2 * weights.shape[1])):
+            block = (rows.to(torch.float64) - self._mean) @ weights
+            triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
+        _, values, basis_t = torch.linalg.svd(triangle, full_matrices=True)
+        largest = values.max() if values.numel() else values.new_zeros(())
+        noise = max(self.count, len(basis_t)) * torch.finfo(torch.float64).eps * largest
+        spectrum = triangle.new_zeros(triangle.shape[1])
+        spectrum[: values.numel()] = torch.where(values > noise, values, 0.0).square()
+        self._clipped = int((spectrum == 0).sum())
+        return spectrum, basis_t.T
+
+    def _project_reference(self) -> torch.Tensor:
+        """Projected reference rows [N, r], exactly zero along directions the reference has lost."""
+        dtype = self._prepared_dtype
+        weights = self._weights_of(dtype)
+        projected = weights.new_empty(self.count, self.real.rank)
+        step = max(1, min(self.workspace, HOST_CHUNK) // (16 * self.real.dim))
+        for rows, out in zip(self._reference.split(step), projected.split(step), strict=True):
+            torch.mm((rows.to(torch.float64) - self._mean).to(dtype), weights, out=out)
+        return projected.mul_((self._spectrum > 0).to(dtype)) if self._clipped else projected
+
+    def _weights_of(self, dtype: torch.dtype) -> torch.Tensor:
+        """[d, r] with w = y @ weights."""
+        return self._weights[dtype]
+
+    # -------------------------------------------------------------------------------------------------------- change
+
+    def _change_chunk(self, removed, added, needs_grad: bool, names: Sequence[int]) -> torch.Tensor:
+        """Equation 4 for candidates that fit the workspace: removed [b, m_r], added [b, m_a, d] → [b] float64."""
+        m_r, m_a = removed.shape[1], added.shape[1]
+        singular = self._is_singular(m_r)
+        if needs_grad and self._fused_gradient(m_r, m_a):
+            change, remaining = _Change.apply(added, self, removed, names)
+        else:
+            change, remaining = self._change_once(removed, added, needs_grad, names, singular)
+        if remaining is None:
+            return change
+        rare = (~(remaining >= self._least_remaining(singular)) | change.detach().isnan()).nonzero()[:, 0]
+        return self._recomputed(change, rare, removed, added, needs_grad, names) if len(rare) else change
+
+    def _change_once(self, removed, added, needs_grad: bool, names: Sequence[int], singular: bool, pivoted=False):
+        """Equation 4 [b] and, where known, the smallest eigenvalue of I − G_rr at the first node [b], or None."""
+        with self._phase("project"):
+            centre = self._centre_cpp if self._fused(needs_grad) else self._centre_torch
+            centred, moments = centre(removed, added, torch.float64 if singular else self.dtype, names)
+            rows = self._changed_rows(removed, self._project(centred, needs_grad))
+        with self._phase("logdet"):
+            trace_change, remaining = self._trace_change(rows, needs_grad, names, singular, pivoted)
+        return self._combine(moments, trace_change, removed.shape[1], added.shape[1]), remaining
+
+    def _recomputed(self, change, rare, removed, added, needs_grad: bool, names: Sequence[int]) -> torch.Tensor:
+        """`change` [b] with the candidates `rare` [n] computed as of a singular spectrum, by pivoted LU."""
+        once, again = dict(self._last), []
+        step = self._candidates_per_chunk(len(rare), removed.shape[1], added.shape[1], needs_grad, pivoted=True)
+        for places in rare.split(step):
+            named = [names[place] for place in places.tolist()]
+            again.append(self._change_once(removed[places], added[places], needs_grad, named, True, pivoted=True)[0])
+        self._last = once | {"shift": self._last["shift"], "recomputed": once["recomputed"] + len(rare)}
+        return change.index_put((rare,), torch.cat(again))
+
+    def _is_singular(self, removed: int) -> bool:
+        """Whether Λ has lost a direction, or the removal of so many rows must."""
+        return not self._resolved or self.count - 1 - removed < self.real.rank
+
+    def _least_remaining(self, singular: bool) -> float:
+        """What a removal must leave: for the last nodes, a share of λ_min; for unpivoted LDLᵀ to keep its digits."""
+        if singular:
+            return LEAST_REMAINING[torch.float64]
+        return max(LEAST_REMAINING[self.dtype], REMAINING_MARGIN * self._last["lo"] / self._lambda_min)
+
+    def _combine(self, moments: "Moments", trace_change, m_r: int, m_a: int) -> torch.Tensor:
+        """Equation 4 [b] from its parts."""
+        final = self.count - m_r + m_a
+        shrink = math.sqrt((self.count - 1) / (final - 1))  # √c
+        delta_square, delta_gap = moments.sum_square / final**2, moments.sum_gap / final
+        size_change = self.count - final
+        traces = (size_change * self._trace + moments.norm_change - final * delta_square) / (final - 1)
+        roots = shrink * trace_change + (shrink - 1) * self._root_trace
+        return delta_square - 2 * delta_gap + traces - 2 * roots
+
+    def _fused_gradient(self, m_r: int, m_a: int) -> bool:
+        """Whether the extension computes this change together with its gradient; single rows are left to autograd."""
+        exhausting = self.count - 1 - m_r < self.real.rank
+        if not self._fused(False) or max(m_r, m_a) <= 1 or m_a == 0 or self.real.rank == 0:
+            return False
+        return backends.choose(self.requested_backend, self._mean.device, m_r + m_a, exhausting).name == "cpp"
+
+    def _fused(self, needs_grad: bool) -> bool:
+        """Whether the extension may do what surrounds the determinants too."""
+        return self._extension and self.method == "logdet" and not needs_grad
+
+    def _centre_cpp(self, removed, added, dtype, names: Sequence[int], with_totals: bool = False):
+        """Centred added rows [b, m_a, d] of `dtype` and their `Moments`, in one pass over the rows (csrc/cpu).
+
+        `with_totals`: in memory of their own, and Σ y_a − Σ y_r [b, d] float64 as a third result.
+        """
+        if added.dtype not in (torch.float32, torch.float64):
+            added = added.float()
+        if added.stride(-1) != 1:
+            added = added.contiguous()
+        centred = torch.empty(added.shape, dtype=dtype) if with_totals else self._buffer("centred", added.shape, dtype)
+        norms, sums, totals = backends.extension().centre_rows(
+            self._rows.numpy(), removed.contiguous().numpy(), added.detach().numpy(), self._mean.numpy(),
+            self._gap.numpy(), centred.numpy(), with_totals, torch.get_num_threads(),
+        )  # fmt: skip
+        _check_finite_added(torch.from_numpy(norms), names)
+        moments = Moments(*torch.from_numpy(sums).unbind(1))
+        return (centred, moments, torch.from_numpy(totals)) if with_totals else (centred, moments)
+
+    def _centre_torch(self, removed, added, dtype, names: Sequence[int]):
+        """The same in torch operations, differentiable in `added`."""
+        y_r = self._rows[removed].to(torch.float64) - self._mean
+        y_a = added.to(torch.float64) - self._mean
+        norms = y_a.square().sum(-1)
+        _check_finite_added(norms, names)
+        total = y_a.sum(1) - y_r.sum(1)
+        norm_change = norms.sum(-1) - y_r.square().sum((1, 2))
+        return y_a.to(dtype), Moments(total.square().sum(-1), total @ self._gap, norm_change)
+
+    def _project(self, centred: torch.Tensor, needs_grad: bool) -> torch.Tensor:
+        """y [b, m_a, d] → w = P y/√(N−1) [b, m_a, r]: one product for all rows."""
+        weights = self._weights_of(centred.dtype)
+        if needs_grad:
+            return centred @ weights
+        flat = centred.reshape(-1, self.real.dim)
+        return torch.mm(flat, weights, out=self._buffer("projected", (len(flat), self.real.rank), centred.dtype)).view(
+            *centred.shape[:2], self.real.rank
+        )
+
+    def _buffer(self, name: str, shape, dtype) -> torch.Tensor:
+        """Uninitialised memory [shape], the same for all chunks of a call: fresh pages cost more than arithmetic."""
+        size = math.prod(shape)
+        held = self._buffers.get(name)
+        if held is None or held.dtype != dtype or held.numel() < size:
+            held = self._buffers[name] = torch.empty(size, dtype=dtype, device=self._mean.device)
+        return held[:size].view(shape)
+
+    def _release_buffers(self) -> None:
+        """Memory of a device goes back to its allocator; the host's pages are kept, see HOST_CHUNK."""
+        if self._mean.device.type != "cpu":
+            self._buffers.clear()
+
+    def _changed_rows(self, removed: torch.Tensor, w_a: torch.Tensor) -> "ChangedRows":
+        """Projected rows of the candidates: removed ones looked up, or projected anew when more digits are wanted."""
+        spread = spread_of(self.count, removed.shape[1], w_a.shape[1])
+        if w_a.dtype == self._projected.dtype:
+            return ChangedRows(self._projected, removed, w_a, spread)
+        y_r = self._rows[removed.flatten()].to(torch.float64) - self._mean
+        places = torch.arange(removed.numel(), device=removed.device).view(removed.shape)
+        return ChangedRows(y_r.to(w_a.dtype) @ self._weights_of(w_a.dtype), places, w_a, spread)
+
+    def _trace_change(self, rows: "ChangedRows", needs_grad: bool, names: Sequence[int], singular: bool, pivoted: bool):
+        """Δ of equation 3 [b] float64, and the smallest eigenvalue of I − G_rr at the first node [b] or None.
+
+        `pivoted`: by torch's LU whatever the backend.
+        """
+        scale = math.sqrt(self._scale)
+        if self.method == "eigh":
+            change, clipped = _trace_change_eigh(*rows.spread_out(), self._spectrum)
+            self._last["clipped"] += clipped
+            return scale * change, None
+        if self.method != "logdet":
+            return scale * self._trace_change_products(rows, needs_grad), None
+        energy = self._energy(rows)
+        if self.real.rank == 0 or self._lambda_max + energy == 0:
+            return rows.added.sum((1, 2), dtype=torch.float64) * 0, None  # nothing to change, and a gradient of zero
+        m_r, m_a = rows.index.shape[1], rows.added.shape[1]
+        if m_r + m_a == 0:
+            return rows.added.new_zeros(len(rows.added), dtype=torch.float64), None
+        nodes = self._singular_nodes(rows, energy) if singular else self._nodes(energy, m_r)
+        name = "torch" if pivoted else self._choose(rows, needs_grad)
+        if m_r <= 1 and m_a <= 1:
+            found = (_swap_single_cpp if name == "cpp" else _swap_single_torch)(rows, nodes, names)
+        else:
+            found = TRACE_CHANGES[name](rows, nodes, names)
+        return scale * found[0], found[1]
+
+    def _trace_change_products(self, rows: "ChangedRows", needs_grad: bool) -> torch.Tensor:
+        """Δ/√scale [b] by the products of `method`, on the backend that has them."""
+        precision, device = str(rows.added.dtype).removeprefix("torch."), rows.added.device
+        self._choice = backends.choose_products(self.requested_backend, device, self.method, precision, needs_grad)
+        return _trace_change_products(*rows.spread_out(), self._spectrum, self.method, precision, self._choice.name)
+
+    def _choose(self, rows: "ChangedRows", needs_grad: bool) -> str:
+        """The backend of these candidates, noted for the report."""
+        m_r, rank = rows.index.shape[1], rows.index.shape[1] + rows.added.shape[1]
+        exhausting = self.count - 1 - m_r < self.real.rank
+        device, dtype = rows.added.device, rows.added.dtype
+        self._choice = backends.choose(self.requested_backend, device, rank, exhausting, dtype, needs_grad)
+        if needs_grad and self._choice.name == "cpp":
+            self._choice = backends.Choice("torch", "gradients of single rows are left to autograd")
+        return self._choice.name
+
+    def _energy(self, rows: "ChangedRows") -> float:
+        """Bound on Σ|z_a|² over candidates: ‖z_a‖ ≤ ‖w_a‖ + γ√m_a |w̄_r|, and m_r |w̄_r|² ≤ λ_max as W_rᵀW_r ⪯ Λ."""
+        m_r, m_a = rows.index.shape[1], rows.added.shape[1]
+        if not rows.added.numel():
+            return 0.0
+        added = rows.added.detach()
+        largest = torch.linalg.vector_norm(added, dim=(1, 2)).max().item()
+        if not math.isfinite(largest):  # squares that only float64 holds, and at ten times the cost
+            largest = torch.linalg.vector_norm(added, dim=(1, 2), dtype=torch.float64).max().item()
+        drift = rows.spread.gamma * math.sqrt(m_a * self._lambda_max / m_r) if m_r else 0.0
+        return (largest + drift) ** 2
+
+    def _nodes(self, energy: float, removed: int) -> "Nodes":
+        """Nodes for changed spectra of at most λ_max + energy, all in units of λ_max.
+
+        The lower end is a choice (`_remaining_share`), which every removal is held against (`_least_remaining`).
+        """
+        hi = self._highest(energy)
+        lo = max(SHIFT * hi, self._lambda_min * self._remaining_share(removed) / 2)
+        nodes = node_count(self.tol, lo, hi)
+        self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": 0.0}
+        return self._kept_nodes((nodes, lo, hi), self._spectrum, PLAN_TOL * self.tol, self.dtype)
+
+    def _singular_nodes(self, rows: "ChangedRows", energy: float) -> "Nodes":
+        """The shifted spectrum Λ + S and its nodes."""
+        new = torch.linalg.vector_norm(rows.added.detach(), dim=1).to(torch.float64).square()
+        gained = new.amax(0) if new.numel() else torch.zeros_like(self._spectrum)
+        # rounded up to 4^j, so that one kind of new rows keeps one set of nodes
+        gained = torch.where(gained > GAINED * self._spectrum, 4 ** gained.log2().div(2).ceil(), 0.0)
+        shift, hi = SHIFT * torch.maximum(self._spectrum, gained), self._highest(energy)
+        lo = max((RESOLVED * self.tol) ** 2 * hi, shift[shift > 0].min().item())
+        nodes = node_count(self.tol, lo, hi)
+        self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": shift.max().item()}
+        key = (nodes, lo, hi, shift.cpu().numpy().tobytes())
+        return self._kept_nodes(key, self._spectrum + shift, SINGULAR_PLAN_TOL, torch.float64)
+
+    def _kept_nodes(self, key: tuple, spectrum: torch.Tensor, tol: float, dtype: torch.dtype) -> "Nodes":
+        """The nodes of a range, key = (Q, lo, hi, …), with their weight plan; made once."""
+        if key not in self._node_cache:
+            while len(self._node_cache) >= NODE_SETS:
+                self._node_cache.pop(next(iter(self._node_cache)))  # the oldest
+            made = self._node_cache[key] = Nodes(spectrum, *self._rule(*key[:3]), tol)
+            if self._extension:
+                with self._phase("plan"):
+                    made.plan(np.float32 if dtype == torch.float32 else np.float64)
+        return self._node_cache[key]
+
+    def _highest(self, energy: float) -> float:
+        """λ_max + energy rounded up to 2·4^j, so that one typical size of change keeps one set of nodes."""
+        hi = 2.0 if self._lambda_max else 4.0 ** math.ceil(math.log(energy, 4))
+        while hi < self._lambda_max + energy:
+            hi *= 4
+        return hi
+
+    def _rule(self, nodes: int, lo: float, hi: float) -> list[torch.Tensor]:
+        """τ [Q] and ω [Q] on the engine's device."""
+        return [torch.from_numpy(values).to(self._mean.device) for values in sqrt_nodes(nodes, lo, hi)]
+
+    def _remaining_share(self, removed: int) -> float:
+        """What a removal of m_r random rows leaves of the smallest eigenvalue, at least 0.
+
+        1 − the largest eigenvalue of W_r Λ⁻¹ W_rᵀ, a corner of a projection of rank r among N rows, whose edge is
+        (√(a(1−b)) + √(b(1−a)))² with a = r/N and b = m_r/N (Wachter 1980), and 3·N^(−2/3) for its fluctuation.
+        """
+        a, b = min(1.0, self.real.rank / self.count), removed / self.count
+        edge = (math.sqrt(a * (1 - b)) + math.sqrt(b * (1 - a))) ** 2
+        return max(0.0, 1 - edge - 3 * self.count ** (-2 / 3))
+
+    # ------------------------------------------------------------------------------------------------------- helpers
+
+    def _candidates_per_chunk(
+        self, candidates: int, removed: int, added: int, needs_grad: bool, pivoted: bool = False
+    ) -> int:
+        """Candidates whose centred and projected rows, and torch's copies of them, fit the workspace; at least one.
+
+        Chunks are of one size, or the last would be too small for a fast product.
+        """
+        itemsize = 8 if self._is_singular(removed) else torch.finfo(self.dtype).bits // 8
+        per_candidate = itemsize * added * (self.real.dim + self.real.rank) + CANDIDATE_BYTES
+        if pivoted or not self._fused(needs_grad) and not (needs_grad and self._fused_gradient(removed, added)):
+            per_candidate = 8 * (removed + added) * (3 * self.real.dim + 3 * self.real.rank)
+        elif needs_grad:
+            per_candidate += 8 * self.real.dim + itemsize * added * self.real.rank  # totals and slope
+        if self.method != "logdet":
+            per_candidate += 8 * MATRICES_PER_PAIR * self.real.rank**2
+        host = self._reference.device.type == "cpu"
+        most = max(1, (min(self.workspace, HOST_CHUNK) if host else self.workspace) // max(1, per_candidate))
+        return math.ceil(candidates / math.ceil(candidates / most)) if candidates else 1
+
+    def _as_removed(self, removed) -> torch.Tensor:
+        removed = _as_tensor(removed, "removed")
+        if removed.is_floating_point() or removed.is_complex() or removed.dtype == torch.bool:
+            if removed.numel():
+                raise ValueError(f"removed must hold integer row indices, got dtype {removed.dtype}; pass int64")
+        return removed.to(torch.int64)
+
+    def _check_device(self, tensor: torch.Tensor, name: str) -> None:
+        if tensor.device != self._reference.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} and the reference on {self._reference.device}; move {name} there first"
+            )
+
+    def _check_swap(self, removed, added) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tensors removed [B, m_r] int64 and added [B, m_a, d]; ValueError where equation 4 has no meaning."""
+        removed, added = self._as_removed(removed), _as_tensor(added, "added")
+        self._check_device(removed, "removed")
+        self._check_device(added, "added")
+        dim, count = self.real.dim, self.count
+        if removed.ndim != 2 or added.ndim != 3 or removed.shape[0] != added.shape[0]:
+            raise ValueError(
+                f"removed must be [B, m_r] and added [B, m_a, d], got {tuple(removed.shape)} and {tuple(added.shape)}; "
+                "add a leading axis of 1 for a single candidate"
+            )
+        if added.shape[2] != dim:
+            raise ValueError(f"added has {added.shape[2]} features a row, the real moments {dim}; use one extractor")
+        if not added.is_floating_point():
+            raise ValueError(f"added must be floating point, got {added.dtype}; convert the features first")
+        _check_indices(removed, count)
+        final = count - removed.shape[1] + added.shape[1]
+        if final < 2:
+            raise ValueError(
+                f"removed [B, {removed.shape[1]}] and added leave a set of {final} rows; a covariance needs at least 2"
+            )
+        return removed, added
+
+    @contextmanager
+    def _phase(self, name: str):
+        """Adds seconds to this phase of the report; on a GPU those until its work is done."""
+        start = time.perf_counter()
+        yield
+        if self.real.mean.is_cuda:
+            torch.cuda.current_stream(self.real.mean.device).synchronize()
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+# ------------------------------------------------------------------------------------------ rows and log-determinants
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Coefficients of equation 2: z_r = w_r + α w̄_r, z_a = w_a + β w̄_a + γ w̄_r."""
+
+    alpha: float = 0.0
+    beta: float = 0.0
+    gamma: float = 0.0
+
+
+def spread_of(count: int, removed: int, added: int) -> Spread:
+    """Equation 2 for m_r rows removed from N = `count` and m_a added."""
+    remaining, final = count - removed, count - removed + added
+    keep = math.sqrt(remaining / final)
+    if removed and remaining:
+        return Spread(math.sqrt(count / remaining) - 1, keep - 1, keep * removed / remaining)
+    return Spread(0.0, keep - 1, 0.0)  # with every row removed ȳ_r is zero and z_r = y_r
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over a candidate's features, each [b] float64, s = Σ y_a − Σ y_r: |s|², s·(μ_r − μ_g), Σ|y_a|² − Σ|y_r|²."""
+
+    sum_square: torch.Tensor
+    sum_gap: torch.Tensor
+    norm_change: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ChangedRows:
+    """Projected rows w: removed ones by place, index [b, m_r] in reference [N, r], and added ones [b, m_a, r]."""
+
+    reference: torch.Tensor
+    index: torch.Tensor
+    added: torch.Tensor
+    spread: Spread = Spread()
+
+    @classmethod
+    def of(cls, w_r: torch.Tensor, w_a: torch.Tensor) -> "ChangedRows":
+        """Rows given directly, z_r [b, m_r, r] and z_a [b, m_a, r]."""
+        places = torch.arange(w_r.shape[0] * w_r.shape[1], device=w_r.device).view(w_r.shape[:2])
+        return cls(w_r.reshape(-1, w_r.shape[2]), places, w_a)
+
+    def spread_out(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """z_r [b, m_r, r] and z_a [b, m_a, r] of equation 2."""
+        w_r, w_a, by = self.reference[self.index], self.added, self.spread
+        if not w_r.shape[1]:
+            return w_r, w_a + by.beta * w_a.mean(1, keepdim=True) if w_a.shape[1] else w_a
+        mean_r = w_r.mean(1, keepdim=True)
+        if w_a.shape[1]:
+            w_a = w_a + (by.beta * w_a.mean(1, keepdim=True) + by.gamma * mean_r)
+        return w_r + by.alpha * mean_r, w_a
+
+    def arrays(self) -> tuple:
+        """What the extension takes: reference, index, added rows, shifts."""
+        rows = (self.reference, self.index, self.added.detach())
+        by = self.spread
+        return *(part.contiguous().numpy() for part in rows), (by.alpha, by.beta, by.gamma)
+
+
+class Nodes:
+    """A spectrum λ [r] with quadrature nodes τ [Q] and weights ω [Q], float64, and what is derived from them once.
+
+    tol    relative error allowed to each 1/(λ + τ²) of the extension's weight plan; float32 adds some 1e-7 of its own
+    """
+
+    def __init__(self, spectrum: torch.Tensor, tau: torch.Tensor, omega: torch.Tensor, tol: float):
+        self.spectrum, self.tau, self.omega, self.tol = spectrum, tau, omega, tol
+        self._plans: dict = {}
+        self._weights: dict = {}
+
+    def plan(self, dtype: np.dtype):
+        """`quadrature.weight_plan` in NumPy's `dtype` for the extension's slices."""
+        if dtype not in self._plans:
+            most = backends.extension()
+            self._plans[dtype] = weight_plan(
+                self.spectrum.numpy(), self.tau.numpy(), self.tol, most.SLICE, most.SPAN, dtype
+            )
+        return self._plans[dtype]
+
+    def weights(self, dtype: torch.dtype) -> torch.Tensor:
+        """1/(λ_p + τ_q²) [Q, r] in `dtype`."""
+        if dtype not in self._weights:
+            self._weights[dtype] = (self.spectrum + self.tau[:, None].square()).reciprocal().to(dtype)
+        return self._weights[dtype]
+
+
+def _remaining_of(gram: torch.Tensor, names: Sequence[int]) -> torch.Tensor:
+    """Smallest eigenvalue of I − G_rr [b] for G_rr [b, m_r, m_r] float64, from above, 0 where it is none above 0.
+
+    Inverse iteration as in csrc/cpu/factor_kernel.h; ValueError where rounding does not explain what is below 0.
+    """
+    size = gram.shape[-1]
+    lower, failed = torch.linalg.cholesky_ex(torch.eye(size, dtype=gram.dtype, device=gram.device) - gram)
+    if failed.any():
+        _check_leverage(torch.linalg.eigvalsh(gram)[:, -1], names)
+    places = torch.arange(1, size + 1, dtype=gram.dtype, device=gram.device)
+    x = (0.6180339887498949 * places.square()).remainder(1)[:, None].expand(len(gram), -1, 1)
+    for _ in range(REMAINING_STEPS):
+        x = torch.cholesky_solve(x / torch.linalg.vector_norm(x, dim=1, keepdim=True), lower)
+    return torch.where(failed == 0, 1 / torch.linalg.vector_norm(x, dim=1)[:, 0], 0.0)
+
+
+def swap_trace_change(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol: float = 1e-6) -> torch.Tensor:
+    """Δ of equation 3 [b] float64 by log-determinants.
+
+    w_r [b, m_r, r], w_a [b, m_a, r] float32 or float64; spectrum λ [r], nodes τ [Q], weights ω [Q] float64; `tol`: see
+    `Nodes`.  Differentiable, which takes the torch route.
+    """
+    needs_grad = w_r.requires_grad or w_a.requires_grad
+    choice = backends.choose(backend, w_a.device, w_r.shape[1] + w_a.shape[1], False, w_a.dtype, needs_grad)
+    compute = TRACE_CHANGES["torch" if needs_grad else choice.name]
+    names = range(w_r.shape[0])
+    found, _ = compute(ChangedRows.of(w_r, w_a), Nodes(spectrum, tau, omega, tol), names)
+    wrong = found.detach().isnan().nonzero()
+    if len(wrong):
+        _raise_inconsistent(names[wrong[0, 0].item()], "a pivot has the wrong sign")
+    return found
+
+
+def swap_trace_change_ref(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol: float = 1e-6) -> torch.Tensor:
+    """Δ of equation 3 as it is written, float64, LU with pivoting: the reference of `swap_trace_change`."""
+    w = torch.cat([w_r, w_a], 1).to(torch.float64)
+    signs = torch.cat([-w.new_ones(w_r.shape[1]), w.new_ones(w_a.shape[1])])
+    total = w.new_zeros(w.shape[0])
+    for node, weight in zip(tau, omega, strict=True):
+        gram = (w / (spectrum + node**2)) @ w.mT
+        total = total + weight * torch.linalg.slogdet(signs.diag() + gram).logabsdet
+    return total / math.pi
+
+
+# Δ of equation 3 [b] and the smallest eigenvalue of I − G_rr at the first node [b], None without removed rows.
+TraceChange = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def _swap_trace_torch(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+    """Batched torch: Gram matrices in the rows' dtype, determinants in float64, one node at a time."""
+    w_r, w_a = rows.spread_out()
+    removed = w_r.shape[1]
+    w = torch.cat([w_r, w_a], 1)
+    signs = torch.ones(w.shape[1], dtype=torch.float64, device=w.device)
+    signs[:removed] = -1
+    total, remaining = torch.zeros(w.shape[0], dtype=torch.float64, device=w.device), None
+    least = nodes.tau.min().item()
+    for node, weight in zip(nodes.tau.tolist(), nodes.omega.tolist(), strict=True):
+        scaled = w * (nodes.spectrum + node**2).rsqrt().to(w.dtype)
+        gram = (scaled @ scaled.mT).to(torch.float64)  # G = (W D^½)(W D^½)ᵀ
+        if removed and node == least:  # leverages fall with τ
+            remaining = _remaining_of(gram.detach()[:, :removed, :removed], names)
+        total = total + weight * torch.linalg.slogdet(gram + signs.diag()).logabsdet
+    return total / math.pi, remaining
+
+
+def _swap_trace_cpp(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+    """The fused kernel of csrc/cpu: Gram, LDLᵀ and log-determinant without writing G."""
+    arrays = rows.arrays()
+    plan = nodes.plan(arrays[2].dtype)
+    logdets, remaining, _, _ = backends.extension().swap_logdet(*arrays, plan, LEVERAGE_SLACK, torch.get_num_threads())
+    return torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining)
+
+
+def _swap_trace_triton(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+    """One program of fastfid/triton_kernels/swap_logdet.py a candidate and node, float32."""
+    kernel, (w_r, w_a) = triton_kernels.load("swap_logdet"), rows.spread_out()
+    logdets, wrong = kernel.swap_logdet(w_r, w_a, nodes.spectrum, nodes.tau.square(), LEVERAGE_SLACK)
+    logdets = logdets.where(wrong == 0, math.nan)
+    scaled = w_r * (nodes.spectrum + nodes.tau[0].square()).rsqrt().to(w_r.dtype)
+    remaining = _remaining_of((scaled @ scaled.mT).to(torch.float64), names) if w_r.shape[1] else None
+    return logdets @ nodes.omega / math.pi, remaining
+
+
+TRACE_CHANGES = {"torch": _swap_trace_torch, "cpp": _swap_trace_cpp, "triton": _swap_trace_triton}
+
+
+def _swap_trace_slope(rows: ChangedRows, nodes: Nodes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `_swap_trace_cpp`, with the gradient ∂Δ/∂w_a [b, m_a, r] in the rows before their spread."""
+    arrays = rows.arrays()
+    plan, weights = nodes.plan(arrays[2].dtype), (nodes.omega / math.pi).numpy()
+    logdets, remaining, slope, _, _ = backends.extension().swap_gradient(
+        *arrays, plan, weights, LEVERAGE_SLACK, torch.get_num_threads()
+    )
+    slope = torch.from_numpy(slope)
+    slope.add_(slope.mean(1, keepdim=True), alpha=rows.spread.beta)  # z_a = w_a + β w̄_a + …
+    return torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining), slope
+
+
+class _Change(torch.autograd.Function):
+    """Equation 4 [b] of one chunk, the smallest eigenvalue of I − G_rr [b], and the gradient in its added rows,
+
+    ∂/∂y_a = 2 y_a/(n'−1) − (2/n')(δ/(n'−1) + μ_r − μ_g) − 2√c ∂Δ/∂w_a P/√(N−1).
+    """
+
+    @staticmethod
+    def forward(ctx, added, engine: SwapEngine, removed, names: Sequence[int]):
+        m_r, m_a = removed.shape[1], added.shape[1]
+        singular = engine._is_singular(m_r)
+        with engine._phase("project"):
+            dtype = torch.float64 if singular else engine.dtype
+            centred, moments, totals = engine._centre_cpp(removed, added, dtype, names, True)
+            rows = engine._changed_rows(removed, engine._project(centred, False))
+        with engine._phase("logdet"):
+            energy = engine._energy(rows)
+            nodes = engine._singular_nodes(rows, energy) if singular else engine._nodes(energy, m_r)
+            trace_change, remaining, slope = _swap_trace_slope(rows, nodes)
+        ctx.engine, ctx.removed_count, ctx.dtype = engine, m_r, added.dtype
+        ctx.save_for_backward(centred, totals, slope, engine._weights_of(centred.dtype), engine._gap)
+        ctx.mark_non_differentiable(remaining)
+        return engine._combine(moments, math.sqrt(engine._scale) * trace_change, m_r, m_a), remaining
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor, _):
+        centred, totals, slope, weights, gap = ctx.saved_tensors
+        engine, (batch, m_a, dim) = ctx.engine, centred.shape
+        final = engine.count - ctx.removed_count + m_a
+        shrink = math.sqrt((engine.count - 1) / (final - 1) * engine._scale)
+        with full_float32(centred.device):
+            gradient = torch.addmm(
+                centred.view(-1, dim), slope.view(batch * m_a, -1), weights.T, beta=2 / (final - 1), alpha=-2 * shrink
+            ).view(centred.shape)
+        common = (-2 / final) * (totals / (final * (final - 1)) + gap)
+        gradient.add_(common[:, None].to(gradient.dtype)).mul_(grad[:, None, None].to(gradient.dtype))
+        gradient[grad == 0] = 0  # a candidate computed again has no number here
+        return gradient.to(ctx.dtype), None, None, None
+
+
+def _swap_single_torch(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+    """Products of rows times the node weights, [b, r]×[r, Q]."""
+    w_r, w_a = (w[:, 0] if w.shape[1] else None for w in rows.spread_out())
+    weights = nodes.weights(rows.added.dtype).T
+
+    def product(a, b):
+        return 0.0 if a is None or b is None else ((a * b) @ weights).to(torch.float64)
+
+    return _single_trace(product(w_r, w_r), product(w_r, w_a), product(w_a, w_a), nodes, names)
+
+
+def _swap_single_cpp(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+    """The same products of the unspread rows in one pass (csrc/cpu), spread by equation 2 afterwards."""
+    reference, index, added, (alpha, beta, gamma) = rows.arrays()
+    sums = backends.extension().swap_singles(reference, index, added, nodes.plan(added.dtype), torch.get_num_threads())
+    rr, ra, aa = torch.from_numpy(sums).unbind(1)
+    if not index.shape[1]:
+        return _single_trace(0.0, 0.0, (1 + beta) ** 2 * aa, nodes, names)
+    g_rr = (1 + alpha) ** 2 * rr
+    if not added.shape[1]:
+        return _single_trace(g_rr, 0.0, 0.0, nodes, names)
+    g_ra = (1 + alpha) * ((1 + beta) * ra + gamma * rr)
+    g_aa = (1 + beta) ** 2 * aa + 2 * (1 + beta) * gamma * ra + gamma**2 * rr
+    return _single_trace(g_rr, g_ra, g_aa, nodes, names)
+
+
+def _single_trace(g_rr, g_ra, g_aa, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+    """Δ [b] and 1 − g_rr at the first node [b] from the entries of G, each [b, Q] float64 or 0 for a missing row.
+
+    det(J + G) = −[(1 + g_aa)(1 − g_rr) + g_ra²]; the bracket minus one is summed and passed to log1p.
+    """
+    remaining = None
+    if isinstance(g_rr, torch.Tensor):
+        remaining = 1 - g_rr.detach()[:, 0]  # leverages fall with τ
+        _check_leverage(1 - remaining, names)
+    change = g_aa - g_rr - g_aa * g_rr + g_ra * g_ra
+    # rounding may carry a leverage to 1 or past it; half an ε of what is left keeps the logarithm finite
+    least = torch.finfo(torch.float64).eps / 2 - 1
+    return torch.log1p(change.clamp(min=least)) @ nodes.omega / math.pi, remaining
+
+
+def _trace_change_eigh(w_r, w_a, spectrum) -> tuple[torch.Tensor, int]:
+    """Δ of equation 3 from the float64 spectrum of Λ − W_rᵀW_r + W_aᵀW_a, and how many negatives it took for 0."""
+    w_r, w_a = w_r.to(torch.float64), w_a.to(torch.float64)
+    changed = spectrum.diag() + w_a.mT @ w_a - w_r.mT @ w_r
+    eigenvalues = torch.linalg.eigvalsh(changed)
+    clipped = int((eigenvalues.detach() < 0).sum())
+    return eigenvalues.clamp(min=0).sqrt().sum(-1) - spectrum.sqrt().sum(), clipped
+
+
+def _trace_change_products(w_r, w_a, spectrum, method: str, precision: str, backend: str) -> torch.Tensor:
+    """Δ of equation 3 by matrix products alone in the rows' dtype; the same arithmetic's error on Λ is taken off."""
+    root = root_function(method, precision, PRODUCT_STEPS[method], backend=backend)
+    base = spectrum.diag().to(w_a.dtype)
+    if backend == "triton":
+        changed = triton_kernels.load("rank_update").rank_update(base, w_r, w_a)
+    else:
+        changed = base + w_a.mT @ w_a - w_r.mT @ w_r
+    return root(changed)[0] - root(base[None])[0]
+
+
+def swap_change_ref(engine: SwapEngine, removed, added) -> torch.Tensor:
+    """`engine.change(removed, added)` from scratch: each changed set, its float64 covariance, its whole spectrum."""
+    changes = []
+    for rows_out, rows_in in zip(*engine._check_swap(removed, added), strict=True):
+        kept = torch.ones(engine.count, dtype=torch.bool)
+        kept[rows_out.cpu()] = False
+        rows = torch.cat([engine.reference[kept.to(rows_out.device)].to(torch.float64), rows_in.to(torch.float64)])
+        changes.append(_distance_ref(engine.real, rows) - _distance_ref(engine.real, engine.reference))
+    return torch.stack(changes) if changes else engine.real.mean.new_zeros(0)
+
+
+def _distance_ref(real: RealFactor, rows: torch.Tensor) -> torch.Tensor:
+    """Equation 1 from the rows [n, d], float64."""
+    rows = rows.to(torch.float64)
+    cov = torch.atleast_2d(torch.cov(rows.T))
+    roots = torch.linalg.eigvalsh(real.root @ cov @ real.root.T).clamp(min=0).sqrt().sum()
+    return (real.mean - rows.mean(0)).square().sum() + real.trace + cov.diagonal().sum() - 2 * roots
+
+
+# ---------------------------------------------------------------------------------------------------------- small parts
+
+
+def _moments_of(real):
+    """(count or None, mean, cov) of a moments object or a pair."""
+    if hasattr(real, "mean") and hasattr(real, "cov"):
+        return getattr(real, "count", None), real.mean, real.cov
+    if isinstance(real, (tuple, list)) and len(real) == 2:
+        return None, *real
+    raise ValueError(
+        f"real must be FeatureMoments, a pair (mean, cov) or a RealFactor, got {type(real).__name__}; "
+        "use FeatureMoments.from_features for raw features"
+    )
+
+
+def _digest(mean: torch.Tensor, cov: torch.Tensor) -> str:
+    """SHA-256 of moments in float64."""
+    found = hashlib.sha256()
+    for array in (mean, cov):
+        found.update(array.detach().to("cpu", torch.float64).contiguous().numpy())
+    return found.hexdigest()
+
+
+def _as_tensor(value, name: str) -> torch.Tensor:
+    """The value as a tensor without a copy where its maker allows one; ValueError where it is none."""
+    try:
+        return as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise ValueError(f"{name} cannot be read as a tensor ({error}); pass a tensor or a numeric array") from error
+
+
+def _symmetric_root(cov: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """R [r, d] with RᵀR = cov, null directions dropped, and the number of negative eigenvalues dropped with them."""
+    values, vectors = torch.linalg.eigh(cov)
+    largest = values[-1].item()
+    noise = len(values) * torch.finfo(torch.float64).eps * max(largest, 0.0)
+    # a covariance accumulated in float32 shows eigenvalues of about −1e-7·largest; more is not a covariance
+    if values[0].item() < -1e-3 * abs(largest):
+        raise ValueError(
+            f"real covariance has an eigenvalue of {values[0].item():.3e} beside a largest of {largest:.3e}; "
+            "a covariance has none below zero: recompute it in float64"
+        )
+    kept = values > noise
+    return (vectors[:, kept] * values[kept].sqrt()).T.contiguous(), int((values < 0).sum())
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+def _check_options(tol, dtype, method, workspace) -> None:
+    if dtype not in DEFAULT_TOL:
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; less cannot resolve a swap")
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must lie strictly between 0 and 1, got {tol}; None takes the default of the dtype")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if workspace < 1:
+        raise ValueError(f"workspace must be a positive number of bytes, got {workspace}; 256 MiB is the default")
+
+
+def _check_moments(mean: torch.Tensor, cov: torch.Tensor) -> None:
+    if mean.ndim != 1 or mean.numel() == 0 or cov.shape != (mean.numel(), mean.numel()):
+        raise ValueError(
+            f"real must have mean [d] and covariance [d, d], got {tuple(mean.shape)} and {tuple(cov.shape)}; "
+            "pass (mean, cov) in this order"
+        )
+    if not (torch.isfinite(mean).all() and torch.isfinite(cov).all()):
+        raise ValueError("real moments contain NaN or inf; look for bad rows in the real features")
+    asymmetry = (cov - cov.T).abs().max().item()
+    if asymmetry > SYMMETRY * cov.abs().max().item():
+        raise ValueError(
+            f"real covariance is not symmetric: it is {asymmetry:.3e} off its transpose; pass (C + C.T)/2 if meant"
+        )
+
+
+def _check_rows(rows: torch.Tensor, name: str, dim: int, at_least: int = 2) -> None:
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ValueError(f"{name} must be [n, {dim}] as the real moments, got {tuple(rows.shape)}; use one extractor")
+    if not rows.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {rows.dtype}; convert the features first")
+    if rows.shape[0] < at_least:
+        raise ValueError(f"{name} needs at least {at_least} rows for a covariance, got {rows.shape[0]}")
+    bad = (~torch.isfinite(rows).all(1)).nonzero().flatten()
+    if len(bad):
+        raise ValueError(f"{name} has NaN or inf in {len(bad)} rows, first {bad[:5].tolist()}; remove those samples")
+
+
+def _check_indices(removed: torch.Tensor, count: int) -> None:
+    if removed.numel() == 0:
+        return
+    low, high = (v.item() for v in removed.aminmax())
+    if low < 0 or high >= count:
+        wrong = low if low < 0 else high
+        raise ValueError(f"removed must lie in [0, {count}), got {wrong}; count rows from 0, negative ones do not wrap")
+    ordered = removed.sort(-1).values
+    repeated = (ordered[:, 1:] == ordered[:, :-1]).nonzero()
+    if len(repeated):
+        candidate, place = repeated[0].tolist()
+        raise ValueError(
+            f"removed repeats row {ordered[candidate, place].item()} in candidate {candidate}; name each row once"
+        )
+
+
+def _check_finite_added(square_norms: torch.Tensor, names: Sequence[int]) -> None:
+    bad = (~torch.isfinite(square_norms.detach())).nonzero()
+    if len(bad):
+        places = [(names[candidate], row) for candidate, row in bad[:5].tolist()]
+        raise ValueError(
+            f"added has NaN or inf, or squares that overflow, in {len(bad)} rows, first (candidate, row) {places}; "
+            "drop them"
+        )
+
+
+def _check_leverage(leverage: torch.Tensor, names: Sequence[int]) -> None:
+    """Raises unless removed rows take at most 1 + slack of any direction; leverage [b], G_rr's largest eigenvalue."""
+    worst = leverage.argmax().item()
+    if not leverage[worst] <= 1 + LEVERAGE_SLACK:
+        what = f"the removed rows hold {leverage[worst].item():.6f} times what the reference holds of a direction"
+        _raise_inconsistent(names[worst], what)
+
+
+def _raise_inconsistent(candidate: int, what: str) -> None:
+    raise ValueError(
+        f"removed: in candidate {candidate} {what}, so its rows are not part of the reference as prepared; "
+        "was the reference changed in place? Build a new SwapEngine, or use replace"
+    )

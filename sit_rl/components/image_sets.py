@@ -1,0 +1,114 @@
+"""The images a run trains on and is judged by: uint8 [N, C, H, W] with labels, embedded or from the official files.
+
+The embedded Fashion-MNIST subset (MIT, © 2017 Zalando SE, see NOTICE) has two parts that never meet: `train`, the
+reward's real images, from the official training split; `heldout`, the judge's, from the official test split.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ASSETS = Path(__file__).parents[1] / "assets"
+NUM_CLASSES = 10
+OFFICIAL_NAMES = {"train": "train", "heldout": "t10k"}
+# idx files (LeCun et al., MNIST's format): a 16-byte header before images, 8 bytes before labels.
+IMAGE_HEADER, LABEL_HEADER = 16, 8
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """uint8 images [N, C, H, W] and int64 labels [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __post_init__(self):
+        """Refuse labels that do not belong to the images or to a class."""
+        if len(self.labels) != len(self.images):
+            raise ValueError(f"{len(self.labels)} labels do not belong to {len(self.images)} images; give one for each")
+        check_labels(self.labels, NUM_CLASSES, "the images' classes")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def as_float(self) -> torch.Tensor:
+        """float32 in [−1, 1]."""
+        return to_float(self.images)
+
+
+def check_labels(labels: torch.Tensor, classes: int, whose: str) -> None:
+    """ValueError naming the first label outside 0 … classes − 1."""
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(f"label {int(wrong[0])} is out of range: {whose} are numbered 0 to {classes - 1}")
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 → float32 in [−1, 1], x/127.5 − 1."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
+    """float32 in [−1, 1] → uint8, rounding to nearest and clipping: the official SiT rule clamp(127.5x + 128)."""
+    return (127.5 * x + 128).clamp(0, 255).to(torch.uint8)
+
+
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 [n, C, H, W] → one picture of full rows and a last one filled up with white: [rows·H, columns·W(, 3)]."""
+    n, channels, height, width = images.shape
+    columns = min(columns, n)
+    blank = np.full((-n % columns, channels, height, width), 255, images.dtype)
+    tiled = np.concatenate([images, blank]).reshape(-1, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    tiled = tiled.reshape(-1, columns * width, channels)
+    return tiled[..., 0] if channels == 1 else tiled
+
+
+def load_embedded(split: str) -> ImageSet:
+    """The committed balanced subset, `train` or `heldout`."""
+    path = ASSETS / f"fashion_mnist_{split}.npz"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.name} is missing from sit_rl/assets; make it with `python -m sit_rl.pretrain images --source DIR`"
+        )
+    with np.load(path) as arrays:
+        return ImageSet(torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long())
+
+
+def load_official(folder: Path, split: str) -> ImageSet:
+    """All images of an official split from `folder`, which holds the four *-ubyte.gz files of Fashion-MNIST."""
+    stem = folder / OFFICIAL_NAMES[split]
+    pixels = _read_idx(Path(f"{stem}-images-idx3-ubyte.gz"), IMAGE_HEADER)
+    labels = _read_idx(Path(f"{stem}-labels-idx1-ubyte.gz"), LABEL_HEADER)
+    if len(pixels) != len(labels) * 28 * 28:
+        raise ValueError(
+            f"{stem}-*: {len(pixels)} pixels do not make {len(labels)} images of 28×28; download the files again"
+        )
+    return ImageSet(torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy()), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _read_idx(path: Path, header: int) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; point --source at a folder with Fashion-MNIST's four .gz files"
+        )
+    try:
+        return np.frombuffer(gzip.open(path).read(), np.uint8, offset=header)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked ({error}); download it again") from None
+
+
+def balanced_subset(data: ImageSet, count: int) -> ImageSet:
+    """The first count/10 images of every class, in their order in the split."""
+    if count % NUM_CLASSES:
+        raise ValueError(f"count is {count}; a balanced subset needs a multiple of {NUM_CLASSES}")
+    rows = torch.cat([torch.nonzero(data.labels == c).flatten()[: count // NUM_CLASSES] for c in range(NUM_CLASSES)])
+    if len(rows) < count:
+        raise ValueError(f"the split has too few images for a balanced subset of {count}")
+    rows = rows.sort().values
+    return ImageSet(data.images[rows], data.labels[rows])

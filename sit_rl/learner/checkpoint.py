@@ -1,0 +1,233 @@
+"""Training state on disk: torch.distributed.checkpoint in safetensors, written beside the training, whole or not.
+
+A checkpoint is a folder step-NNNNNN/ of two kinds of file, neither of which can hold code:
+
+    shard-0000R-….safetensors   rank R's part of every tensor; a load cuts the parts anew for any number of ranks
+    state.json                  the plain values: step, settings, seconds, evaluations
+
+It is written under a hidden name, flushed to the disk, and renamed; an old one is renamed before it is deleted. A crash
+at any moment therefore leaves whole checkpoints and hidden rubbish, which `clean` removes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from sit_rl.ranks.process_group import LOST_CONTACT, barrier, checkpoint_group, is_main, sum_scalars
+
+# What a save or load may fail with; torch's own is not an Exception.
+FAILURES = (Exception, CheckpointException)
+# A single rank is not told at every save that it is one; saves run in threads, where a filter must be global.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+# Two debug records for every tensor, which torch's handler then drops: 0.1 s of a save's 0.28 s on one slow core.
+logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
+# The step, and a number where one step is saved again, such as after an evaluation.
+NAME = re.compile(r"step-(\d{6,})(?:-(\d+))?")
+VALUES = "state.json"
+# Room to leave beside a checkpoint: logs, figures and a report, about 10 MB, with some to spare.
+SPARE_BYTES = 64 * 2**20
+
+
+class Writer:
+    """Writes checkpoints, one at a time, in the background: the training goes on once the tensors are copied."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+        self._thread, self._pending = ThreadPoolExecutor(1, "checkpoint"), None
+
+    def save(self, step: int, tensors: dict[str, torch.Tensor], values: dict) -> None:
+        """Begin to write `tensors` and JSON-able `values` as step-NNNNNN, on all ranks; first ends the save before.
+
+        OSError, before anything is written, where the disk has no room.
+        """
+        self.wait()
+        number = int(sum_scalars({"number": self._next_number(step) if is_main() else 0.0})["number"])
+        path = self.folder / f"step-{step:06d}{f'-{number}' if number else ''}"
+        temporary = path.with_name(f".{path.name}.tmp")
+        if is_main():
+            require_space(self.folder, sum(t.numel() * t.element_size() for t in tensors.values()), path)
+            temporary.mkdir(parents=True, exist_ok=True)
+        barrier()
+        try:
+            written = dcp.async_save(
+                tensors,
+                storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True),
+                process_group=checkpoint_group(),
+            )
+        except FAILURES as error:
+            raise self._failure(path, error) from None
+        text = json.dumps(values)  # now: the training goes on and changes them
+        self._pending = self._thread.submit(self._publish, written, temporary, path, text)
+
+    def wait(self) -> None:
+        """Until the save under way is on disk; raises what it failed with."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _publish(self, written: Future, temporary: Path, path: Path, values: str) -> None:
+        """Once every rank has written: the values, one rename, and the oldest checkpoints go (main rank)."""
+        try:
+            written.result()
+            if not is_main():
+                return
+            with open(temporary / VALUES, "w") as file:
+                file.write(values)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_folder(temporary)
+            os.rename(temporary, path)
+            _sync_folder(self.folder)
+        except FAILURES as error:
+            raise self._failure(path, error) from None
+        discard_old(self.folder, self.keep)
+
+    def _next_number(self, step: int) -> int:
+        """0, or one more than an older save of the same step, which stays until the new one is whole."""
+        return max((_order(p)[1] + 1 for p in checkpoints(self.folder) if _order(p)[0] == step), default=0)
+
+    def _failure(self, path: Path, error: BaseException) -> OSError:
+        cause = _cause(error)
+        if isinstance(cause, RuntimeError) and LOST_CONTACT.search(str(cause)):
+            return ConnectionError(
+                f"could not save {path}: lost contact with another rank ({' '.join(str(cause).split())[:160]}): it has "
+                "died, its own message may say why; run the same command again, it resumes from the last checkpoint"
+            )
+        free = shutil.disk_usage(self.folder).free / 1e6
+        return OSError(
+            f"could not save {path} ({_reason(error)}; {free:.0f} MB free): make room and run the same command, "
+            "it resumes from the last checkpoint"
+        )
+
+
+def require_space(folder: Path, size: int, path: Path | None = None) -> None:
+    """OSError unless `folder`'s disk has room for `size` bytes of checkpoints and a little more."""
+    while not folder.exists():
+        folder = folder.parent
+    free, what = shutil.disk_usage(folder).free, f"{path.name} takes" if path else "checkpoints take"
+    if free < size + SPARE_BYTES:
+        raise OSError(
+            f"the disk of {path or folder} has {free / 1e6:.0f} MB free and {what} {size / 1e6:.0f} MB, beside "
+            f"{SPARE_BYTES / 1e6:.0f} MB for logs and reports: make room, or lower --keep-checkpoints, and run the "
+            "same command, it resumes from the last checkpoint"
+        )
+
+
+def bytes_of(folder: Path) -> int:
+    """What a folder's files take on the disk, 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    found = [p for p in folder.iterdir() if NAME.fullmatch(p.name)] if folder.is_dir() else []
+    return sorted(found, key=_order)
+
+
+def _order(path: Path) -> tuple[int, int]:
+    """A checkpoint's step and its number among that step's."""
+    step, number = NAME.fullmatch(path.name).groups()
+    return int(step), int(number or 0)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint of a run, None where there is none."""
+    return next(reversed(checkpoints(folder)), None)
+
+
+def discard_old(folder: Path, keep: int) -> None:
+    """Delete all but the newest checkpoint of each of the last `keep` steps."""
+    found = checkpoints(folder)
+    newest = {_order(path)[0]: path for path in found}
+    for path in found:
+        if path not in list(newest.values())[-keep:]:
+            discard(path)
+
+
+def clean(folder: Path) -> None:
+    """Delete what interrupted saves and deletions left behind."""
+    for rubbish in folder.glob(".*") if folder.is_dir() else ():
+        shutil.rmtree(rubbish, ignore_errors=True)
+
+
+def load_values(path: Path) -> dict:
+    """The plain values of checkpoint `path`; ValueError where it is damaged."""
+    try:
+        values = json.loads((path / VALUES).read_text())
+        if not isinstance(values, dict):
+            raise ValueError("state.json is not a table")
+        return values
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def load_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Fill `tensors` (plain or sharded, on any number of ranks) in place from `path`; ValueError where that fails."""
+    try:
+        dcp.load(
+            tensors,
+            storage_reader=HuggingFaceStorageReader(str(path)),
+            process_group=checkpoint_group(),
+        )
+    except FAILURES as error:
+        raise _damaged(path, error) from None
+
+
+def names(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Name → (shape, dtype) of every tensor of checkpoint `path`."""
+    try:
+        entries = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    except FAILURES as error:
+        raise _damaged(path, error) from None
+    return {name: (entry.size, entry.properties.dtype) for name, entry in entries.items()}
+
+
+def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names start with `prefix.`, whole and without it: `ema` gives the averaged weights."""
+    wanted = {name: kind for name, kind in names(path).items() if name.startswith(prefix + ".")}
+    if not wanted:
+        raise ValueError(f"checkpoint {path} has no part {prefix!r}")
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
+    load_tensors(path, tensors)
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items()}
+
+
+def _damaged(path: Path, error: BaseException) -> ValueError:
+    return ValueError(f"checkpoint {path} cannot be read ({_reason(error)}); delete it to resume from the one before")
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    return " ".join(str(_cause(error)).split())[-200:]
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error itself; of a failure that ranks have shared, the first rank's."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+
+
+def discard(path: Path) -> None:
+    """Delete a checkpoint: its name goes at once, its files after."""
+    hidden = path.with_name(f".{path.name}.old")
+    os.rename(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _sync_folder(path: Path) -> None:
+    """Flush a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,217 @@
+"""The generator that is being trained, its optimiser and averages, on torch's own distributed engine.
+
+    one rank         the module itself
+    ddp              every rank a whole copy; gradients are summed while the last backward pass runs
+    fsdp             every rank a shard of weights, gradients, moments and averages (fully_shard, "FSDP2"); sampling
+                     uses a whole copy filled before each use, so that ranks may sample different numbers of batches,
+                     dopri5 included, with no collective inside
+
+Weights and optimiser are float32. bf16 is autocast: matrix products in bfloat16, the velocity returned as float32, so
+that solver states, log-probabilities and losses are float32 throughout; statistics are accumulated in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+import warnings
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
+
+from sit_rl.config import Config
+from sit_rl.ema import EMA, PowerEMA
+from sit_rl.files.paths import require_extra
+from sit_rl.models.sit import SiT, compile_blocks
+from sit_rl.ranks.process_group import world_size
+
+# Parameters above which `auto` shards: weights, gradients, two moments and one average are 20 bytes a parameter, 6 GB
+# here. S and B stay whole (33M, 131M), L and XL are sharded (458M, 675M).
+SHARD_ABOVE = 300_000_000
+# Compiled versions of a block that torch keeps before it gives up and runs it uncompiled, 8 by default.  All blocks
+# share them, and they differ by gradients or none, frozen or trained weights, and none, one, or more samples: 12.
+COMPILED_CASES = 32
+# The linear layers of a block that LoRA adapts: attention and MLP. Its modulation is left alone.
+LORA_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+class Learner:
+    """Model, optimiser and averages of a run, and the few operations an update needs of them.
+
+    module    holds the trained parameters; a state dict of it is the generator's
+    averages  the first is what is evaluated
+    """
+
+    def __init__(self, base: SiT, config: Config):
+        """Start at `base`, which stays as it is."""
+        self.config, device = config, next(base.parameters()).device
+        module = copy.deepcopy(base).requires_grad_(True)
+        module.pos_embed.requires_grad_(False)
+        if config.lora:
+            add_lora(module, config.lora, config.seed)
+        averages = [EMA(module, decay) for decay in (config.ema, *config.ema_extra)]
+        averages += [PowerEMA(module, sigma) for sigma in config.ema_power]
+        self.module, self.averages = module, averages
+        self.parallel = choose_parallel(config.parallel, sum(p.numel() for p in module.parameters()))
+        self._whole = copy.deepcopy(module).requires_grad_(False) if self.parallel == "fsdp" else None
+        for part in (module, *(average.module for average in averages), *filter(None, [self._whole])):
+            prepare(part, config, device)
+        if self.parallel == "fsdp":
+            for part in (module, *(average.module for average in averages)):
+                _shard(part, device)
+        self._training = DistributedDataParallel(module) if self.parallel == "ddp" else module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.updates = 0
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=0.0, fused=True)
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The velocity with gradients: what a loss is made of."""
+        return self._training(x, t, y)
+
+    def sampler(self) -> SiT:
+        """The current weights as a plain module, without gradients; every rank calls it."""
+        return self._plain(self.module)
+
+    def averaged(self, which: int = 0) -> SiT:
+        """An average's weights as a plain module; every rank calls it."""
+        return self._plain(self.averages[which].module)
+
+    def _plain(self, module: SiT) -> SiT:
+        if self._whole is None:
+            return module
+        with torch.no_grad():
+            for whole, part in zip(self._whole.parameters(), module.parameters(), strict=True):
+                whole.copy_(part.full_tensor())
+        return self._whole
+
+    @contextmanager
+    def backward(self, last: bool):
+        """A forward and backward pass inside the block; gradients are summed over ranks in the `last` of an update."""
+        with ExitStack() as stack:
+            if self.parallel == "ddp" and not last:
+                stack.enter_context(self._training.no_sync())
+            if self.parallel == "fsdp":
+                self.module.set_requires_gradient_sync(last)
+            yield
+
+    @property
+    def gradient_scale(self) -> int:
+        """Factor of a loss: both engines divide the sum of gradients by the number of ranks."""
+        return world_size() if self.parallel != "none" else 1
+
+    def clip(self) -> float:
+        """Scale the gradient down to norm `grad_clip`; returns its norm before, over all ranks' shards."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def step(self, updates: int) -> None:
+        """One optimiser step, the run's number `updates` (from 1), and the averages after it."""
+        self.optimizer.step()
+        self.updates = updates
+        for average in self.averages:
+            if isinstance(average, PowerEMA):
+                average.update_after(self.module, updates)
+            else:
+                average.update(self.module)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything of it that a checkpoint keeps, by name; sharded tensors stay so. Loading fills them in place."""
+        out = {f"model.{name}": p.detach() for name, p in self.module.named_parameters()}
+        for part, average in zip(self._average_names(), self.averages, strict=True):
+            out |= {f"{part}.{name}": p.detach() for name, p in average.module.named_parameters()}
+        for name, p in self.module.named_parameters():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                out[f"optimizer.{name}.{key}"] = value
+        return out
+
+    def expect_optimizer_state(self) -> None:
+        """Give every trained parameter AdamW's state, for a checkpoint to be loaded into."""
+        for p in self.parameters:
+            zeros = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **zeros}
+
+    def _average_names(self) -> list[str]:
+        """`ema` for the evaluated average, the others with what they are."""
+        config = self.config
+        more = [f"ema-{decay:g}" for decay in config.ema_extra] + [f"ema-power-{s:g}" for s in config.ema_power]
+        return ["ema", *more]
+
+
+def choose_parallel(asked: str, parameters: int) -> str:
+    """`none` on one rank, else what was asked; `auto` shards above SHARD_ABOVE parameters."""
+    if world_size() == 1:
+        return "none"
+    return ("fsdp" if parameters > SHARD_ABOVE else "ddp") if asked == "auto" else asked
+
+
+def prepare(model: SiT, config: Config, device: torch.device) -> SiT:
+    """Give `model` the config's precision, recomputation and compilation, in place; deep copies keep the first two."""
+    for block in model.blocks:
+        if config.activation_checkpointing:
+            block.forward = types.MethodType(_recomputed, block)
+    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+        # Not by itself on a CPU. On one thread the default model's passes of 400 images gain (318 → 220 ms forward, 757
+        # → 649 with backward), but compiling took 45 s of a run on two, whose later steps took 9.4 and 13.4 s beside
+        # 9.5 and 11.7 without: 24 of them do not pay for it. On a GPU it is unmeasured.
+        torch._dynamo.config.recompile_limit = max(COMPILED_CASES, torch._dynamo.config.recompile_limit)
+        compile_blocks(model, device)
+    if config.precision == "bf16":
+        model.forward = types.MethodType(_autocast, model)
+    return model
+
+
+def _recomputed(self: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """A block's forward that keeps its inputs alone, and computes the rest again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return type(self).forward(self, *inputs)
+    return recompute(type(self).forward, self, *inputs, use_reentrant=False)
+
+
+def _autocast(self: SiT, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A model's forward with bfloat16 matrix products and a float32 result."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return type(self).forward(self, x, t, y).float()
+
+
+def add_lora(model: SiT, rank: int, seed: int) -> None:
+    """Freeze `model` and put a trained rank-`rank` term beside every linear layer of its blocks (peft), in place.
+
+    LoRA (Hu et al. 2021, arXiv 2106.09685): W x + (α/r) B A x with α = r; B starts at zero, A at random from `seed`.
+    """
+    require_extra("--lora")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = [f"blocks.{i}.{name}" for i in range(len(model.blocks)) for name in LORA_TARGETS]
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), model)
+
+
+def merge_lora(model: SiT) -> SiT:
+    """A copy of `model` with its LoRA terms added into the weights, under the official names; itself without any."""
+    if not any(hasattr(module, "merge") for module in model.modules()):
+        return model
+    merged = copy.deepcopy(model)
+    for parent in list(merged.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "merge") and hasattr(child, "get_base_layer"):
+                child.merge()
+                setattr(parent, name, child.get_base_layer())
+    return merged
+
+
+def _shard(model: SiT, device: torch.device) -> None:
+    """Every block a unit of its own, then the rest."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # A velocity is a slice of the last layer's channels; nothing here writes into one.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)

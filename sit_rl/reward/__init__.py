@@ -1,0 +1,1 @@
+"""The distribution reward and the advantages made from it."""

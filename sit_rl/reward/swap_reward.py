@@ -1,0 +1,127 @@
+"""The subset-replace reward, and the only door from the trainer to fastfid's distances.
+
+A reference set of N generated images stands for the generator. Replace m of them by new images of the same classes:
+the Fréchet distance of the changed set is what those new images did to the distribution (arXiv 2607.02291, eq. 4).
+`fastfid.SwapEngine` gives it exactly, for all subsets at once, and for every single image.
+
+Signs: a `change` below 0 is an improvement; a reward is minus a distance.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastfid import SwapEngine
+from fastfid.swap.engine import RealFactor
+from sit_rl.config import Config
+from sit_rl.ranks.cpu_batches import enter_worker
+from sit_rl.sampling.random_streams import Stream, generator
+
+
+@dataclass
+class ReferenceSet:
+    """The N images that stand for the generator: features float32 [N, d], labels int64 [N], and the oldest row."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    oldest: int = 0
+
+    def state_dict(self) -> dict:
+        """For a checkpoint."""
+        return {"features": self.features, "labels": self.labels, "oldest": self.oldest}
+
+
+@dataclass
+class Scores:
+    """What a step's candidates did: subset [B] (−FD of the changed set), image [B·m] (the credit that trains)."""
+
+    subset: torch.Tensor
+    image: torch.Tensor
+
+
+class SwapReward:
+    """Holds the reference set and scores candidates against the real moments.
+
+    The engine lives with the features, or under --reward-device cpu in host memory. There a new reference's
+    eigendecomposition, the one part that waits for nothing but features, runs in a thread: beside the update where the
+    reference rolls, beside the rollout where it was refreshed. Scoring follows the last feature and precedes the first
+    advantage, so that part overlaps with nothing.
+    """
+
+    def __init__(self, config: Config, real, reference: ReferenceSet):
+        self.config = config
+        self.device = torch.device("cpu") if config.reward_device == "cpu" else reference.features.device
+        self.real = RealFactor(real, self.device)
+        self._thread = None
+        if config.reward_device == "cpu":
+            self._thread = ThreadPoolExecutor(1, "reward", enter_worker, (torch.get_num_threads(),))
+        self.renew(reference)
+
+    def renew(self, reference: ReferenceSet) -> None:
+        """Take a new reference set: one symmetric eigendecomposition, begun at least."""
+        self.reference = replace(reference, features=reference.features.to(self.device))
+        arguments = self.real, self.reference.features
+        self._engine = SwapEngine(*arguments) if self._thread is None else self._thread.submit(SwapEngine, *arguments)
+
+    @property
+    def engine(self) -> SwapEngine:
+        """The engine of the present reference set, once it is ready."""
+        if isinstance(self._engine, Future):
+            self._engine = self._engine.result()
+        return self._engine
+
+    @property
+    def distance(self) -> float:
+        """FD between the reference set and the reward's real moments."""
+        return self.engine.distance
+
+    def propose(self, step: int) -> torch.Tensor:
+        """Rows [B, m] that this step's candidates replace; a new image has the label of the row it replaces.
+
+        refresh: each candidate a random subset of the reference (the paper). rolling: the B·m oldest rows, dealt out at
+        random, so that the swaps being scored are those that `roll` will carry out, and class counts never change.
+        """
+        c, rng = self.config, generator(self.config.seed, Stream.SUBSET, step)
+        if c.reference == "rolling":
+            rows = (self.reference.oldest + rng.permutation(c.images_per_step)) % c.reference_size
+            return torch.from_numpy(rows).view(c.candidates, c.replace)
+        return torch.stack(
+            [torch.from_numpy(rng.choice(c.reference_size, c.replace, replace=False)) for _ in range(c.candidates)]
+        )
+
+    def score(self, removed: torch.Tensor, features: torch.Tensor) -> Scores:
+        """Rewards of candidates: removed int64 [B, m], features [B, m, d] of the images that replace them.
+
+        Results are on the engine's device.
+        """
+        removed, features = removed.to(self.device), features.to(self.device)
+        subset = -self.engine.score(removed, features)
+        return Scores(subset, self._credit(removed, features, subset).flatten())
+
+    def _credit(self, removed: torch.Tensor, features: torch.Tensor, subset: torch.Tensor) -> torch.Tensor:
+        """Reward of every image [B, m] under the config's credit rule.
+
+        image: the exact change of the one-for-one swap, less that of leaving the replaced row out. The second term
+        depends on the old image alone; without it, its chance would be half of the variance.
+        """
+        if self.config.credit == "subset":
+            return subset[:, None].expand(removed.shape)
+        if self.config.credit == "image":
+            return self._left_out(removed) - self.engine.change_each(removed, features)
+        return -self.engine.influence(features.flatten(0, 1)).view(removed.shape) / self.engine.count
+
+    def _left_out(self, removed: torch.Tensor) -> torch.Tensor:
+        """Exact change [B, m] of leaving each removed row out on its own."""
+        rows = removed.reshape(-1, 1)
+        nothing = self.reference.features.new_zeros((len(rows), 0, self.reference.features.shape[1]))
+        return self.engine.change(rows, nothing).view(removed.shape)
+
+    def roll(self, removed: torch.Tensor, features: torch.Tensor) -> None:
+        """Carry out every swap of a rolling step: features [B, m, d] take the places of the rows [B, m]."""
+        kept = self.reference.features.clone()
+        kept[removed.flatten()] = features.flatten(0, 1).to(kept)
+        oldest = (self.reference.oldest + removed.numel()) % len(kept)
+        self.renew(ReferenceSet(kept, self.reference.labels, oldest))

@@ -1,0 +1,54 @@
+"""A model as the field that samplers follow: labels bound, classifier-free guidance applied.
+
+    out = out_null + g·(out_label − out_null)      (Ho & Salimans 2022, arXiv 2207.12598)
+
+Both terms come from one pass over a doubled batch. The official SiT and DiT samplers guide the first three of the
+latent's four channels and leave the rest as the label alone gives it; all is guided here unless asked otherwise. A
+variance that the model predicts is never guided. Guidance may be limited to an interval of time (Kynkäänniemi et al.
+2024, arXiv 2404.07724); elsewhere the label's pass is the only one.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sit_rl.models.sit import SiT
+from sit_rl.sampling.solvers import SamplerConfig, VelocityField
+
+
+def bind(model: SiT, labels: torch.Tensor, sampler: SamplerConfig | None = None) -> VelocityField:
+    """The function (x [n, C, H, W], t) → model output for labels int64 [n], guided as `sampler` says.
+
+    The model may be inside a wrapper that keeps it as `module`, such as DDP. ValueError where the sampler is not one
+    for what the model predicts, or guides more channels than there are.
+    """
+    core: SiT = getattr(model, "module", model)
+    if sampler is not None and sampler.needs != core.predicts:
+        raise ValueError(
+            f"sampler kind is {sampler.kind!r}, for a model that predicts {sampler.needs}; this one predicts "
+            f"{core.predicts}: choose " + ("'discrete'" if core.predicts == "noise" else "'ode' or 'sde'")
+        )
+
+    if sampler is not None and sampler.guidance_channels > core.config.channels:
+        raise ValueError(
+            f"guidance_channels is {sampler.guidance_channels}, and the model's samples have {core.config.channels}; "
+            "lower it, or 0 for all"
+        )
+
+    def conditional(x: torch.Tensor, t: float) -> torch.Tensor:
+        return model(x, torch.full((len(x),), t, device=x.device), labels)
+
+    if sampler is None or sampler.guidance == 1:
+        return conditional
+    null = torch.full_like(labels, core.config.num_classes)
+    channels = sampler.guidance_channels or core.config.channels
+
+    def guided(x: torch.Tensor, t: float) -> torch.Tensor:
+        if not sampler.guides(t):
+            return conditional(x, t)
+        times = torch.full((2 * len(x),), t, device=x.device)
+        labelled, unlabelled = model(torch.cat([x, x]), times, torch.cat([labels, null])).chunk(2)
+        head, base = labelled[:, :channels], unlabelled[:, :channels]
+        return torch.cat([base + sampler.guidance * (head - base), labelled[:, channels:]], dim=1)
+
+    return guided

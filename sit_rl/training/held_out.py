@@ -1,0 +1,104 @@
+"""How good a model is: the paper's table on held-out real images, under both samplers, from fixed noise and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, prdc
+from sit_rl.components.build import RealSide, Setting
+from sit_rl.config import Config
+from sit_rl.learner.guards import require_finite
+from sit_rl.models.sit import SiT
+from sit_rl.ranks.cpu_batches import map_batches
+from sit_rl.ranks.process_group import gather_owned, is_main
+from sit_rl.rollout import generate
+from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, balanced_labels
+from sit_rl.sampling.solvers import SamplerConfig
+
+# The paper's k of precision, recall, density and coverage (Naeem et al. 2020), and torch-fidelity's KID subsets.
+NEAREST_K, KID_SUBSETS, KID_SUBSET_SIZE = 5, 100, 1_000
+METRICS = ("fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage")
+
+
+@dataclass
+class Evaluation:
+    """Metrics of one model under one sampler, and the first images it made."""
+
+    metrics: dict[str, float | None]
+    images: torch.Tensor  # uint8 [≤ grid, C, H, W]
+
+
+def evaluate_model(
+    config: Config,
+    setting: Setting,
+    model: SiT,
+    sampler: SamplerConfig,
+    count: int,
+    grid: int = 0,
+    label: str = "evaluate",
+) -> Evaluation:
+    """Sample `count` images and compare them with the held-out real ones.
+
+    Image i always has the noise of (seed, i) and class i mod classes, so two models are compared like for like, and
+    a smaller count uses the first of the same images. Metrics a statistics file cannot give are None.
+    """
+    labels = balanced_labels(count, setting.num_classes)
+    made = generate(
+        setting, model, labels, sampler, seed=config.seed, step=EVALUATION_STEP, batch=config.rollout_batch,
+        initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label,
+    )  # fmt: skip
+    require_finite(f"samples of '{label}'", made.samples)
+    features = gather_owned(made.features, count, config.rollout_batch)
+    features_b = None
+    if setting.judge_net is not None:
+        features_b = gather_owned(_in_batches(setting.judge_net, made.images), count, config.rollout_batch)
+    metrics = measure(setting.heldout, features) | {
+        "fd_b": None if features_b is None else distance(setting.heldout_b, features_b)
+    }
+    images = gather_owned(made.images, count, config.rollout_batch, first=grid)
+    return Evaluation({name: metrics[name] for name in METRICS}, images)
+
+
+def measure(heldout: RealSide, features: torch.Tensor) -> dict[str, float | None]:
+    """Every metric of one network but fd_b. Subsets of KID shrink to the smaller set where that is below 1,000."""
+    out: dict[str, float | None] = dict.fromkeys(METRICS)
+    out["fd"] = distance(heldout, features)
+    if heldout.features is None or not is_main():
+        return out
+    real = heldout.features
+    size = min(KID_SUBSET_SIZE, len(real), len(features))
+    out["kid"] = float(kid(real, features, subsets=KID_SUBSETS, subset_size=size))
+    out["mmd"] = float(mmd(real, features, kernel="gaussian", bandwidth="median"))
+    return out | prdc(real, features, nearest_k=NEAREST_K)
+
+
+def distance(real: RealSide, features: torch.Tensor) -> float:
+    """Fréchet distance of features [n, d] from the real moments."""
+    return float(frechet_distance(real.moments, FeatureMoments.from_features(features)))
+
+
+def floor(setting: Setting) -> dict[str, float | None]:
+    """Real against real: the reward's real images against the held-out ones, through both networks; None without."""
+    if setting.heldout is setting.real:
+        return {"fd": None, "fd_b": None}
+    return {
+        "fd": float(frechet_distance(setting.heldout.moments, setting.real.moments)),
+        "fd_b": None
+        if setting.real_b is None
+        else float(frechet_distance(setting.heldout_b.moments, setting.real_b.moments)),
+    }
+
+
+def _in_batches(net: FeatureExtractor, images: torch.Tensor, size: int = 250) -> torch.Tensor:
+    """Features of images [n, ...], a batch at a time."""
+    if not len(images):
+        return torch.empty((0, net.dim), device=net.device)
+    return torch.cat(list(map_batches(net, images.split(size), net.device)))
+
+
+if __name__ == "__main__":
+    from sit_rl.evaluate import main  # here: the command samples, and a training run need not load that
+
+    main()

@@ -1,0 +1,140 @@
+"""All that changes during a run, and its way to the disk and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from sit_rl.components.build import Setting
+from sit_rl.config import Config
+from sit_rl.ema import PowerEMA
+from sit_rl.learner import checkpoint, guards
+from sit_rl.learner.learner import Learner, merge_lora
+from sit_rl.models.loading import save_model
+from sit_rl.models.sit import SiT
+from sit_rl.ranks.process_group import is_main
+from sit_rl.reward.swap_reward import ReferenceSet, SwapReward
+from sit_rl.runs.log import Clock
+
+# The plain values of a checkpoint, and what kind each must be of.
+VALUE_KINDS = {
+    "step": int, "images_generated": int, "seconds": dict, "evaluations": dict, "first_reward_std": float | None,
+    "first_reference_fd": float | None, "reference": dict | None, "config": dict,
+}  # fmt: skip
+
+
+def read_values(path: Path) -> dict:
+    """The plain values of a run's checkpoint `path`; ValueError where one lacks or is not of its kind."""
+    values = checkpoint.load_values(path)
+    for name, kind in VALUE_KINDS.items():
+        if name not in values:
+            raise ValueError(f"checkpoint {path} has no {name!r}: it was not written by this version")
+        if not isinstance(values[name], kind):
+            raise ValueError(
+                f"checkpoint {path} has {name} {values[name]!r}, which is not of its kind; delete it to resume from "
+                "the one before"
+            )
+    return values
+
+
+@dataclass
+class State:
+    """All that changes during a run; saved whole, so that a resumed run goes on bit for bit.
+
+    Random draws are addressed by (seed, step, sample) and need no saving; the learning rate follows from the step.
+    """
+
+    config: Config
+    learner: Learner
+    writer: checkpoint.Writer
+    clock: Clock
+    step: int = 0
+    reward: SwapReward | None = None
+    images_generated: int = 0
+    evaluations: dict = field(default_factory=dict)  # the full ones, before and after, as they are made
+    first_reward_std: float | None = None  # of the first step's images
+    first_reference_fd: float | None = None
+
+    def save(self) -> None:
+        """Begin to write a checkpoint; every rank calls it."""
+        self.writer.save(self.step, self.tensors(), self.values())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of a checkpoint, by name."""
+        if self.reward is None:
+            return self.learner.tensors()
+        reference = self.reward.reference
+        return self.learner.tensors() | {"reference.features": reference.features, "reference.labels": reference.labels}
+
+    def size(self) -> int:
+        """Bytes of a checkpoint once there is an optimiser state and a reference: two moments beside every weight."""
+        weights = sum(t.numel() * t.element_size() for t in self.learner.tensors().values())
+        trained = sum(p.numel() * p.element_size() for p in self.learner.parameters)
+        return weights + 2 * trained
+
+    def values(self) -> dict:
+        """The plain values of a checkpoint."""
+        return {
+            "step": self.step,
+            "images_generated": self.images_generated,
+            "seconds": self.clock.state_dict(),
+            "evaluations": self.evaluations,
+            "first_reward_std": self.first_reward_std,
+            "first_reference_fd": self.first_reference_fd,
+            "reference": None if self.reward is None else {"oldest": self.reward.reference.oldest},
+            "config": self.config.to_dict(),
+        }
+
+    def load(self, path: Path, values: dict, setting: Setting) -> None:
+        """Become what checkpoint `path`, whose plain values (`read_values`) are given, holds."""
+        for name in ("step", "images_generated", "evaluations", "first_reward_std", "first_reference_fd"):
+            setattr(self, name, values[name])
+        kinds = checkpoint.names(path)
+        if any(name.startswith("optimizer.") for name in kinds):
+            self.learner.expect_optimizer_state()
+        reference = {}
+        if values["reference"] is not None:
+            reference = {
+                name: torch.empty(shape, dtype=dtype)
+                for name, (shape, dtype) in kinds.items()
+                if name.startswith("reference.")
+            }
+        checkpoint.load_tensors(path, self.learner.tensors() | reference)
+        if reference:
+            features = reference["reference.features"].to(setting.device)
+            whole = ReferenceSet(features, reference["reference.labels"], **values["reference"])
+            self.reward = SwapReward(self.config, setting.real.moments, whole)
+
+
+def start(config: Config, setting: Setting, path: Path | None, values: dict | None, clock: Clock) -> State:
+    """A fresh state, or the one that checkpoint `path` holds."""
+    writer = checkpoint.Writer(config.run_folder / "checkpoints", config.keep_checkpoints)
+    state = State(config, Learner(setting.model, config), writer, clock)
+    if path is not None:
+        state.load(path, values, setting)
+    source = path or (f"--checkpoint {config.checkpoint}" if config.checkpoint else "the embedded model")
+    guards.require_finite_start(state.learner.sampler().named_parameters(), str(source))
+    guards.require_deterministic(state.learner.sampler(), setting.device)
+    return state
+
+
+def save_snapshots(config: Config, state: State) -> None:
+    """Every `ema_snapshot_every` steps, the power-function averages as safetensors, for sit_rl.ema."""
+    if not config.ema_snapshot_every or state.step % config.ema_snapshot_every:
+        return
+    folder = config.run_folder / "ema"
+    folder.mkdir(exist_ok=True)
+    updates = state.learner.updates
+    for i, average in enumerate(state.learner.averages):
+        if isinstance(average, PowerEMA):
+            model = state.learner.averaged(i)
+            if is_main():
+                path = folder / f"step-{state.step:06d}-power-{average.sigma_rel:g}.safetensors"
+                save_model(merge_lora(model), path, sigma_rel=f"{average.sigma_rel:g}", updates=str(updates))
+
+
+def exported(state: State) -> SiT:
+    """The averaged weights as a plain model under the official names; every rank calls it."""
+    return merge_lora(state.learner.averaged())

@@ -1,0 +1,281 @@
+"""Metrics for training loops beside torchmetrics', on identical features, and over two processes."""
+
+import copy
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import nn
+
+import fastfid.features.extractor
+from fastfid import FeatureMoments, frechet_distance, kid, precision_recall
+from fastfid.metrics.metrics import (
+    FrechetDistance,
+    FrechetInceptionDistance,
+    InceptionLayer,
+    KernelInceptionDistance,
+    PrecisionRecall,
+)
+
+D = 6
+
+
+class Given(nn.Module):
+    """Features given as images: what torchmetrics takes for a network of d = 6."""
+
+    num_features = D
+
+    def forward(self, x):
+        return x
+
+
+def rows(n, seed, shift=0.0):
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+
+
+def filled(metric, real, fake):
+    for part in real.split(17):
+        metric.update(part, real=True)
+    metric.update(fake, real=False)
+    return metric
+
+
+# --- the numbers -------------------------------------------------------------------------------------------------
+
+
+def test_fid_equals_torchmetrics():
+    theirs = pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance(feature=Given())
+    real, fake = rows(90, 1), rows(70, 2, 0.3)
+    ours = filled(FrechetInceptionDistance(feature=Given()), real, fake).compute()
+    # their Σxxᵀ − nμμᵀ and eigenvalues of a general product lose about d·ε of the traces, 12 here
+    assert ours.dtype == torch.float64 and ours.item() == pytest.approx(
+        filled(theirs, real, fake).compute().item(), rel=0, abs=1e-12
+    )
+
+
+def test_kid_equals_torchmetrics():
+    real, fake = rows(60, 1), rows(60, 2, 0.3)
+    # the one subset of all rows is the same from any generator; kernel values are below 100 and average to 1e-14
+    options = dict(subsets=3, subset_size=60, degree=2, gamma=0.3, coef=0.5)
+    theirs = pytest.importorskip("torchmetrics.image.kid").KernelInceptionDistance(feature=Given(), **options)
+    ours = filled(KernelInceptionDistance(Given(), **options), real, fake).compute()
+    expected = filled(theirs, real, fake).compute()
+    for value, value_expected in zip(ours, expected, strict=True):
+        assert value.item() == pytest.approx(value_expected.item(), rel=0, abs=1e-13)
+
+
+def test_metrics_are_the_functions():
+    real, fake = rows(40, 1), rows(30, 2, 0.3)
+    # rows in batches of 17 and at once reach the moments in the same order, so bit for bit
+    moments = [FeatureMoments.from_features(x) for x in (real, fake)]
+    assert filled(FrechetDistance(), real, fake).compute().item() == frechet_distance(*moments)
+    estimate = kid(real, fake, 5, 20, seed=3)
+    found = filled(KernelInceptionDistance(None, subsets=5, subset_size=20, seed=3), real, fake).compute()
+    assert [value.item() for value in found] == [estimate.mean, estimate.std]
+    for distances in ("exact", "adm"):
+        found = filled(PrecisionRecall(None, nearest_k=2, distances=distances), real, fake).compute()
+        assert {k: v.item() for k, v in found.items()} == precision_recall(real, fake, 2, distances)
+
+
+@pytest.fixture
+def random_inception(tmp_path, monkeypatch):
+    """Path of random Inception weights that pass for the right ones."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    monkeypatch.setattr(fastfid.features.extractor, "_checked_sha256", lambda *_: "0" * 64)
+    return str(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_inception_layers_are_those_of_torchmetrics(random_inception, antialias):
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    images = torch.rand(2, 3, 40, 30, generator=torch.Generator().manual_seed(1))
+    for layer in (64, 2048) if antialias else (192, 768):
+        theirs = fid.FrechetInceptionDistance(
+            layer, normalize=True, feature_extractor_weights_path=random_inception, antialias=antialias
+        )
+        ours = FrechetInceptionDistance(
+            layer, normalize=True, feature_extractor_weights_path=random_inception, antialias=antialias
+        )
+        as_bytes = (images * 255).byte()
+        assert torch.equal(ours.extractor(as_bytes), theirs.inception(as_bytes))
+        ours.update(images, real=True)
+        assert ours.real.count == 2 and ours.real.dim == layer
+        assert torch.equal(ours.real.mean, ours.extractor(as_bytes).double().mean(dim=0))
+    if antialias:
+        assert InceptionLayer("logits_unbiased", random_inception)(as_bytes).shape == (2, 1008)
+        grey = InceptionLayer(64, random_inception)(as_bytes[:, :1])
+        assert torch.equal(grey, InceptionLayer(64, random_inception)(as_bytes[:, :1].expand(-1, 3, -1, -1)))
+
+
+def test_named_extractors():
+    images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    named, given = (
+        FrechetDistance("fashion-a"),
+        FrechetDistance(fastfid.features.extractor.feature_extractor("fashion-a")),
+    )
+    for metric in (named, given):
+        metric(images, real=True)
+    assert torch.equal(named.real.cov, given.real.cov) and named.real.dim == 128
+    assert named.to("cpu") is named
+    with pytest.raises(ValueError, match="stays on cpu; make it on meta instead"):
+        given.to("meta")
+
+
+# --- life of a metric --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [FrechetDistance, lambda **k: PrecisionRecall(None, **k)])
+def test_reset_and_state(make):
+    real, fake = rows(40, 1), rows(30, 2)
+    metric = filled(make(), real, fake)
+    value = metric.compute()
+    copy = make()
+    copy.load_state_dict(metric.state_dict())
+    assert copy.compute() == value
+    copy.reset()
+    with pytest.raises(RuntimeError, match="the real side has 0 images, the metric needs at least"):
+        copy.compute()
+    kept = filled(make(reset_real_features=False), real, rows(9, 5))
+    kept.reset()
+    kept.update(fake, real=False)
+    assert kept.compute() == value
+    empty = make()
+    empty.load_state_dict(make().state_dict())
+    assert empty.state_dict() == {"real": {}, "fake": {}}
+
+
+def test_a_single_row_counts_as_one_image():
+    metric = FrechetDistance()
+    metric.update(rows(1, 0)[0], real=True)
+    assert metric.real.count == 1
+    with pytest.raises(RuntimeError, match="the real side has 1 images, the metric needs at least 2"):
+        metric.compute()
+
+
+# --- ranks -------------------------------------------------------------------------------------------------------
+
+KID = dict(subsets=4, subset_size=20)
+
+
+def all_metrics():
+    return {
+        "fid": FrechetDistance(),
+        "kid": KernelInceptionDistance(None, **KID),
+        "pr": PrecisionRecall(None),
+        "uneven": FrechetDistance(),
+    }
+
+
+def values_of(metrics):
+    found = {name: metric.compute() for name, metric in metrics.items()}
+    found["kid"], found["pr"] = torch.stack(found["kid"]), torch.stack(tuple(found["pr"].values()))
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def _compute_on_rank(rank, shards, rendezvous, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(shards))
+    metrics = all_metrics()
+    for name, metric in metrics.items():
+        for real in (True, False):
+            if name != "uneven" or rank == 0:  # rank 1 never updates this one and does not know d
+                metric.update(shards[rank][real], real=real)
+    first = values_of(metrics)
+    second = values_of(metrics)  # computing changed nothing
+    metrics["fid"].sync()
+    synced = metrics["fid"].real.count
+    metrics["fid"].unsync()
+    own = FrechetDistance(sync_on_compute=False)
+    own.update(shards[rank][True], real=True)
+    own.update(shards[rank][False], real=False)
+    results[rank] = first, second, synced, metrics["fid"].real.count, own.compute().item()
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_one_process_number(tmp_path):
+    real, fake = rows(90, 1), rows(71, 2, 0.3)
+    shards = [(fake[:30], real[:50]), (fake[30:], real[50:])]  # [rank][real]
+    whole = all_metrics()
+    for name, metric in whole.items():
+        filled(metric, *((real[:50], fake[:30]) if name == "uneven" else (real, fake)))
+    expected = values_of(whole)
+    with multiprocessing.Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(_compute_on_rank, (shards, tmp_path / "rendezvous", results), nprocs=2)
+        results = [results[rank] for rank in range(2)]
+    for rank, (first, second, synced, count, own) in enumerate(results):
+        for name, value in first.items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-10)  # what the issue asks of ranks
+            assert np.array_equal(value, second[name]) and np.array_equal(value, results[0][0][name])
+        assert synced == 90 and count == len(shards[rank][True])
+        alone = [FeatureMoments.from_features(shards[rank][side]) for side in (True, False)]
+        assert own == pytest.approx(frechet_distance(*alone), rel=1e-12)
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_named():
+    byte = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    cases = [
+        (
+            lambda: FrechetInceptionDistance(100),
+            ValueError,
+            "feature is 100; Inception's layers are 64, 192, 768, 2048",
+        ),
+        (lambda: FrechetDistance(3.5), TypeError, "feature is a float"),
+        (lambda: FrechetDistance().update(rows(3, 0)[None], real=True), ValueError, r"must be \[n, d\]"),
+        (lambda: FrechetDistance().update(rows(3, 0) * torch.nan, real=True), ValueError, "row 0 holds NaN"),
+        (lambda: FrechetDistance("fashion-a", normalize=True).update(byte, real=True), ValueError, "normalize=False"),
+        (lambda: FrechetDistance("fashion-a", normalize=True).update(byte + 2.0, real=True), ValueError, "got 2 to 2"),
+        (lambda: FrechetDistance("fashion-a").update(byte + 0.5, real=True), ValueError, "uint8"),
+        (lambda: filled(PrecisionRecall(None), rows(9, 0), rows(3, 1)).compute(), RuntimeError, "at least 4"),
+        (lambda: filled(KernelInceptionDistance(None), rows(9, 0), rows(9, 1)).compute(), ValueError, "subset_size"),
+    ]
+    for call, error, message in cases:
+        with pytest.raises(error, match=message):
+            call()
+
+
+# --- beside torchmetrics' own ------------------------------------------------------------------------------------
+
+
+def test_metrics_join_a_collection_of_torchmetrics():
+    """The adapter gives the metrics' own numbers through a collection's update, compute, reset, copies and pickles."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    theirs = (
+        pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance(feature=Given()).set_dtype(torch.float64)
+    )
+    ours = {"fid": FrechetInceptionDistance(feature=Given()), "prc": PrecisionRecall(feature=Given())}
+    collection = torchmetrics.MetricCollection(
+        {"theirs": theirs, **{name: metric.as_torchmetrics() for name, metric in ours.items()}}
+    )
+    real, fake = rows(60, 1), rows(50, 2, 0.3)
+    filled(collection, real, fake)
+    found = pickle.loads(pickle.dumps(collection)).to("cpu").compute()
+    assert found == collection.clone(prefix="").compute() == collection.compute()
+    assert found["fid"].item() == filled(FrechetDistance(), real, fake).compute().item()
+    assert found["fid"].item() == pytest.approx(found["theirs"].item(), rel=1e-6)  # theirs sums in float64, too
+    assert found["precision"] == precision_recall(real, fake)["precision"]
+    filled(copy.deepcopy(collection), fake, fake)  # goes its own way
+    assert collection.compute() == found
+    collection.reset()
+    filled(collection, fake, fake)
+    assert collection.compute()["fid"].item() == pytest.approx(0, abs=1e-9) != found["fid"].item()
+
+
+def test_without_torchmetrics_the_adapter_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "fastfid.metrics.torchmetrics_adapter", raising=False)
+    with pytest.raises(ImportError, match="pip install torchmetrics"):
+        FrechetDistance().as_torchmetrics()

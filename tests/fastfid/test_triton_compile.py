@@ -1,0 +1,182 @@
+"""What compilers make of the GPU kernels, against bench/results/compiler_facts.csv, without a GPU.
+
+Every row's source and checksum are compared here.  Compiled again, in a process of its own, are all rows of the CUDA
+kernel where there is nvcc, and of the Triton kernels those that the library launches by default, every kernel for
+sm_80, sm_90 and sm_100 among them; with `-m slow` all rows, which takes minutes.
+"""
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the GPU kernels need triton: pip install triton")
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+
+from fastfid.triton_kernels import compile_facts, roofline, swap_logdet  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return compile_facts.read_table()
+
+
+def compiled(*flags):
+    """Facts of a process that compiles and checks them, and what it found to differ."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "fastfid.triton_kernels.compile_facts", "--check", *flags]
+    child = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode in (0, 1), child.stderr
+    rows = {compile_facts.key(row): row for row in compile_facts.read_rows(io.StringIO(child.stdout))}
+    return rows, child.returncode, child.stderr
+
+
+def check_compiled(rows, code, said, cases):
+    assert code == 0, said
+    expected = {(case.kernel, case.config, n) for case in cases for n in compile_facts.CAPABILITIES}
+    cuda = {("ldl_logdet", config, n) for config in CUDA_CONFIGS for n in compile_facts.CAPABILITIES}
+    assert set(rows) == (expected | cuda if compile_facts.nvcc() else expected)
+    if "registers not compared" in said:
+        pytest.skip(f"no spill, within every limit, tensor cores used; {said.strip().splitlines()[-1]}")
+
+
+CUDA_CONFIGS = ("k=256 fp32", "k=128 fp64")
+
+
+def test_what_the_library_launches_compiles_to_the_kept_facts():
+    cases = compile_facts.quick_cases()
+    assert {case.kernel for case in cases} == {case.kernel for case in compile_facts.cases()}
+    check_compiled(*compiled("--quick"), cases)
+
+
+@pytest.mark.slow
+def test_every_case_compiles_to_the_kept_facts():
+    check_compiled(*compiled(), compile_facts.cases())
+
+
+def test_kept_facts_are_of_these_kernels_and_without_problem(kept):
+    sources = {(case.kernel, case.config): compile_facts.fingerprint(case) for case in compile_facts.cases()}
+    sources |= {("ldl_logdet", config): compile_facts.cuda_fingerprint() for config in CUDA_CONFIGS}
+    assert set(kept) == {(*case, capability) for case in sources for capability in compile_facts.CAPABILITIES}
+    for (kernel, config, _), row in kept.items():
+        assert compile_facts.problems(row, None) == []
+        assert row["source"] == sources[kernel, config], "written for other kernels: compile_facts --write"
+        assert row == compile_facts.sealed(row), "not as compile_facts --write left it"
+
+
+def test_a_source_is_known_by_all_that_it_is_made_of(monkeypatch, tmp_path):
+    case = compile_facts.quick_cases()[0]
+    before, cuda = compile_facts.fingerprint(case), compile_facts.cuda_fingerprint()
+    assert compile_facts.fingerprint(case._replace(warps=2 * case.warps)) != before
+    assert compile_facts.fingerprint(case._replace(constants=case.constants | {"BLOCK": 64})) != before
+    monkeypatch.setattr(swap_logdet, "LEAST", triton.language.constexpr(1e-6))  # which the kernel reads
+    assert compile_facts.fingerprint(case) != before
+    monkeypatch.undo()
+    monkeypatch.setattr(swap_logdet, "_log1p", swap_logdet._excess)  # which it calls
+    assert compile_facts.fingerprint(case) != before
+    for i, path in enumerate(compile_facts.CUDA_SOURCES):
+        (tmp_path / path.name).write_bytes(path.read_bytes() + b"//")
+        changed = [*compile_facts.CUDA_SOURCES[:i], tmp_path / path.name, *compile_facts.CUDA_SOURCES[i + 1 :]]
+        monkeypatch.setattr(compile_facts, "CUDA_SOURCES", changed)
+        assert compile_facts.cuda_fingerprint() != cuda
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("capability, instruction", [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")])
+def test_kept_facts_use_the_tensor_cores_of_each_device(kept, capability, instruction):
+    expected = [("swap_logdet", "K=128 fp32 tf32x3"), ("moments", "bf16 tf32x3"), ("rank_update", "fp32 tf32x3")]
+    expected += [("newton_schulz", f"update {precision}") for precision in ("tf32x3", "tf32", "bf16")]
+    for kernel, config in expected:
+        assert kept[kernel, config, capability][instruction] > 0
+
+
+WORSE = {
+    "stack_bytes": (8, "spills 8 bytes"),
+    "shared_bytes": (1 << 20, "asks for 1048576 of 232448 bytes"),
+    "registers": (256, "takes 256 registers"),
+    "HGMMA": (0, "lost its HGMMA instructions"),
+}
+
+
+@pytest.mark.parametrize("column", WORSE)
+@pytest.mark.parametrize("compiler", ["triton 0.0", None])
+def test_spills_limits_and_tensor_cores_count_under_any_compiler(kept, column, compiler):
+    good = kept["swap_logdet", "K=128 fp32 tf32x3", 90]
+    value, message = WORSE[column]
+    worse = good | {column: value, "compiler": compiler or good["compiler"]}
+    found, _ = compile_facts.check([worse], kept)
+    assert any(message in problem for problem in found)
+
+
+@pytest.mark.parametrize("column", ["registers", "shared_bytes", "HGMMA", "source"])
+def test_the_tables_own_compiler_must_give_the_table(kept, column):
+    good = kept["swap_logdet", "K=128 fp32 tf32x3", 90]
+    assert compile_facts.check([good], kept) == ([], [])
+    for step in (1, -1):  # a table better than its kernels is as wrong as one that is worse
+        other = good | {column: "0" * 12 if column == "source" else good[column] + step}
+        (found,), skipped = compile_facts.check([other], kept)
+        assert f"{column} went from {good[column]} to {other[column]}" in found and not skipped
+    newer = good | {"compiler": "triton 0.0", "registers": good["registers"] + 8}
+    found, (skipped,) = compile_facts.check([newer], kept)
+    assert not found and skipped.endswith(f"the table is of {good['compiler']}, this is triton 0.0")
+    (found,), _ = compile_facts.check([good | {"config": "K=7"}], kept)
+    assert "K=7 on sm_90 is not in the table" in found
+
+
+def test_a_row_edited_by_hand_is_noticed(kept):
+    row = kept["moments", "bf16 ieee", 80]
+    assert row == compile_facts.sealed(row)
+    for edited in ({"registers": row["registers"] - 20}, {"shared_bytes": row["shared_bytes"] - 1000}, {"warps": 4}):
+        assert row | edited != compile_facts.sealed(row | edited)
+
+
+def test_write_keeps_a_better_table_unless_told(kept, monkeypatch, tmp_path, capsys):
+    table, rows = tmp_path / "facts.csv", [dict(row) for row in kept.values()]
+    monkeypatch.setattr(compile_facts, "TABLE", table)
+    monkeypatch.setattr(compile_facts, "all_facts", lambda quick: rows)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["compile_facts", *flags])
+        return compile_facts.main(), capsys.readouterr().err
+
+    assert run("--write") == (0, "nothing found\n") and compile_facts.read_table(table) == kept  # the first table
+    before = table.read_text()
+    rows[3] = compile_facts.sealed(rows[3] | {"registers": rows[3]["registers"] + 1, "compiler": "triton 9.9"})
+    gone = rows.pop()
+    code, said = run("--write")
+    assert code == 1 and table.read_text() == before
+    assert f"registers rose from {rows[3]['registers'] - 1} to {rows[3]['registers']} (triton 9.9)" in said
+    assert f"{gone['config']} on sm_100 is missing" in said
+    code, said = run("--write", "--accept")
+    assert code == 0 and "registers rose" in said
+    assert list(compile_facts.read_table(table).values()) == rows
+
+
+def test_shared_memory_of_the_cuda_kernel():
+    # by its documentation: float32 fits up to k = 256 everywhere, float64 up to 199 and 236
+    limits = compile_facts.SHARED_LIMIT
+    assert swap_logdet.ldl_shared_bytes(256, torch.float32) <= limits[80]
+    for most, limit in ((199, limits[80]), (236, limits[90]), (236, limits[100])):
+        assert swap_logdet.ldl_shared_bytes(most, torch.float64) <= limit
+        assert swap_logdet.ldl_shared_bytes(most + 1, torch.float64) > limit
+
+
+def test_roofline_counts():
+    found = {phase.name: phase for phase in roofline.phases(16)}
+    assert found["projection"].flops == 3 * 2 * 6400 * 2048**2
+    assert found["gram"].flops == 3 * 2 * 128 * 16 * 128**2 * 2048
+    assert found["moments"].flops == 3 * 2 * 528 * 64**2 * 5000
+    rows = roofline.table()
+    assert len(rows) == 3 * 2 * 5 and all(row["status"] == "computed, not measured" for row in rows)
+    # A100, projection: 161 Gflop on 156 Tflop/s
+    assert float(rows[0]["milliseconds"]) == pytest.approx(161.06e9 / 156e12 * 1e3, rel=1e-3)
+    with open(roofline.TABLE, newline="") as file:
+        assert list(csv.DictReader(file)) == [{c: str(row[c]) for c in roofline.COLUMNS} for row in rows]

@@ -1,0 +1,132 @@
+"""The subset-replace reward against distances computed from scratch with NumPy."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fastfid import SwapEngine
+from sit_rl.config import Config
+from sit_rl.reward.swap_reward import ReferenceSet, SwapReward
+
+N, D, B, M = 120, 6, 5, 8
+
+
+class Moments:
+    """What the reward reads of the real side."""
+
+    def __init__(self, x):
+        self.count, self.mean, self.cov = len(x), torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x.T))
+
+
+def distance(x, y):
+    """FD from scratch: eigenvalues of the product of the covariances."""
+    a, b = np.cov(x.T), np.cov(y.T)
+    root = np.sqrt(np.maximum(np.linalg.eigvals(a @ b).real, 0)).sum()
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * root
+
+
+def setup(**changes):
+    rng = np.random.default_rng(0)
+    real, reference = rng.standard_normal((400, D)) * np.arange(1, D + 1), rng.standard_normal((N, D)) * 3 + 0.5
+    new = rng.standard_normal((B, M, D)) * 2
+    base = Config(preset="smoke", reference_size=N, replace=M, candidates=B, minibatch=10)
+    config = replace(base, **changes)
+    labels = torch.arange(N) % 10
+    reward = SwapReward(config, Moments(real), ReferenceSet(torch.from_numpy(reference), labels))
+    return reward, real, reference, torch.from_numpy(new)
+
+
+@pytest.mark.parametrize("reference_kind", ["rolling", "refresh"])
+def test_subset_reward_is_minus_the_distance_of_the_changed_set(reference_kind):
+    reward, real, reference, new = setup(reference=reference_kind)
+    removed = reward.propose(step=3)
+    scores = reward.score(removed, new)
+    for b in range(B):
+        changed = reference.copy()
+        changed[removed[b].numpy()] = new[b].numpy()
+        # the engine works to tol = 1e-6 of its root term in float32 products
+        assert -float(scores.subset[b]) == pytest.approx(distance(real, changed), abs=1e-4)
+    assert reward.distance == pytest.approx(distance(real, reference), rel=1e-9)
+
+
+def test_image_credit_is_the_swap_less_the_departure():
+    reward, real, reference, new = setup(credit="image")
+    removed = reward.propose(step=0)
+    scores = reward.score(removed, new)
+    for b, j in ((0, 0), (2, 5), (4, 7)):
+        row = int(removed[b, j])
+        swapped, without = reference.copy(), np.delete(reference, row, 0)
+        swapped[row] = new[b, j].numpy()
+        expected = -(distance(real, swapped) - distance(real, without))
+        assert float(scores.image.view(B, M)[b, j]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_image_credit_does_not_depend_on_the_replaced_image_to_first_order():
+    """Its spread is the new images': swapping which rows are replaced hardly moves the credit of an image."""
+    reward, _, _, new = setup(credit="image")
+    one = reward.score(reward.propose(0), new).image
+    other = reward.score(reward.propose(1), new).image
+    assert np.corrcoef(one, other)[0, 1] > 0.99
+
+
+def test_credits_agree_in_sign_and_order():
+    credits = {}
+    for credit in ("image", "influence"):
+        reward, _, _, new = setup(credit=credit)
+        credits[credit] = reward.score(reward.propose(0), new).image
+    assert np.corrcoef(credits["image"], credits["influence"])[0, 1] > 0.9
+    reward, _, _, new = setup(credit="subset")
+    scores = reward.score(reward.propose(0), new)
+    assert torch.equal(scores.image.view(B, M), scores.subset[:, None].expand(B, M))
+
+
+def test_rolling_candidates_are_the_oldest_rows_and_are_carried_out():
+    reward, real, reference, new = setup(reference="rolling")
+    seen = []
+    for step in range(3):
+        removed = reward.propose(step)
+        assert sorted(removed.flatten().tolist()) == [(step * B * M + i) % N for i in range(B * M)]
+        seen += removed.flatten().tolist()
+        reward.roll(removed, new + step)
+    assert sorted(seen) == list(range(N))
+    assert torch.equal(torch.bincount(reward.reference.labels), torch.full((10,), N // 10))
+    assert reward.distance == pytest.approx(distance(real, reward.reference.features.numpy()), rel=1e-9)
+
+
+def test_on_the_cpu_beside_the_device_it_is_prepared_meanwhile_and_says_the_same(monkeypatch):
+    """`roll` returns before the eigendecomposition, which here waits for the test; numbers are those of the engine."""
+    rewards = {device: setup(reward_device=device)[0] for device in ("auto", "cpu")}
+    new, go, threads = setup()[3], threading.Event(), []
+
+    def slow(*arguments):
+        threads.append(threading.current_thread())
+        assert go.wait(60)
+        return SwapEngine(*arguments)
+
+    for device, reward in rewards.items():
+        removed = reward.propose(0)
+        if device == "cpu":
+            monkeypatch.setattr("sit_rl.reward.swap_reward.SwapEngine", slow)
+        reward.roll(removed, new)
+    assert rewards["cpu"].propose(1).shape == (B, M)  # labels and rows need no engine
+    go.set()
+    scores = [reward.score(reward.propose(1), new + 1) for reward in rewards.values()]
+    assert torch.equal(scores[0].image, scores[1].image) and torch.equal(scores[0].subset, scores[1].subset)
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+def test_an_engine_that_fails_in_its_thread_fails_the_step():
+    reward, _, _, new = setup(reward_device="cpu")
+    reward.roll(reward.propose(0), torch.full_like(new, float("nan")))
+    with pytest.raises(ValueError, match="reference_features"):
+        reward.score(reward.propose(1), new)
+
+
+def test_refresh_candidates_are_random_subsets():
+    reward, *_ = setup(reference="refresh")
+    removed = reward.propose(0)
+    assert removed.shape == (B, M) and all(len(set(row)) == M for row in removed.tolist())
+    assert not torch.equal(removed, reward.propose(1)) and torch.equal(removed, reward.propose(0))

@@ -1,0 +1,120 @@
+"""What a run loads before any work: feature networks by name and file, statistics of that network alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fastfid
+from fastfid import FeatureMoments, feature_extractor
+from fastfid.evaluation.sides import identity
+from fastfid.features.extractor import file_sha256
+from sit_rl import train
+from sit_rl.components.build import build_setting, check_classes, load_networks, see
+from sit_rl.config import PRESETS
+from sit_rl.models.loading import save_model
+from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.pretrain import FASHION_SIT
+from sit_rl.report import known
+from sit_rl.runs.forecast import judged_against
+from sit_rl.training.held_out import floor
+from tests.support.random_inception import inception, random_weights  # noqa: F401, fixtures
+
+CPU = torch.device("cpu")
+
+
+def test_inception_from_a_file(random_weights):  # noqa: F811
+    """--weights as `fastfid eval` takes it: a file in torch-fidelity's own format, of random numbers."""
+    path = str(random_weights[0])
+    config = replace(PRESETS["sit-xl-imagenet256"][1], weights=(path,))
+    net, judge = load_networks(config, CPU)
+    assert (net.name, net.dim, judge) == ("inception", 2048, None)
+    assert net.weights_sha256 == file_sha256(path)
+    named = replace(config, weights=(f"inception={path}",), judge_features="fashion-b")
+    assert [n.name for n in load_networks(named, CPU)] == ["inception", "fashion-b"]
+
+
+@pytest.fixture
+def train_error(capsys, tmp_path, monkeypatch):
+    """The error that a smoke run with these flags ends with, before anything is sampled."""
+
+    def run(*flags):
+        monkeypatch.setattr(train, "evaluate_both", None)
+        monkeypatch.setattr(train, "describe_plan", None)
+        with pytest.raises(SystemExit, match="2"):
+            train.main(["--preset", "smoke", "--threads", "1", "--out", str(tmp_path / "run"), *map(str, flags)])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ")
+        return error
+
+    return run
+
+
+def test_a_network_that_is_not_there_is_one_sentence(train_error, random_weights, monkeypatch):  # noqa: F811
+    path = random_weights[0]
+    assert "--weights no.pth does not exist" in train_error("--weights", "fashion-a=no.pth")
+    assert f"write NAME={path}" in train_error("--weights", path)
+    assert "--weights names inception, which is not" in train_error("--weights", f"inception={path}")
+    assert "unknown feature network 'fid'" in train_error("--reward-features", "fid")
+    monkeypatch.setattr(
+        fastfid.features.registry.base,
+        "load_inception",
+        lambda *_: (_ for _ in ()).throw(ImportError("pip install it")),
+    )
+    assert "pip install it" in train_error("--reward-features", "inception", "--judge-features", "none")
+
+
+def test_statistics_of_another_network_are_refused(train_error, tmp_path):
+    def saved(name, dim, **provenance):
+        FeatureMoments(300, torch.zeros(dim), torch.eye(dim), provenance).save(tmp_path / name)
+        return "--real", tmp_path / name, "--heldout", tmp_path / name, "--judge-features", "none"
+
+    assert "has d = 2048 features" in train_error(*saved("wide.npz", 2048))
+    assert "weights sha256 of" in train_error(*saved("other.npz", 128, extractor="fashion-a", weights_sha256="0" * 64))
+    judged = saved("two.npz", 128)[:4]
+    assert "the network fashion-b has d = 96" in train_error(*judged)
+    own = saved("own.npz", 128, **identity(feature_extractor("fashion-a")))
+    side = see(own[1], feature_extractor("fashion-a"), "real", progress=False)
+    assert side.moments.count == 300 and side.features is None
+
+
+def test_classes_of_one_image_a_step_are_refused(train_error):
+    """Their advantages within a class are all 0: the run would learn nothing and not say so."""
+    told = train_error("--candidates", "1")
+    assert "--normalise class" in told and "the 10 images of a step have fewer than 2 on average, among 10" in told
+    config = replace(PRESETS["smoke"][1], candidates=1)
+    for other in (replace(config, normalise="batch"), replace(config, candidates=2)):
+        check_classes(other, SiT(FASHION_SIT))
+
+
+def test_a_count_that_nobody_told_is_not_printed_as_a_number():
+    assert known(None, "held-out") == "held-out statistics of an unknown count" and known(7, "real") == "7 real"
+
+
+def test_without_other_images_the_rewards_own_judge_and_it_is_said(tmp_path):
+    """The paper's way, of a model that the embedded images are not for; no floor is made of one side alone."""
+    shape = SiTConfig(image_size=8, patch_size=4, channels=3, width=32, depth=1, heads=2, num_classes=5)
+    save_model(SiT(shape), tmp_path / "colour.safetensors")
+    FeatureMoments(300, torch.zeros(128), torch.eye(128)).save(tmp_path / "real.npz")
+    config = replace(PRESETS["smoke"][1], checkpoint=tmp_path / "colour.safetensors", judge_features="none")
+    config = replace(config, real=tmp_path / "real.npz")
+    setting = build_setting(config, CPU, progress=False)
+    assert setting.heldout is setting.real and floor(setting) == {"fd": None, "fd_b": None}
+    assert "the reward's own real side" in judged_against(setting, 7)
+    other = build_setting(replace(config, heldout=tmp_path / "real.npz"), CPU, progress=False)
+    assert other.heldout is not other.real and judged_against(other, 7) == "7 images against 300 held-out"
+    assert floor(other)["fd"] < 1e-6  # the same moments twice
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("bf16", True)])
+def test_the_autoencoder_has_the_runs_precision(monkeypatch, tmp_path, precision, tf32):
+    asked = {}
+
+    def load(folder, device, **options):
+        asked.update(options)
+        raise ValueError("asked")
+
+    monkeypatch.setattr("sit_rl.components.build.load_decoder", load)
+    with pytest.raises(ValueError, match="asked"):
+        build_setting(replace(PRESETS["smoke"][1], vae=tmp_path, precision=precision), torch.device("cpu"))
+    assert asked == {"tf32": tf32}

@@ -1,0 +1,106 @@
+"""Runs that survive: killed anywhere, preempted, resumed on another number of ranks, they end where they would have."""
+
+import json
+import os
+import random
+import signal
+
+import pytest
+import torch
+
+from sit_rl.components import build as setting
+from sit_rl.learner import checkpoint
+from sit_rl.train import main
+from tests.support.tiny_runs import STEPS, final, lines
+
+
+@pytest.fixture(scope="module")
+def whole(forked, command, tmp_path_factory):
+    """The uninterrupted run, and its seconds."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    (result,) = forked.run({"argv": command(folder)})
+    assert result["code"] == 0, result["out"]
+    return folder, result["seconds"]
+
+
+def assert_same(folder, other):
+    """Bit for bit: weights, moments, averages, reference, counters, evaluations and the log."""
+    (a, values_a), (b, values_b) = final(folder), final(other)
+    assert a.keys() == b.keys() and {name.split(".")[0] for name in a} == {"model", "ema", "optimizer", "reference"}
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    for values in (values_a, values_b):
+        del values["seconds"], values["config"]
+    assert values_a == values_b and values_a["step"] == STEPS
+    assert lines(folder) == lines(other)
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, other)]
+    for key in ("before", "after", "floor", "images_generated"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def test_killed_at_ten_random_moments_it_ends_bit_for_bit_the_same(forked, command, whole, tmp_path):
+    """From the start to half the time of a whole run: a resumed one has less left, so its end is hit as well."""
+    folder, seconds = whole
+    moments, kills, runs = random.Random(0), 0, 0
+    while kills < 10:
+        killed = tmp_path / f"killed-{runs}"
+        (result,) = forked.run({"argv": command(killed), "after": moments.uniform(0, seconds / 2)})
+        if result["code"] == -9:
+            kills += 1
+        else:
+            assert result["code"] == 0, result["out"]
+            assert_same(killed, folder)
+            runs += 1
+    (result,) = forked.run({"argv": command(killed)})
+    assert result["code"] == 0, result["out"]
+    assert_same(killed, folder)
+
+
+# Inside a save: as a tensor file is flushed, as the values are, as the finished folder takes its name, as the oldest
+# checkpoint loses its, and as its files are deleted. Numbers choose a save in the middle of the run.
+DEATHS = [("fsync", 7), ("fsync", 10), ("rename", 2), ("rename", 4), ("rmdir", 2)]
+
+
+def test_killed_inside_a_save_it_ends_bit_for_bit_the_same(forked, command, whole, tmp_path):
+    killed = tmp_path / "killed"
+    seen = []
+    for death in DEATHS:
+        (result,) = forked.run({"argv": command(killed), "die": death})
+        assert result["code"] == -9, (death, result["out"])
+        seen.append(sorted(p.name for p in (killed / "checkpoints").iterdir()))
+    assert any(name.endswith(".tmp") for names in seen for name in names)
+    (result,) = forked.run({"argv": command(killed)})
+    assert result["code"] == 0, result["out"]
+    assert_same(killed, whole[0])
+    assert not list((killed / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["TERM", "USR1"])
+def test_preempted_it_saves_exits_0_in_time_and_goes_on(forked, command, whole, tmp_path, name):
+    """TERM ends after the step under way; USR1 has no grace here, so the step is dropped at the end of a batch."""
+    folder = tmp_path / "run"
+    more = ("--grace", 0) if name == "USR1" else ()
+    first = str(folder / "checkpoints" / "step-000001")
+    (result,) = forked.run({"argv": command(folder, *more), "when": first, "signal": name})
+    assert result["code"] == 0, result["out"]
+    assert f"SIG{name}: saving" in result["out"] and "the same command resumes" in result["out"]
+    # one step of this run, or the 20 s that the message states for a longer one
+    assert result["seconds"] - result["signalled"] < 20
+    assert not (folder / "summary.json").exists() and checkpoint.latest(folder / "checkpoints") is not None
+    (result,) = forked.run({"argv": command(folder)})
+    assert result["code"] == 0 and "resuming" in result["out"], result["out"]
+    assert_same(folder, whole[0])
+
+
+def test_told_while_it_looks_at_the_real_images_it_ends_at_once(monkeypatch, tmp_path, capsys, command):
+    """Features of a large set take long, and nothing of them is kept; the run folder can begin again."""
+    network = setting.load_network
+
+    def told(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return network(*arguments)
+
+    monkeypatch.setattr(setting, "load_network", told)
+    main([*command(tmp_path / "run"), "--grace", "1000"])  # returns: exit code 0
+    assert "stopped as told before the first step" in capsys.readouterr().out
+    assert not any((tmp_path / "run").glob("checkpoints/*"))

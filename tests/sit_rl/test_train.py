@@ -1,0 +1,365 @@
+"""The whole job through its own command: outputs, resume, ranks, and every bad input a user can think of."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sit_rl.config import PRESETS, Config, load_config, resolve
+from sit_rl.learner import checkpoint
+from sit_rl.train import main, parse
+from sit_rl.training.state import VALUE_KINDS, read_values
+
+ROOT = Path(__file__).parents[2]
+METRICS = ["fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage"]
+
+
+def launch(*arguments, ranks=1, wait=True, **popen):
+    """torchrun sit_rl/train.py --preset smoke …, one thread a rank: (exit code, output), or the running process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    if ranks > 1:
+        command += ["--master-port", str(29500 + os.getpid() % 500)]
+    command += ["sit_rl/train.py", "--preset", "smoke", "--threads", "1", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **popen
+    )
+    if not wait:
+        return process
+    out, _ = process.communicate(timeout=240)
+    return process.returncode, out
+
+
+def final_state(folder):
+    """Every tensor of the last checkpoint."""
+    path = checkpoint.latest(Path(folder) / "checkpoints")
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in checkpoint.names(path).items()}
+    checkpoint.load_tensors(path, tensors)
+    return tensors
+
+
+def records(folder):
+    """metrics.jsonl without the times, which no run repeats."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "share", "predicted_seconds")} for r in lines]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One uninterrupted run of four steps."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    code, out = launch("--out", folder, "--steps", 4)
+    assert code == 0, out
+    return folder, out
+
+
+def test_run_writes_everything_it_promises(smoke):
+    folder, out = smoke
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary)[:6] == ["config", "before", "after", "floor", "seconds", "images_generated"]
+    for when in ("before", "after"):
+        assert list(summary[when]) == ["ode", "sde"]
+        for metrics in summary[when].values():
+            assert list(metrics) == METRICS and all(np.isfinite(v) for v in metrics.values())
+    # 1,000 real images on each side: 0.25, of which most is the bias of so few
+    assert set(summary["floor"]) == {"fd", "fd_b"} and 0 < summary["floor"]["fd"] < 0.5
+    assert {"rollout", "reward", "update", "refresh", "evaluate", "total"} <= set(summary["seconds"])
+    phases = sum(v for k, v in summary["seconds"].items() if k != "total")
+    assert phases <= summary["seconds"]["total"]
+    # the reference of 200, and 4 steps of 4 × 10; evaluations are not training's
+    assert summary["images_generated"] == 200 + 4 * 40
+    asked = Config(**{**vars(PRESETS["smoke"][1]), "out": folder, "steps": 4, "threads": 1})
+    assert load_config(folder / "config.yaml") == resolve(asked)
+    steps = records(folder)
+    assert [r["step"] for r in steps] == [0, 1, 2, 3]
+    for name in ("reference_fd", "subset_rewards", "image_reward_std", "kept_fraction", "loss", "gradient_norm", "lr"):
+        assert all(name in r for r in steps)
+    assert list(folder.glob("tensorboard/events*")) and len(list((folder / "checkpoints").iterdir())) == 2
+    report = (folder / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 4 and "http" not in report.replace("https://www.w3.org", "")
+    for text in ("outputs", "predicted", "FD, second network", "real against real", "report.html"):
+        assert text in out
+
+
+def test_finished_run_is_reported_again_without_training(smoke):
+    folder, _ = smoke
+    before = records(folder)
+    code, out = launch("--out", folder, "--steps", 4)
+    assert code == 0 and "resuming" in out and records(folder) == before
+
+
+@pytest.mark.slow  # tests/test_survival.py kills at many more moments, without torchrun
+def test_killed_run_resumes_bit_for_bit(smoke, tmp_path):
+    """SIGKILL after the first checkpoint of a step, then the same command again."""
+    folder = tmp_path / "killed"
+    process = launch("--out", folder, "--steps", 4, wait=False)
+    deadline = time.time() + 120
+    while not (folder / "checkpoints" / "step-000002").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "summary.json").exists()
+    code, out = launch("--out", folder, "--steps", 4)
+    assert code == 0, out
+    whole, resumed = final_state(smoke[0]), final_state(folder)
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+    assert records(folder) == records(smoke[0])
+    a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, smoke[0]))
+    assert a["after"] == b["after"] and a["before"] == b["before"]
+
+
+def test_two_ranks_equal_one(smoke, tmp_path):
+    """The same images and rewards bit for bit; weights to the rounding of one sum in another order."""
+    code, out = launch("--out", tmp_path / "two", "--steps", 4, ranks=2)
+    assert code == 0, out
+    one, two = records(smoke[0]), records(tmp_path / "two")
+    assert one[0]["subset_rewards"] == two[0]["subset_rewards"]
+    assert one[0]["reference_fd"] == two[0]["reference_fd"]
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a["subset_rewards"], b["subset_rewards"], rtol=1e-3)
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-2, atol=1e-4)
+    first, second = final_state(smoke[0]), final_state(tmp_path / "two")
+    for name, value in first.items():
+        if name.startswith("model."):
+            # Adam turns a rounding difference of a near-zero gradient into one of a learning rate: 8 updates of 2e-4
+            torch.testing.assert_close(value, second[name], rtol=0, atol=2e-3)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["ranks"] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--estimator", "sde_policy_gradient", "--credit", "subset", "--normalise", "batch", "--reference", "refresh"),
+        ("--estimator", "rejection", "--credit", "influence"),
+        ("--estimator", "pretraining"),
+        ("--rollout.method", "dopri5", "--evaluate-every", "0", "--judge-features", "none"),
+    ],
+    ids=" ".join,
+)
+def test_other_ways_to_train_run_through(arguments, tmp_path, capsys):
+    main(["--preset", "smoke", "--threads", "1", "--steps", "1", "--out", str(tmp_path / "run"), *arguments])
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert "report" in capsys.readouterr().out
+
+
+def error_of(capsys, *arguments):
+    """The single line that a refused command prints."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--preset", "smoke", "--threads", "1", *map(str, arguments)])
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    error = printed[printed.index("error: ") :].strip()  # progress bars come before it
+    assert "\n" not in error and "Traceback" not in printed
+    return error
+
+
+def image_folder(path, sizes, mode="L"):
+    path.mkdir()
+    for i, size in enumerate(sizes):
+        Image.fromarray(np.full((size, size), 9 * i, np.uint8)).convert(mode).save(path / f"{i}.png")
+    return path
+
+
+def test_bad_numbers_are_refused(capsys, tmp_path):
+    assert "--replace 199 leaves fewer than 2 of the --reference-size 200" in error_of(capsys, "--replace", 199)
+    assert "exceed the rolling reference" in error_of(capsys, "--candidates", 50)
+    assert "--steps is 0" in error_of(capsys, "--steps", 0)
+    assert "--keep is 1.5" in error_of(capsys, "--keep", 1.5)
+    for name in ("--lr", "--grad-clip", "--advantage-clip", "--clip-range"):
+        assert f"{name} is -1" in error_of(capsys, name, -1)
+        assert f"{name} is nan; it must be a finite number" in error_of(capsys, name, "nan")
+    assert "--grad-clip is 0.0; it must be positive" in error_of(capsys, "--grad-clip", 0)
+    assert "--stop-fd is nan; it must be a finite number" in error_of(capsys, "--stop-fd", "nan")
+    assert "--threads is -2" in error_of(capsys, "--threads", -2, "--out", tmp_path / "run")
+    assert "an image of each of the model's 10 classes" in error_of(
+        capsys, "--reference-size", 8, "--replace", 2, "--candidates", 1, "--out", tmp_path / "run"
+    )
+    assert "have not the density" in error_of(capsys, "--rollout-sde.method", "adams")
+
+
+def test_bad_paths_are_refused(capsys, tmp_path):
+    out = ("--out", tmp_path / "run")
+    assert "--checkpoint" in error_of(capsys, "--checkpoint", tmp_path / "none.pt", *out)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    assert "not of an architecture" in error_of(capsys, "--checkpoint", tmp_path / "other.pt", *out)
+    (tmp_path / "empty").mkdir()
+    assert "empty" in error_of(capsys, "--real", tmp_path / "empty", *out)
+    assert "1.png" in error_of(capsys, "--real", image_folder(tmp_path / "mixed", [28, 30]), *out)
+    broken = image_folder(tmp_path / "broken", [28, 28])
+    (broken / "1.png").write_bytes((broken / "1.png").read_bytes()[:40])
+    assert "1.png" in error_of(capsys, "--real", broken, *out)
+    np.savez(tmp_path / "narrow.npz", mu=np.zeros(7), sigma=np.eye(7))
+    assert "7" in error_of(capsys, "--heldout", tmp_path / "narrow.npz", *out)
+    (tmp_path / "file").write_text("not a folder")
+    assert "cannot be written" in error_of(capsys, "--out", tmp_path / "file" / "run")
+
+
+def test_imagenet_preset_says_what_it_needs(capsys):
+    with pytest.raises(SystemExit):
+        main(["--preset", "sit-xl-imagenet256"])
+    error = capsys.readouterr().err
+    assert "needs --checkpoint (" in error and "--vae (" in error and "--real (" in error and error.count("\n") == 1
+
+
+def test_unknown_preset_names_the_known(capsys):
+    with pytest.raises(SystemExit):
+        main(["--preset", "nope"])
+    assert "fashion: " in capsys.readouterr().err
+
+
+def test_another_config_does_not_overwrite_a_run(smoke, capsys):
+    assert "another --lr" in error_of(capsys, "--out", smoke[0], "--steps", 4, "--lr", 1e-3)
+
+
+def test_nan_features_stop_the_step_and_keep_the_checkpoint(tmp_path, monkeypatch, capsys):
+    from fastfid import FeatureExtractor
+
+    calls, original = [], FeatureExtractor.__call__
+
+    def poisoned(self, images):
+        features = original(self, images).clone()
+        calls.append(len(images))
+        if len(images) == 20 and calls.count(20) > 40:  # after the evaluation and the reference, in a rollout
+            features[3] = float("nan")
+        return features
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", poisoned)
+    error = error_of(capsys, "--out", tmp_path / "run", "--steps", 30, "--evaluate-every", 0)
+    assert "NaN" in error
+    assert final_state(tmp_path / "run") is not None
+
+
+def write(folder, step, value, keep=2):
+    writer = checkpoint.Writer(folder, keep)
+    writer.save(step, {"x": torch.full((3,), float(value))}, {"step": step})
+    writer.wait()
+
+
+def read(path):
+    tensors = {"x": torch.empty(3)}
+    checkpoint.load_tensors(path, tensors)
+    return tensors["x"], checkpoint.load_values(path)
+
+
+def test_full_disk_names_the_file_and_the_remedy(tmp_path, monkeypatch):
+    write(tmp_path, 1, 1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="step-000002.*No space left.*make room and run the same command"):
+        write(tmp_path, 2, 0)
+    monkeypatch.undo()
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000001"]
+    x, values = read(checkpoint.latest(tmp_path))
+    assert torch.equal(x, torch.ones(3)) and values == {"step": 1}
+    checkpoint.clean(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_a_save_that_a_dead_rank_ended_does_not_ask_for_room(tmp_path, monkeypatch):
+    def lost(*_):
+        raise RuntimeError(
+            "[pair.cc:545] Read error [127.0.0.1]:14762: Connection reset by peer. " + "Check logs. " * 30
+        )
+
+    monkeypatch.setattr(os, "fsync", lost)
+    with pytest.raises(
+        OSError, match="step-000001: lost contact with another rank.*reset by peer.*same comm"
+    ) as caught:
+        write(tmp_path, 1, 1)
+    assert "make room" not in str(caught.value)
+
+
+def test_checkpoints_are_kept_to_a_number_and_damage_is_named(tmp_path):
+    """Of a step saved twice, as after an evaluation, the newer one takes the place of the older."""
+    for step in (0, 1, 2, 2, 10):
+        write(tmp_path, step, step, keep=3)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000001", "step-000002-1", "step-000010"]
+    checkpoint.discard_old(tmp_path, keep=2)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000002-1", "step-000010"]
+    (shard,) = checkpoint.latest(tmp_path).glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="step-000010 cannot be read.*delete it"):
+        read(checkpoint.latest(tmp_path))
+    (checkpoint.latest(tmp_path) / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="step-000010 cannot be read.*delete it"):
+        checkpoint.load_values(checkpoint.latest(tmp_path))
+
+
+def test_command_line_is_the_config():
+    config = parse(["--preset=smoke", "--keep", "all", "--rollout.steps", "7", "--credit", "subset"])
+    assert (config.keep, config.rollout.steps, config.credit, config.preset) == ("all", 7, "subset", "smoke")
+    assert parse([]).preset == "fashion" and parse([]).reference_size == 5000 and parse([]).replace == 50
+    paper = PRESETS["sit-xl-imagenet256"][1]
+    assert (paper.reference_size, paper.replace, paper.refresh_every, paper.kept_fraction) == (5000, 50, 10, 0.25)
+    assert (paper.rollout_sde.steps, paper.evaluate_sde.steps, paper.lr, paper.clip_range) == (50, 250, 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"colour": "red"}, "unknown field 'colour'"),
+        ({"steps": "many"}, "steps is 'many', which is not of its type"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"estimator": "magic"}, "estimator is 'magic'"),
+        ({"rollout": {"kind": "ode", "method": "heun", "speed": 3}}, "unknown field 'speed'"),
+        ({"rollout": "fast"}, "rollout is 'fast'"),
+        ({"ema_power": ["wide"]}, "ema_power is 'wide'"),
+        ({"resume": "yes"}, "resume is 'yes'"),
+        ({"lr": -1.0}, "--lr is -1.0"),
+    ],
+)
+def test_saved_config_that_does_not_fit_is_refused(tmp_path, change, complaint):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(Config().to_dict() | change))
+    with pytest.raises(ValueError, match=complaint):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_saved_config_never_runs_code(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: !!python/object/apply:os.system ['touch hacked']\n")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("just words")
+    with pytest.raises(ValueError, match="in place of a table"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_bytes(b"seed: \xff\x8b")
+    with pytest.raises(ValueError, match="config.yaml is not YAML .*choose another --out"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="config.yaml cannot be read .No such file.*choose another --out"):
+        load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("change", [{"step": "two"}, {"seconds": None}, {"reference": [1]}, {"step": 2.5}])
+def test_a_checkpoints_values_of_another_kind_are_refused(tmp_path, change):
+    """One sentence that names checkpoint and value, for values as for tensors."""
+    good = dict.fromkeys(VALUE_KINDS, None) | {"step": 2, "images_generated": 0}
+    good |= {"seconds": {}, "evaluations": {}, "config": {}}
+    (tmp_path / "state.json").write_text(json.dumps(good))
+    assert read_values(tmp_path) == good
+    (tmp_path / "state.json").write_text(json.dumps(good | change))
+    with pytest.raises(ValueError, match=f"checkpoint .* has {next(iter(change))} .*delete it to resume"):
+        read_values(tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps({k: v for k, v in good.items() if k not in change}))
+    with pytest.raises(ValueError, match=f"has no '{next(iter(change))}'"):
+        read_values(tmp_path)
+
+
+def test_saved_config_comes_back_as_it_was(tmp_path):
+    for name, (_, config) in PRESETS.items():
+        saved = resolve(replace(config, ema_power=(0.05, 0.1), out=tmp_path / name))
+        saved.save(tmp_path / "config.yaml")
+        assert load_config(tmp_path / "config.yaml") == saved

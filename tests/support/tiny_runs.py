@@ -1,0 +1,45 @@
+"""A training of seconds, and what it leaves behind."""
+
+import json
+
+import torch
+
+from sit_rl.learner import checkpoint
+from sit_rl.models.loading import save_model
+from sit_rl.models.sit import SiT, SiTConfig
+
+TINY = SiTConfig(
+    image_size=28, patch_size=14, channels=1, width=32, depth=1, heads=2, num_classes=10, learn_sigma=False
+)
+STEPS = 5
+
+
+def tiny_command(folder):
+    """A training of five short steps of a model of 40,000 parameters, as a function of its folder and more flags."""
+    torch.manual_seed(0)
+    model = SiT(TINY)
+    for p in model.final_layer.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    path = folder / "tiny.safetensors"
+    save_model(model, path)
+    flags = (
+        f"--preset smoke --threads 1 --checkpoint {path} --steps {STEPS} --embedded-images 200 --reference-size 60 "
+        "--replace 5 --candidates 4 --minibatch 10 --rollout-batch 5 --evaluate-images 20 --evaluate-every 2 "
+        "--evaluate-every-images 20 --judge-features none"
+    ).split()
+    return lambda out, *more: [*flags, "--out", str(out), *map(str, more)]
+
+
+def final(folder):
+    """Every tensor of the last checkpoint."""
+    path = checkpoint.latest(folder / "checkpoints")
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in checkpoint.names(path).items()}
+    checkpoint.load_tensors(path, tensors)
+    return tensors, checkpoint.load_values(path)
+
+
+def lines(folder):
+    """metrics.jsonl without what a clock says."""
+    timed = ("seconds", "share", "predicted_seconds")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in timed} for record in records]
