@@ -52,6 +52,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm import tqdm
 
 import fastfid.features.extractor
+import fastfid.runtime.hashes
 from fastfid.evaluation.evaluate import evaluate
 from fastfid.protocols import PROTOCOLS
 
@@ -465,7 +466,7 @@ def main() -> None:
     weights = arguments.work / "inception.pth"
     if not weights.exists():
         torch.save(random_inception(), weights)
-    digest = fastfid.features.extractor.file_sha256(weights)
+    digest = fastfid.runtime.hashes.file_sha256(weights)
     fastfid.features.extractor.INCEPTION_SHA256 = digest[:8]  # instead of that of the published weights
     torch_fidelity.registry.register_feature_extractor("efficientnet-lite0", FidelityEfficientNet)
     counts = {EFFICIENTNET: arguments.images, INCEPTION: arguments.inception_images}

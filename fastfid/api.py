@@ -4,6 +4,7 @@ from fastfid.distances.frechet import PreparedMoments, frechet_distance, frechet
 from fastfid.distances.kid_mmd import kid, mmd
 from fastfid.distances.moments import FeatureMoments, FeatureWindow
 from fastfid.distances.precision_recall import prdc, precision_recall
+from fastfid.distances.real_side import RealFactor
 from fastfid.evaluation.evaluate import diff, evaluate
 from fastfid.evaluation.results import DifferenceResult, EvaluationResult
 from fastfid.features.extractor import FeatureExtractor, feature_extractor
@@ -12,7 +13,7 @@ from fastfid.images.open import open_images
 from fastfid.linalg.iterative_roots import trace_sqrt_product
 from fastfid.metrics.metrics import FrechetDistance, FrechetInceptionDistance, KernelInceptionDistance, PrecisionRecall
 from fastfid.statistics.statistics import Statistics, read_statistics
-from fastfid.swap.engine import RealFactor, SwapEngine, swap_change_ref
+from fastfid.swap.engine import SwapEngine, swap_change_ref
 
 __all__ = [
     "DifferenceResult",

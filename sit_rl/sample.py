@@ -34,9 +34,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastfid import __version__
-from fastfid.distances.moments import write_atomically
-from fastfid.features.extractor import file_sha256
+from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.distributed import OtherRankFailed, from_main
+from fastfid.runtime.hashes import file_sha256
 from sit_rl.components.image_sets import ASSETS, tile, to_uint8
 from sit_rl.config import PRESETS, Config, load_config
 from sit_rl.files.paths import reading, require_extra, require_paths

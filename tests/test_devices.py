@@ -13,11 +13,11 @@ import torch.nn.functional as F
 import fastfid
 from fastfid import FeatureMoments, SwapEngine, frechet_distance, mmd, prdc
 from fastfid.distances.moments import reducing_device
+from fastfid.distances.real_side import RealFactor
 from fastfid.features.registry import build_extractor, outputs_of
 from fastfid.linalg.iterative_roots import trace_sqrt_product
 from fastfid.runtime import devices
 from fastfid.runtime.devices import as_tensor, float32_products, full_float32
-from fastfid.swap.engine import RealFactor
 from sit_rl import sample, train
 from sit_rl.components.build import build_setting
 from sit_rl.components.image_sets import load_embedded

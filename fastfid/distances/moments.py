@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fastfid import backend, triton_kernels
+from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import as_tensor
 
 # Rows of a block: 2048 × 2048 float32 is 16 MiB, and the d² of scaling the covariance is lost beside their 2048·d².
@@ -537,23 +537,3 @@ def _open_npz(path: str | os.PathLike) -> np.lib.npyio.NpzFile:
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise ValueError(f"{path} is a single array, not statistics; save mu and sigma together with np.savez")
     return arrays
-
-
-def write_atomically(path: str | os.PathLike, write) -> None:
-    """Call write(file) on a temporary neighbour of `path`, then rename it: the file appears whole or not at all.
-
-    OSError names `path`, whichever call failed.
-    """
-    path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-            os.chmod(temporary, 0o644)  # mkstemp makes the file private; statistics are shared
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as failed:
-        raise OSError(f"{path} could not be written ({failed.strerror or failed})") from None

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastfid.distances.moments import write_atomically
 from fastfid.evaluation.results import EvaluationResult, Score, left_out_lines, worst_first
+from fastfid.runtime.atomic_files import write_atomically
 
 PICTURE_SIDE = 96  # CSS pixels a picture is shown at; embedded ones are at most twice that, for sharp screens
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.distances.moments import write_atomically
 from fastfid.features.extractor import FeatureExtractor
+from fastfid.runtime.atomic_files import write_atomically
 
 FORMAT = 1  # of a shard's file; part of its key, so that a new layout never meets an old file
 

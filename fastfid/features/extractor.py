@@ -9,7 +9,6 @@ Legend: n images, C channels, H×W pixels, d feature dimension.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from fastfid.features.names import FASHION_NETS
 from fastfid.runtime.devices import full_float32
+from fastfid.runtime.hashes import file_sha256, state_sha256
 
 ASSETS = Path(__file__).parents[1] / "assets"
 FASHION_SIZE = 28  # side of a Fashion-MNIST image, pixels
@@ -365,21 +365,3 @@ def _check_images(images: Tensor) -> None:
 
 
 # --- hashes ------------------------------------------------------------------------------------------------------
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):  # by blocks of 1 MiB
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def state_sha256(module: nn.Module) -> str:
-    """SHA-256 over the names, shapes and bytes of a module's state, in sorted order of the names."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

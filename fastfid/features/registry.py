@@ -23,18 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfid.features import extractor as base
-from fastfid.features.extractor import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    FeatureExtractor,
-    file_sha256,
-    standardised,
-)
+from fastfid.features.extractor import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, FeatureExtractor, standardised
 from fastfid.features.names import CLIP_MODELS, DINOV2_MODELS, EFFICIENTNET_SIDES, FASHION_NETS, NETWORK_NAMES
 from fastfid.protocols import Protocol
 from fastfid.runtime.devices import full_float32
+from fastfid.runtime.hashes import file_sha256
 
 INCEPTION_SIDE = 299  # S of Inception v3, pixels
 DINOV2_SIDE = 224  # S at which dgm-eval and EDM2 run DINOv2, pixels: 16 × 16 patches of 14

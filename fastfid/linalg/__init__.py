@@ -1,1 +1,1 @@
-"""Matrix square roots and their traces."""
+"""Matrix square roots, their traces, and quadrature nodes."""

@@ -34,9 +34,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.distances.moments import BLOCK_ROWS, FeatureMoments, write_atomically
+from fastfid.distances.moments import BLOCK_ROWS, FeatureMoments
 from fastfid.images.open import ARRAY_NAMES
 from fastfid.protocols import PROTOCOLS
+from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.mapped_arrays import NoRoom, npz_array, npz_shape, writable
 

@@ -43,11 +43,9 @@ A candidate whose σλ_min falls below the nodes' range is computed again in flo
 Legend: N reference samples, d features, r rank of Σ_r, B candidates, k = m_r + m_a, Q nodes; rows [.., d] or [.., r].
 """
 
-import hashlib
 import math
 import threading
 import time
-import zipfile
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,10 +55,11 @@ import torch
 
 from fastfid import backend as backends
 from fastfid import triton_kernels
-from fastfid.distances.moments import FeatureMoments, write_atomically
+from fastfid.distances.moments import FeatureMoments
+from fastfid.distances.real_side import RealFactor, named_tensor
 from fastfid.linalg.iterative_roots import MATRICES_PER_PAIR, root_function
 from fastfid.linalg.quadrature import error_bound, node_count, sqrt_nodes, weight_plan
-from fastfid.runtime.devices import as_tensor, full_float32
+from fastfid.runtime.devices import full_float32
 
 METHODS = ("logdet", "eigh", "newton_schulz", "polar_express")
 
@@ -87,8 +86,6 @@ REMAINING_MARGIN = 1.2
 # can add 2048·6e-8 = 1.2e-4, and a row foreign to the reference that stays within 1e-3 of it cannot be told from one.
 LEVERAGE_SLACK = 1e-3
 
-# Covariances may differ from their transpose by float32 accumulation error, not by more.
-SYMMETRY = 1e-6
 
 # Chosen so that the error stays below 1e-4 (float32) and 1e-7 (float64) of the standard deviation over candidates.
 DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-10}
@@ -126,73 +123,6 @@ ROWS_IN_CACHE = 64  # float64 rows squared and then summed before the next ones:
 HOST_CHUNK = 32 << 20  # bytes
 
 
-class RealFactor:
-    """The real side, factored once for any number of engines: mean [d], trace, R [r, d] with RᵀR = Σ_r, float64.
-
-    `real` is anything with `.mean` and `.cov` (such as `FeatureMoments`) or a pair (mean [d], cov [d, d]); one eigh.
-    ValueError for wrong shapes, NaN, a count below 2, an asymmetric or indefinite covariance.
-    """
-
-    def __init__(self, real, device=None):
-        count, mean, cov = _moments_of(real)
-        if count is not None and count < 2:
-            raise ValueError(f"real.count must be at least 2 for a covariance, got {count}; use more real samples")
-        mean, cov = _as_tensor(mean, "real mean"), _as_tensor(cov, "real covariance")
-        if mean.device != cov.device:
-            raise ValueError(f"real mean is on {mean.device}, its covariance on {cov.device}; move both to one device")
-        device = cov.device if device is None else device
-        self.mean = mean.detach().to(device, torch.float64)
-        cov = cov.detach().to(device, torch.float64)
-        _check_moments(self.mean, cov)
-        self.trace = cov.diagonal().sum().item()
-        self.root, self.clipped = _symmetric_root(cov)
-
-    @classmethod
-    def of(cls, real, device=None) -> "RealFactor":
-        """`real` itself if it is factored already, else its factor."""
-        return real if isinstance(real, cls) else cls(real, device)
-
-    @classmethod
-    def kept(cls, real, path, device=None) -> "RealFactor":
-        """The factor of `real`: read from `path` (.npz) if written there for the same moments, else made and written.
-
-        The file tells the moments by their SHA-256; one of others, or a damaged one, is replaced.
-        """
-        _, mean, cov = _moments_of(real)
-        mean, cov = _as_tensor(mean, "real mean"), _as_tensor(cov, "real covariance")
-        digest = _digest(mean, cov)
-        try:
-            with np.load(path, allow_pickle=False) as held:
-                if str(held["moments_sha256"]) == digest:
-                    return cls._from_arrays(
-                        held, _as_tensor(cov, "real covariance").device if device is None else device
-                    )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            pass
-        factor = cls(real, device)
-        kept = {"mean": factor.mean.cpu().numpy(), "root": factor.root.cpu().numpy()}
-        kept |= {"trace": factor.trace, "clipped": factor.clipped, "moments_sha256": digest}
-        write_atomically(path, lambda file: np.savez(file, **kept))
-        return factor
-
-    @classmethod
-    def _from_arrays(cls, held, device) -> "RealFactor":
-        factor = cls.__new__(cls)
-        factor.mean, factor.root = (torch.from_numpy(held[name]).to(device) for name in ("mean", "root"))
-        factor.trace, factor.clipped = float(held["trace"]), int(held["clipped"])
-        return factor
-
-    @property
-    def dim(self) -> int:
-        """Feature dimension d."""
-        return self.mean.numel()
-
-    @property
-    def rank(self) -> int:
-        """Rank r of the real covariance."""
-        return self.root.shape[0]
-
-
 class SwapEngine:
     """Fréchet distances of a reference set under many swaps, exact to `tol` (equations 1 to 4 of this module).
 
@@ -224,7 +154,7 @@ class SwapEngine:
     ):
         tol = DEFAULT_TOL.get(dtype) if tol is None else tol
         _check_options(tol, dtype, method, workspace)
-        reference = _as_tensor(reference_features, "reference_features").detach()
+        reference = named_tensor(reference_features, "reference_features").detach()
         self.tol, self.dtype, self.method, self.workspace = tol, dtype, method, workspace
         self.requested_backend = backend
         self.real = RealFactor.of(real, reference.device)
@@ -288,7 +218,7 @@ class SwapEngine:
         At k = 2 the determinant is (1 + g_aa)(1 − g_rr) + g_ar², and each g is a product of rows times the node
         weights: one [n, r]×[r, Q] multiplication a product, next to nothing beside the projection.
         """
-        removed, added = self._as_removed(removed), _as_tensor(added, "added")
+        removed, added = self._as_removed(removed), named_tensor(added, "added")
         if added.shape[:-1] != removed.shape or added.ndim < 1:
             raise ValueError(
                 f"added must have shape [..., d] for removed [...], got {tuple(added.shape)} for {tuple(removed.shape)}"
@@ -308,7 +238,7 @@ class SwapEngine:
         I(x) = −2(μ_r−μ_g)·y + |y|² − Σ_i (P y)_i²/√λ_i; replacing x_i by x changes FD by about (I(x) − I(x_i))/N.
         A lost direction has no derivative: there √s stands for √λ_i.
         """
-        features = _as_tensor(features, "features")
+        features = named_tensor(features, "features")
         _check_rows(features, "features", self.real.dim, at_least=0)
         self._check_device(features, "features")
         shift = 0.0 if self._resolved else SHIFT
@@ -332,7 +262,7 @@ class SwapEngine:
 
         Added rows take the places of the removed ones in order; surplus rows are appended, surplus places closed up.
         """
-        removed, added = self._as_removed(removed), _as_tensor(added, "added")
+        removed, added = self._as_removed(removed), named_tensor(added, "added")
         if removed.ndim != 1 or added.ndim != 2:
             raise ValueError(
                 "replace takes one swap, removed [m_r] and added [m_a, d], "
@@ -708,7 +638,7 @@ class SwapEngine:
         return math.ceil(candidates / math.ceil(candidates / most)) if candidates else 1
 
     def _as_removed(self, removed) -> torch.Tensor:
-        removed = _as_tensor(removed, "removed")
+        removed = named_tensor(removed, "removed")
         if removed.is_floating_point() or removed.is_complex() or removed.dtype == torch.bool:
             if removed.numel():
                 raise ValueError(f"removed must hold integer row indices, got dtype {removed.dtype}; pass int64")
@@ -722,7 +652,7 @@ class SwapEngine:
 
     def _check_swap(self, removed, added) -> tuple[torch.Tensor, torch.Tensor]:
         """Tensors removed [B, m_r] int64 and added [B, m_a, d]; ValueError where equation 4 has no meaning."""
-        removed, added = self._as_removed(removed), _as_tensor(added, "added")
+        removed, added = self._as_removed(removed), named_tensor(added, "added")
         self._check_device(removed, "removed")
         self._check_device(added, "added")
         dim, count = self.real.dim, self.count
@@ -1064,49 +994,6 @@ def _distance_ref(real: RealFactor, rows: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------------------- small parts
 
 
-def _moments_of(real):
-    """(count or None, mean, cov) of a moments object or a pair."""
-    if hasattr(real, "mean") and hasattr(real, "cov"):
-        return getattr(real, "count", None), real.mean, real.cov
-    if isinstance(real, (tuple, list)) and len(real) == 2:
-        return None, *real
-    raise ValueError(
-        f"real must be FeatureMoments, a pair (mean, cov) or a RealFactor, got {type(real).__name__}; "
-        "use FeatureMoments.from_features for raw features"
-    )
-
-
-def _digest(mean: torch.Tensor, cov: torch.Tensor) -> str:
-    """SHA-256 of moments in float64."""
-    found = hashlib.sha256()
-    for array in (mean, cov):
-        found.update(array.detach().to("cpu", torch.float64).contiguous().numpy())
-    return found.hexdigest()
-
-
-def _as_tensor(value, name: str) -> torch.Tensor:
-    """The value as a tensor without a copy where its maker allows one; ValueError where it is none."""
-    try:
-        return as_tensor(value)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise ValueError(f"{name} cannot be read as a tensor ({error}); pass a tensor or a numeric array") from error
-
-
-def _symmetric_root(cov: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """R [r, d] with RᵀR = cov, null directions dropped, and the number of negative eigenvalues dropped with them."""
-    values, vectors = torch.linalg.eigh(cov)
-    largest = values[-1].item()
-    noise = len(values) * torch.finfo(torch.float64).eps * max(largest, 0.0)
-    # a covariance accumulated in float32 shows eigenvalues of about −1e-7·largest; more is not a covariance
-    if values[0].item() < -1e-3 * abs(largest):
-        raise ValueError(
-            f"real covariance has an eigenvalue of {values[0].item():.3e} beside a largest of {largest:.3e}; "
-            "a covariance has none below zero: recompute it in float64"
-        )
-    kept = values > noise
-    return (vectors[:, kept] * values[kept].sqrt()).T.contiguous(), int((values < 0).sum())
-
-
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
@@ -1119,21 +1006,6 @@ def _check_options(tol, dtype, method, workspace) -> None:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if workspace < 1:
         raise ValueError(f"workspace must be a positive number of bytes, got {workspace}; 256 MiB is the default")
-
-
-def _check_moments(mean: torch.Tensor, cov: torch.Tensor) -> None:
-    if mean.ndim != 1 or mean.numel() == 0 or cov.shape != (mean.numel(), mean.numel()):
-        raise ValueError(
-            f"real must have mean [d] and covariance [d, d], got {tuple(mean.shape)} and {tuple(cov.shape)}; "
-            "pass (mean, cov) in this order"
-        )
-    if not (torch.isfinite(mean).all() and torch.isfinite(cov).all()):
-        raise ValueError("real moments contain NaN or inf; look for bad rows in the real features")
-    asymmetry = (cov - cov.T).abs().max().item()
-    if asymmetry > SYMMETRY * cov.abs().max().item():
-        raise ValueError(
-            f"real covariance is not symmetric: it is {asymmetry:.3e} off its transpose; pass (C + C.T)/2 if meant"
-        )
 
 
 def _check_rows(rows: torch.Tensor, name: str, dim: int, at_least: int = 2) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastfid.distances.moments import write_atomically
+from fastfid.runtime.atomic_files import write_atomically
 from sit_rl.files.atomic import write_json
 
 # PNG (ISO/IEC 15948): signature, then the IHDR chunk with width and height as its first eight bytes; IEND ends a file.

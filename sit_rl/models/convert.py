@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 import tyro
 
-from fastfid.distances.moments import write_atomically
+from fastfid.runtime.atomic_files import write_atomically
 from sit_rl.files.paths import reading
 from sit_rl.learner.guards import require_finite_start
 from sit_rl.models.loading import load_model, save_model

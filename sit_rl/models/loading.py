@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from fastfid.distances.moments import write_atomically
+from fastfid.runtime.atomic_files import write_atomically
 from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiT, SiTConfig, infer_config, published_heads
 from sit_rl.ranks.process_group import is_main

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastfid import SwapEngine
-from fastfid.swap.engine import RealFactor
+from fastfid.distances.real_side import RealFactor
 from sit_rl.config import Config
 from sit_rl.ranks.cpu_batches import enter_worker
 from sit_rl.sampling.random_streams import Stream, generator

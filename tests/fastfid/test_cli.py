@@ -235,7 +235,7 @@ def test_scores_are_printed_before_the_report_is_written(sets, capsys, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastfid.distances.moments.os.replace", full)
+    monkeypatch.setattr("fastfid.runtime.atomic_files.os.replace", full)
     report = sets / "report.html"
     options = ("--metrics", "fd", "--no-cache", "--html", report)
     status, out, err = run(capsys, "eval", sets / "a", sets / "b.npz", *options)

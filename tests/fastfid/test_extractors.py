@@ -17,7 +17,7 @@ from torch import nn
 
 import fastfid.features.registry as extractors
 from fastfid import FeatureExtractor, evaluate, feature_extractor
-from fastfid.features.extractor import VALUE_RANGES, file_sha256, preparation
+from fastfid.features.extractor import VALUE_RANGES, preparation
 from fastfid.features.names import CLIP_MODELS, NETWORK_NAMES, ClipModel
 from fastfid.features.registry import (
     CLIP_INPUTS,
@@ -27,6 +27,7 @@ from fastfid.features.registry import (
     torchscript_extractor,
 )
 from fastfid.protocols import PROTOCOLS
+from fastfid.runtime.hashes import file_sha256
 
 
 def images(n=2, height=33, width=None, channels=3, seed=0):

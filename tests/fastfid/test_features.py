@@ -18,8 +18,8 @@ from fastfid.features.extractor import (
     build_fashion_net,
     load_fashion_net,
     prepare_fashion_images,
-    state_sha256,
 )
+from fastfid.runtime.hashes import state_sha256
 
 
 def images(n, channels=1, size=28, seed=0):

@@ -14,7 +14,7 @@ from torch import nn
 import fastfid.features.extractor
 import fastfid.features.registry
 from fastfid import evaluate
-from fastfid.features.extractor import feature_extractor, file_sha256
+from fastfid.features.extractor import feature_extractor
 from fastfid.features.registry import (
     DINOV2_INPUTS,
     IMAGENET_MEAN,
@@ -29,6 +29,7 @@ from fastfid.features.registry import (
     resampled_positions,
 )
 from fastfid.protocols import PROTOCOLS, protocol_named
+from fastfid.runtime.hashes import file_sha256
 from tests.support.random_inception import inception, random_weights  # noqa: F401, fixtures
 
 

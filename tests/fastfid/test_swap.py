@@ -685,7 +685,7 @@ def test_the_real_factor_is_kept_on_disk(tmp_path, monkeypatch):
         raise AssertionError("the factor was made again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fastfid.swap.engine._symmetric_root", no_eigh)
+        patched.setattr("fastfid.distances.real_side._symmetric_root", no_eigh)
         again = RealFactor.kept(moments(real), path)
         assert torch.equal(SwapEngine(again, reference).score(removed, added), expected)
     other = RealFactor.kept(moments(real * 2), path)  # of other moments: replaced

@@ -8,7 +8,7 @@ import torch
 import fastfid
 from fastfid import FeatureMoments, feature_extractor
 from fastfid.evaluation.sides import identity
-from fastfid.features.extractor import file_sha256
+from fastfid.runtime.hashes import file_sha256
 from sit_rl import train
 from sit_rl.components.build import build_setting, check_classes, load_networks, see
 from sit_rl.config import PRESETS

@@ -6,8 +6,9 @@ from fastfid import FeatureMoments, SwapEngine, frechet_distance, kid, mmd, prdc
 from fastfid.distances.frechet import prepare
 from fastfid.distances.moments import FeatureWindow
 from fastfid.distances.precision_recall import precision_recall
+from fastfid.distances.real_side import RealFactor
 from fastfid.linalg.iterative_roots import METHODS, trace_sqrt_product
-from fastfid.swap.engine import RealFactor, swap_change_ref
+from fastfid.swap.engine import swap_change_ref
 
 GENERATOR = torch.Generator().manual_seed(0)
 REAL = torch.randn(300, 12, generator=GENERATOR)

@@ -1,7 +1,7 @@
 // The kernel of csrc/cuda/ldl_logdet.cuh behind a C interface, for tests/test_csrc.py.
 #include "cuda_block.h"
 
-#include "../csrc/cuda/ldl_logdet.cuh"
+#include "../../csrc/cuda/ldl_logdet.cuh"
 
 template <class T>
 int run(const T* matrices, double* logdets, int* bad, int first, int count, int k, int removed, double slack, int order) {

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fastfid.features.extractor
-from fastfid.features.extractor import file_sha256
+from fastfid.runtime.hashes import file_sha256
 
 
 @pytest.fixture(scope="module")
