@@ -16,7 +16,7 @@ float64, log-determinants (fastfid/linalg/banded_trace.py).
 
 Accuracy.  Measured at d = 300 against the singular values of the rows, relative to tr Σ_a + tr Σ_b: where one side has
 κ ≤ 1e4 and the other any κ up to 1e12, Cholesky's route errs by 7e-14 at most, eigh's by 7e-12; where κ(M) passes
-1/(8ε) = 6e14 both lose the roots they take for zero, 4e-8 (NOISE in linalg/iterative_roots.py).  At d = 2048, N = 5,000
+1/(8ε) = 6e14 both lose the roots they take for zero, 4e-8 (NOISE in linalg/symmetric.py).  At d = 2048, N = 5,000
 and 6,000, the two differ by 2e-13 with variances 1/i (κ = 9e3) and by 2e-9 with 1/i² (κ = 1e7).
 
 Speed.  Measured at d = 2048, one thread: Cholesky 0.2 s, M 0.25, tr √M 0.6 by log-determinants, 0.8–1.0 by torch's
@@ -38,7 +38,7 @@ from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments, check_same_features
 from fastfid.linalg import banded_trace
-from fastfid.linalg.iterative_roots import ASYMMETRY, EPS, NOISE, refuse_indefinite, symmetric_factor
+from fastfid.linalg.symmetric import ASYMMETRY, EPS, NOISE, refuse_indefinite, symmetric_factor
 
 # Columns of M = Lᵀ Σ L made at a time.  Measured at d = 2048: 0.28, 0.25 and 0.29 s with 128, 256 and 512, beside 0.67
 # for two full products and 0.32 for LAPACK's dsygst.

@@ -57,24 +57,13 @@ from torch import Tensor
 
 from fastfid import backend as backends
 from fastfid import triton_kernels
+from fastfid.linalg.symmetric import ASYMMETRY, NOISE, refuse_indefinite, symmetric, symmetric_factor
 from fastfid.runtime.devices import as_tensor, float32_products
 
 METHODS = ("eigh", "newton_schulz", "polar_express")
 BACKENDS = ("auto", "torch", "triton")
 # Explicit mantissa bits of the operands of a product; sums are in float32 for the last three.
 PRECISIONS = {"float64": 52, "float32": 23, "tf32": 10, "bfloat16": 7}
-
-EPS = torch.finfo(torch.float64).eps
-# An eigenvalue of a singular matrix comes out of LAPACK as a few ε·λ_max instead of 0: at most 5.2 ε λ_max measured at
-# d = 64…1024 and ranks from 9 to d − 2.  Its root, √ε ≈ 1.5e-8, would be far above the 1e-13 of the other terms, so it
-# is taken for zero.  A true eigenvalue that small is not resolved by float64 either; dropping r of them from under the
-# root loses at most r·√(8ε)·√λ_max.
-NOISE = 8 * EPS
-# More negative than this part of the largest eigenvalue is no rounding: products in float32 stay above −7e-8
-# (measured at the same sizes), which leaves room for coarser statistics.
-INDEFINITE = 1e-4
-# float32 products leave an asymmetry of about √n·6e-8 of the largest entry; 1e-4 is a different matrix.
-ASYMMETRY = 1e-4
 
 DEFAULT_WORKSPACE = 256 << 20  # bytes
 # float32 matrices alive per pair: M and what it is made of in float64 count for 4; Y, Z, T, T², W, two rounded operands
@@ -334,33 +323,6 @@ def _nearest_to_one(low: float, high: float) -> tuple[tuple[float, float, float]
         if settled:
             break
     return (float(a), float(b), float(c)), float(error)
-
-
-# --- shared with distances/frechet.py ----------------------------------------------------------------------
-
-
-def symmetric_factor(cov: Tensor, rank: int | None = None) -> Tensor:
-    """R [r, d] of cov = RᵀR [d, d] float64, rows orthogonal, without directions below rounding noise or past `rank`."""
-    weights, directions = torch.linalg.eigh(symmetric(cov))  # ascending
-    refuse_indefinite(weights)
-    kept = weights > NOISE * weights[-1]
-    if rank is not None:
-        kept[: len(weights) - rank] = False
-    return (directions[:, kept] * weights[kept].sqrt()).T
-
-
-def refuse_indefinite(eigenvalues: Tensor) -> None:
-    """ValueError if an eigenvalue of [r] is too negative, beside the largest, to be rounding."""
-    if len(eigenvalues) and eigenvalues.min() < -INDEFINITE * eigenvalues.abs().max():
-        raise ValueError(
-            f"a covariance has the eigenvalue {eigenvalues.min():.3g} beside {eigenvalues.max():.3g}: it is not "
-            "positive semidefinite; recompute it from the features in float64"
-        )
-
-
-def symmetric(matrix: Tensor) -> Tensor:
-    """The symmetric part of [.., d, d] (a copy of the transpose is blocked; adding a strided view is far slower)."""
-    return matrix.mT.contiguous().add_(matrix).div_(2)
 
 
 # --- checks ------------------------------------------------------------------------------------------------------

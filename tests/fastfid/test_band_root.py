@@ -7,8 +7,8 @@ import torch
 import fastfid.backend
 import fastfid.distances.frechet
 from fastfid import FeatureMoments, frechet_terms, prepare
-from fastfid.distances.frechet import NOISE
 from fastfid.linalg import banded_trace
+from fastfid.linalg.symmetric import NOISE
 
 EPS = 2.2e-16
 LARGE = banded_trace.SMALLEST  # d of the smallest matrix that takes this way by itself

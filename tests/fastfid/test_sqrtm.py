@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from fastfid.linalg import iterative_roots
+from fastfid.linalg import iterative_roots, symmetric
 from fastfid.linalg.iterative_roots import polar_express, round_mantissa, trace_sqrt_product, trace_sqrt_terms
 from tests.support import oracles
 
@@ -74,7 +74,7 @@ def test_iterations_converge_to_eigh(method):
     exact = trace_sqrt_product(a, b).item()
     # The coupled iteration multiplies the rounding of its products by ‖Z‖ = √κ(M) ≤ 100 and by the number of steps.
     trace = trace_sqrt_product(a, b, method, precision="float64", iterations=30)
-    assert trace.item() == pytest.approx(exact, rel=30 * 100 * iterative_roots.EPS)
+    assert trace.item() == pytest.approx(exact, rel=30 * 100 * symmetric.EPS)
     single = trace_sqrt_terms(a, b, method, iterations=20)
     assert single.trace.item() == pytest.approx(exact, rel=20 * 100 * 6e-8)
     assert single.residual.item() < 20 * 100 * 6e-8
@@ -105,12 +105,12 @@ def test_coarse_operands_cost_digits_and_the_correction_gives_them_back(method, 
 
 def test_the_correction_is_exact_to_first_order():
     a, b = covariances(2, 20, seed=5)
-    factor = iterative_roots.symmetric_factor(a)
+    factor = symmetric.symmetric_factor(a)
     under_root = factor @ b @ factor.T
     values, vectors = torch.linalg.eigh(under_root)
     y, z = (vectors * values**0.5) @ vectors.T, (vectors * values**-0.5) @ vectors.T
     exact, errors = values.sqrt().sum(), {}
-    direction = iterative_roots.symmetric(
+    direction = symmetric.symmetric(
         torch.randn(20, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     )
     for size in (1e-4, 1e-5):
