@@ -1,1 +1,1 @@
-"""What the commands print that is not an evaluation."""
+"""The command line: arguments, what each command does, and the frame it shares with sit_rl's commands."""

@@ -1,8 +1,9 @@
-"""What this installation can do: networks, protocols, extras, back ends, threads; printed by `fastfid info`."""
+"""What `fastfid info` prints: what this installation can do, or what a file holds."""
 
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 
@@ -10,7 +11,9 @@ from fastfid import backend
 from fastfid.features.names import NETWORK_NAMES
 from fastfid.features.registry import TORCHSCRIPT
 from fastfid.images import fast_decode, files
+from fastfid.images.open import open_images
 from fastfid.protocols import PROTOCOLS
+from fastfid.statistics.statistics import holds_statistics, read_statistics
 
 # Of each extra what it is for and the modules it brings.
 EXTRAS = {
@@ -25,8 +28,8 @@ EXTRAS = {
 }
 
 
-def facts() -> dict:
-    """Everything `fastfid info` tells, ready for JSON.
+def facts() -> dict[str, Any]:
+    """What this installation can do, ready for JSON.
 
     extras  of each: what it is for, whether its modules are installed, and the command that installs it
     """
@@ -45,7 +48,7 @@ def facts() -> dict:
     }
 
 
-def _extra(name: str, purpose: str, modules: tuple[str, ...]) -> dict:
+def _extra(name: str, purpose: str, modules: tuple[str, ...]) -> dict[str, Any]:
     installed = all(importlib.util.find_spec(module) is not None for module in modules)
     return {"for": purpose, "installed": installed, "command": f"pip install 'fastfid[{name}]'"}
 
@@ -60,7 +63,7 @@ def _backends() -> dict[str, str]:
     return {"cpp": cpp, "triton": triton or "ready", "torch": "ready"}
 
 
-def text(found: dict) -> str:
+def text(found: dict[str, Any]) -> str:
     """The facts as lines for people."""
     lines = [
         f"fastfid {found['version']}, torch {found['torch']}, GPU: {found['cuda'] or 'none'}",
@@ -78,3 +81,44 @@ def text(found: dict) -> str:
     lines += [f"{kind:<9}  {name}" for kind, name in found["decoders"].items()]
     lines.append(f"threads    {threads['torch']} of torch, {threads['decoding']} that decode")
     return "\n".join(lines)
+
+
+# --- a file ------------------------------------------------------------------------------------------------------
+
+# Provenance that is shown of a file of statistics, known or not.
+PROVENANCE_SHOWN = (
+    "extractor", "weights_sha256", "preprocessing", "protocol", "dtype", "source", "source_sha256", "version",
+)  # fmt: skip
+
+
+def file_facts(path: str, network: str | None = None) -> dict[str, Any]:
+    """What a file or folder of images or statistics holds, ready for JSON; `network` chooses one of several."""
+    if holds_statistics(path):
+        return _statistics_facts(path, network)
+    images = open_images(path)
+    found = {"file": path, "holds": "images", "count": len(images)}
+    found["shape of the first, C × H × W"] = " × ".join(map(str, images.image(0).shape))
+    found["classes"] = len(set(images.labels(0, len(images)) or []))
+    return found
+
+
+def _statistics_facts(path: str, network: str | None) -> dict[str, Any]:
+    statistics = read_statistics(path, network)
+    return {
+        "file": path,
+        "holds": f"statistics, {statistics.form}",
+        "count": statistics.count,
+        "dim": statistics.dim,
+        "features": statistics.features is not None,
+        "spatial": statistics.spatial is not None,
+        "images": statistics.images,
+        "mean norm": statistics.moments.mean.norm().item(),
+        "trace": statistics.moments.cov.trace().item(),
+        **{name: statistics.provenance.get(name) for name in PROVENANCE_SHOWN},
+    }
+
+
+def file_text(found: dict[str, Any]) -> str:
+    """The facts of a file as lines for people."""
+    width = max(map(len, found))
+    return "\n".join(f"{name.ljust(width)}  {'unknown' if value is None else value}" for name, value in found.items())

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastfid.runtime.failures import OtherRankFailed
 from fastfid.runtime.mapped_arrays import room
 
 # A rank with nothing cached may work for hours while another waits with all of its features.  A rank that dies closes
@@ -29,10 +30,6 @@ from fastfid.runtime.mapped_arrays import room
 TIMEOUT = timedelta(days=1)
 
 _ALONE = ContextVar("alone", default=False)
-
-
-class OtherRankFailed(ValueError):
-    """Raised by ranks above 0 in place of the error that rank 0 tells."""
 
 
 @contextmanager

@@ -21,8 +21,10 @@ SHARD = 16  # images of a shard in the script: 70 images are five
 SCRIPT = """
 import json, os, sys
 import torch
-from fastfid import distributed, evaluate, extraction, large_arrays, open_images
+from fastfid import evaluate, open_images
 from fastfid.evaluation.evaluate import compare, diff, statistics_of
+from fastfid.features import extraction
+from fastfid.runtime import distributed, mapped_arrays
 
 extraction.SHARD_IMAGES = 16
 folder, rank = sys.argv[1], int(os.environ["RANK"])
@@ -66,11 +68,11 @@ def statistics(keep):
 
 
 def in_files():
-    large_arrays.LARGE, before = 0, large_arrays.LARGE
+    mapped_arrays.LARGE, before = 0, mapped_arrays.LARGE
     try:
         return whole()
     finally:
-        large_arrays.LARGE = before
+        mapped_arrays.LARGE = before
 
 
 with distributed.process_group():
@@ -214,9 +216,9 @@ def test_torchrun(sets):
 
 def test_a_failing_command_ends_on_every_rank(sets):
     """A late bad image that only rank 1 meets: both end with status 2, and rank 0 tells."""
-    command = [sys.executable, "-c", "import sys; from fastfid import extraction; extraction.SHARD_IMAGES = 16;"]
-    command[-1] += "from fastfid.__main__ import main; sys.exit(main())"
-    ranks = run_ranks([*command, "eval", str(sets / "bad"), str(sets / "real.npz")])
+    script = "import sys; from fastfid.features import extraction; extraction.SHARD_IMAGES = 16;"
+    script += "from fastfid.__main__ import main; sys.exit(main())"
+    ranks = run_ranks([sys.executable, "-c", script, "eval", str(sets / "bad"), str(sets / "real.npz")])
     assert [status for status, *_ in ranks] == [2, 2] and all(out == "" for _, out, _ in ranks)
     (_, _, told), (_, _, silent) = ranks
     last = told.splitlines()[-1]

@@ -1,0 +1,134 @@
+"""One frame for every command of fastfid and sit_rl: how it parses, how it reports an error, its exit status.
+
+    0    done
+    1    a check does not hold
+    2    bad input: one sentence on stderr, or the parser's message
+    130  interrupted by Ctrl-C (128 + SIGINT, as shells report it)
+
+A command's main function parses with `parse` and works within `run`:
+
+    def main(argv: list[str] | None = None) -> int:
+        return run("error", lambda: work(parse(Config, argv)), interrupted="interrupted; run it again to go on")
+
+Nothing here loads torch: help and wrong arguments are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar, cast
+
+import tyro
+
+from fastfid.runtime.failures import OtherRankFailed
+
+Form = TypeVar("Form")
+
+DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# Errors that the input causes, so that every rank meets them alike: one rank of each machine prints them.
+SAME_ON_EVERY_RANK = (ValueError, ImportError, FileNotFoundError)
+
+
+class CommandError(Exception):
+    """Ends a command with one sentence and an exit status; every rank that raises it prints it.
+
+    status  BAD_INPUT, or CHECK_FAILED where a check does not hold
+    """
+
+    def __init__(self, sentence: str, status: int = BAD_INPUT):
+        super().__init__(sentence)
+        self.status = status
+
+
+def run(program: str, work: Callable[[], object], *, interrupted: str) -> int:
+    """Call `work` and return the exit status; an expected error is one sentence on stderr, never a traceback.
+
+    program      word before the sentence, such as "fastfid"
+    interrupted  what to print after Ctrl-C: one sentence that says how to go on
+
+    Expected are ValueError, ImportError, OSError, FloatingPointError and `CommandError`.  Any other exception passes.
+    """
+    try:
+        work()
+    except OtherRankFailed:
+        return BAD_INPUT  # rank 0 prints the sentence
+    except CommandError as error:
+        report(program, f"{error}")
+        return error.status
+    except SAME_ON_EVERY_RANK as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            report(program, f"{error}")
+        return BAD_INPUT
+    except (OSError, FloatingPointError) as error:
+        report(program, f"{error}")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        if _rank() == 0:  # Ctrl-C reaches every process of a torchrun
+            print(interrupted, file=sys.stderr, flush=True)
+        return INTERRUPTED
+    return DONE
+
+
+def report(program: str, sentence: str) -> None:
+    """Print one sentence to stderr, with the number of the rank above 0."""
+    speaker = f"{program} on rank {_rank()}" if _rank() else program
+    print(f"{speaker}: {sentence}", file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    """Number of this process by torchrun's environment; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+# --- parsing -----------------------------------------------------------------------------------------------------
+
+
+def parse(
+    form: Callable[..., Form],
+    argv: list[str] | None = None,
+    *,
+    program: str | None = None,
+    description: str | None = None,
+    default: Form | None = None,
+    flags: tuple[str, ...] = (),
+    remedy: Callable[[list[str]], str] | None = None,
+) -> Form:
+    """An instance of `form` (a dataclass, a union of subcommands, or a function to call) from the command line.
+
+    argv         words; those of the process unless given
+    program      name in the usage line; the script's name unless given
+    description  text above the options; the form's docstring unless given
+    default      instance whose fields are the defaults
+    flags        long flags, such as --batch-size, of which unambiguous beginnings are accepted, too
+    remedy       unknown words → what to add to the one sentence that refuses them; the parser's message unless given
+
+    SystemExit with status 0 after --help and 2 after wrong arguments, as parsers do.
+    """
+    words = abbreviations_completed(sys.argv[1:] if argv is None else argv, flags)
+    options: dict[str, Any] = {} if default is None else {"default": default}  # tyro has its own mark for "no default"
+    options |= {"prog": program, "description": description, "args": words}
+    if remedy is None:
+        return cast(Form, tyro.cli(form, **options))
+    parsed, unknown = tyro.cli(form, return_unknown_args=True, **options)
+    if unknown:
+        refuse((program or "error").split()[0], f"unrecognized arguments: {' '.join(unknown)}{remedy(unknown)}")
+    return parsed
+
+
+def refuse(program: str, sentence: str) -> NoReturn:
+    """Print why the arguments cannot be used and exit with status 2, as a parser does."""
+    report(program, sentence)
+    raise SystemExit(BAD_INPUT)
+
+
+def abbreviations_completed(words: list[str], flags: tuple[str, ...]) -> list[str]:
+    """The words with each unambiguous beginning of a flag (--batch for --batch-size) written out, as argparse does."""
+    completed = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        begun = [flag for flag in flags if flag.startswith(name)] if name.startswith("--") and name != "--" else []
+        completed.append(f"{begun[0]}{equals}{value}" if name not in flags and len(begun) == 1 else word)
+    return completed
