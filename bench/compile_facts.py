@@ -1,28 +1,29 @@
 """What compilers make of the GPU kernels, with no GPU: registers, spills, shared memory, tensor-core instructions.
 
-    python -m fastfid.triton_kernels.compile_facts             prints the table
-    python -m fastfid.triton_kernels.compile_facts --check     also fails where bench/results/compiler_facts.csv differs
-    python -m fastfid.triton_kernels.compile_facts --write     writes that file, unless something is worse than in it
-    python -m fastfid.triton_kernels.compile_facts --write --accept     writes it all the same
-    python -m fastfid.triton_kernels.compile_facts --quick     what the library launches by default; may go with --check
+    python -m bench.compile_facts                      prints the facts of the installed compilers
+    python -m bench.compile_facts --check              also fails where they differ from the table
+    python -m bench.compile_facts --write              puts them into the table, unless something is worse than in it
+    python -m bench.compile_facts --write --accept     writes them all the same
+    python -m bench.compile_facts --quick              what the library launches by default; may go with --check
 
 Triton kernels are compiled ahead of time for A100 (sm_80), H100 (sm_90) and B200 (sm_100) with the configurations that
-their launchers use, and their machine code is read by the tools in triton's own wheel; the CUDA kernel is compiled by
-nvcc where there is one.  No GPU or driver is needed, and nothing here is a time.  A stack above 0 bytes means that
-registers spilled.  Tensor-core instructions are counted in the machine code, not executions: HMMA (sm_80, and tf32 on
-all), HGMMA (sm_90), UTCHMMA (sm_100), DMMA (float64).
+their launchers use.  The tools in triton's own wheel read the machine code.  nvcc compiles the CUDA kernel where it is
+installed.  No GPU or driver is needed, and nothing here is a time.  A stack above 0 bytes means that registers spilled.
+Tensor-core instructions are counted in the machine code, not executions: HMMA (sm_80, and tf32 on all), HGMMA (sm_90),
+UTCHMMA (sm_100), DMMA (float64).
 
-The column `source` is a hash of what a row was compiled from, kernel and configuration: a table older than its kernels
-is known by it without a compiler, as is a row edited by hand by its `checksum`.  With the compiler of the table a row
-must come out as it stands there; another allocates registers differently, and only spills, limits and the presence of
-tensor-core instructions are compared.
+A fact belongs to its compiler: every version allocates registers differently.  The table holds the facts of each
+compiler that was tried.  A compiler of the table must give the table's facts.  For any other compiler `--check` says
+what is worse than under the table's compilers and does not fail: a user's compiler decides nothing.
 
-Legend: a case is one kernel with one configuration; a fact is one row of the table, a case on one capability.
+The table is bench/results/compiler_facts.csv.  Its column `source` is a hash of kernel and configuration: it shows
+without a compiler whether the table is older than its kernels.  `checksum` shows whether a row was edited by hand.
+
+Legend: a case is one kernel with one configuration; a fact is one row of the table, a case on one capability by one
+compiler.
 """
 
 import argparse
-import csv
-import hashlib
 import inspect
 import re
 import shutil
@@ -38,10 +39,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench import facts_table
 from fastfid.triton_kernels import interpreted, moments, newton_schulz, rank_update, swap_logdet
 
-ROOT = Path(__file__).resolve().parents[2]
-TABLE = ROOT / "bench" / "results" / "compiler_facts.csv"
+ROOT = Path(__file__).resolve().parents[1]
 CUDA_SOURCES = tuple(ROOT / "csrc" / "cuda" / f"ldl_logdet.{suffix}" for suffix in ("cu", "cuh", "h"))
 CUDA_FLAGS = ("-O3", "-std=c++17")
 CUDA_CASES = ((torch.float32, 256), (torch.float64, 128))  # dtype and order k of ldl_logdet
@@ -52,10 +53,6 @@ CAPABILITIES = (80, 90, 100)
 # Most shared memory a block may ask for, bytes: CUDA C++ Programming Guide, table "Technical specifications per compute
 # capability": 163 kB on 8.0, 227 kB on 9.0 and 10.0.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-
-TENSOR_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "DMMA")
-COLUMNS = ("kernel", "config", "capability", "warps", "registers", "stack_bytes", "shared_bytes", "shared_limit")
-COLUMNS += (*TENSOR_INSTRUCTIONS, "compiler", "source", "checksum")
 
 
 class Case(NamedTuple):
@@ -143,7 +140,7 @@ def triton_fact(case: Case, capability: int) -> dict:
     options = {"num_warps": case.warps, "num_stages": case.stages}
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack, instructions = _machine_code(built.asm["cubin"])
-    return sealed(
+    return facts_table.sealed(
         {
             "kernel": case.kernel,
             "config": case.config,
@@ -174,7 +171,7 @@ def fingerprint(case: Case) -> str:
     """Twelve hexadecimal digits of what a Triton row is made from: the kernel, what it may call, its configuration."""
     parts = sorted(_sources(case.function.fn.__globals__))
     parts.append(repr((case.function.__name__, _specialised(case), case.warps, case.stages)))
-    return _digits("\n".join(parts).encode())
+    return facts_table.digits("\n".join(parts).encode())
 
 
 def _sources(names: dict, seen: frozenset = frozenset()) -> set[str]:
@@ -191,17 +188,9 @@ def _sources(names: dict, seen: frozenset = frozenset()) -> set[str]:
 
 def cuda_fingerprint() -> str:
     """The same of the CUDA rows: the files of csrc/cuda and nvcc's flags."""
-    return _digits(b"".join(path.read_bytes() for path in CUDA_SOURCES) + repr((CUDA_FLAGS, CUDA_CASES)).encode())
-
-
-def sealed(row: dict) -> dict:
-    """The row with the checksum of its other columns."""
-    values = [str(row[name]) for name in COLUMNS if name != "checksum"]
-    return {**row, "checksum": _digits(",".join(values).encode())}
-
-
-def _digits(source: bytes) -> str:
-    return hashlib.sha256(source).hexdigest()[:12]
+    return facts_table.digits(
+        b"".join(path.read_bytes() for path in CUDA_SOURCES) + repr((CUDA_FLAGS, CUDA_CASES)).encode()
+    )
 
 
 def _type(case: Case, name: str) -> str:
@@ -223,7 +212,11 @@ def _machine_code(cubin: bytes) -> tuple[int, int, dict]:
         usage = _output([TOOLS / "cuobjdump", "--dump-resource-usage", path])
         listing = _output([TOOLS / "nvdisasm", "-c", path])
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    return registers, stack, {name: len(re.findall(rf"\b{name}\b", listing)) for name in TENSOR_INSTRUCTIONS}
+    return (
+        registers,
+        stack,
+        {name: len(re.findall(rf"\b{name}\b", listing)) for name in facts_table.TENSOR_INSTRUCTIONS},
+    )
 
 
 def _output(command) -> str:
@@ -248,7 +241,7 @@ def cuda_facts(capability: int) -> list[dict]:
         entry = rf"Compiling entry function '\S*ldl_logdetI{letter}E.*?Used \d+ registers"
         text = re.search(entry, log, re.DOTALL).group()
         rows.append(
-            sealed(
+            facts_table.sealed(
                 {
                     "kernel": "ldl_logdet",
                     "config": f"k={k} fp{bits}",
@@ -258,7 +251,7 @@ def cuda_facts(capability: int) -> list[dict]:
                     "stack_bytes": int(re.search(r"(\d+) bytes stack frame", text).group(1)),
                     "shared_bytes": swap_logdet.ldl_shared_bytes(k, dtype),
                     "shared_limit": SHARED_LIMIT[capability],
-                    **dict.fromkeys(TENSOR_INSTRUCTIONS, 0),
+                    **dict.fromkeys(facts_table.TENSOR_INSTRUCTIONS, 0),
                     "compiler": f"nvcc {release}",
                     "source": cuda_fingerprint(),
                 }
@@ -276,113 +269,34 @@ def all_facts(quick: bool = False) -> list[dict]:
     return rows + ([row for capability in CAPABILITIES for row in cuda_facts(capability)] if nvcc() else [])
 
 
-# ---------------------------------------------------------------------------------------------------------- comparison
-
-
-def problems(row: dict, kept: dict | None) -> list[str]:
-    """What is wrong with a fact under any compiler, by itself and beside the `kept` one."""
-    found = []
-    if row["stack_bytes"]:
-        found.append(f"spills {row['stack_bytes']} bytes")
-    if row["shared_bytes"] > row["shared_limit"]:
-        found.append(f"asks for {row['shared_bytes']} of {row['shared_limit']} bytes of shared memory")
-    if row["registers"] > 255 or row["registers"] * 32 * row["warps"] > 65536:
-        found.append(f"takes {row['registers']} registers a thread with {row['warps']} warps")
-    if row["kernel"] != "ldl_logdet" and "ieee" not in row["config"] and not sum(row[n] for n in TENSOR_INSTRUCTIONS):
-        found.append("has no tensor-core instruction")
-    for name in TENSOR_INSTRUCTIONS:
-        if kept and kept[name] and not row[name]:
-            found.append(f"lost its {name} instructions")
-    return [f"{_title(row)} {what}" for what in found]
-
-
-def differences(row: dict, kept: dict) -> list[str]:
-    """Where a fact is not the `kept` one, of the same compiler: nothing may have moved, in either direction."""
-    moved = [
-        f"{c} went from {kept[c]} to {row[c]}"
-        for c in COLUMNS
-        if c not in ("compiler", "checksum") and row[c] != kept[c]
-    ]
-    return [f"{_title(row)}: {what}" for what in moved]
-
-
-def losses(rows: list[dict], kept: dict) -> list[str]:
-    """What is worse in `rows` than in the `kept` table, whatever the compilers: problems, rises, missing rows."""
-    found = [problem for row in rows for problem in problems(row, kept.get(key(row)))]
-    for row in rows:
-        before = kept.get(key(row), row)
-        rises = [c for c in ("registers", "shared_bytes") if row[c] > before[c]]
-        found += [f"{_title(row)}: {c} rose from {before[c]} to {row[c]} ({row['compiler']})" for c in rises]
-    missing = kept.keys() - {key(row) for row in rows}
-    return found + [f"{_title(kept[at])} is missing" for at in sorted(missing)]
-
-
-def _title(row: dict) -> str:
-    return f"{row['kernel']} {row['config']} on sm_{row['capability']}"
-
-
-def key(row: dict) -> tuple:
-    """What a fact is about: kernel, configuration, capability."""
-    return row["kernel"], row["config"], row["capability"]
-
-
-def read_table(path: Path | None = None) -> dict:
-    """Facts of a CSV file, `TABLE` by default, by `key`."""
-    with open(path or TABLE, newline="") as file:
-        return {key(row): row for row in read_rows(file)}
-
-
-def read_rows(file) -> list[dict]:
-    """Facts of a CSV file, numbers as int."""
-    texts = ("kernel", "config", "compiler", "source", "checksum")
-    return [{n: v if n in texts else int(v) for n, v in row.items()} for row in csv.DictReader(file)]
-
-
-def write_table(rows: list[dict], file) -> None:
-    """Facts as CSV."""
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-
-
-def check(rows: list[dict], kept: dict) -> tuple[list[str], list[str]]:
-    """(what is wrong with `rows` beside the `kept` table, what could not be compared)."""
-    found, skipped = [], set()
-    for row in rows:
-        before = kept.get(key(row))
-        found += problems(row, before)
-        if before is None:
-            found.append(f"{_title(row)} is not in the table")
-        elif before["compiler"] == row["compiler"]:
-            found += differences(row, before)
-        else:
-            skipped.add(f"registers not compared: the table is of {before['compiler']}, this is {row['compiler']}")
-    return found, sorted(skipped)
-
-
 def main() -> int:
     """Command line; see the module's head."""
+    options = _options()
+    rows, table = all_facts(options.quick), facts_table.read_table() if facts_table.TABLE.exists() else {}
+    facts_table.write_table(rows, sys.stdout)
+    wrong, notes = facts_table.check(rows, table) if options.check else ([], [])
+    wrong += facts_table.worse(table, rows) if options.write else []
+    print("\n".join([*wrong, *notes]) or "nothing found", file=sys.stderr)
+    if wrong and options.write and not options.accept:
+        print("the table stays as it is; --accept writes the new one", file=sys.stderr)
+    elif options.write:
+        with open(facts_table.TABLE, "w", newline="") as file:
+            facts_table.write_table(list(facts_table.replaced(table, rows).values()), file)
+    return int(bool(wrong) and not options.accept)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write bench/results/compiler_facts.csv unless worse")
-    parser.add_argument("--accept", action="store_true", help="write it even so")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where it differs from that file")
+    parser.add_argument("--write", action="store_true", help="put the facts into bench/results/compiler_facts.csv")
+    parser.add_argument("--accept", action="store_true", help="write even what is worse")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where the facts differ from that file")
     parser.add_argument("--quick", action="store_true", help="what the library launches by default")
     options = parser.parse_args()
     if options.write and options.quick:
-        parser.error("--write keeps the whole table; leave --quick out")
+        parser.error("--write keeps all cases of a compiler; leave --quick out")
     if options.accept and not options.write:
         parser.error("--accept goes with --write")
-    rows, kept = all_facts(options.quick), read_table() if TABLE.exists() else {}
-    write_table(rows, sys.stdout)
-    found, skipped = check(rows, kept) if options.check else ([], [])
-    found += losses(rows, kept) if options.write else []
-    print("\n".join([*found, *skipped]) or "nothing found", file=sys.stderr)
-    if found and options.write and not options.accept:
-        print("the table stays as it is; --accept writes the new one", file=sys.stderr)
-    elif options.write:
-        with open(TABLE, "w", newline="") as file:
-            write_table(rows, file)
-    return int(bool(found) and not options.accept)
+    return options
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Least times of the GPU route from counted flops and bytes and published peaks.  Computed, not measured.
 
-    python -m fastfid.triton_kernels.roofline             prints the table
-    python -m fastfid.triton_kernels.roofline --write     writes bench/results/roofline.csv
+    python -m bench.roofline             prints the table
+    python -m bench.roofline --write     writes bench/results/roofline.csv
 
 For every phase of scoring B candidates, with the kernels' own tiles and padding,
 
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-TABLE = Path(__file__).resolve().parents[2] / "bench" / "results" / "roofline.csv"
+TABLE = Path(__file__).resolve().parent / "results" / "roofline.csv"
 COLUMNS = ("device", "nodes", "phase", "unit", "gflop", "megabytes", "milliseconds", "bound_by", "status")
 STATUS = "computed, not measured"
 
