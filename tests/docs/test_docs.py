@@ -1,0 +1,236 @@
+"""The documents name things that exist: links, paths, functions, tests, flags, samplers; README's Python runs."""
+
+import ast
+import contextlib
+import importlib
+import io
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.run import get_args_parser
+
+from fastfid.__main__ import main as fastfid_main
+from sit_rl import evaluate, sample, train
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sit_rl/slurm/README.md", *DOCS]
+README_LINES = 180  # a newcomer reads it in five minutes
+FOLDERS = ("csrc/", "fastfid/", "sit_rl/", "bench/", "tests/", "docs/", ".ci/")  # paths below them are checked
+
+FASTFID_COMMANDS = ("eval", "diff", "stats", "convert", "info")
+PYTEST_FLAGS = {"--dist", "--benchmark-only", "--full"}
+# What the documents call besides this project's programs; their flags are theirs.
+EXTERNAL = {
+    "pip", "python3", "sha256sum", "compute-sanitizer", "fidelity", "git", "ruff", "mypy", "pre-commit", "cp",
+    "REF=VIRTUAL_imagenet256_labeled.npz", "pytorch_fid", "dgm_eval", "evaluator.py", "crop.py", "from", "OUT=runs/xl",
+    "cmake", "srun", ".",
+}  # fmt: skip
+# Shorthands that a page defines for a program.
+SHORTHANDS = {"$RUN": "sit_rl/train.py", "…": "sit_rl/train.py", "measure": "sit_rl.evaluate"}
+# Flags that prose names of programs whose help is not read here: other tools', and scripts' of Slurm and torchrun.
+FOREIGN_FLAGS = {"--isc", "--fid", "--kid", "--prc", "--input1", "--input2", "--model"}
+FOREIGN_FLAGS |= {"--signal", "--requeue", "--kill-on-bad-exit", "--shutdown-timeout", "--no-deps", "--all-files"}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+# --- commands and flags ----------------------------------------------------------------------------------------------
+
+
+def flags_of_help(command, *argv):
+    """Every --flag that a command's --help prints."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+        command([*argv, "--help"])
+    return flags_in(text.getvalue())
+
+
+def flags_in(text):
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
+
+
+@cache
+def known_flags(program):
+    """The flags of one of this project's programs, or of torchrun."""
+    if program == "sit_rl/train.py":
+        return flags_of_help(train.parse, "--preset", "sit-xl-imagenet256")
+    if program in ("sit_rl.sample", "sit_rl.evaluate"):
+        return flags_of_help({"sit_rl.sample": sample, "sit_rl.evaluate": evaluate}[program].main)
+    if program == "torchrun":
+        return flags_in(get_args_parser().format_help())
+    if program == "pytest":
+        return PYTEST_FLAGS
+    if program.startswith("fastfid"):
+        return flags_of_help(fastfid_main, *program.split()[1:])
+    path = ROOT / (program if program.endswith(".py") else program.replace(".", "/") + ".py")
+    source = path.read_text()  # of a command whose parser is made inside it
+    names = set(re.findall(r"[a-z][a-z0-9_]+", source))
+    return {"--" + name.replace("_", "-") for name in names} | flags_in(source)
+
+
+def commands_of(text):
+    """Commands of the bash blocks and of inline code, each a list of words."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    starts = ("torchrun ", "python ", "pytest ", "fastfid ", "measure ", "sit_rl/slurm/")
+    lines += [code for code in inline if code.startswith(starts)]
+    for line in lines:
+        line = re.sub(r"(^|\s\s+|\s)#\s.*", "", line).replace('RUN="', "").replace('"', "")
+        for command in re.split(r"&&|\|", line):
+            words = shlex.split(command.replace("'", ""))
+            if words:
+                yield words
+
+
+def programs_of(words):
+    """The programs whose flags a command may use; empty for other tools'."""
+    words = [SHORTHANDS.get(word, word) for word in words]
+    launcher = ["torchrun"] if words[0] == "torchrun" or words[0].startswith("sit_rl/slurm/") else []
+    if words[0].startswith("sit_rl/slurm/") or "sbatch" in words:
+        return [*launcher, "sit_rl/train.py"]
+    first = next((w for w in words if w in EXTERNAL or w.startswith(("sit_rl", "fastfid", "bench", "pytest"))), None)
+    if first == "fastfid":
+        after = words[words.index("fastfid") + 1 :]
+        sub = [after[0]] if after and after[0] in FASTFID_COMMANDS else []
+        return [*launcher, " ".join(["fastfid", *sub])]
+    if first is None or first in EXTERNAL:
+        assert first is not None or words == ["torchrun"], f"an unknown program: {' '.join(words)}"
+        return []
+    return [*launcher, first]
+
+
+@every_page
+def test_flags_of_commands_exist(page):
+    for words in commands_of(page.read_text()):
+        programs = programs_of(words)
+        if not programs:
+            continue
+        known = set().union(*map(known_flags, programs))
+        used = {re.match(r"--[a-z0-9-]*", word)[0] for word in words if word.startswith("--")}
+        assert used <= known, (" ".join(words), used - known)
+
+
+@every_page
+def test_flags_in_the_docs_exist(page):
+    programs = ["sit_rl/train.py", "sit_rl.sample", "sit_rl.evaluate", "sit_rl.models.convert", "torchrun", "pytest"]
+    programs += ["sit_rl.pretrain", "bench.swap_ratios", "fastfid.triton_kernels.compile_facts"]
+    programs += ["fastfid", *(f"fastfid {command}" for command in FASTFID_COMMANDS)]
+    known = set().union(*map(known_flags, programs)) | FOREIGN_FLAGS
+    outside = re.sub(r"```(?!bash).*?```", "", page.read_text(), flags=re.DOTALL)
+    assert flags_in(outside) <= known, flags_in(outside) - known
+
+
+def test_samplers_in_the_docs_exist():
+    text = "".join(page.read_text() for page in PAGES)
+    found = re.findall(r"--samplers? ((?:[a-z][\w,=.-]*[ `\n\\]*)+)", text)
+    assert len(found) > 5
+    for words in found:
+        for name in re.findall(r"[a-z][\w,=.-]*", words.split("`")[0]):
+            sample.parse_sampler(name)
+
+
+# --- links, paths, functions, tests ----------------------------------------------------------------------------------
+
+
+def anchors(path):
+    """GitHub's anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_in_the_docs_lead_somewhere(page):
+    for target, _, anchor in re.findall(r"\]\((?!http)([^)#]*)(#([^)]*))?\)", page.read_text()):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
+
+
+@every_page
+def test_paths_in_the_docs_exist(page):
+    for path in re.findall(r"`([\w./*-]+)(?:::[\w.]+)?`", page.read_text()):
+        if path.startswith(FOLDERS):
+            assert list(ROOT.glob(path.rstrip("/"))), path
+
+
+@cache
+def names_defined_in(path):
+    """Functions, classes and Class.method of a Python file."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return found
+
+
+@every_page
+def test_functions_in_the_docs_exist(page):
+    for path, name in re.findall(r"`((?:fastfid|sit_rl|bench)/[\w/]+\.py)::([\w.]+)`", page.read_text()):
+        assert name in names_defined_in(ROOT / path), f"{path}::{name}"
+
+
+def test_tests_in_verified_exist():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "verified.md").read_text())
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}(" in next((ROOT / "tests").rglob(file)).read_text(), f"{file}::{test}"
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text()
+    for page in DOCS:
+        assert page.name == "index.md" or f"({page.name})" in index, page.name
+
+
+# --- README ----------------------------------------------------------------------------------------------------------
+
+
+def test_readme_is_short_and_has_both_commands():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= README_LINES
+    install = "python3 -m venv .venv && . .venv/bin/activate && pip install -e "
+    assert f"{install}. && torchrun sit_rl/train.py" in lines
+    assert f"{install}'.[test]' && pytest -n 2 --dist loadfile" in lines
+
+
+def test_python_of_the_readme_runs(capsys):
+    torch.manual_seed(0)
+    d, count, candidates, swapped = 5, 60, 3, 4
+    names = {
+        "real_features": torch.randn(80, d),
+        "fake_features": torch.randn(70, d) + 0.1,
+        "reference_features": torch.randn(count, d) + 0.1,
+        "removed": torch.stack([torch.randperm(count)[:swapped] for _ in range(candidates)]),
+        "added": torch.randn(candidates, swapped, d),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert float(capsys.readouterr().out) > 0
+    assert names["change"].shape == (candidates,) and names["each"].shape == (candidates, swapped)
+
+
+@pytest.mark.parametrize("page", DOCS, ids=name_of)
+def test_python_of_the_docs_compiles(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        compile(block, page.name, "exec")
+
+
+def test_modules_that_the_docs_start_exist():
+    text = "".join(page.read_text() for page in PAGES)
+    for module in set(re.findall(r"-m ((?:sit_rl|bench|fastfid)[\w.]*)", text)):
+        assert importlib.util.find_spec(module), module
