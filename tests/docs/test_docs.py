@@ -26,7 +26,7 @@ FASTFID_COMMANDS = ("eval", "diff", "stats", "convert", "info")
 PYTEST_FLAGS = {"--dist", "--benchmark-only", "--full"}
 # What the documents call besides this project's programs; their flags are theirs.
 EXTERNAL = {
-    "pip", "python3", "sha256sum", "compute-sanitizer", "fidelity", "git", "ruff", "mypy", "pre-commit", "cp",
+    "pip", "python3", "sha256sum", "compute-sanitizer", "fidelity", "git", "ruff", "mypy", "pre-commit", "cp", "tee",
     "REF=VIRTUAL_imagenet256_labeled.npz", "pytorch_fid", "dgm_eval", "evaluator.py", "crop.py", "from", "OUT=runs/xl",
     "cmake", "srun", ".",
 }  # fmt: skip
@@ -70,7 +70,7 @@ def known_flags(program):
         return flags_in(get_args_parser().format_help())
     if program == "pytest":
         return PYTEST_FLAGS
-    if program.startswith("fastfid"):
+    if program.split()[0] == "fastfid":
         return flags_of_help(fastfid_main, *program.split()[1:])
     path = ROOT / (program if program.endswith(".py") else program.replace(".", "/") + ".py")
     source = path.read_text()  # of a command whose parser is made inside it
@@ -99,15 +99,16 @@ def programs_of(words):
     launcher = ["torchrun"] if words[0] == "torchrun" or words[0].startswith("sit_rl/slurm/") else []
     if words[0].startswith("sit_rl/slurm/") or "sbatch" in words:
         return [*launcher, "sit_rl/train.py"]
-    first = next((w for w in words if w in EXTERNAL or w.startswith(("sit_rl", "fastfid", "bench", "pytest"))), None)
+    if words == ["torchrun"] or (launcher and len(words) == 2 and words[1].startswith("--")):
+        return launcher
+    named = words[words.index("-m") + 1 :] if "-m" in words and words[0] in ("python", "torchrun") else words
+    starts = ("sit_rl", "fastfid", "bench", "pytest")
+    first = next((word for word in named if word in EXTERNAL or word.startswith(starts)), None)
+    assert first is not None, f"an unknown program: {' '.join(words)}"
     if first == "fastfid":
-        after = words[words.index("fastfid") + 1 :]
-        sub = [after[0]] if after and after[0] in FASTFID_COMMANDS else []
-        return [*launcher, " ".join(["fastfid", *sub])]
-    if first is None or first in EXTERNAL:
-        assert first is not None or words == ["torchrun"], f"an unknown program: {' '.join(words)}"
-        return []
-    return [*launcher, first]
+        after = named[named.index("fastfid") + 1 :]
+        return [*launcher, " ".join(["fastfid", *(word for word in after[:1] if word in FASTFID_COMMANDS)])]
+    return [] if first in EXTERNAL else [*launcher, first]
 
 
 @every_page
@@ -160,7 +161,7 @@ def test_links_in_the_docs_lead_somewhere(page):
 @every_page
 def test_paths_in_the_docs_exist(page):
     for path in re.findall(r"`([\w./*-]+)(?:::[\w.]+)?`", page.read_text()):
-        if path.startswith(FOLDERS):
+        if path.startswith(FOLDERS) and "NAME" not in path:
             assert list(ROOT.glob(path.rstrip("/"))), path
 
 

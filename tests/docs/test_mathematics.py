@@ -101,9 +101,7 @@ def swap(request):
 
 def test_equation_1_is_the_distance():
     s = Swap(1, 1)
-    found = (
-        np.square(s.real[0] - s.mean).sum() + np.trace(s.real[1]) + np.trace(s.cov) - 2 * np.sqrt(s.spectrum).sum()
-    )
+    found = np.square(s.real[0] - s.mean).sum() + np.trace(s.real[1]) + np.trace(s.cov) - 2 * np.sqrt(s.spectrum).sum()
     assert found == pytest.approx(frechet_distance(s.real, s.rows), rel=1e-12)
 
 
