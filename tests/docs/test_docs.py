@@ -125,7 +125,7 @@ def test_flags_of_commands_exist(page):
 @every_page
 def test_flags_in_the_docs_exist(page):
     programs = ["sit_rl/train.py", "sit_rl.sample", "sit_rl.evaluate", "sit_rl.models.convert", "torchrun", "pytest"]
-    programs += ["sit_rl.pretrain", "bench.swap_ratios", "fastfid.triton_kernels.compile_facts"]
+    programs += ["sit_rl.pretrain", "bench.swap_ratios", "bench.compile_facts"]
     programs += ["fastfid", *(f"fastfid {command}" for command in FASTFID_COMMANDS)]
     known = set().union(*map(known_flags, programs)) | FOREIGN_FLAGS
     outside = re.sub(r"```(?!bash).*?```", "", page.read_text(), flags=re.DOTALL)
