@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastfid import FeatureMoments, frechet_distance
+from fastfid import FeatureMoments, __version__, frechet_distance
 from fastfid.features.registry import preprocessing_of
 from fastfid.protocols import PROTOCOLS
 from fastfid.statistics.statistics import Statistics, check_comparable, holds_statistics, mismatch, read_statistics
@@ -61,7 +61,7 @@ def test_everything_survives_saving(tmp_path):
     assert torch.equal(read.moments.mean, ours.moments.mean) and torch.equal(read.moments.cov, ours.moments.cov)
     assert torch.equal(read.features, ours.features) and torch.equal(read.spatial.cov, ours.spatial.cov)
     assert read.count == 40 and read.form == "fastfid" and read.dim == D
-    assert read.provenance == {**PROVENANCE, "dtype": "float32", "version": "fastfid 0.1.0"}
+    assert read.provenance == {**PROVENANCE, "dtype": "float32", "version": f"fastfid {__version__}"}
     assert os.stat(tmp_path / "x.npz").st_mode & 0o044  # others can read it
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
 
