@@ -46,7 +46,7 @@ def public_names(package: str) -> dict[str, str]:
     """Public name → module that defines it, from the imports of api.py; empty for a package without that file."""
     path = modules(package).get(f"{package}.api")
     tree = ast.parse(path.read_text()) if path else ast.Module([], [])
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {alias.asname or alias.name: node.module for alias in node.names}
