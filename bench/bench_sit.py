@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.models import attention
 from sit_rl.models.sit import SiT, SiTConfig, compile_blocks
-from sit_rl.pretrain import FASHION_SIT
 
 OURS = "sit_rl"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

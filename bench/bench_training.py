@@ -29,8 +29,8 @@ import torch
 from fastfid import FeatureExtractor
 from sit_rl.components.build import build_setting
 from sit_rl.config import PRESETS, resolve
-from sit_rl.ema import EMA
 from sit_rl.estimators import build_estimator
+from sit_rl.models.averages import EMA
 from sit_rl.models.sit import SiT
 from sit_rl.reward.swap_reward import SwapReward
 from sit_rl.runs.log import Clock, RunLog

@@ -10,8 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from sit_rl.ema import gamma_of
 from sit_rl.files.atomic import write_text
+from sit_rl.models.averages import gamma_of
 from sit_rl.sampling.solvers import SamplerConfig, noisy_steps
 
 Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]

@@ -10,7 +10,6 @@ Without --source, the last two train on the 10,000 embedded images; the committe
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,27 +28,24 @@ from fastfid.features.extractor import ASSETS as FEATURE_ASSETS
 from fastfid.features.extractor import FASHION_NETS, build_fashion_net, load_fashion_net
 from sit_rl.components.image_sets import (
     ASSETS,
+    FASHION_SIT,
     NUM_CLASSES,
     ImageSet,
     balanced_subset,
     load_embedded,
     load_official,
-    to_float,
-    to_uint8,
 )
-from sit_rl.ema import EMA
 from sit_rl.files.paths import reading, require_paths
+from sit_rl.models.averages import EMA
 from sit_rl.models.loading import save_model, write_safetensors
-from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.models.pixels import to_float, to_uint8
+from sit_rl.models.sit import SiT
 from sit_rl.ranks.process_group import gather_owned, is_main, owned, process_group, rank, sum_gradients, world_size
 from sit_rl.sampling.interpolant import interpolate, target_velocity
 from sit_rl.sampling.random_streams import Stream, balanced_labels, generator, sample_normal
 from sit_rl.sampling.solvers import SamplerConfig, sample
+from sit_rl.training.learning_rate import warmup_cosine
 
-# SiT of 1.3M parameters for 28×28 grey images: patch 7 makes 16 tokens of 49 pixels.
-FASHION_SIT = SiTConfig(
-    image_size=28, patch_size=7, channels=1, width=128, depth=4, heads=4, num_classes=NUM_CLASSES, learn_sigma=False
-)
 # Label dropout as published for SiT; the null class then serves classifier-free guidance.
 LABEL_DROPOUT = 0.1
 # Sampler of the curve: enough steps that its own error is far below the differences the curve shows.
@@ -195,13 +191,6 @@ def flow_matching_loss(model: SiT, data: ImageSet, rows: torch.Tensor, rng: np.r
     y = torch.where(dropped, model.config.num_classes, data.labels[rows])
     x1, noise, t, y = x1[mine], noise[mine], t[mine], y[mine]
     return (model(interpolate(x1, noise, t), t, y) - target_velocity(x1, noise)).square().mean()
-
-
-def warmup_cosine(progress: float, warmup: float = 0.02) -> float:
-    """Learning-rate factor at `progress` in [0, 1]: linear up to 1 at `warmup`, then half a cosine down to 0."""
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], float]:

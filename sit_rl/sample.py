@@ -37,16 +37,18 @@ from fastfid import __version__
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.distributed import OtherRankFailed, from_main
 from fastfid.runtime.hashes import file_sha256
-from sit_rl.components.image_sets import ASSETS, tile, to_uint8
+from sit_rl.components.image_sets import ASSETS, tile
 from sit_rl.config import PRESETS, Config, load_config
 from sit_rl.files.paths import reading, require_extra, require_paths
 from sit_rl.generation.sample_files import SampleFiles, open_files
 from sit_rl.learner import checkpoint
-from sit_rl.learner.guards import require_finite_start
-from sit_rl.learner.learner import add_lora, merge_lora, prepare
+from sit_rl.learner.learner import prepare
 from sit_rl.models import attention
 from sit_rl.models.autoencoder import load_decoder
+from sit_rl.models.finite_weights import require_finite_start
 from sit_rl.models.loading import load_model
+from sit_rl.models.lora import add_lora, merge_lora
+from sit_rl.models.pixels import to_uint8
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.cpu_batches import map_in_two_stages
 from sit_rl.ranks.process_group import barrier, is_main, process_group, rank, world_size

@@ -15,13 +15,14 @@ from fastfid import FeatureExtractor, FeatureMoments, feature_extractor
 from fastfid.evaluation.sides import identity
 from fastfid.images.open import open_images
 from fastfid.statistics.statistics import Statistics, mismatch
-from sit_rl.components.image_sets import ASSETS, ImageSet, load_embedded, to_uint8
+from sit_rl.components.image_sets import ASSETS, ImageSet, load_embedded
 from sit_rl.config import Config
 from sit_rl.files.paths import EXTRAS, listed, reading, require_extra, require_paths
 from sit_rl.learner.learner import prepare
 from sit_rl.models import attention
 from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.loading import load_model
+from sit_rl.models.pixels import to_uint8
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.preemption import stop_if_told

@@ -14,11 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sit_rl.models.pixels import to_float
+from sit_rl.models.sit import SiTConfig
+
 ASSETS = Path(__file__).parents[1] / "assets"
 NUM_CLASSES = 10
 OFFICIAL_NAMES = {"train": "train", "heldout": "t10k"}
 # idx files (LeCun et al., MNIST's format): a 16-byte header before images, 8 bytes before labels.
 IMAGE_HEADER, LABEL_HEADER = 16, 8
+# SiT of 1.3M parameters for 28×28 grey images: patch 7 makes 16 tokens of 49 pixels.
+FASHION_SIT = SiTConfig(
+    image_size=28, patch_size=7, channels=1, width=128, depth=4, heads=4, num_classes=NUM_CLASSES, learn_sigma=False
+)
 
 
 @dataclass(frozen=True)
@@ -47,16 +54,6 @@ def check_labels(labels: torch.Tensor, classes: int, whose: str) -> None:
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(f"label {int(wrong[0])} is out of range: {whose} are numbered 0 to {classes - 1}")
-
-
-def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 → float32 in [−1, 1], x/127.5 − 1."""
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """float32 in [−1, 1] → uint8, rounding to nearest and clipping: the official SiT rule clamp(127.5x + 128)."""
-    return (127.5 * x + 128).clamp(0, 255).to(torch.uint8)
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import torch
 
-from sit_rl.components.image_sets import to_float
 from sit_rl.estimators.base import Estimator, Minibatch, Model
 from sit_rl.estimators.matching import matching_points, squared_error
+from sit_rl.models.pixels import to_float
 from sit_rl.ranks.process_group import world_size
 from sit_rl.rollout import Rollout
 from sit_rl.sampling.random_streams import Stream, generator

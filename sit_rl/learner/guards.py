@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sit_rl.config import MACHINE_FIELDS, Config
+from sit_rl.models.finite_weights import first_not_finite
 from sit_rl.models.sit import SiT
 
 # Norm of a gradient above which it is useless whatever the clipping: float32 products of it overflow.
@@ -53,29 +54,11 @@ def require_finite_gradient(norm: float, parameters: Iterable[tuple[str, nn.Para
 
 def require_finite_weights(parameters: Iterable[tuple[str, nn.Parameter]], step: int, lr: float) -> None:
     """FloatingPointError naming the first weight that an update has made NaN or infinite."""
-    name = _first_not_finite(parameters)
+    name = first_not_finite(parameters)
     if name is not None:
         raise FloatingPointError(
             f"weight {name} is NaN or infinite after the updates of step {step}: {LOWER_RATE} (now {lr:g})"
         )
-
-
-def require_finite_start(parameters: Iterable[tuple[str, nn.Parameter]], source: str) -> None:
-    """FloatingPointError naming the first weight that is NaN or infinite before any update, and where it is from."""
-    name = _first_not_finite(parameters)
-    if name is not None:
-        raise FloatingPointError(
-            f"weight {name} of {source} is NaN or infinite: the file is damaged or its training had diverged; choose "
-            "another"
-        )
-
-
-def _first_not_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    for name, p in parameters:
-        local = p.to_local() if hasattr(p, "to_local") else p
-        if not torch.isfinite(local.detach()).all():
-            return name
-    return None
 
 
 @torch.no_grad()

@@ -23,8 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from sit_rl.config import Config
-from sit_rl.ema import EMA, PowerEMA
-from sit_rl.files.paths import require_extra
+from sit_rl.models.averages import EMA, PowerEMA
+from sit_rl.models.lora import add_lora
+from sit_rl.models.precision import bfloat16_forward
 from sit_rl.models.sit import SiT, compile_blocks
 from sit_rl.ranks.process_group import world_size
 
@@ -34,8 +35,6 @@ SHARD_ABOVE = 300_000_000
 # Compiled versions of a block that torch keeps before it gives up and runs it uncompiled, 8 by default.  All blocks
 # share them, and they differ by gradients or none, frozen or trained weights, and none, one, or more samples: 12.
 COMPILED_CASES = 32
-# The linear layers of a block that LoRA adapts: attention and MLP. Its modulation is left alone.
-LORA_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
 class Learner:
@@ -159,7 +158,7 @@ def prepare(model: SiT, config: Config, device: torch.device) -> SiT:
         torch._dynamo.config.recompile_limit = max(COMPILED_CASES, torch._dynamo.config.recompile_limit)
         compile_blocks(model, device)
     if config.precision == "bf16":
-        model.forward = types.MethodType(_autocast, model)
+        model.forward = types.MethodType(bfloat16_forward, model)
     return model
 
 
@@ -168,40 +167,6 @@ def _recomputed(self: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
     if not torch.is_grad_enabled():
         return type(self).forward(self, *inputs)
     return recompute(type(self).forward, self, *inputs, use_reentrant=False)
-
-
-def _autocast(self: SiT, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """A model's forward with bfloat16 matrix products and a float32 result."""
-    with torch.autocast(x.device.type, torch.bfloat16):
-        return type(self).forward(self, x, t, y).float()
-
-
-def add_lora(model: SiT, rank: int, seed: int) -> None:
-    """Freeze `model` and put a trained rank-`rank` term beside every linear layer of its blocks (peft), in place.
-
-    LoRA (Hu et al. 2021, arXiv 2106.09685): W x + (α/r) B A x with α = r; B starts at zero, A at random from `seed`.
-    """
-    require_extra("--lora")
-    from peft import LoraConfig, inject_adapter_in_model
-
-    targets = [f"blocks.{i}.{name}" for i in range(len(model.blocks)) for name in LORA_TARGETS]
-    model.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), model)
-
-
-def merge_lora(model: SiT) -> SiT:
-    """A copy of `model` with its LoRA terms added into the weights, under the official names; itself without any."""
-    if not any(hasattr(module, "merge") for module in model.modules()):
-        return model
-    merged = copy.deepcopy(model)
-    for parent in list(merged.modules()):
-        for name, child in list(parent.named_children()):
-            if hasattr(child, "merge") and hasattr(child, "get_base_layer"):
-                child.merge()
-                setattr(parent, name, child.get_base_layer())
-    return merged
 
 
 def _shard(model: SiT, device: torch.device) -> None:

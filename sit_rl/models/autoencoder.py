@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from fastfid.runtime.devices import full_float32
-from sit_rl.components.image_sets import to_float, to_uint8
 from sit_rl.files.paths import require_extra
 from sit_rl.models.loading import damage
+from sit_rl.models.pixels import to_float, to_uint8
 
 # Latent scale of the Stable Diffusion autoencoders that SiT and DiT were trained with.
 LATENT_SCALE = 0.18215

@@ -20,7 +20,7 @@ import tyro
 
 from fastfid.runtime.atomic_files import write_atomically
 from sit_rl.files.paths import reading
-from sit_rl.learner.guards import require_finite_start
+from sit_rl.models.finite_weights import require_finite_start
 from sit_rl.models.loading import load_model, save_model
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sit_rl.components.build import Setting, check_predictions
+from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.config import Config
 from sit_rl.files.paths import reading, require_paths
 from sit_rl.learner.learner import SHARD_ABOVE, prepare
@@ -18,7 +19,6 @@ from sit_rl.models import attention
 from sit_rl.models.autoencoder import SLICE
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.pretrain import FASHION_SIT
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import world_size
 from sit_rl.report import known

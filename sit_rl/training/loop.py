@@ -9,7 +9,6 @@ from sit_rl.components.build import Setting
 from sit_rl.config import Config
 from sit_rl.estimators.base import Estimator, update
 from sit_rl.learner import guards
-from sit_rl.pretrain import warmup_cosine
 from sit_rl.ranks.preemption import Preempted, told_to_stop
 from sit_rl.ranks.process_group import from_main, gather_owned, is_main
 from sit_rl.reward.advantages import advantages, select
@@ -19,6 +18,7 @@ from sit_rl.runs.forecast import Forecast
 from sit_rl.runs.log import GRID_COLUMNS, RunLog
 from sit_rl.sampling.random_streams import Stream, balanced_labels
 from sit_rl.training.held_out import evaluate_model
+from sit_rl.training.learning_rate import set_learning_rate
 from sit_rl.training.state import State, save_snapshots
 
 
@@ -104,16 +104,6 @@ def refresh(config: Config, setting: Setting, state: State, estimator: Estimator
         state.reward = SwapReward(config, setting.real.moments, reference)
     else:
         state.reward.renew(reference)
-
-
-def set_learning_rate(config: Config, state: State) -> None:
-    """Linear warm-up over `warmup` steps, then constant, or half a cosine down to zero at the end."""
-    if config.lr_schedule == "cosine":
-        factor = warmup_cosine((state.step + 1) / (config.steps + 1), config.warmup / config.steps)
-    else:
-        factor = min(1.0, (state.step + 1) / max(1, config.warmup))
-    for group in state.learner.optimizer.param_groups:
-        group["lr"] = config.lr * factor
 
 
 def fade(config: Config, state: State, reward_std: float) -> float:

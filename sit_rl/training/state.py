@@ -9,10 +9,12 @@ import torch
 
 from sit_rl.components.build import Setting
 from sit_rl.config import Config
-from sit_rl.ema import PowerEMA
 from sit_rl.learner import checkpoint, guards
-from sit_rl.learner.learner import Learner, merge_lora
+from sit_rl.learner.learner import Learner
+from sit_rl.models.averages import PowerEMA
+from sit_rl.models.finite_weights import require_finite_start
 from sit_rl.models.loading import save_model
+from sit_rl.models.lora import merge_lora
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.swap_reward import ReferenceSet, SwapReward
@@ -115,7 +117,7 @@ def start(config: Config, setting: Setting, path: Path | None, values: dict | No
     if path is not None:
         state.load(path, values, setting)
     source = path or (f"--checkpoint {config.checkpoint}" if config.checkpoint else "the embedded model")
-    guards.require_finite_start(state.learner.sampler().named_parameters(), str(source))
+    require_finite_start(state.learner.sampler().named_parameters(), str(source))
     guards.require_deterministic(state.learner.sampler(), setting.device)
     return state
 

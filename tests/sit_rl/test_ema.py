@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from sit_rl import ema
-from sit_rl.ema import EMA, PowerEMA, gamma_of, posthoc_coefficients, profile_product
+from sit_rl.ema import posthoc_coefficients, profile_product
+from sit_rl.models.averages import EMA, PowerEMA, gamma_of
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
 

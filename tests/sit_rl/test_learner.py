@@ -12,8 +12,9 @@ import torch
 
 from sit_rl.config import PRESETS, resolve
 from sit_rl.learner import learner as learning
-from sit_rl.learner.learner import Learner, choose_parallel, merge_lora, prepare
+from sit_rl.learner.learner import Learner, choose_parallel, prepare
 from sit_rl.models.loading import load_model, save_model
+from sit_rl.models.lora import merge_lora
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.runs.log import RunLog, start_wandb
 from sit_rl.train import main

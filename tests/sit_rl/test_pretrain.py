@@ -14,15 +14,16 @@ from safetensors.torch import load_file
 from fastfid import feature_extractor
 from sit_rl.components.image_sets import (
     ASSETS,
+    FASHION_SIT,
     ImageSet,
     balanced_subset,
     load_embedded,
     load_official,
-    to_float,
-    to_uint8,
 )
 from sit_rl.models.loading import load_model
-from sit_rl.pretrain import FASHION_SIT, Base, Features, Images, main, warmup_cosine
+from sit_rl.models.pixels import to_float, to_uint8
+from sit_rl.pretrain import Base, Features, Images, main
+from sit_rl.training.learning_rate import warmup_cosine
 
 ROOT = Path(__file__).parents[2]
 FASTFID_ASSETS = ROOT / "fastfid" / "assets"

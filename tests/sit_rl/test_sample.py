@@ -235,7 +235,7 @@ def test_finished_run_gives_its_last_average(run_folder, colour, whole, tmp_path
 def test_run_of_lora_terms_is_merged(run_folder, tmp_path):
     """The adapted model restated: y = W x + B A x beside every linear layer of the blocks."""
     pytest.importorskip("peft")
-    from sit_rl.learner.learner import add_lora
+    from sit_rl.models.lora import add_lora
 
     adapted = randomised(SiT(COLOUR), seed=1)
     add_lora(adapted, 2, 0)

@@ -11,10 +11,10 @@ from fastfid.evaluation.sides import identity
 from fastfid.runtime.hashes import file_sha256
 from sit_rl import train
 from sit_rl.components.build import build_setting, check_classes, load_networks, see
+from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.config import PRESETS
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.pretrain import FASHION_SIT
 from sit_rl.report import known
 from sit_rl.runs.forecast import judged_against
 from sit_rl.training.held_out import floor

@@ -1,0 +1,65 @@
+"""Exponential moving averages of a module's parameters, several at once.
+
+Power-function averages (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv
+2312.02696, §3) weigh the weights of update τ by τ^γ: with t updates done,
+
+    θ̄(t) = β θ̄(t−1) + (1 − β) θ(t),   β = (1 − 1/t)^(γ+1),
+
+and the profile's standard deviation is σ_rel·t with σ_rel² = (γ+1)/((γ+2)²(γ+3)).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class EMA:
+    """Keeps `module`, a frozen copy whose parameters follow θ̄ ← decay·θ̄ + (1 − decay)·θ."""
+
+    def __init__(self, source: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema decay is {decay}; it must be in [0, 1)")
+        self.decay = decay
+        self.module = copy.deepcopy(source).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, decay: float | None = None) -> None:
+        """Move towards `source`, by `decay` where given, else by the average's own."""
+        weight = 1 - (self.decay if decay is None else decay)
+        torch._foreach_lerp_(_local(self.module), _local(source), weight)
+
+
+def _local(module: nn.Module) -> list[torch.Tensor]:
+    """The parameters' data, of sharded ones this rank's part."""
+    return [p.to_local() if hasattr(p, "to_local") else p.data for p in module.parameters()]
+
+
+class PowerEMA(EMA):
+    """The power-function average of relative width `sigma_rel`; see the module's text."""
+
+    def __init__(self, source: nn.Module, sigma_rel: float):
+        super().__init__(source, 0.0)
+        self.sigma_rel, self.gamma = sigma_rel, gamma_of(sigma_rel)
+
+    def update_after(self, source: nn.Module, updates: int) -> None:
+        """Move towards `source`, the weights after `updates` updates (from 1)."""
+        self.update(source, decay=(1 - 1 / updates) ** (self.gamma + 1))
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """The exponent γ > −1 whose profile has relative standard deviation `sigma_rel`, in (0, 1/√12]: γ ≥ 0.
+
+    With s = σ_rel⁻², (γ+2)²(γ+3) = s(γ+1) is a cubic, of which the largest real root is meant.
+    """
+    widest = 12**-0.5  # γ = 0: every update weighs the same
+    if not 0 < sigma_rel <= widest:
+        raise ValueError(
+            f"sigma_rel is {sigma_rel}; it must be in (0, {widest:.4f}], where the latter is the plain mean"
+        )
+    s = sigma_rel**-2
+    roots = np.roots([1, 7, 16 - s, 12 - s])
+    return max(0.0, float(roots[np.abs(roots.imag) < 1e-6 * np.abs(roots).max()].real.max()))

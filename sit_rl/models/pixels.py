@@ -1,0 +1,15 @@
+"""Pixels as bytes and as the numbers that models compute with."""
+
+from __future__ import annotations
+
+import torch
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 → float32 in [−1, 1], x/127.5 − 1."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
+    """float32 in [−1, 1] → uint8, rounding to nearest and clipping: the official SiT rule clamp(127.5x + 128)."""
+    return (127.5 * x + 128).clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,13 @@
+"""The arithmetic that a model computes in: bfloat16 matrix products around float32 solver states."""
+
+from __future__ import annotations
+
+import torch
+
+from sit_rl.models.sit import SiT
+
+
+def bfloat16_forward(self: SiT, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A model's forward with bfloat16 matrix products and a float32 result."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return type(self).forward(self, x, t, y).float()

@@ -1,0 +1,92 @@
+"""The folder of a run: whose it is, from which checkpoint it goes on, and what a fresh run removes from it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sit_rl.components.build import given_paths
+from sit_rl.config import Config, differences, load_config
+from sit_rl.files.atomic import writing
+from sit_rl.learner import checkpoint
+from sit_rl.ranks.process_group import barrier, is_main
+
+# What a run writes beside config.yaml, and a fresh run in the same folder removes.
+FOLDERS, FILES = (
+    ("checkpoints", "tensorboard", "figures", "ema"),
+    ("metrics.jsonl", "summary.json", "report.html", "ema.safetensors"),
+)
+
+
+def checkpoint_to_resume(config: Config) -> Path | None:
+    """The checkpoint to go on from, None for a fresh run; ValueError for a folder that is not this run's."""
+    place = config.run_folder
+    path = checkpoint.latest(place / "checkpoints") if config.resume else None
+    if path is None:
+        check_replaceable(config)
+        return None
+    changed = differences(load_config(place / "config.yaml"), config)
+    if changed:
+        raise ValueError(
+            f"{place} holds a run with another --{changed[0].replace('_', '-')}; choose another --out, "
+            "or --no-resume to start it afresh"
+        )
+    return path
+
+
+def check_replaceable(config: Config) -> None:
+    """ValueError where a fresh run would remove what is not an earlier run's, or is still wanted."""
+    place = config.run_folder
+    there = [place / name for name in (*FOLDERS, *FILES) if (place / name).exists()]
+    if there and not is_run(place):
+        raise ValueError(f"{there[0]} is in the way and {place} is no run's folder; choose another --out")
+    inside = [f"{flag} {path}" for flag, path in given_paths(config) if _within(path, there)]
+    if inside:
+        raise ValueError(
+            f"{inside[0]} is part of the run that a fresh one in {place} would replace; copy it elsewhere, or choose "
+            "another --out"
+        )
+    if config.resume and any((place / "checkpoints").glob("step-*.pt")):
+        raise ValueError(f"{place} holds a run of version 0.1.0; choose another --out, or --no-resume to replace it")
+    if config.resume and (place / "summary.json").is_file():
+        raise ValueError(
+            f"{place} holds a finished run without its checkpoints; choose another --out, or --no-resume to replace it"
+        )
+
+
+def is_run(place: Path) -> bool:
+    """Whether a folder has the config.yaml of a run, of any version."""
+    try:
+        return any(line.startswith("estimator:") for line in (place / "config.yaml").read_text().splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _within(path: str | Path | None, places: list[Path]) -> bool:
+    """Whether a path is one of `places` or lies in one, links followed."""
+    return path is not None and any(Path(path).resolve().is_relative_to(place.resolve()) for place in places)
+
+
+def prepare_folder(config: Config, fresh: bool) -> None:
+    """Once everything is loaded: empty a fresh run's folder but for its config.yaml, tidy a resumed one's."""
+    place = config.run_folder
+    barrier()  # every rank has looked at what was there
+    if is_main():
+        with writing("--out", place):
+            checkpoint.clean(place / "checkpoints")
+            if fresh:
+                remove_run(place)
+                config.save(place / "config.yaml")
+            else:
+                checkpoint.discard_old(place / "checkpoints", config.keep_checkpoints)  # it may have been lowered
+    barrier()
+
+
+def remove_run(place: Path) -> None:
+    """Delete what an earlier run has written, its checkpoints first, each at once."""
+    for old in checkpoint.checkpoints(place / "checkpoints"):
+        checkpoint.discard(old)
+    for stale in FOLDERS:
+        shutil.rmtree(place / stale, ignore_errors=True)
+    for stale in FILES:
+        (place / stale).unlink(missing_ok=True)
