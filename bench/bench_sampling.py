@@ -20,7 +20,7 @@ import torch
 
 from sit_rl.models.sit import SiT
 from sit_rl.sample import SampleConfig, load_generator, make_samples
-from sit_rl.sampling.solvers import SamplerConfig
+from sit_rl.sampling.sampler_config import SamplerConfig
 
 SAMPLER = SamplerConfig("ode", "adams", 20, power=1.5)
 ROUNDS = 3  # of which the median counts

@@ -21,7 +21,8 @@ from sit_rl.config import PRESETS
 from sit_rl.ranks.process_group import initialise
 from sit_rl.rollout import bind
 from sit_rl.sampling.random_streams import Stream, balanced_labels, sample_normal
-from sit_rl.sampling.solvers import SamplerConfig, sample, sigma_variance, time_grid
+from sit_rl.sampling.sampler_config import SamplerConfig, time_grid
+from sit_rl.sampling.solvers import sample, sigma_variance
 from sit_rl.training.held_out import distance
 
 # Finest first. The SDE's counts of noisy steps (one less than steps) divide the finest's, so that paths can be shared.

@@ -12,7 +12,7 @@ import yaml
 
 from sit_rl.files.atomic import write_text
 from sit_rl.models.averages import gamma_of
-from sit_rl.sampling.solvers import SamplerConfig, noisy_steps
+from sit_rl.sampling.sampler_config import SamplerConfig, noisy_steps
 
 Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]
 # Fields that say where and how to run; results depend on none beyond rounding. A resume may change them.

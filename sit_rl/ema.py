@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from sit_rl.files.paths import reading, require_paths
+from sit_rl.files.weights import read_safetensors, write_safetensors
 from sit_rl.models.averages import gamma_of
-from sit_rl.models.loading import read_safetensors, write_safetensors
 
 
 def profile_product(a: tuple[float, float], b: tuple[float, float]) -> float:

@@ -38,7 +38,7 @@ from sit_rl.generation.sample_files import open_files
 from sit_rl.ranks.process_group import is_main
 from sit_rl.runs.log import say
 from sit_rl.sample import Generator, Recipe, default_samplers, is_small, load_generator, make_samples, parse_sampler
-from sit_rl.sampling.solvers import SamplerConfig
+from sit_rl.sampling.sampler_config import SamplerConfig
 
 SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
 # The value of --reference that stands for the package's own held-out images, and what is measured against them: as many

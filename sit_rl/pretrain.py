@@ -36,14 +36,17 @@ from sit_rl.components.image_sets import (
     load_official,
 )
 from sit_rl.files.paths import reading, require_paths
+from sit_rl.files.weights import write_safetensors
 from sit_rl.models.averages import EMA
-from sit_rl.models.loading import save_model, write_safetensors
+from sit_rl.models.loading import save_model
 from sit_rl.models.pixels import to_float, to_uint8
 from sit_rl.models.sit import SiT
-from sit_rl.ranks.process_group import gather_owned, is_main, owned, process_group, rank, sum_gradients, world_size
+from sit_rl.ranks.collectives import gather_owned, owned, sum_gradients
+from sit_rl.ranks.process_group import is_main, process_group, rank, world_size
 from sit_rl.sampling.interpolant import interpolate, target_velocity
 from sit_rl.sampling.random_streams import Stream, balanced_labels, generator, sample_normal
-from sit_rl.sampling.solvers import SamplerConfig, sample
+from sit_rl.sampling.sampler_config import SamplerConfig
+from sit_rl.sampling.solvers import sample
 from sit_rl.training.learning_rate import warmup_cosine
 
 # Label dropout as published for SiT; the null class then serves classifier-free guidance.

@@ -10,12 +10,14 @@ from tqdm import tqdm
 from sit_rl.components.build import Setting
 from sit_rl.components.image_sets import check_labels
 from sit_rl.models.sit import SiT
+from sit_rl.ranks.collectives import owned
 from sit_rl.ranks.cpu_batches import map_in_two_stages
 from sit_rl.ranks.preemption import overdue, stop_if_overdue
-from sit_rl.ranks.process_group import is_main, owned
+from sit_rl.ranks.process_group import is_main
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.random_streams import Stream, sample_normal
-from sit_rl.sampling.solvers import SamplerConfig, noise_draws, noisy_steps, sample, sample_path
+from sit_rl.sampling.sampler_config import SamplerConfig, noise_draws, noisy_steps
+from sit_rl.sampling.solvers import sample, sample_path
 
 
 @dataclass

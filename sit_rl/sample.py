@@ -56,7 +56,8 @@ from sit_rl.rollout import noise_source
 from sit_rl.runs.log import GRID_COLUMNS, say
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, balanced_labels, generator, sample_normal
-from sit_rl.sampling.solvers import METHODS, OFFICIAL, SamplerConfig, noise_draws, sample
+from sit_rl.sampling.sampler_config import METHODS, OFFICIAL, SamplerConfig, noise_draws
+from sit_rl.sampling.solvers import sample
 
 T = TypeVar("T")
 

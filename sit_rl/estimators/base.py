@@ -19,11 +19,12 @@ from sit_rl.components.build import Setting
 from sit_rl.config import Config
 from sit_rl.learner.guards import require_finite_gradient, require_finite_weights
 from sit_rl.learner.learner import Learner
+from sit_rl.ranks.collectives import owned, sum_scalars
 from sit_rl.ranks.preemption import stop_if_overdue
-from sit_rl.ranks.process_group import is_main, owned, rank, sum_scalars, world_size
+from sit_rl.ranks.process_group import is_main, rank, world_size
 from sit_rl.rollout import Rollout
 from sit_rl.sampling.random_streams import Stream, generator
-from sit_rl.sampling.solvers import SamplerConfig
+from sit_rl.sampling.sampler_config import SamplerConfig
 
 # (x [n, C, H, W], t [n], labels [n]) → velocity, or a DiT's two outputs, with gradients
 Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -21,7 +21,8 @@ import torch
 from sit_rl.estimators.base import Estimator, Minibatch, Model
 from sit_rl.rollout import Rollout
 from sit_rl.sampling.guidance import bind
-from sit_rl.sampling.solvers import SamplerConfig, slide_window, time_grid, trained_steps, transition
+from sit_rl.sampling.sampler_config import SamplerConfig, slide_window, time_grid, trained_steps
+from sit_rl.sampling.solvers import transition
 
 PAPER_DIMENSIONS = 4 * 32 * 32
 # Before the first update the ratio is 1 up to float32 rounding of a mean of d squares, about 1e-6. In bf16, kernels for

@@ -24,7 +24,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from sit_rl.ranks.process_group import LOST_CONTACT, barrier, checkpoint_group, is_main, sum_scalars
+from sit_rl.ranks.collectives import sum_scalars
+from sit_rl.ranks.process_group import LOST_CONTACT, barrier, checkpoint_group, is_main
 
 # What a save or load may fail with; torch's own is not an Exception.
 FAILURES = (Exception, CheckpointException)

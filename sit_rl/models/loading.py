@@ -8,18 +8,14 @@ the weights is made, of one tensor at a time: what a file holds besides is mappe
 from __future__ import annotations
 
 import argparse
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
-from fastfid.runtime.atomic_files import write_atomically
+from sit_rl.files.weights import damage, file_size, read_safetensors, write_safetensors
 from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiT, SiTConfig, infer_config, published_heads
 from sit_rl.ranks.process_group import is_main
@@ -28,14 +24,8 @@ ARCHITECTURES: dict[str, type[SiT]] = {"sit": SiT, "dit": DiT}
 WEIGHTS = ("ema", "model")
 # How the names of the published DiT checkpoints begin, which are bare state dicts of the same tensors as SiT's.
 DIT_FILES = "DiT-"
-# How a zip file begins (PKWARE's APPNOTE, local file header), which torch's files since 1.6 are; its directory is last.
-ZIP_START = b"PK\x03\x04"
-# How the text begins that stands for a file of git-lfs which was not fetched (git-lfs, docs/spec.md).
-LFS_START = b"version https://git-lfs"
 # Differences of a state dict that an error names; the first ones tell what the file is.
 TOLD_DIFFERENCES = 3
-# A safetensors file begins with the length of its JSON header, of which its reader takes 100 MB at most.
-HEADER_BYTES, LONGEST_HEADER = 8, 100_000_000
 
 
 def load_model(path: Path, weights: str = "ema", architecture: str = "auto", heads: int | None = None) -> SiT:
@@ -92,25 +82,6 @@ def save_model(model: SiT, path: Path, **notes: str) -> None:
     write_safetensors(path, state, metadata | notes)
 
 
-def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, whole or not at all, whose bytes, and so its hash, follow from its content.
-
-    The library writes the metadata in another order every time. The header is JSON, its length (little-endian, 8 bytes)
-    before it, padded with spaces to a multiple of 8 so that the tensors stay aligned (safetensors, "Format").
-    """
-    written = memoryview(save(tensors, metadata))
-    start = 8 + int.from_bytes(written[:8], "little")
-    header = json.loads(bytes(written[8:start])) | {"__metadata__": dict(sorted(metadata.items()))}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-
-    def write(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.write(written[start:])
-
-    write_atomically(path, write)
-
-
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
@@ -161,17 +132,6 @@ def _check_metadata(config: SiTConfig, metadata: dict[str, str]) -> None:
             raise ValueError(f"its metadata say {field.name} {said}, its tensors {found}")
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Every tensor, mapped and not read, and the metadata; ValueError telling what is wrong with another file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except Exception as error:  # safetensors raises its own type, which has no public name in older releases
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({damage(path) or error}); download or copy it again"
-        ) from None
-
-
 def _reason(error: Exception) -> str:
     """What torch's unpickler met, without its advice on how to run the file's code."""
     text = " ".join(str(error).split())
@@ -188,7 +148,7 @@ def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[st
     except Exception as error:
         wrong = damage(path)
         if wrong is None and "EOF" in f"{type(error).__name__} {error}":  # a file of torch < 1.6
-            wrong = f"it is incomplete: {_size(path)}, and its end is missing"
+            wrong = f"it is incomplete: {file_size(path)}, and its end is missing"
         if wrong is not None:
             raise ValueError(f"{path} is no whole checkpoint ({wrong}); download or copy it again") from None
         raise ValueError(
@@ -204,43 +164,3 @@ def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[st
     name = getattr(content.get("args"), "model", None)
     metadata = {"architecture": name[:3].lower()} if str(name)[:3].lower() in ARCHITECTURES else {}
     return dict(content[weights]), metadata
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a file of weights that could not be read, where its first bytes and its size tell."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(HEADER_BYTES)
-        if not head:
-            return "it is empty"
-        if head.lstrip()[:1] == b"<":
-            return f"it is a web page of {size:,} bytes"
-        if head == LFS_START[:HEADER_BYTES] and file.read(len(LFS_START) - HEADER_BYTES) == LFS_START[HEADER_BYTES:]:
-            return f"it is a Git LFS pointer of {size:,} bytes, for which `git lfs pull` fetches the file"
-        file.seek(len(head))
-        if path.suffix != ".safetensors":
-            cut = head.startswith(ZIP_START) and not zipfile.is_zipfile(path)
-            return f"it is incomplete: {_size(path)}, and its end is missing" if cut else None
-        whole, exact = _safetensors_bytes(head, file)
-    at_least = "" if exact else "at least "
-    return f"it is incomplete: {size:,} of {at_least}{whole:,} bytes" if size < whole else None
-
-
-def _size(path: Path) -> str:
-    return f"{path.stat().st_size:,} bytes"
-
-
-def _safetensors_bytes(head: bytes, file: BinaryIO) -> tuple[int, bool]:
-    """Bytes of the whole safetensors file, and whether exactly: its header's length, the header, what that lists."""
-    if len(head) < HEADER_BYTES:
-        return HEADER_BYTES, False
-    length = int.from_bytes(head, "little")
-    if length > LONGEST_HEADER:
-        return 0, False  # another format
-    try:
-        entries = json.loads(file.read(length))
-        return HEADER_BYTES + length + max(
-            e["data_offsets"][1] for name, e in entries.items() if name[:2] != "__"
-        ), True
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return HEADER_BYTES + length, False  # the header itself is cut

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from sit_rl.ranks.process_group import any_rank, is_main
+from sit_rl.ranks.collectives import any_rank
+from sit_rl.ranks.process_group import is_main
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # When a signal came, of which the state belongs to the process as the signal does: its name, and the time to stop by.

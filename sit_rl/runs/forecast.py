@@ -23,7 +23,7 @@ from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import world_size
 from sit_rl.report import known
 from sit_rl.runs.log import Clock
-from sit_rl.sampling.solvers import trained_steps
+from sit_rl.sampling.sampler_config import trained_steps
 
 # Evaluations that an image of a minibatch costs: forward 1, backward 2, and the anchor's forward for matching.
 UPDATE_EVALUATIONS = {"advantage_matching": 4, "rejection": 3, "pretraining": 3}

@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 
 from sit_rl.models.sit import SiT
-from sit_rl.sampling.solvers import SamplerConfig, VelocityField
+from sit_rl.sampling.sampler_config import SamplerConfig
+from sit_rl.sampling.solvers import VelocityField
 
 
 def bind(model: SiT, labels: torch.Tensor, sampler: SamplerConfig | None = None) -> VelocityField:

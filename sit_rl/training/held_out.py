@@ -11,11 +11,12 @@ from sit_rl.components.build import RealSide, Setting
 from sit_rl.config import Config
 from sit_rl.learner.guards import require_finite
 from sit_rl.models.sit import SiT
+from sit_rl.ranks.collectives import gather_owned
 from sit_rl.ranks.cpu_batches import map_batches
-from sit_rl.ranks.process_group import gather_owned, is_main
+from sit_rl.ranks.process_group import is_main
 from sit_rl.rollout import generate
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, balanced_labels
-from sit_rl.sampling.solvers import SamplerConfig
+from sit_rl.sampling.sampler_config import SamplerConfig
 
 # The paper's k of precision, recall, density and coverage (Naeem et al. 2020), and torch-fidelity's KID subsets.
 NEAREST_K, KID_SUBSETS, KID_SUBSET_SIZE = 5, 100, 1_000

@@ -9,8 +9,9 @@ from sit_rl.components.build import Setting
 from sit_rl.config import Config
 from sit_rl.estimators.base import Estimator, update
 from sit_rl.learner import guards
+from sit_rl.ranks.collectives import from_main, gather_owned
 from sit_rl.ranks.preemption import Preempted, told_to_stop
-from sit_rl.ranks.process_group import from_main, gather_owned, is_main
+from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.advantages import advantages, select
 from sit_rl.reward.swap_reward import ReferenceSet, Scores, SwapReward
 from sit_rl.rollout import generate

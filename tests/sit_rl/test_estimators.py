@@ -17,7 +17,7 @@ from sit_rl.learner.learner import Learner
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.rollout import generate
 from sit_rl.sampling.random_streams import Stream
-from sit_rl.sampling.solvers import SamplerConfig
+from sit_rl.sampling.sampler_config import SamplerConfig
 
 SHAPE = SiTConfig(image_size=4, patch_size=2, channels=1, width=16, depth=1, heads=2, num_classes=2, learn_sigma=False)
 LABELS = torch.arange(40) % 2

@@ -30,7 +30,7 @@ from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.sample import SampleConfig, choose_labels, main, parse_sampler
 from sit_rl.sampling.random_streams import Stream, generator
-from sit_rl.sampling.solvers import OFFICIAL, SamplerConfig
+from sit_rl.sampling.sampler_config import OFFICIAL, SamplerConfig
 
 ROOT = Path(__file__).parents[2]
 COLOUR = SiTConfig(image_size=8, patch_size=4, channels=3, width=32, depth=1, heads=2, num_classes=5)

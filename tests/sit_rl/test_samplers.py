@@ -8,7 +8,7 @@ import torch
 from sit_rl.sampling.gaussian_step import Transition
 from sit_rl.sampling.interpolant import interpolate, predicted_data, score, target_velocity
 from sit_rl.sampling.random_streams import Stream, sample_normal
-from sit_rl.sampling.solvers import (
+from sit_rl.sampling.sampler_config import (
     DIFFUSIONS,
     LAST_STEP,
     OFFICIAL,
@@ -16,12 +16,10 @@ from sit_rl.sampling.solvers import (
     diffusion_coefficient,
     noise_draws,
     noisy_steps,
-    sample,
-    sample_path,
     slide_window,
     time_grid,
-    transition,
 )
+from sit_rl.sampling.solvers import sample, sample_path, transition
 
 MEAN, STD = 0.3, 0.5  # of the Gaussian data
 

@@ -19,7 +19,7 @@ from sit_rl.config import PRESETS
 from sit_rl.evaluate import main, real_images, table
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.sampling.solvers import SamplerConfig
+from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.training.held_out import evaluate_model
 
 IMAGES = 260  # more than fashion-a's 128 features, in two batches

@@ -19,7 +19,7 @@ from sit_rl.models.dit import DiT
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.rollout import generate
-from sit_rl.sampling.solvers import SamplerConfig, time_grid
+from sit_rl.sampling.sampler_config import SamplerConfig, time_grid
 from sit_rl.train import main
 from tests.support.published_diffusion import published_step
 from tests.support.tiny_runs import final, lines

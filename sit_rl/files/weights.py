@@ -1,0 +1,92 @@
+"""Files of weights: safetensors read and written, and what is wrong with a file that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from fastfid.runtime.atomic_files import write_atomically
+
+# How a zip file begins (PKWARE's APPNOTE, local file header), which torch's files since 1.6 are; its directory is last.
+ZIP_START = b"PK\x03\x04"
+# How the text begins that stands for a file of git-lfs which was not fetched (git-lfs, docs/spec.md).
+LFS_START = b"version https://git-lfs"
+# A safetensors file begins with the length of its JSON header, of which its reader takes 100 MB at most.
+HEADER_BYTES, LONGEST_HEADER = 8, 100_000_000
+
+
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, whole or not at all, whose bytes, and so its hash, follow from its content.
+
+    The library writes the metadata in another order every time. The header is JSON, its length (little-endian, 8 bytes)
+    before it, padded with spaces to a multiple of 8 so that the tensors stay aligned (safetensors, "Format").
+    """
+    written = memoryview(save(tensors, metadata))
+    start = 8 + int.from_bytes(written[:8], "little")
+    header = json.loads(bytes(written[8:start])) | {"__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(written[start:])
+
+    write_atomically(path, write)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Every tensor, mapped and not read, and the metadata; ValueError telling what is wrong with another file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except Exception as error:  # safetensors raises its own type, which has no public name in older releases
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({damage(path) or error}); download or copy it again"
+        ) from None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file of weights that could not be read, where its first bytes and its size tell."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+        if not head:
+            return "it is empty"
+        if head.lstrip()[:1] == b"<":
+            return f"it is a web page of {size:,} bytes"
+        if head == LFS_START[:HEADER_BYTES] and file.read(len(LFS_START) - HEADER_BYTES) == LFS_START[HEADER_BYTES:]:
+            return f"it is a Git LFS pointer of {size:,} bytes, for which `git lfs pull` fetches the file"
+        file.seek(len(head))
+        if path.suffix != ".safetensors":
+            cut = head.startswith(ZIP_START) and not zipfile.is_zipfile(path)
+            return f"it is incomplete: {file_size(path)}, and its end is missing" if cut else None
+        whole, exact = _safetensors_bytes(head, file)
+    at_least = "" if exact else "at least "
+    return f"it is incomplete: {size:,} of {at_least}{whole:,} bytes" if size < whole else None
+
+
+def file_size(path: Path) -> str:
+    """The size of a file as text, for example 1,024 bytes."""
+    return f"{path.stat().st_size:,} bytes"
+
+
+def _safetensors_bytes(head: bytes, file: BinaryIO) -> tuple[int, bool]:
+    """Bytes of the whole safetensors file, and whether exactly: its header's length, the header, what that lists."""
+    if len(head) < HEADER_BYTES:
+        return HEADER_BYTES, False
+    length = int.from_bytes(head, "little")
+    if length > LONGEST_HEADER:
+        return 0, False  # another format
+    try:
+        entries = json.loads(file.read(length))
+        return HEADER_BYTES + length + max(
+            e["data_offsets"][1] for name, e in entries.items() if name[:2] != "__"
+        ), True
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return HEADER_BYTES + length, False  # the header itself is cut

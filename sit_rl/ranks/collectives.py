@@ -1,0 +1,76 @@
+"""The few collective operations a run needs; all of them are the identity on a single rank.
+
+Work is divided by global sample index: chunk i of a list belongs to rank i·world // chunks, so the samples, their
+grouping into batches and their order are the same whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from sit_rl.ranks.process_group import rank, world_size
+
+
+def any_rank(here: bool) -> bool:
+    """Whether `here` is true on any rank; every rank calls it."""
+    return sum_scalars({"any": float(here)})["any"] > 0
+
+
+def owned(count: int, chunk: int, of_rank: int | None = None) -> range:
+    """Global indices of the samples that a rank (default: this one) makes out of `count` cut into chunks."""
+    chunks, r = -(-count // chunk), rank() if of_rank is None else of_rank
+    first, last = (-(-(r + i) * chunks // world_size()) for i in (0, 1))
+    return range(min(count, first * chunk), min(count, last * chunk))
+
+
+def gather_owned(x: torch.Tensor, count: int, chunk: int, first: int | None = None) -> torch.Tensor:
+    """Concatenate every rank's rows [len(owned), ...] into [count, ...] in global order, on every rank.
+
+    `first` gathers the first so many alone.
+    """
+    stop = count if first is None else min(first, count)
+    if world_size() == 1:
+        return x[:stop]
+    sizes = [
+        max(0, min(stop, rows.stop) - rows.start) for rows in (owned(count, chunk, r) for r in range(world_size()))
+    ]
+    parts = [x.new_empty((size, *x.shape[1:])) for size in sizes]
+    # Ranks own different numbers of rows, which all_gather does not allow on every back end: broadcast each part.
+    for r, part in enumerate(parts):
+        if r == rank():
+            part.copy_(x[: sizes[r]])
+        if sizes[r]:
+            dist.broadcast(part, src=r)
+    return torch.cat(parts)
+
+
+def from_main(x: torch.Tensor) -> torch.Tensor:
+    """The main rank's `x`, on every rank: what decides how often they meet must not differ by a last bit."""
+    if world_size() > 1:
+        x = x.clone()
+        dist.broadcast(x, src=0)
+    return x
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its sum over the ranks, in one collective."""
+    if world_size() == 1:
+        return
+    for p in parameters:
+        if p.grad is None:  # this rank owned none of the minibatch
+            p.grad = torch.zeros_like(p)
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad.copy_(part.view_as(p))
+
+
+def sum_scalars(values: dict[str, float]) -> dict[str, float]:
+    """Sum each value over the ranks, in float64; every rank passes the same keys."""
+    if world_size() == 1:
+        return values
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return dict(zip(values, total.tolist(), strict=True))
