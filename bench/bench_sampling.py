@@ -18,8 +18,10 @@ from unittest import mock
 import pytest
 import torch
 
+from sit_rl.generation.generator import load_generator
+from sit_rl.generation.make_samples import make_samples
 from sit_rl.models.sit import SiT
-from sit_rl.sample import SampleConfig, load_generator, make_samples
+from sit_rl.sample import SampleConfig
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SAMPLER = SamplerConfig("ode", "adams", 20, power=1.5)

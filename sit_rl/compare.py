@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sit_rl.config import MACHINE_FIELDS
 from sit_rl.files.paths import require_paths
-from sit_rl.report import load_summary, percent, relative_change, sampler_kinds
+from sit_rl.runs.summary import load_summary, percent, relative_change, sampler_kinds
 
 # Columns of relative change: heading, key in summary.json; each under both samplers.
 CHANGES = (("FD", "fd"), ("2nd network", "fd_b"), ("recall", "recall"))

@@ -29,15 +29,26 @@ from fastfid.evaluation.sides import Settings, Side, gather, networks_of, open_s
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.protocols import protocol_named
 from fastfid.runtime.distributed import agreement, from_main
-from sit_rl import sample
 from sit_rl.components.build import embedded, weights_files, weights_of
 from sit_rl.components.image_sets import load_embedded
 from sit_rl.files.atomic import folder, write_json
 from sit_rl.files.paths import reading
+from sit_rl.generation.generator import Generator, load_generator
+from sit_rl.generation.make_samples import make_samples
+from sit_rl.generation.recipe import (
+    Recipe,
+    check_recipe,
+    check_sampler,
+    choose_labels,
+    default_samplers,
+    is_small,
+    parse_sampler,
+)
+from sit_rl.generation.record import check_output, recipe_record
 from sit_rl.generation.sample_files import open_files
 from sit_rl.ranks.process_group import is_main
 from sit_rl.runs.log import say
-from sit_rl.sample import Generator, Recipe, default_samplers, is_small, load_generator, make_samples, parse_sampler
+from sit_rl.sample import command_line
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
@@ -90,7 +101,7 @@ class EvaluateConfig(Recipe):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, run, and turn an expected failure into one sentence and exit code 2."""
-    sample.command_line(lambda: tyro.cli(EvaluateConfig, args=argv, description=__doc__), run)
+    command_line(lambda: tyro.cli(EvaluateConfig, args=argv, description=__doc__), run)
 
 
 def run(config: EvaluateConfig, device: torch.device) -> None:
@@ -140,7 +151,7 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError(NEEDS_REFERENCE)
     reference = None if config.reference == EMBEDDED else config.reference
     files = [("--samples", path) for path in config.samples] + weights_files(config.weights)
-    sample.check(config, [*files, ("--reference", reference)])
+    check_recipe(config, [*files, ("--reference", reference)])
     for text in config.samplers:
         parse_sampler(text, config.steps, config.guidance)
 
@@ -165,12 +176,12 @@ def with_defaults(config: EvaluateConfig, made: Generator | None) -> EvaluateCon
 
 def check_rows(config: EvaluateConfig, made: Generator) -> None:
     """ValueError for what would stop a row, of which the second comes hours after the first."""
-    sample.choose_labels(config, made.num_classes)
+    choose_labels(config, made.num_classes)
     for _, sampler, path in sampled_rows(config):
-        sample.check_sampler(made.model, sampler)
+        check_sampler(made.model, sampler)
         files = open_files(path, config.images, made.image_shape)
-        record = sample.recipe_record(made, config, sampler)
-        from_main(lambda files=files, record=record: sample.check_output(files, record))
+        record = recipe_record(made, config, sampler)
+        from_main(lambda files=files, record=record: check_output(files, record))
 
 
 def sampled_rows(config: EvaluateConfig) -> list[tuple[str, SamplerConfig, Path]]:

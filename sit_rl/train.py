@@ -28,10 +28,13 @@ from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.preemption import Preempted, watch
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group, world_size
-from sit_rl.report import save_samples, summary_table, write_report
-from sit_rl.runs.forecast import describe_plan, dry_run
+from sit_rl.runs.figures import save_samples
+from sit_rl.runs.forecast import describe_plan
+from sit_rl.runs.gpu_plan import dry_run
+from sit_rl.runs.html_report import write_report
 from sit_rl.runs.log import Clock, RunLog, say, start_wandb
 from sit_rl.runs.run_folder import checkpoint_to_resume, prepare_folder
+from sit_rl.runs.summary import summary_table
 from sit_rl.training.held_out import METRICS, evaluate_model, floor
 from sit_rl.training.loop import train
 from sit_rl.training.state import State, exported, read_values, start

@@ -19,7 +19,7 @@ from sit_rl.learner import checkpoint, guards
 from sit_rl.models import convert
 from sit_rl.models.loading import load_model, save_model
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.report import write_report
+from sit_rl.runs.html_report import write_report
 from sit_rl.train import main
 from sit_rl.training import loop as training_loop
 

@@ -9,18 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sit_rl.config import PRESETS, resolve
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.runs.forecast import (
+from sit_rl.runs.forecast import Forecast, evaluation_cost, evaluations, step_evaluations
+from sit_rl.runs.gpu_plan import (
     DECODER_FLOPS,
     DECODING_BYTES,
-    Forecast,
     activation_bytes,
     count_flops,
     dry_run,
-    evaluation_cost,
-    evaluations,
     memory_per_rank,
     planned_gpu,
-    step_evaluations,
 )
 from sit_rl.runs.log import Clock
 from sit_rl.train import main

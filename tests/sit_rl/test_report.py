@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from sit_rl import compare, report
-from sit_rl.report import percent, summary_table, table_rows, write_report
+from sit_rl.runs.html_report import write_report
 from sit_rl.runs.log import Clock, RunLog, read_metrics
+from sit_rl.runs.summary import percent, summary_table, table_rows
 
 METRICS = dict(fd=2.0, kid=0.1, mmd=0.01, fd_b=3.0, precision=0.8, recall=0.4, density=0.7, coverage=0.6)
 

@@ -24,11 +24,12 @@ from sit_rl import sample
 from sit_rl.components.image_sets import tile
 from sit_rl.config import PRESETS, resolve
 from sit_rl.generation import sample_files
+from sit_rl.generation.recipe import choose_labels, parse_sampler
 from sit_rl.learner import checkpoint
 from sit_rl.models.dit import DiT
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.sample import SampleConfig, choose_labels, main, parse_sampler
+from sit_rl.sample import SampleConfig, main
 from sit_rl.sampling.random_streams import Stream, generator
 from sit_rl.sampling.sampler_config import OFFICIAL, SamplerConfig
 

@@ -15,8 +15,8 @@ from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.config import PRESETS
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.report import known
 from sit_rl.runs.forecast import judged_against
+from sit_rl.runs.summary import known
 from sit_rl.training.held_out import floor
 from tests.support.random_inception import inception, random_weights  # noqa: F401, fixtures
 

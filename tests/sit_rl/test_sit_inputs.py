@@ -1,6 +1,7 @@
 """Paths and packages that a command lacks: told at once, before any work, in one sentence that names the flag."""
 
 import os
+import shutil
 import sys
 import types
 from dataclasses import replace
@@ -175,7 +176,7 @@ def test_a_fresh_run_removes_nothing_but_a_run(tmp_path, refused):
     place = run_folder(tmp_path / "run")
     told = refused(f"train --preset smoke --threads 1 --no-resume --out run --checkpoint {place}/ema.safetensors")
     assert "is part of the run that a fresh one in run would replace; copy it elsewhere" in told
-    train.shutil.rmtree(place / "checkpoints")
+    shutil.rmtree(place / "checkpoints")
     told = refused("train --preset smoke --threads 1 --out run")
     assert told.startswith("error: run holds a finished run without its checkpoints; choose another --out, or --no-res")
 

@@ -1,0 +1,144 @@
+"""The generator that images are made with: its weights, autoencoder and precision, loaded and tried."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fastfid.runtime.hashes import file_sha256
+from sit_rl.config import Config, load_config
+from sit_rl.files.paths import reading
+from sit_rl.generation.recipe import EMBEDDED, SMALL, Recipe
+from sit_rl.learner import checkpoint
+from sit_rl.learner.learner import prepare
+from sit_rl.models import attention
+from sit_rl.models.autoencoder import load_decoder
+from sit_rl.models.finite_weights import require_finite_start
+from sit_rl.models.loading import load_model
+from sit_rl.models.lora import add_lora, merge_lora
+from sit_rl.models.pixels import to_uint8
+from sit_rl.models.sit import SiT
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A loaded model with all it takes to make images of it.
+
+    decode       samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
+    image_shape  (c, h, w)
+    about        what the record says of the weights
+    attention    the back end, and why not a faster one
+    """
+
+    model: SiT
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    image_shape: tuple[int, int, int]
+    device: torch.device
+    precision: str
+    about: dict
+    attention: str
+
+    @property
+    def num_classes(self) -> int:
+        """Classes the model knows."""
+        return self.model.config.num_classes
+
+
+def load_generator(config: Recipe, device: torch.device) -> Generator:
+    """Load weights and autoencoder, and decode one blank sample: what does not fit is told before hours of work."""
+    with reading("--checkpoint", config.checkpoint or EMBEDDED):
+        model, about, vae = _load_weights(config)
+    model = model.to(device).eval().requires_grad_(False)
+    _check_finite(model, config.checkpoint or EMBEDDED)
+    case = attention.case(config.attention, model, config.precision, device)
+    model.set_attention(attention.choose(*case))
+    as_trained = replace(SMALL, precision="bf16" if config.precision == "bf16" else "float32", compile=config.compile)
+    prepare(model, as_trained, device)
+    fast = config.precision != "float32"
+    if device.type == "cuda":  # torch's default is TF32 in the autoencoder's convolutions alone
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
+    decode = to_uint8 if vae is None else load_decoder(vae, device, tf32=fast)
+    about["vae"] = None if vae is None else {"folder": vae.resolve().name, "sha256": content_hash(vae)}
+    blank = torch.zeros((1, *model.config.image_shape), device=device)
+    try:
+        shape = tuple(decode(blank).shape[1:])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"--vae {vae} does not decode the model's samples of {shape_text(blank.shape[1:])} ({reason}); pass the "
+            "autoencoder that it was trained with, or none for a model of pixels"
+        ) from None
+    if vae is not None and shape[0] not in (1, 3):
+        raise ValueError(f"--vae {vae} decodes to images of {shape[0]} channels, not 1 or 3; pass another autoencoder")
+    return Generator(model, decode, shape, device, config.precision, about, attention.explain(*case))
+
+
+def _check_finite(model: SiT, path: Path) -> None:
+    """ValueError, on every rank alike, naming the first weight that is NaN or infinite."""
+    try:
+        require_finite_start(model.named_parameters(), f"--checkpoint {path}")
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from None
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """A shape as text, for example 3 × 256 × 256."""
+    return " × ".join(map(str, shape))
+
+
+def _load_weights(config: Recipe) -> tuple[SiT, dict, Path | None]:
+    """Model, what the record says of it, and the autoencoder's folder, which a run may know."""
+    path = config.checkpoint or EMBEDDED
+    if not path.is_dir():
+        model = load_model(path, architecture=config.architecture)
+        return model, {"checkpoint": path.name, "sha256": content_hash(path)}, config.vae
+    if not (path / "config.yaml").is_file():
+        raise FileNotFoundError(f"--checkpoint {path} is no run's folder: it holds no config.yaml; pass a file instead")
+    trained = load_config(path / "config.yaml")
+    if config.vae is None:
+        _require_trained(path, "vae", trained.vae, "pass --vae, or work where the run was started")
+    model, weights = _averaged_weights(path, trained)
+    about = {"checkpoint": path.resolve().name, "weights": weights, "sha256": tensor_hash(model.state_dict())}
+    return model, about, config.vae or trained.vae
+
+
+def _require_trained(run_folder: Path, name: str, path: Path | None, remedy: str) -> None:
+    """FileNotFoundError where what a run was trained with is not at the path, perhaps relative, that it was given."""
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"--checkpoint {run_folder} was trained with --{name} {path}, not here now; {remedy}")
+
+
+def _averaged_weights(run_folder: Path, trained: Config) -> tuple[SiT, str]:
+    """A run's averaged weights, LoRA terms added in, and which they are: the last ones, or those of its checkpoint."""
+    if (run_folder / "ema.safetensors").is_file():
+        return load_model(run_folder / "ema.safetensors"), f"EMA of the finished run, {trained.steps} steps"
+    saved = checkpoint.latest(run_folder / "checkpoints")
+    if saved is None:
+        raise FileNotFoundError(f"--checkpoint {run_folder} holds no weights yet; wait for the run's first checkpoint")
+    _require_trained(run_folder, "checkpoint", trained.checkpoint, "work where the unfinished run was started")
+    model = load_model(trained.checkpoint or EMBEDDED, architecture=trained.architecture)
+    if trained.lora:
+        add_lora(model, trained.lora, trained.seed)
+    model.load_state_dict(checkpoint.load_part(saved, "ema"))
+    return merge_lora(model), f"EMA at step {checkpoint.load_values(saved)['step']}"
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of the names and hashes of a folder's files, hexadecimal."""
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    listing = "".join(f"{p.relative_to(path).as_posix()} {file_sha256(p)}\n" for p in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def tensor_hash(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names and values of a state dict, whatever the file it came from."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(name.encode() + state[name].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

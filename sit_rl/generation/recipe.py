@@ -1,0 +1,137 @@
+"""What images are asked for: the recipe, its samplers, labels and batches, checked before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sit_rl.components.image_sets import ASSETS
+from sit_rl.config import PRESETS
+from sit_rl.files.paths import require_extra, require_paths
+from sit_rl.models.sit import SiT
+from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, balanced_labels, generator
+from sit_rl.sampling.sampler_config import METHODS, OFFICIAL, SamplerConfig
+
+EMBEDDED = ASSETS / "base.safetensors"
+# The embedded model's preset and the official checkpoint's: their samplers and batches are these commands' defaults.
+SMALL, LARGE = PRESETS["fashion"][1], PRESETS["sit-xl-imagenet256"][1]
+SMALL_SHAPE = (1, 28, 28)
+SAMPLERS = {"ode": SMALL.evaluate_ode, "sde": SMALL.evaluate_sde} | OFFICIAL
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything an image depends on but its number and the sampler."""
+
+    checkpoint: Path | None = None
+    """weights (.safetensors, .pt) or a run folder, of which the averaged weights; default: the embedded model"""
+    architecture: Literal["auto", "sit", "dit"] = "auto"
+    """what the weights are of; auto: what the file says of itself, else DiT for a name DiT-…, else SiT"""
+    vae: Path | None = None
+    """folder of a diffusers AutoencoderKL, for models of latents"""
+    images: int = 100
+    labels: str = "balanced"
+    """balanced (class i mod classes), random, or the number of one class"""
+    seed: int = 0
+    batch: int | None = None
+    """images sampled at once; default 200 for 1×28×28, 50 else; it decides last bits, and digits within dopri5's
+    tolerance, as images sampled together share its steps"""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """tf32: products on a GPU; bf16: the network's products, and the autoencoder in tf32 (the solver stays float32)"""
+    attention: Literal["auto", "flash", "sdpa", "math"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the blocks; auto: on a GPU"""
+
+
+def check_recipe(config: Recipe, further: Iterable[tuple[str, Path | str | None]] = ()) -> None:
+    """ValueError for numbers that cannot be, FileNotFoundError for the paths that are not there, all at once."""
+    for name in ("images", "batch"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ValueError(f"--{name} is {getattr(config, name)}; it must be at least 1")
+    if config.seed < 0:
+        raise ValueError(f"--seed is {config.seed}; it must not be negative")
+    require_paths([("--checkpoint", config.checkpoint), ("--vae", config.vae), *further])
+    if config.vae is not None:
+        require_extra("--vae")
+
+
+def default_samplers(model: SiT) -> tuple[str, ...]:
+    """Names of the samplers that a model is judged by, the usual one first."""
+    if model.predicts == "noise":
+        return ("dit-ddpm",)
+    return ("ode", "sde") if is_small(model) else ("sit-sde", "sit-ode")
+
+
+def is_small(model: SiT) -> bool:
+    """Whether the model makes the embedded images' kind: their defaults apply."""
+    return model.config.image_shape == SMALL_SHAPE
+
+
+def parse_sampler(text: str, steps: int | None = None, guidance: float | None = None) -> SamplerConfig:
+    """NAME or KIND-METHOD, then field=value after commas → SamplerConfig; `steps` and `guidance` override its own.
+
+    ValueError, naming what there is, for an unknown name or field.
+    """
+    name, *changes = text.split(",")
+    kind, _, method = name.partition("-")
+    if name not in SAMPLERS and kind not in METHODS:
+        raise ValueError(f"--sampler {name!r} does not exist; choose {', '.join(SAMPLERS)}, or KIND-METHOD: sde-euler")
+    known = {f.name: type(f.default) for f in fields(SamplerConfig)}
+    values = {}
+    for change in changes:
+        field, equals, value = change.partition("=")
+        if field not in known or not equals:
+            raise ValueError(f"--sampler has {change!r}; write field=value with one of {', '.join(known)}")
+        values[field] = _converted(field, value, known[field])
+    values |= {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
+    try:
+        return replace(SAMPLERS.get(name) or SamplerConfig(kind, method), **values)
+    except ValueError as error:
+        raise ValueError(f"--sampler {text}: {error}") from None
+
+
+def _converted(field: str, value: str, kind: type) -> str | int | float:
+    """Text as a field's type; ValueError naming the field."""
+    try:
+        return kind(value)
+    except ValueError:
+        expected = "a whole number" if kind is int else "a number"
+        raise ValueError(f"--sampler has {field}={value}, which is not {expected}") from None
+
+
+def check_sampler(model: SiT, sampler: SamplerConfig) -> None:
+    """ValueError where the sampler is not one for what the model predicts, or guides channels that it lacks."""
+    if sampler.needs != model.predicts:
+        other = "sit" if model.predicts == "noise" else "dit"
+        raise ValueError(
+            f"--sampler {sampler} is for a model that predicts {sampler.needs}; this one predicts {model.predicts}: "
+            f"choose {default_samplers(model)[0]}, or --architecture {other} if the weights are of a {other}"
+        )
+    bind(model, torch.zeros(0, dtype=torch.int64), sampler)
+
+
+def batch_of(config: Recipe, model: SiT) -> int:
+    """Images sampled at once."""
+    return config.batch or (SMALL if is_small(model) else LARGE).rollout_batch
+
+
+def choose_labels(config: Recipe, classes: int) -> torch.Tensor:
+    """int64 [images]; a random label belongs to (seed, i), as the noise does. ValueError for a class out of range."""
+    if config.labels == "balanced":
+        return balanced_labels(config.images, classes)
+    if config.labels == "random":
+        draw = (generator(config.seed, Stream.LABEL, EVALUATION_STEP, i) for i in range(config.images))
+        return torch.tensor([int(g.integers(classes)) for g in draw])
+    if not re.fullmatch(r"-?\d+", config.labels):
+        raise ValueError(f"--labels is {config.labels!r}; choose balanced, random, or the number of a class")
+    if not 0 <= int(config.labels) < classes:
+        raise ValueError(
+            f"--labels {config.labels} is out of range: the model's classes are numbered 0 to {classes - 1}"
+        )
+    return torch.full((config.images,), int(config.labels))

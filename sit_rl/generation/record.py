@@ -1,0 +1,78 @@
+"""The record beside the images: how they are made, and whether images already there are of the same recipe."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from fastfid import __version__
+from sit_rl.generation.generator import Generator
+from sit_rl.generation.recipe import Recipe, batch_of
+from sit_rl.generation.sample_files import SampleFiles
+from sit_rl.ranks.process_group import world_size
+from sit_rl.sampling.sampler_config import SamplerConfig
+
+SCHEMA = "sit_rl.samples/1"  # of the record; the number grows when a key changes its meaning
+# Parts of the record that say how and where a run went, not what the images are: another run may differ in them.
+RUN_KEYS = ("schema", "complete", "runs")
+
+
+def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> dict:
+    """What the images are, as plain values, as JSON gives them back."""
+    record = {
+        "schema": SCHEMA,
+        "model": made.about,
+        "sampler": asdict(sampler) | {"evaluations": sampler.evaluations(), "name": str(sampler)},
+        "images": config.images,
+        "image_shape": list(made.image_shape),
+        "labels": config.labels,
+        "classes": made.num_classes,
+        "seed": config.seed,
+        "noise": "Philox of (seed, image, stream, step 0), sit_rl/sampling/random_streams.py",
+        "batch": batch_of(config, made.model),
+        "precision": config.precision,
+        "complete": False,
+        "runs": [],
+    }
+    return json.loads(json.dumps(record))
+
+
+def check_output(files: SampleFiles, record: dict) -> dict | None:
+    """The record of the images already there, None without; ValueError for another recipe or for foreign files."""
+    earlier = files.read_record()
+    if earlier is not None:
+        check_same_recipe(earlier, record, files)
+    foreign = files.foreign()
+    if foreign is not None:
+        raise ValueError(f"{foreign} is in the way and was not written by this command; choose another --out")
+    return earlier
+
+
+def check_same_recipe(earlier: dict, now: dict, files: SampleFiles) -> None:
+    """ValueError naming the first thing in which the images already there differ from those asked for."""
+    for key, asked in now.items():
+        there, what = earlier.get(key), {"images": "number", "model": ""}.get(key, key)
+        if key in RUN_KEYS or there == asked:
+            continue
+        while isinstance(there, dict) and isinstance(asked, dict):
+            key, there, asked = next((k, there.get(k), v) for k, v in asked.items() if there.get(k) != v)
+            what = f"{what} {key}".strip()
+        there, asked = (x["folder"] if isinstance(x, dict) else x for x in (there, asked))  # an autoencoder, or None
+        raise ValueError(f"{files.path} holds images of another {what}: {there}, not {asked}; choose another --out")
+
+
+def run_facts(made: Generator, seconds: float) -> dict:
+    """Where and how this process ran."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    versions = {"fastfid": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    return {
+        "device": device,
+        "attention": made.attention,
+        "ranks": world_size(),
+        "seconds": round(seconds, 2),
+        "versions": versions | {"python": platform.python_version()},
+    }

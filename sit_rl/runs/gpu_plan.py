@@ -1,0 +1,219 @@
+"""What a run would need on GPUs, without running it: images, FLOPs, memory and hours."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sit_rl.components.build import check_predictions
+from sit_rl.components.image_sets import FASHION_SIT
+from sit_rl.config import Config
+from sit_rl.files.paths import reading, require_paths
+from sit_rl.learner.learner import SHARD_ABOVE, prepare
+from sit_rl.models.autoencoder import SLICE
+from sit_rl.models.loading import load_model
+from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.runs.forecast import OVERHEAD_EVALUATIONS, aligned, evaluations, quick_evaluations
+
+# The generator of a preset whose weights need not be there for a dry run.
+PRESET_MODELS = {
+    "sit-xl-imagenet256": ("SiT", SiTConfig.named("SiT-XL/2")),
+    "dit-xl-imagenet256": ("DiT", SiTConfig.named("DiT-XL/2")),
+}
+# Dense peak of one GPU, FLOP/s, by precision (NVIDIA's data sheets of the A100 SXM, H100 SXM, H200, B200 and L40S, the
+# last of which the paper used; float32 without TF32, torch's default).
+PEAKS = {
+    "A100": {"bf16": 312e12, "float32": 19.5e12},
+    "H100": {"bf16": 989e12, "float32": 67e12},
+    "H200": {"bf16": 989e12, "float32": 67e12},
+    "B200": {"bf16": 2250e12, "float32": 75e12},
+    "L40S": {"bf16": 362e12, "float32": 91.6e12},
+}
+# Share of the peak that a transformer of this size reaches: an assumption, between the 0.3 and 0.5 that published
+# trainings report. Printed with every number that rests on it.
+UTILISATION = 0.4
+# FLOPs of an image outside the generator, counted like the generator's: diffusers' AutoencoderKL decoder from 32×32
+# latents, and the FID Inception network at 299×299.
+DECODER_FLOPS, INCEPTION_FLOPS = 6.22e11, 1.14e10
+# Bytes of an image's decoding from 32×32 latents, the most that live at once: counted on tensors without memory, three
+# float32 maps of 256 channels × 256×256 pixels, in the last block (0.17 GB was measured on a CPU, which frees sooner).
+DECODING_BYTES = 2.02e8
+LATENT_CHANNELS = 4  # of samples that an autoencoder decodes; others are pixels
+# Weights beside the generator's, float32: sd-vae-ft-ema's 83.7M parameters and Inception's 23.9M.
+AUTOENCODER_BYTES, INCEPTION_BYTES = 4 * 83.7e6, 4 * 23.9e6
+PLANNED_GPU = re.compile(r"(\d+)x([^=]+)(?:=([\d.]+))?")  # COUNTxNAME, and its peak in TFLOP/s where it is given
+
+
+def dry_run(config: Config) -> str:
+    """The plan without running or loading anything but a checkpoint's shape: images, memory, FLOPs, hours on GPUs.
+
+    FLOPs are counted operator by operator on tensors without memory; hours are computed from them and a GPU's peak.
+    """
+    gpus = [planned_gpu(text, config.precision) for text in config.gpus]
+    kind, shape = planned_model(config)
+    flops = count_flops(shape)
+    outside = DECODER_FLOPS + INCEPTION_FLOPS if shape.channels == LATENT_CHANNELS else 0.0
+    whole = total_flops(config, flops, outside)
+    parameters = count_parameters(shape)
+    c, sampler = config, config.rollout_sde if config.estimator == "sde_policy_gradient" else config.rollout
+    lines = {
+        "plan": f"{c.steps} steps of {c.estimator}; nothing is run, no weights are read",
+        "generator": f"{kind} {shape.name}, {parameters / 1e6:.1f}M parameters, {flops / 1e9:.3g} GFLOP an evaluation",
+        "step": f"{c.images_per_step} images rolled out ({sampler}), {c.updates} updates of {c.minibatch}",
+        "reference": f"{c.reference_size} images, {c.reference}",
+        "evaluation": f"2 × {c.evaluate_images} images before and after: {c.evaluate_ode}; {c.evaluate_sde}",
+        "compute": ", ".join(f"{phase} {count:.2e}" for phase, count in whole.items() if count) + " FLOP (counted)",
+    }
+    if "dopri5" in (sampler.method, c.evaluate_ode.method):
+        lines["compute"] += "; dopri5 taken at 50 evaluations an image, which its tolerance decides"
+    for ranks in dict.fromkeys(count for count, _, _ in gpus):
+        memory = memory_per_rank(config, shape, ranks)
+        text = ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size >= 2**20)
+        lines[f"{ranks} GPU{'s' if ranks > 1 else ''}"] = (
+            f"{_bytes(sum(memory.values()))} a rank (computed): {text or 'less than 1 MiB each'}"
+        )
+    for count, name, peak in gpus:
+        hours = sum(whole.values()) / (peak * UTILISATION * count) / 3600
+        lines[f"{count} × {name}"] = (
+            f"{_duration(hours)} (computed: {c.precision} at {UTILISATION:.0%} of {peak / 1e12:g} TFLOP/s, unmeasured)"
+        )
+    return aligned(lines)
+
+
+def planned_gpu(text: str, precision: str) -> tuple[int, str, float]:
+    """One word of --gpus: count, name, and dense peak in FLOP/s; ValueError naming the known ones."""
+    found = PLANNED_GPU.fullmatch(text)
+    if found is None or int(found[1]) < 1 or (found[3] and not 0 < _number(found[3])):
+        raise ValueError(f"--gpus {text!r} is not COUNTxNAME, such as 8xH100, nor COUNTxNAME=PEAK in dense TFLOP/s")
+    count, name, peak = int(found[1]), found[2], found[3]
+    if peak is None and name not in PEAKS:
+        raise ValueError(
+            f"--gpus {text}: the peak of {name!r} is not known here; choose {', '.join(PEAKS)}, or write its dense "
+            f"{precision} TFLOP/s: {text}=PEAK"
+        )
+    return count, name, PEAKS[name][precision] if peak is None else _number(peak) * 1e12
+
+
+def _number(text: str) -> float:
+    """Digits and points as a number, 0 where they are none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def planned_model(config: Config) -> tuple[str, SiTConfig]:
+    """Kind and shape of the generator: the checkpoint's where it is there, else the preset's that says its shape."""
+    there = config.checkpoint is not None and config.checkpoint.is_file()
+    if not there and config.preset in PRESET_MODELS:
+        return PRESET_MODELS[config.preset]
+    if config.checkpoint is None:
+        return "SiT", FASHION_SIT
+    require_paths([("--checkpoint", config.checkpoint)])
+    with reading("--checkpoint", config.checkpoint):
+        model = load_model(config.checkpoint, architecture=config.architecture)
+    check_predictions(config, model)
+    return type(model).__name__, model.config
+
+
+@cache
+def count_flops(shape: SiTConfig, backward: bool = False) -> float:
+    """FLOPs of one image's velocity, multiply and add counted as two; with its backward pass where asked."""
+    model = _meta_model(shape).requires_grad_(backward)
+    with FlopCounterMode(display=False) as counter:
+        v = model(*_meta_inputs(shape, 1))
+        if backward:
+            v.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def total_flops(config: Config, flops: float, outside: float) -> dict[str, float]:
+    """FLOPs of each phase of the whole run; `outside` for each generated image: decoder and feature network."""
+    counts = evaluations(config)
+    images = {
+        "evaluate": 4 * config.evaluate_images + 2 * config.evaluate_every_images * quick_evaluations(config),
+        "refresh": counts["refresh"] and config.reference_size * -(-config.steps // config.refresh_every),
+        "rollout": counts["rollout"] and config.steps * config.images_per_step,
+    }
+    return {
+        phase: (count - OVERHEAD_EVALUATIONS * images.get(phase, 0)) * flops + outside * images.get(phase, 0)
+        for phase, count in counts.items()
+    }
+
+
+def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, float]:
+    """Bytes on one of `ranks` GPUs by what holds them; without the libraries' own workspaces and fragmentation."""
+    weights = 4.0 * count_parameters(shape)
+    sharded = ranks > 1 and (config.parallel == "fsdp" or (config.parallel == "auto" and weights / 4 > SHARD_ABOVE))
+    averages = 1 + len(config.ema_extra) + len(config.ema_power)
+    share = -(-config.minibatch // ranks)
+    images = -(-config.images_per_step // ranks)
+    path = config.rollout_sde.steps + 1 if config.estimator == "sde_policy_gradient" else 1
+    values = shape.channels * shape.image_size**2
+    latent = shape.channels == LATENT_CHANNELS
+    # What autocast makes for the backward pass; recomputation makes a block's at a time.
+    cast = weights / 2 if config.precision == "bf16" and not config.activation_checkpointing else 0.0
+    passed = activation_bytes(config, shape) * min(config.micro_batch or share, share)
+    # Rollouts decode and updates do not, so the larger counts; Inception's maps of a batch are smaller than either.
+    decoded = min(SLICE, config.rollout_batch) * DECODING_BYTES * (shape.image_size / 32) ** 2 if latent else 0.0
+    return {
+        "weights, gradients, moments, averages": weights * (4 + averages) / (ranks if sharded else 1),
+        "base model": weights,
+        "copy for sampling": weights if sharded else 0.0,
+        "weights in bf16": cast,
+        "autoencoder and Inception": AUTOENCODER_BYTES + INCEPTION_BYTES if latent else 0.0,
+        "activations of an update or of decoding": max(passed, decoded),
+        "samples and paths": 4.0 * values * images * path,
+    }
+
+
+@cache
+def count_parameters(shape: SiTConfig) -> int:
+    """Numbers in the generator's weights."""
+    return sum(p.numel() for p in _meta_model(shape).parameters())
+
+
+@cache
+def activation_bytes(config: Config, shape: SiTConfig) -> float:
+    """Bytes that one image's forward pass keeps for its backward pass, counted on tensors without memory."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model = prepare(
+        _meta_model(shape).to(dtype), replace(config, compile="off", precision="float32"), torch.device("meta")
+    )
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return x
+
+    x, t, y = _meta_inputs(shape, 1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        model(x.to(dtype), t, y)
+    return float(sum(storage.nbytes() for storage in kept.values()))
+
+
+def _meta_model(shape: SiTConfig) -> SiT:
+    with torch.device("meta"):
+        return SiT(shape).to("meta")  # the position table comes from NumPy
+
+
+def _meta_inputs(shape: SiTConfig, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with torch.device("meta"):
+        return torch.empty(n, *shape.image_shape), torch.empty(n), torch.empty(n, dtype=torch.long)
+
+
+def _bytes(size: float) -> str:
+    """GiB of a large size, MiB of a small one."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _duration(hours: float) -> str:
+    """Hours, or seconds of less than a hundredth of one, with three digits."""
+    return f"{hours:.3g} hours" if hours >= 0.01 else f"{3600 * hours:.3g} seconds"

@@ -1,0 +1,106 @@
+"""The result of a run: summary.json, read and printed as a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+# Rows of the table: key in summary.json, name, whether lower is better.
+ROWS = (
+    ("fd", "FD", True), ("kid", "KID", True), ("mmd", "MMD", True), ("fd_b", "FD, second network", True),
+    ("precision", "Precision", False), ("recall", "Recall", False),
+    ("density", "Density", False), ("coverage", "Coverage", False),
+)  # fmt: skip
+# What sit_rl.train writes to summary.json and the tables here and in sit_rl.compare read.
+SUMMARY_KEYS = ("config", "before", "after", "floor", "seconds", "images_generated", "protocol")
+
+
+def relative_change(before: float | None, after: float | None) -> float | None:
+    """(after − before)/|before|, None where a metric was not computed or began at 0."""
+    return None if not before or after is None else (after - before) / abs(before)
+
+
+def percent(change: float | None) -> str:
+    """A relative change as +1.2%, – for None; one that rounds to zero is +0.0% whatever its sign."""
+    return "–" if change is None else f"{round(change, 3) + 0.0:+.1%}"
+
+
+def table_rows(summary: dict) -> list[list[str]]:
+    """Cells: metric, then before, after and change for each sampler; metrics that were not computed are left out."""
+    rows = []
+    for key, name, lower in ROWS:
+        cells = [f"{name} {'↓' if lower else '↑'}"]
+        for sampler in ("ode", "sde"):
+            before, after = (summary[when][sampler].get(key) for when in ("before", "after"))
+            if before is None or after is None:
+                break
+            cells += [f"{before:.4f}", f"{after:.4f}", percent(relative_change(before, after))]
+        else:
+            rows.append(cells)
+    return rows
+
+
+def sampler_kinds(summary: dict) -> list[str]:
+    """What the two samplers are: ODE and SDE, or DDIM and DDPM."""
+    return [summary["protocol"]["samplers"][key].split()[0].rstrip(",") for key in ("ode", "sde")]
+
+
+def table_head(summary: dict) -> list[str]:
+    """Headings of the table's columns."""
+    return ["", *(text for kind in sampler_kinds(summary) for text in (f"{kind} before", "after", "change"))]
+
+
+def summary_table(summary: dict) -> str:
+    """The paper's table as text, with the real-against-real floor under it."""
+    protocol = summary["protocol"]
+    head = table_head(summary)
+    rows = [head, *table_rows(summary)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    names = {key: net["name"] for key, net in protocol["networks"].items()}
+    floor = [f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None]
+    count = protocol["heldout_images"]
+    held = known(count, "held-out") if floor else "the reward's own real statistics" + (f" of {count}" if count else "")
+    lines.append(
+        f"FD: {names['fd']}; second network: {names.get('fd_b', 'none')}; {protocol['generated_images']} images "
+        f"against {held}; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
+    )
+    lines.append(
+        f"{'real against real: ' + '  '.join(floor) + '; ' if floor else ''}"
+        f"{summary['images_generated']} images generated; "
+        f"{summary['seconds']['total']:.0f} s{_reward_share(summary['seconds'])}"
+    )
+    return "\n".join(lines)
+
+
+def known(count: int | None, kind: str) -> str:
+    """E.g. '5000 held-out'; a statistics file need not tell how many images it is of."""
+    return f"{kind} statistics of an unknown count" if count is None else f"{count} {kind}"
+
+
+def _reward_share(seconds: dict[str, float]) -> str:
+    """What the reward, the engine's preparation included, takes of the training steps, as text; empty without steps."""
+    steps = sum(seconds[phase] for phase in ("rollout", "reward", "update", "refresh"))
+    return f"; reward {seconds['reward'] / steps:.1%} of the training steps" if steps else ""
+
+
+def load_summary(path: Path) -> dict:
+    """summary.json of a run folder, or that file itself; FileNotFoundError without one, ValueError for another file."""
+    file = path / "summary.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} holds no summary.json: a run writes it at its end")
+    try:
+        summary = json.loads(file.read_text())
+    except ValueError as error:  # not JSON, or not text
+        raise ValueError(
+            f"{file} is not the summary of a run ({file.stat().st_size:,} bytes, {error}); pass a run's folder"
+        ) from None
+    missing = [key for key in SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
+    if missing:
+        raise ValueError(f"{file} is not the summary of a run: it has no {missing[0]!r}")
+    return summary
