@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sit_rl.files.paths import reading, require_paths
-from sit_rl.files.weights import read_safetensors, write_safetensors
+from sit_rl.files.tensor_files import read_safetensors, write_safetensors
 from sit_rl.models.averages import gamma_of
 
 

@@ -36,7 +36,7 @@ from sit_rl.components.image_sets import (
     load_official,
 )
 from sit_rl.files.paths import reading, require_paths
-from sit_rl.files.weights import write_safetensors
+from sit_rl.files.tensor_files import write_safetensors
 from sit_rl.models.averages import EMA
 from sit_rl.models.loading import save_model
 from sit_rl.models.pixels import to_float, to_uint8

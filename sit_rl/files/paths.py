@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sit_rl.files.weights import damage
+from sit_rl.files.tensor_files import damage
 
 # Endings of files of weights, of which the first bytes and the size may tell more than what their reader says.
 WEIGHTS_FILES = (".pt", ".pth", ".safetensors")

@@ -14,7 +14,7 @@ import torch
 
 from fastfid.runtime.devices import full_float32
 from sit_rl.files.paths import require_extra
-from sit_rl.files.weights import damage
+from sit_rl.files.tensor_files import damage
 from sit_rl.models.pixels import to_float, to_uint8
 
 # Latent scale of the Stable Diffusion autoencoders that SiT and DiT were trained with.

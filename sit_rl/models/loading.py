@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from sit_rl.files.weights import damage, file_size, read_safetensors, write_safetensors
+from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
 from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiT, SiTConfig, infer_config, published_heads
 from sit_rl.ranks.process_group import is_main
