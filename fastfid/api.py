@@ -2,9 +2,10 @@
 
 from fastfid.distances.frechet import PreparedMoments, frechet_distance, frechet_terms, prepare
 from fastfid.distances.kid_mmd import kid, mmd
-from fastfid.distances.moments import FeatureMoments, FeatureWindow
+from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import prdc, precision_recall
 from fastfid.distances.real_side import RealFactor
+from fastfid.distances.window import FeatureWindow
 from fastfid.evaluation.evaluate import diff, evaluate
 from fastfid.evaluation.results import DifferenceResult, EvaluationResult
 from fastfid.features.extractor import FeatureExtractor, feature_extractor

@@ -17,7 +17,7 @@ Legend: x real [n, d], y generated [m, d]; p = x − c and q = y − c about a c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.runtime.devices import as_tensor
+from fastfid.distances.rows import blocks, checked_pair
 
 # Kernel values are made for panels of rows by blocks of columns.  Half a block per column is made in vain beside the
 # diagonal of a triangle, a quarter more for a subset of 1000; narrower products are slower (measured at d = 2048 in
@@ -108,7 +108,7 @@ def kid(
 
     Equal to torch-fidelity with input1 = generated, input2 = real (its convention for these roles).
     """
-    real, generated = _checked_pair(real, generated)
+    real, generated = checked_pair(real, generated)
     _check_subset_size(subset_size, len(real), len(generated))
     gamma = 1.0 / real.shape[1] if gamma is None else gamma
     kernel = polynomial_kernel(degree, gamma, coef)
@@ -127,7 +127,7 @@ def kid_and_mmd(
 
     The sums of both kernels' values for each row, which the jackknife needs, come with them.  ValueError as of either.
     """
-    real, generated = _checked_pair(real, generated)
+    real, generated = checked_pair(real, generated)
     _check_subset_size(subset_size, len(real), len(generated))
     d, sigma = real.shape[1], _bandwidth(real, generated, "median")
     kernel, of_mmd = polynomial_kernel(3, 1.0 / d, 1.0), _Reduction(gaussian_kernel(sigma), by_row=True)
@@ -220,7 +220,7 @@ def mmd(
     estimator  "unbiased"  without k(x, x) and k(y, y); "biased" with them
     scale      1.0         e.g. 1000 for the CMMD convention
     """
-    real, generated = _checked_pair(real, generated)
+    real, generated = checked_pair(real, generated)
     sigma = None
     if kernel == "gaussian":
         sigma = _bandwidth(real, generated, bandwidth)
@@ -268,7 +268,7 @@ def _median_distance(x: Tensor) -> float:
     x = x - x.mean(dim=0)
     norms = x.square().sum(dim=1)
     squared = []
-    for columns in _blocks(len(x), COLUMNS):  # |x|² + |y|² − 2x·y of the rows above
+    for columns in blocks(len(x), COLUMNS):  # |x|² + |y|² − 2x·y of the rows above
         block = (norms[: columns.stop, None] + norms[columns]).addmm_(x[: columns.stop], x[columns].T, alpha=-2)
         squared.append(block[torch.ones_like(block, dtype=torch.bool).triu(1 - columns.start)])
     median = torch.cat(squared).median().item()
@@ -400,10 +400,10 @@ def _sums_of(
 ) -> list[_Accumulators]:
     """Each reduction's sums over all pairs (x_i, y_j); where y is x, of different rows unless `diagonal`."""
     sums = [_Accumulators(reduction, x, y) for reduction in reductions]
-    for panel in _blocks(len(x), PANEL_BLOCKS * COLUMNS):
+    for panel in blocks(len(x), PANEL_BLOCKS * COLUMNS):
         p = _centred(x[panel], centre, memory.panel)
         of_rows = [each.kernel.term(p, centre) for each in sums]
-        for columns in _blocks(len(y), COLUMNS):
+        for columns in blocks(len(y), COLUMNS):
             # Where y is x: pairs with i ≤ j, and the rest of the squares on the diagonal.
             stop = min(panel.stop, columns.stop) if y is x else panel.stop
             if stop <= panel.start:
@@ -444,29 +444,7 @@ def _room(buffer: Tensor, rows: int, columns: int) -> Tensor:
     return buffer[: rows * columns].view(rows, columns)
 
 
-def _blocks(n: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
-
-
 def _common_mean(*sets: Tensor) -> Tensor:
     """Mean of the rows of all sets, float64 [d], without a float64 copy of them."""
-    sums = [x[rows].to(torch.float64).sum(dim=0) for x in sets for rows in _blocks(len(x), COLUMNS)]
+    sums = [x[rows].to(torch.float64).sum(dim=0) for x in sets for rows in blocks(len(x), COLUMNS)]
     return torch.stack(sums).sum(dim=0) / sum(len(x) for x in sets)
-
-
-def _checked_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides as tensors; ValueError for shapes or devices that differ, empty sides or values not finite."""
-    real, generated = as_tensor(real).detach(), as_tensor(generated).detach()
-    if real.device != generated.device:
-        raise ValueError(f"real is on {real.device}, generated on {generated.device}; move one of them")
-    for name, x in (("real", real), ("generated", generated)):
-        if x.dim() != 2 or 0 in x.shape:
-            raise ValueError(f"{name} features must be [n, d] with n, d > 0, got shape {tuple(x.shape)}")
-        if not all(torch.isfinite(end) for end in torch.aminmax(x)):  # NaN is both ends; a tenth of isfinite's time
-            row = int((~torch.isfinite(x).all(dim=1)).nonzero()[0])
-            raise ValueError(f"{name} feature row {row} holds NaN or infinity; check the extractor")
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(
-            f"real has d = {real.shape[1]}, generated has d = {generated.shape[1]}; use one extractor for both"
-        )
-    return real, generated

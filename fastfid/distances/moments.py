@@ -14,25 +14,24 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid import backend, triton_kernels
+from fastfid import triton_kernels
+from fastfid.distances.rows import checked_features
+from fastfid.distances.scatter import (
+    RowBuffer,
+    add_scatter,
+    block_mean,
+    combine,
+    mirror_triangle,
+    moments_with_gradient,
+)
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import as_tensor
-
-# Rows of a block: 2048 × 2048 float32 is 16 MiB, and the d² of scaling the covariance is lost beside their 2048·d².
-# Measured on two threads at d = 2048 and 512: 1024 gives 3 to 6% less of the speed of a square product.
-BLOCK_ROWS = 2048
-# Columns of the triangle that torch multiplies at a time.  Measured at d = 2048: 128, 256 and 512 reach 66, 71 and 69%
-# of the speed of a square product, counting one triangle; half a block per column is made in vain.
-COLUMNS = 256
-# Rows whose gradients are carried through one block: the d² of a merge is lost beside the 4096·d² of a product.
-GRADIENT_BLOCK_ROWS = 4096
 
 
 class FeatureMoments:
@@ -53,7 +52,7 @@ class FeatureMoments:
             )
         self._count = count  # of the rows within _mean and _cov
         self.provenance = {} if provenance is None else provenance
-        self._added, self._evicted = _Buffer(), _Buffer()
+        self._added, self._evicted = RowBuffer(), RowBuffer()
         self._shared = True  # someone else may hold _cov, so it must not be written to
         self._mirrored = True  # both triangles of _cov are valid; else the upper one alone
 
@@ -84,7 +83,7 @@ class FeatureMoments:
         """Covariance with ddof = 1, float64 [d, d]."""
         self._flush()
         if not self._mirrored:
-            _mirror_triangle(self._cov)
+            mirror_triangle(self._cov)
             self._mirrored = True
         self._shared = True
         return self._cov
@@ -112,14 +111,14 @@ class FeatureMoments:
         if len(x) < 2:
             raise ValueError(f"a covariance needs at least 2 rows, got {len(x)}; stream single rows with update()")
         if x.requires_grad and kernel == "torch":
-            return cls(*_moments_with_gradient(x), dict(provenance or {}))
+            return cls(*moments_with_gradient(x), dict(provenance or {}))
         moments = cls.empty(x.shape[1], provenance, x.device)
         if kernel == "torch":
             moments._add(x)  # as `update`, which would look for NaN once more
         else:
             moments.update(x, kernel)
         moments._flush()
-        moments._added = _Buffer()
+        moments._added = RowBuffer()
         return moments
 
     @torch.inference_mode(False)  # what is made here is written to again, perhaps outside the caller's inference mode
@@ -134,7 +133,7 @@ class FeatureMoments:
         """
         if kernel not in ("torch", "triton"):
             raise ValueError(f"kernel must be 'torch' or 'triton', got {kernel!r}; 'torch' runs on any device")
-        x, n = self._checked_rows(x), self._known_count()
+        x, n = self.checked_rows(x), self._known_count()
         needs_grad = len(x) and (x.requires_grad or self._mean.requires_grad or self._cov.requires_grad)
         if kernel == "triton":
             if needs_grad:
@@ -143,8 +142,8 @@ class FeatureMoments:
             self._count, self._mean, self._cov = fused(n, self.mean, self.cov, x.to(self._mean.device))
             return self
         if needs_grad:
-            added = _moments_with_gradient(x.to(self._mean.device))
-            self._count, self._mean, self._cov = _combine(n, self.mean, self.cov, *added)
+            added = moments_with_gradient(x.to(self._mean.device))
+            self._count, self._mean, self._cov = combine(n, self.mean, self.cov, *added)
             return self
         self._add(x)
         return self
@@ -157,7 +156,7 @@ class FeatureMoments:
         adds up: measured 2·10⁻¹⁴ after 100 turnovers of 1,000 rows with means of 5 standard deviations.  Rows that were
         never added are not noticed.  `FeatureWindow` keeps its rows and starts afresh after every turnover.
         """
-        x, n = self._checked_rows(x), self._known_count()
+        x, n = self.checked_rows(x), self._known_count()
         if len(x) > n:
             raise ValueError(f"{len(x)} rows cannot be evicted from moments of {n}; evict rows that were added")
         if self._mean.requires_grad or self._cov.requires_grad:
@@ -192,7 +191,7 @@ class FeatureMoments:
     def merge(self, other: FeatureMoments) -> FeatureMoments:
         """Moments of both sets together, as a new object; ValueError if their dimension or provenance differ."""
         check_same_features(self, other)
-        merged = _combine(self._known_count(), self.mean, self.cov, other._known_count(), other.mean, other.cov)
+        merged = combine(self._known_count(), self.mean, self.cov, other._known_count(), other.mean, other.cov)
         return FeatureMoments(*merged, self.provenance or other.provenance)
 
     def all_reduce(self, group=None) -> FeatureMoments:
@@ -252,7 +251,8 @@ class FeatureMoments:
             raise ValueError("these statistics do not tell their count, so nothing can be merged in; set .count first")
         return self.count
 
-    def _checked_rows(self, x: Tensor) -> Tensor:
+    def checked_rows(self, x: Tensor) -> Tensor:
+        """x [m, d] as a tensor; ValueError unless its rows are finite floats of these moments' d."""
         x = checked_features(x)
         if x.shape[1] != self.dim:
             raise ValueError(f"these moments have d = {self.dim}, the batch has d = {x.shape[1]}; use one extractor")
@@ -287,90 +287,14 @@ class FeatureMoments:
         if not after:
             self._mean = torch.zeros_like(self._mean)
         else:
-            own = _own_mean(rows)
+            own = block_mean(rows)
             delta = own - self._mean
             self._mean = self._mean + delta * (sign * m / after)
         if after < 2:
             self._cov.zero_()
         else:
             extra = delta * math.sqrt(n * m / after)
-            _add_scatter(self._cov, rows, own, extra, sign / (after - 1), max(n - 1, 0) / (after - 1))
-
-
-class FeatureWindow:
-    """The newest `size` feature rows [n ≤ size, d] and their moments, kept as rows come and go.
-
-    size        rows kept
-    dim         d
-    dtype       float32  of the rows kept, to which rows are rounded as they come, so that what leaves is what came
-
-    After every `size` evictions the moments are made afresh from the rows, so rounding never adds up over more.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        dim: int,
-        provenance: dict | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ):
-        if size < 1:
-            raise ValueError(f"size is {size}; a window keeps at least 1 row")
-        self._rows = torch.zeros(size, dim, dtype=dtype, device=device)
-        self._moments = FeatureMoments.empty(dim, provenance, device)
-        self._oldest = self._evictions = 0
-
-    def __len__(self) -> int:
-        return self._moments.count
-
-    @property
-    def size(self) -> int:
-        """Most rows kept."""
-        return len(self._rows)
-
-    @property
-    def moments(self) -> FeatureMoments:
-        """Moments of the rows in the window, which follow it; `copy()` them to keep."""
-        return self._moments
-
-    @property
-    def rows(self) -> Tensor:
-        """The rows in the window from the oldest to the newest, [n, d]."""
-        return self._rows[: len(self)].roll(-self._oldest, dims=0)
-
-    def add(self, x: Tensor) -> FeatureWindow:
-        """Add the rows of x [m, d], the oldest making room, and return self; ValueError as for `FeatureMoments`."""
-        x = self._moments._checked_rows(x).detach().to(self._rows)[-self.size :]
-        places = (self._oldest + len(self) + torch.arange(len(x), device=x.device)) % self.size
-        leaving = max(0, len(self) + len(x) - self.size)
-        self._moments.evict(self._rows[places[len(x) - leaving :]]).update(x)
-        self._rows[places] = x
-        self._oldest = (self._oldest + leaving) % self.size
-        self._evictions += leaving
-        if self._evictions >= self.size:
-            self._moments.load_state_dict(self._afresh().state_dict())
-            self._evictions = 0
-        return self
-
-    def drift(self) -> float:
-        """Largest difference of the moments from those of the rows made afresh, as part of the largest covariance."""
-        fresh = self._afresh()
-        scale = fresh.cov.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-        return ((self._moments.cov - fresh.cov).abs().max() / scale).item()
-
-    def state_dict(self) -> dict:
-        """The rows from the oldest to the newest and `provenance`, for torch.save."""
-        return {"rows": self.rows, "provenance": dict(self._moments.provenance)}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Hold the rows that `state_dict` described, the newest `size` of them; ValueError for another d."""
-        self._moments.load_state_dict(FeatureMoments.empty(self._rows.shape[1], state["provenance"]).state_dict())
-        self._oldest = self._evictions = 0
-        self.add(state["rows"])
-
-    def _afresh(self) -> FeatureMoments:
-        return FeatureMoments.empty(self._rows.shape[1], self._moments.provenance, self._rows.device).update(self.rows)
+            add_scatter(self._cov, rows, own, extra, sign / (after - 1), max(n - 1, 0) / (after - 1))
 
 
 def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
@@ -385,118 +309,6 @@ def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
         raise ValueError(f"moments lie on {a._mean.device} and {b._mean.device}; move one side with .to(device)")
 
 
-# --- arithmetic --------------------------------------------------------------------------------------------------
-
-
-class _Buffer:
-    """Fewer than BLOCK_ROWS rows that wait, with all their digits: float32 until wider ones come, then float64."""
-
-    def __init__(self):
-        self._rows, self._filled = torch.empty(0, 0), 0
-
-    def __len__(self) -> int:
-        return self._filled
-
-    def blocks(self, x: Tensor, device: torch.device) -> Iterator[Tensor]:
-        """Take in the rows of x [m, d] and yield every BLOCK_ROWS rows, on `device`; the next call writes over them."""
-        start = 0
-        while start < len(x):
-            part = x[start : start + BLOCK_ROWS - self._filled]
-            start += len(part)
-            if len(part) == BLOCK_ROWS and _usable_as_they_are(part, device):
-                yield part
-                continue
-            self._append(part, device)
-            if self._filled == BLOCK_ROWS:
-                yield self.taken()
-
-    def taken(self) -> Tensor:
-        """The rows that wait, which then wait no more."""
-        rows, self._filled = self._rows[: self._filled], 0
-        return rows
-
-    def _append(self, part: Tensor, device: torch.device) -> None:
-        dtype = torch.float64 if part.dtype == torch.float64 else torch.float32  # which holds the narrower ones exactly
-        if not len(self._rows):
-            self._rows = torch.empty(BLOCK_ROWS, part.shape[1], dtype=dtype, device=device)
-        if dtype == torch.float64:
-            self._rows = self._rows.to(dtype)
-        self._rows[self._filled : self._filled + len(part)] = part
-        self._filled += len(part)
-
-
-def _usable_as_they_are(rows: Tensor, device: torch.device) -> bool:
-    return rows.device == device and rows.dtype in (torch.float32, torch.float64) and rows.is_contiguous()
-
-
-def _own_mean(rows: Tensor) -> Tensor:
-    """Mean of the rows [m, d] of a block, float64 [d]."""
-    kernels = backend.cpu_kernels(rows.device)
-    if kernels is None:
-        return rows.to(torch.float64).mean(dim=0)
-    return torch.from_numpy(kernels.column_sums(rows.numpy(), torch.get_num_threads())) / len(rows)
-
-
-def _add_scatter(cov: Tensor, rows: Tensor, mean: Tensor, extra: Tensor, alpha: float, beta: float) -> None:
-    """Upper triangle of cov ← beta·cov + alpha·(Σ (x − mean)(x − mean)ᵀ + extra·extraᵀ); below it stands anything."""
-    kernels = backend.cpu_kernels(cov.device)
-    if kernels is not None:
-        arrays = (t.numpy() for t in (cov, rows, mean, extra))
-        return kernels.add_scatter(*arrays, alpha, beta, torch.get_num_threads())
-    centred = torch.cat([rows - mean, extra[None]])
-    for start in range(0, len(cov), COLUMNS):
-        stop = min(start + COLUMNS, len(cov))
-        cov[:stop, start:stop].addmm_(centred[:, :stop].T, centred[:, start:stop], alpha=alpha, beta=beta)
-
-
-def _mirror_triangle(cov: Tensor) -> None:
-    """The lower triangle of cov [d, d] becomes the upper one's mirror image, square by square within cache."""
-    for start in range(0, len(cov), COLUMNS):
-        rows = slice(start, min(start + COLUMNS, len(cov)))
-        cov[rows, rows] = cov[rows, rows].triu() + cov[rows, rows].triu(1).T
-        for right in range(rows.stop, len(cov), COLUMNS):
-            columns = slice(right, min(right + COLUMNS, len(cov)))
-            cov[columns, rows] = cov[rows, columns].T
-
-
-def _moments_with_gradient(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Count, mean and covariance of x [n ≥ 1, d], differentiable."""
-    moments = None
-    for block in x.split(GRADIENT_BLOCK_ROWS):
-        moments = _block_moments(block) if moments is None else _combine(*moments, *_block_moments(block))
-    return moments
-
-
-def _block_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Moments of one block about its own mean, and a second pass for what rounding left of that mean."""
-    n = len(x)
-    x = x.to(torch.float64)
-    mean = x.mean(dim=0)
-    centred = x - mean
-    residue = centred.mean(dim=0)  # zero but for rounding
-    scatter = centred.T @ centred - n * torch.outer(residue, residue)
-    return n, mean + residue, scatter / max(n - 1, 1)
-
-
-def _combine(
-    n_a: int, mean_a: Tensor, cov_a: Tensor, n_b: int, mean_b: Tensor, cov_b: Tensor
-) -> tuple[int, Tensor, Tensor]:
-    """S = S_a + S_b + (n_a n_b / n) δδᵀ with δ = μ_b − μ_a (Chan, Golub & LeVeque 1983)."""
-    n = n_a + n_b
-    if n == 0:
-        return 0, mean_a, cov_a
-    delta = mean_b - mean_a
-    mean = mean_a + delta * (n_b / n)
-    scatter = max(n_a - 1, 0) * cov_a + max(n_b - 1, 0) * cov_b + (n_a * n_b / n) * torch.outer(delta, delta)
-    return n, mean, scatter / max(n - 1, 1)
-
-
-def mean_row(x: Tensor) -> Tensor:
-    """Mean of the rows of x [n, d], float64 [d], without a float64 copy of them all."""
-    sums = [rows.to(torch.float64).sum(dim=0) for rows in x.split(BLOCK_ROWS)]
-    return torch.stack(sums).sum(dim=0) / len(x)
-
-
 def reducing_device(device: torch.device, group) -> torch.device:
     """Where the group reduces tensors of `device`: in host memory unless it takes none, as NCCL, and so alike on all.
 
@@ -507,21 +319,6 @@ def reducing_device(device: torch.device, group) -> torch.device:
     if "cpu:" in dist.get_backend_config(group):
         return torch.device("cpu")
     return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
-
-
-def checked_features(x: Tensor) -> Tensor:
-    """x [n, d] as a tensor; ValueError for another shape, no floats, or values that are not finite, naming the row."""
-    x = as_tensor(x)
-    if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(f"features must be [n, d], got shape {tuple(x.shape)}; pool or flatten them on purpose")
-    if not x.is_floating_point():
-        raise ValueError(f"features must be floating point, got {x.dtype}; images go through an extractor first")
-    if torch.isfinite(x.detach().sum()):  # a finite sum has finite terms; an infinite one may have overflowed only
-        return x
-    bad = ~torch.isfinite(x.detach()).all(dim=1)
-    if bad.any():
-        raise ValueError(f"feature row {int(bad.nonzero()[0])} holds NaN or infinity ({int(bad.sum())} such rows)")
-    return x
 
 
 # --- files -------------------------------------------------------------------------------------------------------

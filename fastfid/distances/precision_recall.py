@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.distances.moments import mean_row
-from fastfid.runtime.devices import as_tensor, full_float32
+from fastfid.distances.rows import blocks, checked_pair, mean_row
+from fastfid.runtime.devices import full_float32
 
 # Rows and columns of a tile: 4 MiB of float32 that stay in cache for the comparisons.  Measured at d = 2048, two cores:
 # products of 1024² run at the speed of 2048², and the comparisons at three times its speed.
@@ -237,9 +237,9 @@ def _radii_by_rows(x: _Points, k: int) -> Tensor:
     """The same from whole rows of float64 bounds: for points that tie within float32, or coincide."""
     candidates = min(k + 1 + SPARE_NEIGHBOURS, len(x))
     radii = []
-    for rows in _blocks(len(x), BLOCK_ROWS):
+    for rows in blocks(len(x), BLOCK_ROWS):
         left = x.left(rows)
-        bounds = torch.cat([left @ x.right(columns).T for columns in _blocks(len(x), TILE)], dim=1)
+        bounds = torch.cat([left @ x.right(columns).T for columns in blocks(len(x), TILE)], dim=1)
         nearest = bounds.topk(candidates, dim=1, largest=False, sorted=False).indices
         own = torch.arange(len(x), device=nearest.device)[rows, None].expand_as(nearest)
         squared = _exact_squared(x, own.reshape(-1), x, nearest.reshape(-1)).view_as(nearest)
@@ -269,8 +269,8 @@ class _Points:
     @cached_property
     def norms(self) -> Tensor:
         """|p|², float64 [n]."""
-        blocks = (self._extended(rows, self.scale)[:, :-2] for rows in _blocks(len(self), TILE))
-        return torch.cat([torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in blocks]).square()
+        parts = (self._extended(rows, self.scale)[:, :-2] for rows in blocks(len(self), TILE))
+        return torch.cat([torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in parts]).square()
 
     @cached_property
     def slack(self) -> Tensor:
@@ -393,12 +393,12 @@ def _adm_squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice,
     accumulated in float32 and rounded once, as cuBLAS does with matrices of float16; TensorFlow may round its norms
     otherwise by one unit in the last place, which depends on the machine there.
     """
-    for rows in _blocks(len(x), ADM_BATCH):
-        for columns in _blocks(len(y), ADM_BATCH):
+    for rows in blocks(len(x), ADM_BATCH):
+        for columns in blocks(len(y), ADM_BATCH):
             squared = _expanded_squared(x[rows].to(torch.float16), y[columns].to(torch.float16))
             if not torch.isfinite(squared).all():
                 squared = _expanded_squared(x[rows].to(torch.float32), y[columns].to(torch.float32))
-            for part in _blocks(len(squared), BLOCK_ROWS):
+            for part in blocks(len(squared), BLOCK_ROWS):
                 yield slice(rows.start + part.start, rows.start + part.stop), columns, squared[part].float()
 
 
@@ -406,17 +406,13 @@ def _expanded_squared(x: Tensor, y: Tensor) -> Tensor:
     """max(|x|² − 2x·y + |y|², 0) [n, m] in the dtype given, a block of rows at a time."""
     norms_x, norms_y = (side.square().float().sum(dim=1).to(side.dtype) for side in (x, y))
     squared = torch.empty(len(x), len(y), dtype=x.dtype, device=x.device)
-    for rows in _blocks(len(x), BLOCK_ROWS):
+    for rows in blocks(len(x), BLOCK_ROWS):
         products = (x[rows].float() @ y.float().T).to(x.dtype)
         squared[rows] = (norms_x[rows, None] - 2 * products + norms_y).clamp_(min=0)
     return squared
 
 
 # --- small things ------------------------------------------------------------------------------------------------
-
-
-def _blocks(n: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def _even_blocks(n: int, most: int) -> list[slice]:
@@ -451,21 +447,10 @@ def _part(flags: Tensor) -> float:
 
 
 def _checked_pair(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    real, generated = as_tensor(real).detach(), as_tensor(generated).detach()
     if k < 1:
         raise ValueError(f"nearest_k is {k}; it counts neighbours from 1")
-    if real.device != generated.device:
-        raise ValueError(f"real is on {real.device}, generated on {generated.device}; move one of them")
+    real, generated = checked_pair(real, generated)
     for name, x in (("real", real), ("generated", generated)):
-        if x.dim() != 2 or 0 in x.shape:
-            raise ValueError(f"{name} features must be [n, d] with n, d > 0, got shape {tuple(x.shape)}")
         if len(x) <= k:
             raise ValueError(f"{len(x)} {name} rows have no neighbour number {k}; pass nearest_k={len(x) - 1} or less")
-        if not all(torch.isfinite(end) for end in torch.aminmax(x)):  # NaN is both ends; a tenth of isfinite's time
-            row = int((~torch.isfinite(x).all(dim=1)).nonzero()[0])
-            raise ValueError(f"{name} feature row {row} holds NaN or infinity; check the extractor")
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(
-            f"real has d = {real.shape[1]}, generated has d = {generated.shape[1]}; use one extractor for both"
-        )
     return real, generated

@@ -29,8 +29,9 @@ from fastfid.distances.kid_mmd import (
     polynomial_kernel,
 )
 from fastfid.distances.leave_one_out import LeaveOneOut
-from fastfid.distances.moments import FeatureMoments, mean_row
+from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import BallCounts, ball_counts, prdc, precision_recall
+from fastfid.distances.rows import mean_row
 from fastfid.evaluation.intervals import (
     PARTS,
     ClassProbabilities,

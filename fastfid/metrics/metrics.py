@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from fastfid.distances.frechet import frechet_distance
 from fastfid.distances.kid_mmd import kid
-from fastfid.distances.moments import FeatureMoments, checked_features, reducing_device
+from fastfid.distances.moments import FeatureMoments, reducing_device
 from fastfid.distances.precision_recall import precision_recall
+from fastfid.distances.rows import checked_features
 from fastfid.features.extractor import FeatureExtractor, feature_extractor
 from fastfid.runtime.devices import as_tensor, full_float32
 

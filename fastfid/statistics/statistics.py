@@ -34,7 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.distances.moments import BLOCK_ROWS, FeatureMoments
+from fastfid.distances.moments import FeatureMoments
+from fastfid.distances.rows import BLOCK_ROWS
 from fastfid.images.open import ARRAY_NAMES
 from fastfid.protocols import PROTOCOLS
 from fastfid.runtime.atomic_files import write_atomically

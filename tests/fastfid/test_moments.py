@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastfid.backend
-import fastfid.distances.moments
+import fastfid.distances.scatter
 from fastfid import FeatureMoments
-from fastfid.distances.moments import FeatureWindow
+from fastfid.distances.window import FeatureWindow
 
 # Two float64 summation orders of N ≤ 10⁴ terms differ by at most about N·ε = 2e-12 of their absolute sum, and by √N·ε
 # in practice; 1e-12 of the features' scale is left for both mean and covariance.
@@ -49,7 +49,7 @@ def test_numpy_arrays_are_features_too():
 
 
 def test_a_mean_of_1e4_standard_deviations_costs_no_digits(monkeypatch):
-    monkeypatch.setattr(fastfid.distances.moments, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(fastfid.distances.scatter, "BLOCK_ROWS", 100)
     shifted = rows(1000, 8, offset=1e4)
     centred = numpy_moments(shifted - 1e4)  # exact: both operands share the exponent range
     whole = FeatureMoments.from_features(shifted)
@@ -85,7 +85,7 @@ def extension(request, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_batches_change_no_bit(monkeypatch, extension, dtype):
-    monkeypatch.setattr(fastfid.distances.moments, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(fastfid.distances.scatter, "BLOCK_ROWS", 16)
     x = rows(100, 6, offset=3.0, dtype=dtype)
     whole = FeatureMoments.from_features(x)
     for size in (1, 7, 16, 40):
@@ -96,7 +96,7 @@ def test_batches_change_no_bit(monkeypatch, extension, dtype):
 
 
 def test_batches_of_several_types_keep_all_digits(monkeypatch, extension):
-    monkeypatch.setattr(fastfid.distances.moments, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(fastfid.distances.scatter, "BLOCK_ROWS", 16)
     types = [torch.float32, torch.float64, torch.bfloat16, torch.float32]
     parts = [rows(9, 5, seed, offset=3.0, dtype=types[seed % 4]) for seed in range(12)]
     moments = FeatureMoments.empty(5)
@@ -117,7 +117,7 @@ def test_rows_and_covariances_that_are_not_contiguous(extension):
 
 def test_triangles_of_any_width(monkeypatch, extension):
     x = rows(50, 41)
-    monkeypatch.setattr(fastfid.distances.moments, "COLUMNS", 7)
+    monkeypatch.setattr(fastfid.distances.scatter, "COLUMNS", 7)
     moments = FeatureMoments.from_features(x)
     assert torch.equal(moments.cov, moments.cov.T)
     assert_same(moments, numpy_moments(x), scale=10)
@@ -155,7 +155,7 @@ def test_updates_inside_and_outside_of_inference_mode(extension):
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("block", [8, 2048])
 def test_evicted_rows_leave_no_trace(monkeypatch, extension, block, offset):
-    monkeypatch.setattr(fastfid.distances.moments, "BLOCK_ROWS", block)
+    monkeypatch.setattr(fastfid.distances.scatter, "BLOCK_ROWS", block)
     x = rows(90, 5, offset=offset)
     moments = FeatureMoments.from_features(x)
     for part in (x[:30], x[30:37], x[37:37]):
@@ -209,8 +209,8 @@ def test_state_comes_back():
 def test_blocks_equal_the_whole(monkeypatch):
     x = rows(50, 6)
     whole = FeatureMoments.from_features(x)
-    monkeypatch.setattr(fastfid.distances.moments, "BLOCK_ROWS", 7)
-    monkeypatch.setattr(fastfid.distances.moments, "GRADIENT_BLOCK_ROWS", 7)
+    monkeypatch.setattr(fastfid.distances.scatter, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(fastfid.distances.scatter, "GRADIENT_BLOCK_ROWS", 7)
     assert_same(FeatureMoments.from_features(x), whole)
     with_gradient = FeatureMoments.from_features(x.clone().requires_grad_())
     assert with_gradient.cov.requires_grad
