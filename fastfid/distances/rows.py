@@ -56,3 +56,8 @@ def checked_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
             f"real has d = {real.shape[1]}, generated has d = {generated.shape[1]}; use one extractor for both"
         )
     return real, generated
+
+
+def share(flags: Tensor) -> float:
+    """Share of true entries in bool [n]."""
+    return int(flags.sum()) / len(flags)

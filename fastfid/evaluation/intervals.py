@@ -68,7 +68,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from fastfid.distances.kid_mmd import Kernel, RowSums
+from fastfid.distances.kernel_sums import Kernel, RowSums
 from fastfid.distances.leave_one_out import LeaveOneOut
 from fastfid.distances.moments import FeatureMoments
 from fastfid.statistics.statistics import without_provenance

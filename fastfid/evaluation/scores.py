@@ -18,16 +18,8 @@ import torch
 from torch import Tensor
 
 from fastfid.distances.frechet import FrechetTerms, PreparedMoments, Side, frechet_distance, frechet_terms, prepare
-from fastfid.distances.kid_mmd import (
-    Kernel,
-    KidEstimate,
-    MaximumMeanDiscrepancy,
-    gaussian_kernel,
-    kid,
-    kid_and_mmd,
-    mmd,
-    polynomial_kernel,
-)
+from fastfid.distances.kernel_sums import Kernel, gaussian_kernel, polynomial_kernel
+from fastfid.distances.kid_mmd import KidEstimate, MaximumMeanDiscrepancy, kid, kid_and_mmd, mmd
 from fastfid.distances.leave_one_out import LeaveOneOut
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import BallCounts, ball_counts, prdc, precision_recall

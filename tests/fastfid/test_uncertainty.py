@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fastfid import evaluate, frechet_distance
-from fastfid.distances.kid_mmd import gaussian_kernel, kid_and_mmd, mmd, polynomial_kernel
+from fastfid.distances.kernel_sums import gaussian_kernel, polynomial_kernel
+from fastfid.distances.kid_mmd import kid_and_mmd, mmd
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import prdc
 from fastfid.evaluation import intervals

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from prdc import compute_prdc
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-import fastfid.distances.precision_recall
 from fastfid import prdc, precision_recall
+from fastfid.distances import adm_neighbours, kth_neighbour, pair_tiles
+from fastfid.distances import precision_recall as precision_recall_module
 
 # Every score is a count over n, m or k·m, so two implementations that agree on each pair agree to the last bits of one
 # division; prdc's mean of booleans and its product with 1/k round differently.
@@ -111,8 +112,10 @@ def test_far_sets_share_nothing():
 def test_blocks_change_nothing(monkeypatch):
     real, generated = features(100, 5, 1), features(61, 5, 2)
     whole = prdc(real, generated), precision_recall(real, real.flip(0))
-    for name, size in (("BLOCK_ROWS", 7), ("TILE", 11), ("PAIR_ELEMENTS", 16)):
-        monkeypatch.setattr(fastfid.distances.precision_recall, name, size)
+    monkeypatch.setattr(kth_neighbour, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(kth_neighbour, "TILE", 11)
+    monkeypatch.setattr(pair_tiles, "TILE", 11)
+    monkeypatch.setattr(pair_tiles, "PAIR_ELEMENTS", 16)
     assert (prdc(real, generated), precision_recall(real, real.flip(0))) == whole
 
 
@@ -124,13 +127,14 @@ def test_every_route_counts_the_same(monkeypatch, blurry):
         generated *= 0.01
     exact = prdc_reference(real, generated, 5)
     assert (exact["density"] == 60) == blurry  # 300 balls hold a row, of 5 expected
-    monkeypatch.setattr(fastfid.distances.precision_recall, "TILE", 100)
+    monkeypatch.setattr(kth_neighbour, "TILE", 100)
+    monkeypatch.setattr(pair_tiles, "TILE", 100)
     assert prdc(real, generated) == pytest.approx(exact, **COUNTS)
-    monkeypatch.setattr(fastfid.distances.precision_recall, "OPEN_PART", -1)
-    monkeypatch.setattr(fastfid.distances.precision_recall, "MIN_CANDIDATES", 0)
-    monkeypatch.setattr(fastfid.distances.precision_recall, "CANDIDATES", 0)
-    points = fastfid.distances.precision_recall._Points(real, real.mean(dim=0), 1.0)
-    assert fastfid.distances.precision_recall._neighbour_candidates(points, 5) is None
+    monkeypatch.setattr(precision_recall_module, "OPEN_PART", -1)
+    monkeypatch.setattr(kth_neighbour, "MIN_CANDIDATES", 0)
+    monkeypatch.setattr(kth_neighbour, "CANDIDATES", 0)
+    points = pair_tiles.Points(real, real.mean(dim=0), 1.0)
+    assert kth_neighbour._neighbour_candidates(points, 5) is None
     assert prdc(real, generated) == pytest.approx(exact, **COUNTS)
 
 
@@ -157,12 +161,12 @@ def test_bounds_enclose_the_distances(dtype, make):
         x, y = x * torch.logspace(-6, 6, 60, dtype=torch.float64)[:, None], y * 1e-3
     elif make == "same":
         y = x[:50].clone()
-    scale = fastfid.distances.precision_recall._scale(x, y)
+    scale = pair_tiles.common_scale(x, y)
     centre = torch.zeros(300, dtype=torch.float64)
-    left, right = (fastfid.distances.precision_recall._Points(side, centre, scale, dtype) for side in (x, y))
-    (tile,) = fastfid.distances.precision_recall._tiles(left, right)
+    left, right = (pair_tiles.Points(side, centre, scale, dtype) for side in (x, y))
+    (tile,) = pair_tiles.tiles(left, right)
     i, j, low = tile.pairs_within(torch.full((1, 1), torch.inf, dtype=dtype))
-    exact = fastfid.distances.precision_recall._exact_squared(left, i, right, j)
+    exact = pair_tiles.exact_squared(left, i, right, j)
     rounding = 1e-13 * (left.norms[i] + right.norms[j])
     assert len(i) == 60 * 50
     assert (low.double() <= exact + rounding).all() and (exact <= tile.upper(i, j, low) + rounding).all()
@@ -216,7 +220,7 @@ def test_adm_distances(monkeypatch):
 
     With d = 100, |x|² is 1,700 and 2x·y twice that, of which float16 keeps 1 and 2, beside squared distances of 270.
     """
-    monkeypatch.setattr(fastfid.distances.precision_recall, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(adm_neighbours, "BLOCK_ROWS", 64)
     generator = torch.Generator().manual_seed(0)
     real, generated = (torch.randint(16, 49, (n, 100), generator=generator).float() / 8 for n in (300, 187))
     generated *= 9 / 8
@@ -230,11 +234,11 @@ def test_adm_distances(monkeypatch):
 
 def test_adm_falls_back_by_batches(monkeypatch):
     """One row that overflows float16 changes only the batches it is in."""
-    monkeypatch.setattr(fastfid.distances.precision_recall, "ADM_BATCH", 10)
+    monkeypatch.setattr(adm_neighbours, "ADM_BATCH", 10)
     x = features(30, 5, 1)
     x[25] *= 1e3
     in_half = {}
-    for rows, columns, squared in fastfid.distances.precision_recall._adm_squared_distances(x, x):
+    for rows, columns, squared in adm_neighbours._adm_squared_distances(x, x):
         assert torch.isfinite(squared).all()
         in_half[rows.start, columns.start] = torch.equal(squared, squared.half().float())
     assert in_half == {(i, j): i < 20 and j < 20 for i in (0, 10, 20) for j in (0, 10, 20)}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-import fastfid.distances.kid_mmd
 from fastfid import kid, mmd
-from fastfid.distances.kid_mmd import gaussian_kernel, kid_and_mmd, polynomial_kernel
+from fastfid.distances import kernel_sums, kid_mmd
+from fastfid.distances.kernel_sums import gaussian_kernel, polynomial_kernel
+from fastfid.distances.kid_mmd import kid_and_mmd
 
 # Kernel values of unit-variance features with γ = 1/d lie near (1 + 1)³ = 8; three float64 means of them differ between
 # summation orders by some 1e-15 each.
@@ -78,8 +79,9 @@ def test_the_smallest_subset_by_hand():
 def test_small_blocks_change_nothing(monkeypatch):
     real, generated = features(120, 5, 1), features(90, 5, 2)
     whole = kid(real, generated, 30, 41), mmd(real, generated)
-    monkeypatch.setattr(fastfid.distances.kid_mmd, "COLUMNS", 7)
-    monkeypatch.setattr(fastfid.distances.kid_mmd, "PANEL_BLOCKS", 3)
+    monkeypatch.setattr(kid_mmd, "COLUMNS", 7)
+    monkeypatch.setattr(kernel_sums, "COLUMNS", 7)
+    monkeypatch.setattr(kernel_sums, "PANEL_BLOCKS", 3)
     assert kid(real, generated, 30, 41).mean == pytest.approx(whole[0].mean, abs=ABSOLUTE)
     assert mmd(real, generated).value == pytest.approx(whole[1].value, abs=ABSOLUTE)
 
