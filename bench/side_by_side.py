@@ -51,7 +51,7 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm import tqdm
 
-import fastfid.features.extractor
+import fastfid.features.inception
 import fastfid.runtime.hashes
 from fastfid.evaluation.evaluate import evaluate
 from fastfid.protocols import PROTOCOLS
@@ -214,7 +214,7 @@ def of_clean_fid(case: Case) -> dict[str, float]:
             self.network = FeatureExtractorInceptionV3(name, ["2048"], feature_extractor_weights_path=path)
 
         def forward(self, x):
-            for stage in fastfid.features.registry.INCEPTION_STAGES:
+            for stage in fastfid.features.inception.INCEPTION_STAGES:
                 x = getattr(self.network, stage)(x)
             return x
 
@@ -467,7 +467,7 @@ def main() -> None:
     if not weights.exists():
         torch.save(random_inception(), weights)
     digest = fastfid.runtime.hashes.file_sha256(weights)
-    fastfid.features.extractor.INCEPTION_SHA256 = digest[:8]  # instead of that of the published weights
+    fastfid.features.inception.INCEPTION_SHA256 = digest[:8]  # instead of that of the published weights
     torch_fidelity.registry.register_feature_extractor("efficientnet-lite0", FidelityEfficientNet)
     counts = {EFFICIENTNET: arguments.images, INCEPTION: arguments.inception_images}
     cases = [Case(net, side, n // SIDES[side], arguments.work) for net, n in counts.items() for side in (64, 299, 128)]

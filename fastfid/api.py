@@ -8,8 +8,9 @@ from fastfid.distances.real_side import RealFactor
 from fastfid.distances.window import FeatureWindow
 from fastfid.evaluation.evaluate import diff, evaluate
 from fastfid.evaluation.results import DifferenceResult, EvaluationResult
-from fastfid.features.extractor import FeatureExtractor, feature_extractor
-from fastfid.features.registry import torchscript_extractor
+from fastfid.features.extractor import FeatureExtractor
+from fastfid.features.registry import feature_extractor
+from fastfid.features.torchscript import torchscript_extractor
 from fastfid.images.open import open_images
 from fastfid.linalg.iterative_roots import trace_sqrt_product
 from fastfid.metrics.metrics import FrechetDistance, FrechetInceptionDistance, KernelInceptionDistance, PrecisionRecall

@@ -19,9 +19,9 @@ class Protocol:
     """What a peer does between the images and the number.
 
     network          network used unless another is asked for
-    inception        how images reach Inception: a name of fastfid.features.registry.INCEPTION_INPUTS
-    dinov2           how images reach DINOv2: a name of fastfid.features.registry.DINOV2_INPUTS
-    clip             how images reach CLIP: a name of fastfid.features.registry.CLIP_INPUTS
+    inception        how images reach Inception: a name of fastfid.features.inception.INCEPTION_INPUTS
+    dinov2           how images reach DINOv2: a name of fastfid.features.vision_transformers.DINOV2_INPUTS
+    clip             how images reach CLIP: a name of fastfid.features.vision_transformers.CLIP_INPUTS
     metrics          computed unless others are asked for
     nearest_k        neighbour whose distance is a point's radius (precision, recall, density, coverage)
     inclusive        precision and recall count a distance equal to the radius (<=); else strictly below (<)

@@ -24,8 +24,9 @@ from torch import nn
 from tqdm import tqdm
 
 from fastfid import FeatureMoments, frechet_distance
-from fastfid.features.extractor import ASSETS as FEATURE_ASSETS
-from fastfid.features.extractor import FASHION_NETS, build_fashion_net, load_fashion_net
+from fastfid.features.fashion import ASSETS as FEATURE_ASSETS
+from fastfid.features.fashion import build_fashion_net, load_fashion_net
+from fastfid.features.names import FASHION_NETS
 from sit_rl.components.image_sets import (
     ASSETS,
     FASHION_SIT,

@@ -14,7 +14,8 @@ import fastfid
 from fastfid import FeatureMoments, SwapEngine, frechet_distance, mmd, prdc
 from fastfid.distances.moments import reducing_device
 from fastfid.distances.real_side import RealFactor
-from fastfid.features.registry import build_extractor, outputs_of
+from fastfid.features.extractor import outputs_of
+from fastfid.features.registry import build_extractor
 from fastfid.linalg.iterative_roots import trace_sqrt_product
 from fastfid.runtime import devices
 from fastfid.runtime.devices import as_tensor, float32_products, full_float32

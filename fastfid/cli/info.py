@@ -9,7 +9,7 @@ import torch
 
 from fastfid import backend
 from fastfid.features.names import NETWORK_NAMES
-from fastfid.features.registry import TORCHSCRIPT
+from fastfid.features.torchscript import TORCHSCRIPT
 from fastfid.images import fast_decode, files
 from fastfid.images.open import open_images
 from fastfid.protocols import PROTOCOLS

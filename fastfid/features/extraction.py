@@ -20,9 +20,8 @@ from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
 from fastfid.features.cache import FeatureCache
-from fastfid.features.extractor import FeatureExtractor
+from fastfid.features.extractor import FeatureExtractor, outputs_of
 from fastfid.features.names import BATCH_SIZE
-from fastfid.features.registry import outputs_of
 from fastfid.images.source import ImageBlock, ImageSource, counted
 from fastfid.runtime import distributed
 from fastfid.runtime.mapped_arrays import room

@@ -30,7 +30,8 @@ from fastfid.distances.kid_mmd import kid
 from fastfid.distances.moments import FeatureMoments, reducing_device
 from fastfid.distances.precision_recall import precision_recall
 from fastfid.distances.rows import checked_features
-from fastfid.features.extractor import FeatureExtractor, feature_extractor
+from fastfid.features.extractor import FeatureExtractor
+from fastfid.features.registry import feature_extractor
 from fastfid.runtime.devices import as_tensor, full_float32
 
 # Where Inception's features of each width are taken: the stage of features.registry.INCEPTION_STAGES that ends there.
@@ -413,8 +414,7 @@ class InceptionLayer(nn.Module):
         device: str | torch.device = "cpu",
     ):
         super().__init__()
-        from fastfid.features.extractor import load_inception
-        from fastfid.features.registry import INCEPTION_INPUTS
+        from fastfid.features.inception import INCEPTION_INPUTS, load_inception
 
         self.layer = layer
         self.network, _ = load_inception(weights, device)
@@ -422,7 +422,7 @@ class InceptionLayer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features float32 [n, d] of images uint8 [n, 1 or 3, H, W]; ValueError for another type or shape."""
-        from fastfid.features.registry import INCEPTION_STAGES
+        from fastfid.features.inception import INCEPTION_STAGES
 
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
             raise ValueError(

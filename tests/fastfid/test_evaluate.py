@@ -16,7 +16,8 @@ from fastfid.evaluation.html_report import report_html, write_report
 from fastfid.evaluation.intervals import leave_one_out
 from fastfid.evaluation.results import SCHEMA
 from fastfid.evaluation.scores import METRICS, _mean_and_deviation, _parts, inception_score
-from fastfid.features.registry import MultiExtractor, build_extractor, preprocessing_of
+from fastfid.features.extractor import MultiExtractor
+from fastfid.features.registry import build_extractor, preprocessing_of
 from fastfid.protocols import PROTOCOLS
 from fastfid.statistics.statistics import Statistics
 

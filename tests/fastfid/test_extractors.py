@@ -15,17 +15,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-import fastfid.features.registry as extractors
 from fastfid import FeatureExtractor, evaluate, feature_extractor
-from fastfid.features.extractor import VALUE_RANGES, preparation
-from fastfid.features.names import CLIP_MODELS, NETWORK_NAMES, ClipModel
-from fastfid.features.registry import (
-    CLIP_INPUTS,
-    DINOV2_INPUTS,
-    build_extractor,
-    outputs_of,
-    torchscript_extractor,
-)
+from fastfid.features import vision_transformers
+from fastfid.features.extractor import outputs_of
+from fastfid.features.names import CLIP_MODELS, DINOV2_MODELS, NETWORK_NAMES, ClipModel
+from fastfid.features.preparation import VALUE_RANGES, preparation
+from fastfid.features.registry import build_extractor
+from fastfid.features.torchscript import torchscript_extractor
+from fastfid.features.vision_transformers import CLIP_INPUTS, DINOV2_INPUTS
 from fastfid.protocols import PROTOCOLS
 from fastfid.runtime.hashes import file_sha256
 
@@ -137,7 +134,7 @@ def test_openais_archives_are_opened_by_their_hash_alone(tiny_clip, openai_visua
     traced(Archived(openai_visual), tmp_path / "archive.pt", images=torch.zeros(1, 3, 224, 224))
     with pytest.warns(UserWarning, match="TorchScript"), pytest.raises(ValueError, match="no readable weights file"):
         build_extractor("clip-b32", weights=tmp_path / "archive.pt")  # torch refuses it before it loads it
-    monkeypatch.setattr(extractors, "OPENAI_ARCHIVES", {file_sha256(tmp_path / "archive.pt")})
+    monkeypatch.setattr(vision_transformers, "OPENAI_ARCHIVES", {file_sha256(tmp_path / "archive.pt")})
     ours = build_extractor("clip-b32", weights=tmp_path / "archive.pt")
     with torch.inference_mode():
         expected = openai_visual(CLIP_INPUTS["pil"][0](images(1), 224))
@@ -147,7 +144,7 @@ def test_openais_archives_are_opened_by_their_hash_alone(tiny_clip, openai_visua
 def test_openais_hashes_are_those_torch_fidelity_checks():
     module = pytest.importorskip("torch_fidelity.feature_extractor_clip")
     known = {entry["hash"] for entry in module.MODEL_METADATA.values()}
-    assert len(extractors.OPENAI_ARCHIVES) == 3 and extractors.OPENAI_ARCHIVES <= known
+    assert len(vision_transformers.OPENAI_ARCHIVES) == 3 and vision_transformers.OPENAI_ARCHIVES <= known
 
 
 def test_every_named_transformer_is_one_of_timms():
@@ -155,7 +152,7 @@ def test_every_named_transformer_is_one_of_timms():
     for model in CLIP_MODELS.values():
         assert timm.is_model(model.timm_name)
         assert timm.get_pretrained_cfg(f"{model.timm_name}.openai").num_classes == model.dim
-    assert all(timm.is_model(name) for name in extractors.DINOV2_MODELS.values())
+    assert all(timm.is_model(name) for name in DINOV2_MODELS.values())
 
 
 def test_clip_weights_that_do_not_fit_are_refused(tiny_clip, tmp_path):

@@ -10,15 +10,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3
 
-import fastfid.features.extractor
+import fastfid.features.fashion
+import fastfid.features.inception
 from fastfid import FeatureExtractor, feature_extractor
-from fastfid.features.extractor import (
-    FASHION_NETS,
-    FashionNet,
-    build_fashion_net,
-    load_fashion_net,
-    prepare_fashion_images,
-)
+from fastfid.features.fashion import FashionNet, build_fashion_net, load_fashion_net, prepare_fashion_images
+from fastfid.features.names import FASHION_NETS
 from fastfid.runtime.hashes import state_sha256
 
 
@@ -57,7 +53,7 @@ def test_the_embedded_networks_load_and_are_frozen(name):
     net = load_fashion_net(name)
     assert not net.training and not any(parameter.requires_grad for parameter in net.parameters())
     extractor = feature_extractor(name)
-    path = fastfid.features.extractor.ASSETS / f"{name}.safetensors"
+    path = fastfid.features.fashion.ASSETS / f"{name}.safetensors"
     assert extractor.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     features = extractor(images(4))
     assert features.shape == (4, extractor.dim) and features.dtype == torch.float32 and not features.requires_grad
@@ -139,7 +135,7 @@ def random_inception(tmp_path, monkeypatch):
     path = tmp_path / "inception.pth"
     torch.save(network.state_dict(), path)
     monkeypatch.setattr(
-        fastfid.features.extractor, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        fastfid.features.inception, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     )
     return path, network
 
@@ -159,11 +155,11 @@ def test_inception_is_found_in_the_download_cache(random_inception, tmp_path, mo
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
     def fetch(url, target, hash_prefix):
-        assert url.endswith(".pth") and hash_prefix == fastfid.features.extractor.INCEPTION_SHA256
+        assert url.endswith(".pth") and hash_prefix == fastfid.features.inception.INCEPTION_SHA256
         path.rename(target)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    assert feature_extractor("inception").weights_sha256.startswith(fastfid.features.extractor.INCEPTION_SHA256)
+    assert feature_extractor("inception").weights_sha256.startswith(fastfid.features.inception.INCEPTION_SHA256)
     monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # the second time nothing is fetched
     assert feature_extractor("inception").dim == 2048
 
@@ -172,7 +168,7 @@ def test_inception_is_found_in_the_download_cache(random_inception, tmp_path, mo
 
 
 def test_missing_weights_name_the_command(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(fastfid.features.extractor, "ASSETS", tmp_path)
+    monkeypatch.setattr(fastfid.features.fashion, "ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError, match="train them with `python -m sit_rl.pretrain features`"):
         load_fashion_net(name)
 

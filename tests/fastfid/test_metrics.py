@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-import fastfid.features.extractor
+import fastfid.features.inception
 from fastfid import FeatureMoments, frechet_distance, kid, precision_recall
 from fastfid.metrics.metrics import (
     FrechetDistance,
@@ -91,7 +91,7 @@ def random_inception(tmp_path, monkeypatch):
         torch.manual_seed(0)
         network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    monkeypatch.setattr(fastfid.features.extractor, "_checked_sha256", lambda *_: "0" * 64)
+    monkeypatch.setattr(fastfid.features.inception, "checked_sha256", lambda *_: "0" * 64)
     return str(tmp_path / "weights.pth")
 
 
@@ -121,7 +121,7 @@ def test_named_extractors():
     images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     named, given = (
         FrechetDistance("fashion-a"),
-        FrechetDistance(fastfid.features.extractor.feature_extractor("fashion-a")),
+        FrechetDistance(fastfid.features.registry.feature_extractor("fashion-a")),
     )
     for metric in (named, given):
         metric(images, real=True)

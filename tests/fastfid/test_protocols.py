@@ -11,23 +11,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-import fastfid.features.extractor
-import fastfid.features.registry
+import fastfid.features.inception
 from fastfid import evaluate
-from fastfid.features.extractor import feature_extractor
-from fastfid.features.registry import (
-    DINOV2_INPUTS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    INCEPTION_INPUTS,
-    InceptionOutputs,
-    MultiExtractor,
-    build_extractor,
-    load_dinov2,
-    outputs_of,
-    pil_bicubic_float,
-    resampled_positions,
-)
+from fastfid.features.extractor import MultiExtractor, outputs_of
+from fastfid.features.inception import INCEPTION_INPUTS, InceptionOutputs
+from fastfid.features.preparation import IMAGENET_MEAN, IMAGENET_STD, pil_bicubic_float
+from fastfid.features.registry import build_extractor, feature_extractor
+from fastfid.features.vision_transformers import DINOV2_INPUTS, load_dinov2, resampled_positions
 from fastfid.protocols import PROTOCOLS, protocol_named
 from fastfid.runtime.hashes import file_sha256
 from tests.support.random_inception import inception, random_weights  # noqa: F401, fixtures
@@ -61,7 +51,7 @@ def test_names_and_inputs_exist():
 def test_tf1_is_torch_fidelity_bit_for_bit(inception, monkeypatch):  # noqa: F811
     """Built from the file, as a user does."""
     path, network = inception
-    monkeypatch.setattr(fastfid.features.extractor, "INCEPTION_SHA256", file_sha256(path)[:8])
+    monkeypatch.setattr(fastfid.features.inception, "INCEPTION_SHA256", file_sha256(path)[:8])
     ours = build_extractor("inception", "tf1", path, spatial=True)
     found = ours.outputs(images())
     with torch.inference_mode():
@@ -129,7 +119,7 @@ class Layers(nn.Module):
         self.network = network
 
     def forward(self, x):
-        for stage in fastfid.features.registry.INCEPTION_STAGES:
+        for stage in fastfid.features.inception.INCEPTION_STAGES:
             x = getattr(self.network, stage)(x)
         return x
 

@@ -55,7 +55,7 @@ def test_curve_was_committed_and_has_stopped_falling():
 
 @pytest.mark.parametrize("name, least", [("fashion-a", 0.88), ("fashion-b", 0.88)])
 def test_feature_networks_know_the_heldout_classes(name, least):
-    from fastfid.features.extractor import load_fashion_net
+    from fastfid.features.fashion import load_fashion_net
 
     heldout, net = load_embedded("heldout"), load_fashion_net(name)
     with torch.no_grad():

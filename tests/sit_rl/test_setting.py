@@ -57,7 +57,7 @@ def test_a_network_that_is_not_there_is_one_sentence(train_error, random_weights
     assert "--weights names inception, which is not" in train_error("--weights", f"inception={path}")
     assert "unknown feature network 'fid'" in train_error("--reward-features", "fid")
     monkeypatch.setattr(
-        fastfid.features.registry.base,
+        fastfid.features.inception,
         "load_inception",
         lambda *_: (_ for _ in ()).throw(ImportError("pip install it")),
     )

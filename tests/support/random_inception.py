@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import fastfid.features.extractor
+import fastfid.features.inception
 from fastfid.runtime.hashes import file_sha256
 
 
@@ -31,6 +31,6 @@ def inception(tmp_path_factory):
 def random_weights(inception, monkeypatch):
     """The same, accepted by hash, and not built anew every time: that takes seconds."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    monkeypatch.setattr(fastfid.features.extractor, "INCEPTION_SHA256", file_sha256(inception[0])[:8])
+    monkeypatch.setattr(fastfid.features.inception, "INCEPTION_SHA256", file_sha256(inception[0])[:8])
     monkeypatch.setattr(module, "FeatureExtractorInceptionV3", lambda *_, **__: inception[1])
     return inception
