@@ -13,7 +13,8 @@ from fastfid.features.torchscript import TORCHSCRIPT
 from fastfid.images import fast_decode, files
 from fastfid.images.open import open_images
 from fastfid.protocols import PROTOCOLS
-from fastfid.statistics.statistics import holds_statistics, read_statistics
+from fastfid.statistics.peer_files import holds_statistics
+from fastfid.statistics.statistics import read_statistics
 
 # Of each extra what it is for and the modules it brings.
 EXTRAS = {

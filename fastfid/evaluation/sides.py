@@ -28,7 +28,8 @@ from fastfid.images.source import ImageSource, counted
 from fastfid.protocols import Protocol
 from fastfid.runtime import distributed
 from fastfid.runtime.devices import as_tensor
-from fastfid.statistics.statistics import Statistics, check_comparable, holds_statistics, read_statistics
+from fastfid.statistics.peer_files import holds_statistics
+from fastfid.statistics.statistics import Statistics, check_comparable, read_statistics
 
 UNKNOWN = "unknown network"  # of statistics that do not tell
 

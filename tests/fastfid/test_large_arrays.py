@@ -16,7 +16,8 @@ from fastfid.features import extraction
 from fastfid.features.extraction import extract
 from fastfid.runtime import mapped_arrays
 from fastfid.runtime.mapped_arrays import NoRoom, room, writable
-from fastfid.statistics.statistics import holds_statistics, read_statistics
+from fastfid.statistics.peer_files import holds_statistics
+from fastfid.statistics.statistics import read_statistics
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from fastfid import frechet_distance
-from fastfid.statistics.statistics import Statistics, holds_statistics, read_statistics
+from fastfid.statistics.peer_files import holds_statistics
+from fastfid.statistics.statistics import Statistics, read_statistics
 
 D = 6  # features of the stand-in networks
 

@@ -11,7 +11,8 @@ import torch
 from fastfid import FeatureMoments, __version__, frechet_distance
 from fastfid.features.registry import preprocessing_of
 from fastfid.protocols import PROTOCOLS
-from fastfid.statistics.statistics import Statistics, check_comparable, holds_statistics, mismatch, read_statistics
+from fastfid.statistics.peer_files import holds_statistics
+from fastfid.statistics.statistics import Statistics, check_comparable, mismatch, read_statistics
 
 D = 6  # features; files of peers are small here, their layout is what counts
 PROVENANCE = {"extractor": "fashion-a", "weights_sha256": "ab" * 32, "preprocessing": "none", "protocol": "fastfid"}

@@ -1,0 +1,273 @@
+"""Readers of statistics files of this and other tools.
+
+A file is recognised by its content, not by its name:
+
+    npz  mu, sigma                        pytorch-fid, clean-fid, EDM, FD-loss, fastfid (with count and provenance)
+    npz  mu, sigma, mu_s, sigma_s         ADM's evaluator, with or without the images arr_0
+    npz  feats                            clean-fid's KID statistics: features
+    npz  reps, model, hparams             dgm-eval: features
+    npy, npz of one array [n, d]          features
+    pkl  {num_images, fid: {mu, sigma}…}  EDM2 (safe_pickle.py)
+    pt   tensor [n, d] or {mu, sigma}     torch-fidelity's cache (safe_pickle.py)
+
+Any float dtype is accepted, because the tools differ (torch-fidelity keeps mu in float32 and sigma in float64).
+Moments are always float64.
+
+Legend: n images, d feature dimension.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastfid.distances.moments import FeatureMoments
+from fastfid.distances.rows import BLOCK_ROWS
+from fastfid.features.registry import preprocessing_of
+from fastfid.images.open import ARRAY_NAMES
+from fastfid.protocols import PROTOCOLS
+from fastfid.runtime.mapped_arrays import NoRoom, npz_array, npz_shape, writable
+from fastfid.statistics.safe_pickle import first_line, load_pickle, load_torch
+
+FEATURE_NAMES = ("features", "feats", "reps")  # fastfid; clean-fid; dgm-eval
+
+PICKLES = (".pkl", ".pickle")
+
+TORCH_FILES = (".pt", ".pth")
+
+UNREADABLE_ARRAYS = (  # what damaged npz and npy raise; MemoryError is a header that claims more than there is
+    ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile,
+)  # fmt: skip
+
+# EDM2 keeps one entry a network; these are the networks' names here.
+EDM2_ENTRIES = {"fid": "inception", "fd_dinov2": "dinov2"}
+
+
+class FileContent(NamedTuple):
+    """What a file holds: moments, features, or both.
+
+    form        the tool that wrote it
+    provenance  of the features, as far as the file tells
+    moments     FeatureMoments, None in a file of features alone
+    features    [n, d] float, or None
+    spatial     FeatureMoments of the spatial features (sFID), or None
+    images      whether the file also holds images
+    """
+
+    form: str
+    provenance: dict
+    moments: FeatureMoments | None = None
+    features: Tensor | None = None
+    spatial: FeatureMoments | None = None
+    images: bool = False
+
+
+def read_file(path: Path, network: str | None = None) -> FileContent:
+    """The content of a statistics file; arguments and errors as of `read_statistics`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no statistics file at {path}; pass an .npz, .npy, .pkl or .pt file")
+    suffix = path.suffix.lower()
+    if suffix in PICKLES:
+        return _from_edm2(path, load_pickle(path), network)
+    if suffix in TORCH_FILES:
+        return _from_torch(path)
+    if suffix in (".npz", ".npy"):
+        return _from_numpy(path)
+    raise ValueError(f"{path} is no .npz, .npy, .pkl or .pt file; statistics are read from these")
+
+
+def holds_statistics(path: str | os.PathLike) -> bool:
+    """Whether `path` is a file that `read_statistics` is meant for, rather than images; reads headers only."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    suffix = path.suffix.lower()
+    if suffix in PICKLES or suffix in TORCH_FILES:
+        return True
+    try:
+        if suffix == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return array.ndim == 2 and array.dtype.kind == "f"
+        if suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                names = set(arrays.files)
+                if {"mu", "sigma"} <= names or names & set(FEATURE_NAMES):
+                    return True
+                return len(names) == 1 and len(npz_shape(arrays, arrays.files[0])) == 2
+    except UNREADABLE_ARRAYS:  # open_images says in its own words what is wrong with it
+        return False
+    return False
+
+
+def _from_numpy(path: Path) -> FileContent:
+    try:
+        content = _loaded(path)
+        if isinstance(content, np.ndarray):
+            return FileContent("features", {}, features=_checked_features(path, content))
+        with content:
+            return _from_npz(path, content)
+    except NoRoom:
+        raise
+    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, _NumPyRefusal) as damaged:
+        raise ValueError(f"{path} cannot be read by NumPy ({first_line(damaged)}); save it again") from None
+
+
+class _NumPyRefusal(Exception):
+    """NumPy would not read an entry: a damaged one, or one that holds pickled objects."""
+
+
+def _loaded(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # which maps an npy
+    except ValueError as refusal:
+        raise _NumPyRefusal(first_line(refusal)) from None
+
+
+def _entry(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    try:
+        return npz_array(path, arrays, name)
+    except ValueError as refusal:
+        raise _NumPyRefusal(f"{name}: {first_line(refusal)}") from None
+
+
+def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> FileContent:
+    names = set(arrays.files)
+    if {"mu", "sigma"} <= names:
+        return _from_moments_npz(path, arrays, names)
+    for name in FEATURE_NAMES:
+        if name in names:
+            form = {"features": "fastfid", "feats": "clean-fid", "reps": "dgm-eval"}[name]
+            told = name == "reps" and "model" in names
+            provenance = _made_by("dgm-dinov2", str(_entry(path, arrays, "model"))) if told else {}
+            return FileContent(form, provenance, features=_checked_features(path, _entry(path, arrays, name)))
+    if len(names) == 1 and not names & {"mu", "sigma"}:
+        array = _entry(path, arrays, arrays.files[0])
+        if array.ndim == 2 or not names & set(ARRAY_NAMES):  # arr_0 is np.savez(path, features), too
+            return FileContent("features", {}, features=_checked_features(path, array))
+    missing = sorted({"mu", "sigma"} - names)
+    raise ValueError(
+        f"{path} has no {' and no '.join(missing)} (only {', '.join(arrays.files) or 'nothing'}); statistics need mu "
+        "and sigma, features the name features, feats or reps"
+    )
+
+
+def _from_moments_npz(path: Path, arrays: np.lib.npyio.NpzFile, names: set[str]) -> FileContent:
+    provenance = _read_provenance(path, _entry(path, arrays, "provenance")) if "provenance" in names else {}
+    adm = {"mu_s", "sigma_s"} <= names and not provenance
+    if adm:
+        provenance = _made_by("adm", "inception")  # its evaluator knows no other network
+    count = int(_entry(path, arrays, "count")) if "count" in names else None
+    moments = _moments(path, _entry(path, arrays, "mu"), _entry(path, arrays, "sigma"), count, provenance)
+    spatial = None
+    if {"mu_s", "sigma_s"} <= names:
+        spatial = _moments(path, _entry(path, arrays, "mu_s"), _entry(path, arrays, "sigma_s"), count, {})
+    features = _checked_features(path, _entry(path, arrays, "features")) if "features" in names else None
+    form = "fastfid" if "provenance" in names else "ADM" if adm else "mu, sigma (pytorch-fid, clean-fid, EDM)"
+    return FileContent(form, provenance, moments, features, spatial, images=bool(names & set(ARRAY_NAMES)))
+
+
+def _made_by(protocol: str, network: str) -> dict:
+    """Provenance of a file whose form tells who made it: that program prepares images for a network in one way."""
+    prepared = {}
+    if network in ("inception", "dinov2"):
+        prepared["preprocessing"] = preprocessing_of(network, PROTOCOLS[protocol])
+    return {"extractor": network, **prepared}
+
+
+def _read_provenance(path: Path, recorded: np.ndarray) -> dict:
+    try:
+        provenance = json.loads(str(recorded))
+    except json.JSONDecodeError as damaged:
+        raise ValueError(f"the provenance in {path} is no JSON ({damaged}); write the file again") from None
+    if not isinstance(provenance, dict):
+        raise ValueError(f"the provenance in {path} is a {type(provenance).__name__}; it must be a JSON object")
+    return {str(key): value if value is None else str(value) for key, value in provenance.items()}
+
+
+def _checked_features(path: Path, array: np.ndarray | Tensor) -> Tensor:
+    """Features [n ≥ 2, d] of a finite float dtype, or ValueError naming the file."""
+    features = array if isinstance(array, Tensor) else torch.from_numpy(writable(_numbers(path, array)))
+    if features.dim() != 2 or not features.is_floating_point():
+        raise ValueError(
+            f"{path} holds an array {tuple(features.shape)} of {str(features.dtype).removeprefix('torch.')}; features "
+            "are [n, d] of a float type"
+        )
+    if len(features) < 2 or features.shape[1] == 0:
+        raise ValueError(f"{path} holds {len(features)} feature rows of d = {features.shape[1]}; two rows are needed")
+    for start, rows in zip(range(0, len(features), BLOCK_ROWS), features.split(BLOCK_ROWS), strict=True):
+        bad = ~torch.isfinite(rows).all(dim=1)
+        if bad.any():
+            raise ValueError(f"{path} holds NaN or infinity in row {start + int(bad.nonzero()[0])}; compute it again")
+    return features
+
+
+def _moments(path: Path, mu, sigma, count: int | None, provenance: dict) -> FeatureMoments:
+    """Moments in float64, whatever float types mu [d] and sigma [d, d] have."""
+    mu, sigma = (torch.from_numpy(writable(_numbers(path, x))) for x in (mu, sigma))
+    if mu.dim() != 1 or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"{path} has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; they must be [d] and [d, d]")
+    if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
+        raise ValueError(f"{path} holds NaN or infinity in mu or sigma; compute the statistics again")
+    return FeatureMoments(count, mu.double(), sigma.double(), provenance)
+
+
+def _numbers(path: Path, array) -> np.ndarray:
+    """The array; ValueError unless it holds real numbers."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{path} holds an array of {array.dtype}, not of real numbers; save float arrays")
+    return array
+
+
+def _from_edm2(path: Path, content, network: str | None) -> FileContent:
+    """One entry of {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}}."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; EDM2 statistics are a dict with fid or fd_dinov2")
+    entries = {k: v for k, v in content.items() if isinstance(v, dict) and {"mu", "sigma"} <= set(v)}
+    if not entries:
+        raise ValueError(f"{path} has no entry with mu and sigma (only {_names(content)}); EDM2's are fid, fd_dinov2")
+    key = _edm2_entry(path, list(entries), network)
+    provenance = _made_by("edm2", EDM2_ENTRIES.get(key, str(key)))
+    count = content.get("num_images")
+    moments = _moments(
+        path, entries[key]["mu"], entries[key]["sigma"], None if count is None else int(count), provenance
+    )
+    return FileContent(f"EDM2 ({key})", provenance, moments)
+
+
+def _edm2_entry(path: Path, keys: list[str], network: str | None) -> str:
+    if network is None and len(keys) == 1:
+        return keys[0]
+    wanted = [key for key in keys if network in (key, EDM2_ENTRIES.get(key))]
+    if wanted:
+        return wanted[0]
+    told = "" if network is None else f", none of the network {network}"
+    raise ValueError(
+        f"{path} holds statistics of {', '.join(EDM2_ENTRIES.get(k, str(k)) for k in keys)}{told}; "
+        "say which with network= (--network)"
+    )
+
+
+def _from_torch(path: Path) -> FileContent:
+    """torch-fidelity's cache: features, one tensor or a dict with one, or statistics {mu, sigma}."""
+    content = load_torch(path)
+    if isinstance(content, dict) and {"mu", "sigma"} <= set(content):
+        return FileContent("torch-fidelity statistics", {}, _moments(path, content["mu"], content["sigma"], None, {}))
+    if isinstance(content, dict) and len(content) == 1:
+        content = next(iter(content.values()))
+    if not isinstance(content, Tensor):
+        held = _names(content) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f"{path} holds {held}; a torch-fidelity cache is a tensor [n, d] or a dict with mu and sigma")
+    return FileContent("torch-fidelity features", {}, features=_checked_features(path, content))
+
+
+def _names(content: dict) -> str:
+    return ", ".join(str(key) for key in content) or "nothing"

@@ -1,0 +1,139 @@
+"""Pickles of arrays and plain containers, read without running code."""
+
+from __future__ import annotations
+
+import codecs
+import collections
+import io
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+NUMBER_CODES = re.compile(r"[biufc]\d{1,2}")  # NumPy's codes of booleans, integers, floats and complex numbers
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """Bytes as old pickles keep them (as latin1 text); the only codec they need."""
+    if encoding != "latin1":
+        raise _Refusal(f"the codec {encoding}")
+    return codecs.latin_1_encode(text)[0]
+
+
+class _Type:
+    """What a pickle says of an array's type, if that is plain numbers: a real np.dtype would take any state.
+
+    numpy.ndarray and numpy.dtype are no safe targets of a pickle: called with the right arguments they make arrays
+    whose bytes are taken for addresses of objects.  So the names they have in pickles stand for these classes here.
+    """
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False):
+        if not isinstance(code, str) or not NUMBER_CODES.fullmatch(code):
+            raise pickle.UnpicklingError(f"an array of {code!r}, not of numbers")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        """(version, byte order, None, None, None, …), as NumPy writes it for a type without fields."""
+        if any(part is not None for part in state[2:5]):
+            raise pickle.UnpicklingError("an array with fields, not of numbers")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """An array that a pickle builds from its bytes, shape and type; np.asarray takes it."""
+
+    def __init__(self, array: np.ndarray | None = None):
+        self.array = array
+
+    def __setstate__(self, state: tuple) -> None:
+        """(version, shape, type, Fortran order, bytes), as NumPy writes it."""
+        _, shape, kind, fortran, raw = state
+        self.array = np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.array, dtype)
+
+
+def _reconstructed(subtype: object, shape: tuple, code: bytes) -> _Array:
+    return _Array()  # its state follows
+
+
+def _scalar(kind: _Type, raw: bytes) -> float | int:
+    return np.frombuffer(raw, kind.dtype)[0].item()
+
+
+def _from_buffer(buffer, kind: _Type, shape: tuple, order: str, axis_order: tuple | None = None) -> _Array:
+    array = np.frombuffer(buffer, kind.dtype)
+    if axis_order is not None and order == "K":
+        return _Array(array.reshape(shape).transpose(axis_order))
+    return _Array(array.reshape(shape, order=order))
+
+
+def _array_builders() -> dict[tuple[str, str], object]:
+    """Names a pickle of arrays and plain containers uses, under NumPy 1 and NumPy 2, and what builds them here."""
+    allowed = {
+        ("numpy", "ndarray"): None,  # an argument of _reconstruct, never called
+        ("numpy", "dtype"): _Type,
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("_codecs", "encode"): _latin1,
+    }
+    for package in ("numpy.core", "numpy._core"):
+        allowed[f"{package}.multiarray", "_reconstruct"] = _reconstructed
+        allowed[f"{package}.multiarray", "scalar"] = _scalar
+        allowed[f"{package}.numeric", "_frombuffer"] = _from_buffer
+    return allowed
+
+
+class _Refusal(pickle.UnpicklingError):
+    """The pickle asks for a name that is no array and no plain container."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds arrays, numbers, strings and plain containers; any other name in the pickle is refused."""
+
+    def __init__(self, file: io.BufferedIOBase):
+        super().__init__(file)
+        self.allowed = _array_builders()
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in self.allowed:
+            raise _Refusal(f"{module}.{name}")
+        return self.allowed[module, name]
+
+
+def load_pickle(path: Path):
+    """The content of a pickle of arrays and plain containers; ValueError for any other."""
+    try:
+        with open(path, "rb") as file:
+            return _ArrayUnpickler(file).load()
+    except _Refusal as refused:
+        raise ValueError(
+            f"{path} is a pickle that asks for {first_line(refused)}, which is refused because it could run code; "
+            "only arrays and plain containers are read, save mu and sigma with np.savez instead"
+        ) from None
+    except Exception as damaged:  # a damaged pickle raises nearly anything
+        raise ValueError(f"{path} is not a readable pickle ({first_line(damaged)}); fetch it again") from None
+
+
+def load_torch(path: Path):
+    """torch.load restricted to tensors, NumPy arrays and plain containers."""
+    allowed = [(value, f"{module}.{name}") for (module, name), value in _array_builders().items()]
+    allowed += [_Type, _Array]  # whose state torch sets only where it knows the class
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as unreadable:  # a damaged file raises nearly anything
+        if "unsupported" not in str(unreadable).lower():  # torch's word for a name that is not on its list
+            reason = first_line(unreadable)
+            raise ValueError(f"{path} is not a readable torch file ({reason}); save it again") from None
+        raise ValueError(
+            f"{path} asks for more than tensors and arrays, which is refused because it could run code; save the "
+            "features alone with torch.save"
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error, or the name of its class."""
+    return (str(error).splitlines() or [type(error).__name__])[0].strip()
