@@ -5,11 +5,15 @@ Takes run folders or copies of their summary.json; prints a Markdown table.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
+from fastfid.cli.command_line import parse
+from sit_rl.command_line import run_command
 from sit_rl.config import MACHINE_FIELDS
 from sit_rl.files.paths import require_paths
 from sit_rl.runs.summary import load_summary, percent, relative_change, sampler_kinds
@@ -69,16 +73,25 @@ def _spread_row(group: list[dict]) -> list[str]:
     return [f"mean ± sd of {len(group)} {'runs' if repeated else 'seeds'}", "", "", "", *cells]
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or files like summary.json")
-    try:
-        runs = parser.parse_args().runs
-        require_paths(("run", path) for path in runs)
-        print(compare([load_summary(path) for path in runs]))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+@dataclass(frozen=True)
+class CompareArguments:
+    """What the command takes."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, or files like summary.json"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse and print the table; an expected error is one sentence."""
+    run_command(lambda: print_comparison(parse(CompareArguments, argv, description=__doc__).runs))
+
+
+def print_comparison(runs: tuple[Path, ...]) -> None:
+    """Print the table of the runs' summaries."""
+    if not runs:
+        raise ValueError("no runs are given; pass run folders, or files like summary.json")
+    require_paths(("run", path) for path in runs)
+    print(compare([load_summary(path) for path in runs]))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ squares over their profiles (Karras et al. 2024, arXiv 2312.02696, §3):
 
 from __future__ import annotations
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 
+from fastfid.cli.command_line import parse
+from sit_rl.command_line import run_command
 from sit_rl.files.paths import reading, require_paths
 from sit_rl.files.tensor_files import read_safetensors, write_safetensors
 from sit_rl.models.averages import gamma_of
@@ -61,22 +63,31 @@ def synthesise(folder: Path, sigma_rel: float) -> tuple[dict[str, torch.Tensor],
     return {name: value.float() for name, value in total.items()}, metadata
 
 
-def main() -> None:
-    """Command line of the post-hoc average."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run with --ema-power and --ema-snapshot-every")
-    parser.add_argument("--sigma-rel", type=float, required=True, help="relative width σ_rel of the average to make")
-    parser.add_argument("--out", type=Path, required=True, help=".safetensors file to write")
-    arguments = parser.parse_args()
-    try:
-        if not arguments.out.parent.is_dir():
-            raise FileNotFoundError(f"the folder of --out {arguments.out} does not exist; make it, or choose another")
-        tensors, metadata = synthesise(arguments.run, arguments.sigma_rel)
-        with reading("--out", arguments.out):
-            write_safetensors(arguments.out, tensors, metadata)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+@dataclass(frozen=True)
+class EMAArguments:
+    """What the command takes."""
+
+    run: tyro.conf.Positional[Path]
+    """folder of a run with --ema-power and --ema-snapshot-every"""
+    sigma_rel: float
+    """relative width σ_rel of the average to make"""
+    out: Path
+    """.safetensors file to write"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse and write the average; an expected error is one sentence."""
+    flags = ("--sigma-rel", "--out")
+    run_command(lambda: write_average(parse(EMAArguments, argv, description=__doc__, flags=flags)))
+
+
+def write_average(arguments: EMAArguments) -> None:
+    """Write the average that is asked for and print its path."""
+    if not arguments.out.parent.is_dir():
+        raise FileNotFoundError(f"the folder of --out {arguments.out} does not exist; make it, or choose another")
+    tensors, metadata = synthesise(arguments.run, arguments.sigma_rel)
+    with reading("--out", arguments.out):
+        write_safetensors(arguments.out, tensors, metadata)
     print(arguments.out)
 
 

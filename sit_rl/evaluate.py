@@ -21,14 +21,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 
 import fastfid
+from fastfid.cli.command_line import parse
 from fastfid.evaluation.evaluate import checked_metrics
 from fastfid.evaluation.sides import Settings, Side, gather, networks_of, open_side
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.protocols import protocol_named
 from fastfid.runtime.distributed import agreement, from_main
+from sit_rl.command_line import run_on_ranks
 from sit_rl.components.build import embedded, weights_files, weights_of
 from sit_rl.components.image_sets import load_embedded
 from sit_rl.files.atomic import folder, write_json
@@ -48,7 +49,6 @@ from sit_rl.generation.record import check_output, recipe_record
 from sit_rl.generation.sample_files import open_files
 from sit_rl.ranks.process_group import is_main
 from sit_rl.runs.log import say
-from sit_rl.sample import command_line
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
@@ -101,7 +101,7 @@ class EvaluateConfig(Recipe):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, run, and turn an expected failure into one sentence and exit code 2."""
-    command_line(lambda: tyro.cli(EvaluateConfig, args=argv, description=__doc__), run)
+    run_on_ranks(lambda: parse(EvaluateConfig, argv, description=__doc__), run)
 
 
 def run(config: EvaluateConfig, device: torch.device) -> None:

@@ -24,9 +24,11 @@ from torch import nn
 from tqdm import tqdm
 
 from fastfid import FeatureMoments, frechet_distance
+from fastfid.cli.command_line import parse
 from fastfid.features.fashion import ASSETS as FEATURE_ASSETS
 from fastfid.features.fashion import build_fashion_net, load_fashion_net
 from fastfid.features.names import FASHION_NETS
+from sit_rl.command_line import run_command
 from sit_rl.components.image_sets import (
     ASSETS,
     FASHION_SIT,
@@ -253,19 +255,22 @@ def _batches(count: int, batch: int, steps: int, seed: int) -> Iterator[tuple[to
         yield torch.from_numpy(order[start : start + batch]), generator(seed, Stream.PRETRAIN, 2, i)
 
 
-def main() -> None:
-    """Command line: one of images, features, base."""
-    command = tyro.cli(
-        Annotated[Images, tyro.conf.subcommand("images")]
-        | Annotated[Features, tyro.conf.subcommand("features")]
-        | Annotated[Base, tyro.conf.subcommand("base")],
-        description=__doc__,
-    )
-    try:
+Command = (
+    Annotated[Images, tyro.conf.subcommand("images")]
+    | Annotated[Features, tyro.conf.subcommand("features")]
+    | Annotated[Base, tyro.conf.subcommand("base")]
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse and run one of images, features, base; an expected error is one sentence."""
+
+    def work() -> None:
+        command: Images | Features | Base = parse(Command, argv, description=__doc__)  # type: ignore[arg-type]  # a union
         with process_group():
             command.run()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+
+    run_command(work)
 
 
 if __name__ == "__main__":

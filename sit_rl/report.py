@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
+from fastfid.cli.command_line import parse
+from sit_rl.command_line import run_command
 from sit_rl.files.atomic import writing
 from sit_rl.files.paths import require_paths
 from sit_rl.runs.html_report import write_report
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder")
-    try:
-        run = parser.parse_args().run
-        require_paths([("run", run)])
-        if not run.is_dir():
-            raise ValueError(f"run {run} is a file; pass the folder of the run")
-        with writing("run", run):
-            print(write_report(run))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+@dataclass(frozen=True)
+class ReportArguments:
+    """What the command takes."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse and write the report; an expected error is one sentence."""
+    run_command(lambda: report_on(parse(ReportArguments, argv, description=__doc__).run))
+
+
+def report_on(run: Path) -> None:
+    """Write the report of a run folder and print its path."""
+    require_paths([("run", run)])
+    if not run.is_dir():
+        raise ValueError(f"run {run} is a file; pass the folder of the run")
+    with writing("run", run):
+        print(write_report(run))
 
 
 if __name__ == "__main__":

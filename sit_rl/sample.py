@@ -14,19 +14,15 @@ dit-ddpm (the official samplers' defaults), sde-euler,steps=100,diffusion=consta
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-import tyro
 from PIL import Image
 
+from fastfid.cli.command_line import parse
 from fastfid.runtime.atomic_files import write_atomically
-from fastfid.runtime.distributed import OtherRankFailed
+from sit_rl.command_line import run_on_ranks
 from sit_rl.components.image_sets import tile
 from sit_rl.generation.generator import load_generator
 from sit_rl.generation.make_samples import make_samples
@@ -37,10 +33,8 @@ from sit_rl.generation.recipe import (
     parse_sampler,
 )
 from sit_rl.generation.sample_files import SampleFiles
-from sit_rl.ranks.process_group import is_main, process_group
+from sit_rl.ranks.process_group import is_main
 from sit_rl.runs.log import GRID_COLUMNS, say
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,29 +57,7 @@ class SampleConfig(Recipe):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, run, and turn an expected failure into one sentence and exit code 2."""
-    command_line(lambda: tyro.cli(SampleConfig, args=argv, description=__doc__), run)
-
-
-def command_line(parse: Callable[[], T], run: Callable[[T, torch.device], None]) -> None:
-    """Run a command in its process group; expected failures end in one sentence and status 2, Ctrl-C in 130."""
-    try:
-        config = parse()
-        with process_group(config.threads) as device:
-            run(config, device)
-    except OtherRankFailed:
-        raise SystemExit(2) from None
-    except torch.OutOfMemoryError as error:
-        reason = " ".join(str(error).split())[:160]
-        print(f"error: out of GPU memory: lower --batch, with another --out ({reason})", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    except (ValueError, ImportError, FloatingPointError, OSError) as error:
-        on_every_rank = isinstance(error, (ValueError, ImportError, FileNotFoundError))
-        if os.environ.get("LOCAL_RANK", "0") == "0" or not on_every_rank:  # else once a machine
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the images already written", file=sys.stderr, flush=True)
-        raise SystemExit(130) from None
+    run_on_ranks(lambda: parse(SampleConfig, argv, description=__doc__), run)
 
 
 def run(config: SampleConfig, device: torch.device) -> None:

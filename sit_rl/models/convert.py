@@ -11,13 +11,14 @@ Weights come out in float32, under the official names.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 
+from fastfid.cli import command_line
+from fastfid.cli.command_line import parse
 from fastfid.runtime.atomic_files import write_atomically
 from sit_rl.files.paths import reading
 from sit_rl.models.finite_weights import require_finite_start
@@ -64,12 +65,10 @@ def convert(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line; an expected failure is one sentence and exit code 2."""
-    try:
-        tyro.cli(convert, args=argv, description=__doc__)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Parse and convert; an expected error is one sentence."""
+    status = command_line.run("error", lambda: parse(convert, argv, description=__doc__), interrupted="interrupted")
+    if status != command_line.DONE:
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":

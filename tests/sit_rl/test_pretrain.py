@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,8 +125,9 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="19 labels do not belong to 20 images"):
         ImageSet(data.images, data.labels[1:])
     monkeypatch.setattr("sys.argv", ["pretrain", "images", "--source", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match="error: .*does not exist"):
+    with pytest.raises(SystemExit, match="2"):
         main()
+    assert re.fullmatch("error: .*does not exist.*\n", capsys.readouterr().err)
 
 
 def test_rounding_to_uint8_and_back_is_the_identity():

@@ -1,6 +1,7 @@
 """The report escapes what it shows, survives missing parts, and its table says what the summary says."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -123,8 +124,9 @@ def test_runs_are_compared_with_the_spread_of_their_seeds(tmp_path, monkeypatch,
     compare.main()
     assert "| mean ± sd of 2 runs |" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["compare", str(tmp_path)])
-    with pytest.raises(SystemExit, match="holds no summary.json"):
+    with pytest.raises(SystemExit, match="2"):
         compare.main()
+    assert "holds no summary.json" in capsys.readouterr().err
 
 
 def test_a_change_has_no_negative_zero():
@@ -135,9 +137,10 @@ def test_a_change_has_no_negative_zero():
 @pytest.mark.parametrize(
     "content, complaint", [(None, "holds no summary.json"), ("hello", "not the summary"), ("{}", "has no 'config'")]
 )
-def test_a_folder_without_a_runs_summary_is_one_sentence(tmp_path, monkeypatch, main, content, complaint):
+def test_a_folder_without_a_runs_summary_is_one_sentence(tmp_path, monkeypatch, capsys, main, content, complaint):
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
     monkeypatch.setattr("sys.argv", ["x", str(tmp_path)])
-    with pytest.raises(SystemExit, match=f"error: .*{complaint}"):
+    with pytest.raises(SystemExit, match="2"):
         main()
+    assert re.fullmatch(f"error: .*{complaint}.*\n", capsys.readouterr().err)
