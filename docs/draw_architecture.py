@@ -17,10 +17,11 @@ from docs.import_graph import PACKAGES, ROOT, arrows, floors, imports, room_of, 
 PICTURE = ROOT / "docs" / "architecture.svg"
 
 # Lengths in pixels.
-CHARACTER, LINE, PADDING = 6.2, 15, 9  # of a file's name in 11-pixel type; between lines; inside a box
-WRAP = 30  # characters of a line of file names
-GAP, PASSAGE, BETWEEN_FLOORS, MARGIN = 22, 12, 46, 30  # between boxes; width of an invisible place; rows; the edge
-TITLE = 46  # height of a package's title
+CHARACTER, LINE, PADDING = 6.6, 15, 9  # of a file's name in 12-pixel type; between lines; inside a box
+WRAP = 28  # characters of a line of file names
+GAP, PASSAGE = 22, 12  # between boxes; width of an invisible place
+BETWEEN_FLOORS, BETWEEN_PACKAGES, MARGIN = 40, 70, 24
+TITLE = 40  # height of a package's title
 SWEEPS = 40  # repetitions of ordering and placing: nothing moves any more after some 20
 
 FILLS = {"fastfid": "#e8f0f8", "sit_rl": "#fbeee6"}
@@ -150,22 +151,24 @@ def _pairs(row: list[Place]) -> list[tuple[Place, Place]]:
 
 
 def draw() -> str:
-    """The picture as SVG: sit_rl above, which uses fastfid below."""
-    parts, top, widest = [], float(MARGIN), 0.0
+    """The picture as SVG: sit_rl on the left, fastfid, which it uses, on the right."""
+    parts, left, bottom = [], float(MARGIN), 0.0
     for package in reversed(PACKAGES):
         rows = placed(package)
-        widest = max(widest, *(place.x + place.width / 2 for row in rows for place in row))
-        parts.append(text(MARGIN, top + 24, package, LINES[package], 24, bold=True))
-        top += TITLE
-        tops = {}
+        parts.append(text(left, MARGIN + 20, package, LINES[package], 24, bold=True))
+        tops, top = {}, float(MARGIN + TITLE)
         for row in rows[::-1]:
             tops[row[0].floor] = top
             top += max(place.height for place in row) + BETWEEN_FLOORS
         everything = [place for row in rows for place in row]
+        for place in everything:
+            place.x += left
         parts += [arrow(place, target, tops, LINES[package]) for place in everything for target in place.below]
         parts += [box(place, tops[place.floor], package) for place in everything if "→" not in place.name]
-        top += MARGIN / 2
-    size = f'width="{widest + 2 * MARGIN:.0f}" height="{top:.0f}" viewBox="0 0 {widest + 2 * MARGIN:.0f} {top:.0f}"'
+        left = max(place.x + place.width / 2 for place in everything) + BETWEEN_PACKAGES
+        bottom = max(bottom, top - BETWEEN_FLOORS + MARGIN)
+    width = left - BETWEEN_PACKAGES + MARGIN
+    size = f'width="{width:.0f}" height="{bottom:.0f}" viewBox="0 0 {width:.0f} {bottom:.0f}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="Helvetica, Arial, sans-serif">'
     marker = "".join(
         f'<marker id="{package}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
@@ -184,22 +187,22 @@ def text(x: float, y: float, words: str, colour: str, size: int, bold: bool = Fa
 
 def box(place: Place, top: float, package: str) -> str:
     """A room: its name, its files, the rooms of the other package that it uses."""
-    left = place.x - place.width / 2 + MARGIN
+    left = place.x - place.width / 2
     parts = [
         f'<rect x="{left:.0f}" y="{top:.0f}" width="{place.width:.0f}" height="{place.height:.0f}" rx="5" '
         f'fill="{FILLS[package]}" stroke="{LINES[package]}"/>',
-        text(left + PADDING, top + PADDING + 10, place.name.split(".")[1], "#111", 13, bold=True),
+        text(left + PADDING, top + PADDING + 10, place.name.split(".")[1], "#111", 14, bold=True),
     ]
     lines = [(line, "#444") for line in place.lines] + [(line, LINES["fastfid"]) for line in place.doors]
     for i, (line, colour) in enumerate(lines, start=1):
-        parts.append(text(left + PADDING, top + PADDING + 10 + i * LINE, line, colour, 11))
+        parts.append(text(left + PADDING, top + PADDING + 10 + i * LINE, line, colour, 12))
     return "".join(parts)
 
 
 def arrow(upper: Place, lower: Place, tops: dict[int, float], colour: str) -> str:
     """A curve from the bottom of one place to the top of the next one below; invisible places are passed straight."""
     passing, ending = "→" in upper.name, "→" not in lower.name
-    x1, x2 = upper.x + MARGIN, lower.x + MARGIN
+    x1, x2 = upper.x, lower.x
     y1 = tops[upper.floor] + (0 if passing else upper.height)
     y2 = tops[lower.floor]
     bottom = tops[upper.floor - 1] - BETWEEN_FLOORS  # of the upper row, which a passage crosses straight
