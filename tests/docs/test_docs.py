@@ -102,7 +102,7 @@ def programs_of(words):
     if words == ["torchrun"] or (launcher and len(words) == 2 and words[1].startswith("--")):
         return launcher
     named = words[words.index("-m") + 1 :] if "-m" in words and words[0] in ("python", "torchrun") else words
-    starts = ("sit_rl", "fastfid", "bench", "pytest")
+    starts = ("sit_rl", "fastfid", "bench", "docs.", "pytest")
     first = next((word for word in named if word in EXTERNAL or word.startswith(starts)), None)
     assert first is not None, f"an unknown program: {' '.join(words)}"
     if first == "fastfid":
@@ -233,5 +233,5 @@ def test_python_of_the_docs_compiles(page):
 
 def test_modules_that_the_docs_start_exist():
     text = "".join(page.read_text() for page in PAGES)
-    for module in set(re.findall(r"-m ((?:sit_rl|bench|fastfid)[\w.]*)", text)):
+    for module in set(re.findall(r"-m ((?:sit_rl|bench|fastfid|docs)[\w.]*)", text)):
         assert importlib.util.find_spec(module), module
