@@ -19,7 +19,6 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -27,11 +26,12 @@ import pytest
 import torch
 
 from fastfid import FeatureExtractor
-from sit_rl.components.build import build_setting
-from sit_rl.config import PRESETS, resolve
+from sit_rl.components.build import build_components
+from sit_rl.config import resolve
 from sit_rl.estimators import build_estimator
 from sit_rl.models.averages import EMA
 from sit_rl.models.sit import SiT
+from sit_rl.presets import PRESETS
 from sit_rl.reward.swap_reward import SwapReward
 from sit_rl.runs.log import Clock, RunLog
 from sit_rl.training.loop import train
@@ -76,16 +76,16 @@ def tally():
 
 def shares(folder, changes):
     """Shares of the CPU time of the steps after the first: each part's, and what is left as `outside`."""
-    config = replace(PRESETS["fashion"][1], out=folder, evaluate_every=0, judge_features="none", **changes)
-    config = resolve(replace(config, embedded_images=1_000))
-    setting = build_setting(config, torch.device("cpu"), progress=False)
-    state = start(config, setting, None, None, Clock())
+    config = PRESETS["fashion"][1].changed(out=folder, evaluate_every=0, judge_features="none", **changes)
+    config = resolve(config.changed(embedded_images=1_000))
+    components = build_components(config, torch.device("cpu"), progress=False)
+    state = start(config, components, None, None, Clock())
     folder.mkdir()
-    log, estimator = RunLog(folder, 0), build_estimator(config, setting)
-    train(replace(config, steps=1), setting, state, estimator, log)
+    log, estimator = RunLog(folder, 0), build_estimator(config, components)
+    train(config.changed(steps=1), components, state, estimator, log)
     with tally() as seconds:
         started = time.process_time()
-        train(replace(config, steps=STEPS), setting, state, estimator, log)
+        train(config.changed(steps=STEPS), components, state, estimator, log)
         state.writer.wait()
         total = time.process_time() - started
     return {name: value / total for name, value in seconds.items()} | {"outside": 1 - sum(seconds.values()) / total}
@@ -108,7 +108,7 @@ def test_step_overhead(benchmark, tmp_path, capsys, changes):
 
 def images_per_second(folder, ranks, changes):
     """Of every step after the first, of a run of STEPS steps on one-thread ranks."""
-    config = replace(PRESETS["fashion"][1], **changes)
+    config = PRESETS["fashion"][1].changed(**changes)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
@@ -117,7 +117,7 @@ def images_per_second(folder, ranks, changes):
     ]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [config.images_per_step / record["seconds"]["total"] for record in records[1:]]
+    return [config.reward.images_per_step / record["seconds"]["total"] for record in records[1:]]
 
 
 @pytest.mark.parametrize("changes", SIZES)

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sit_rl.components.build import build_setting
-from sit_rl.config import PRESETS
+from sit_rl.components.build import build_components
+from sit_rl.presets import PRESETS
 from sit_rl.ranks.process_group import initialise
 from sit_rl.rollout import bind
 from sit_rl.sampling.random_streams import Stream, balanced_labels, sample_normal
@@ -51,27 +51,27 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: the embedded base model")
     parser.add_argument("--images", type=int, default=2_000)
     arguments = parser.parse_args()
-    config = replace(PRESETS["fashion"][1], checkpoint=arguments.checkpoint)
-    setting = build_setting(config, initialise())
-    labels = balanced_labels(arguments.images, setting.num_classes)
+    config = PRESETS["fashion"][1].changed(checkpoint=arguments.checkpoint)
+    components = build_components(config, initialise())
+    labels = balanced_labels(arguments.images, components.num_classes)
     print("kind,method,power,steps,fd,relative", flush=True)
-    for default, counts in ((config.evaluate_ode, ODE_STEPS), (config.evaluate_sde, SDE_STEPS)):
+    for default, counts in ((config.evaluation.ode, ODE_STEPS), (config.evaluation.sde, SDE_STEPS)):
         samplers = [replace(default, steps=steps) for steps in counts]
         if default.kind == "ode":
             samplers += [SamplerConfig("ode", "heun", steps) for steps in HEUN_STEPS]
         features = {sampler: [] for sampler in samplers}
         for start in tqdm(range(0, arguments.images, BATCH), desc=default.kind):
             rows = range(start, min(start + BATCH, arguments.images))
-            x = sample_normal(0, Stream.EVALUATE, 0, rows, setting.sample_shape)
+            x = sample_normal(0, Stream.EVALUATE, 0, rows, components.sample_shape)
             fine = None
             if default.kind == "sde":
-                fine = sample_normal(0, Stream.EVALUATE_SDE, 0, rows, (counts[0] - 1, *setting.sample_shape))
-            velocity = bind(setting.model, labels[rows.start : rows.stop])
+                fine = sample_normal(0, Stream.EVALUATE_SDE, 0, rows, (counts[0] - 1, *components.sample_shape))
+            velocity = bind(components.model, labels[rows.start : rows.stop])
             for sampler in samplers:
                 noise = None if fine is None else path_noise(fine, sampler, samplers[0])
-                images = setting.decode(sample(velocity, x, sampler, noise))
-                features[sampler].append(setting.reward_net(images))
-        fds = [distance(setting.heldout, torch.cat(features[sampler])) for sampler in samplers]
+                images = components.decode(sample(velocity, x, sampler, noise))
+                features[sampler].append(components.reward_net(images))
+        fds = [distance(components.heldout, torch.cat(features[sampler])) for sampler in samplers]
         for s, fd in zip(samplers, fds, strict=True):
             print(f"{s.kind},{s.method},{s.power},{s.steps},{fd:.4f},{fd / fds[0] - 1:+.2%}", flush=True)
 

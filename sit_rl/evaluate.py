@@ -30,10 +30,10 @@ from fastfid.features.extractor import FeatureExtractor
 from fastfid.protocols import protocol_named
 from fastfid.runtime.distributed import agreement, from_main
 from sit_rl.command_line import run_on_ranks
-from sit_rl.components.build import embedded, weights_files, weights_of
-from sit_rl.components.image_sets import load_embedded
+from sit_rl.components.image_sets import embedded, load_embedded
 from sit_rl.files.atomic import folder, write_json
 from sit_rl.files.paths import reading
+from sit_rl.files.weights import weights_files, weights_of
 from sit_rl.generation.generator import Generator, load_generator
 from sit_rl.generation.make_samples import make_samples
 from sit_rl.generation.recipe import (

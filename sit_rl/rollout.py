@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from sit_rl.components.build import Setting
+from sit_rl.components.build import Components
 from sit_rl.components.image_sets import check_labels
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.collectives import owned
@@ -43,7 +43,7 @@ class Rollout:
 
 
 def generate(
-    setting: Setting,
+    components: Components,
     model: SiT,
     labels: torch.Tensor,
     sampler: SamplerConfig,
@@ -62,12 +62,12 @@ def generate(
     the same shape and a sample the same bits on one rank and on many. Preempted between two of them where the run was
     told to stop.
     """
-    check_labels(labels, setting.num_classes, "the model's classes")
+    check_labels(labels, components.num_classes, "the model's classes")
     mine = owned(len(labels), batch)
 
     def draw(rows: range) -> tuple:
-        y = labels[rows.start : rows.stop].to(setting.device)
-        noise = sample_normal(seed, initial, step, rows, setting.sample_shape).to(setting.device)
+        y = labels[rows.start : rows.stop].to(components.device)
+        noise = sample_normal(seed, initial, step, rows, components.sample_shape).to(components.device)
         step_noise = noise_source(seed, noisy, step, rows, sampler, noise) if noise_draws(sampler) else None
         velocity, states, log_prob = bind(model, y, sampler), None, None
         if keep_path:
@@ -79,19 +79,19 @@ def generate(
 
     def look(drawn: tuple) -> Rollout:
         rows, y, x, states, log_prob = drawn
-        images = setting.decode(x)
-        return Rollout(rows, y, x, images.cpu(), setting.reward_net(images), states, log_prob)
+        images = components.decode(x)
+        return Rollout(rows, y, x, images.cpu(), components.reward_net(images), states, log_prob)
 
     parts = []
     batches = [range(start, min(start + batch, mine.stop)) for start in range(mine.start, mine.stop, batch)]
     with tqdm(total=len(mine), desc=label, unit="image", leave=False, disable=not is_main()) as bar:
-        for part in map_in_two_stages(draw, look, batches, setting.device):
+        for part in map_in_two_stages(draw, look, batches, components.device):
             parts.append(part)
             bar.update(len(part.indices))
             if overdue():
                 break
     stop_if_overdue()
-    return _join(parts) if parts else _nothing(mine, setting, sampler if keep_path else None)
+    return _join(parts) if parts else _nothing(mine, components, sampler if keep_path else None)
 
 
 def noise_source(seed: int, stream: Stream, step: int, rows: range, sampler: SamplerConfig, like: torch.Tensor):
@@ -100,19 +100,19 @@ def noise_source(seed: int, stream: Stream, step: int, rows: range, sampler: Sam
     return lambda i: draws[:, i].to(like.device)
 
 
-def _nothing(indices: range, setting: Setting, path_of: SamplerConfig | None) -> Rollout:
+def _nothing(indices: range, components: Components, path_of: SamplerConfig | None) -> Rollout:
     """The part of a rank that owns no batch: empty tensors of the right shapes, a path's of its sampler too."""
-    samples = torch.empty((0, *setting.sample_shape), device=setting.device)
+    samples = torch.empty((0, *components.sample_shape), device=components.device)
     states = log_prob = None
     if path_of is not None:
-        states = samples.new_empty((0, path_of.steps + 1, *setting.sample_shape))
+        states = samples.new_empty((0, path_of.steps + 1, *components.sample_shape))
         log_prob = samples.new_empty((0, len(noisy_steps(path_of))))
     return Rollout(
         indices,
-        torch.empty(0, dtype=torch.long, device=setting.device),
+        torch.empty(0, dtype=torch.long, device=components.device),
         samples,
-        setting.decode(samples).cpu(),
-        samples.new_empty((0, setting.reward_net.dim)),
+        components.decode(samples).cpu(),
+        samples.new_empty((0, components.reward_net.dim)),
         states,
         log_prob,
     )

@@ -16,16 +16,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import tyro
 
-from sit_rl.components.build import Setting, build_setting, check_inputs
-from sit_rl.config import PRESETS, Config, check, resolve
+from sit_rl.components.build import Components, build_components
+from sit_rl.components.checks import check_inputs
+from sit_rl.config import Config, parse_config, resolve
 from sit_rl.estimators import build_estimator
 from sit_rl.files.atomic import folder, write_json
 from sit_rl.learner import checkpoint
 from sit_rl.learner.guards import out_of_memory
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT
+from sit_rl.presets import PRESETS
 from sit_rl.ranks.preemption import Preempted, watch
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group, world_size
 from sit_rl.runs.figures import save_samples
@@ -48,9 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     config, clock = None, Clock()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        if config.dry_run:
+        if config.run.dry_run:
             return print(dry_run(config))
-        with process_group(config.threads, config.dead_after) as device, watch(config.grace):
+        with process_group(config.run.threads, config.run.dead_after) as device, watch(config.run.grace):
             run(config, device, clock)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
@@ -90,8 +91,8 @@ def parse(argv: list[str]) -> Config:
     if name not in PRESETS:
         known = "; ".join(f"{key}: {text}" for key, (text, _) in PRESETS.items())
         raise ValueError(f"--preset {name!r} does not exist; choose one of {known}")
-    config = resolve(tyro.cli(Config, args=argv, default=PRESETS[name][1], description=__doc__))
-    check(config)
+    config = resolve(parse_config(argv, PRESETS[name][1], __doc__))
+    config.check()
     return config
 
 
@@ -103,24 +104,24 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
     clock.go_on(values and values["seconds"])
     try:
         with clock.phase("setup"), folder(config.run_folder) if is_main() else nullcontext():
-            remote = start_wandb(config) if config.wandb and is_main() else None
-            setting = build_setting(config, device, progress=is_main())
-            estimator, state = build_estimator(config, setting), start(config, setting, path, values, clock)
+            remote = start_wandb(config) if config.run.wandb and is_main() else None
+            components = build_components(config, device, progress=is_main())
+            estimator, state = build_estimator(config, components), start(config, components, path, values, clock)
             if path is None:  # one checkpoint is under way; those that are replaced make room
                 replaced = checkpoint.bytes_of(config.run_folder / "checkpoints")
-                checkpoint.require_space(config.run_folder, (config.keep_checkpoints + 1) * state.size() - replaced)
+                checkpoint.require_space(config.run_folder, (config.run.keep_checkpoints + 1) * state.size() - replaced)
             prepare_folder(config, fresh=path is None)
             log = RunLog(config.run_folder, first_step=values["step"] if values else 0, remote=remote)
     except Preempted:
         return say(f"stopped as told before the first step; {config.run_folder} is as it was")
     if path is None:
-        say(describe_plan(config, setting))
+        say(describe_plan(config, components))
     else:
         say(f"resuming {config.run_folder} at step {state.step} of {config.steps}")
     try:
-        evaluate_both(config, setting, state, "before")
-        train(config, setting, state, estimator, log)
-        evaluate_both(config, setting, state, "after")
+        evaluate_both(config, components, state, "before")
+        train(config, components, state, estimator, log)
+        evaluate_both(config, components, state, "after")
         log.close()
     except Preempted:
         state.writer.wait()
@@ -129,23 +130,23 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
         state.writer.wait()
     model = exported(state)
     if is_main():
-        finish(config, setting, state, model)
+        finish(config, components, state, model)
     barrier()
 
 
-def evaluate_both(config: Config, setting: Setting, state: State, when: str) -> None:
+def evaluate_both(config: Config, components: Components, state: State, when: str) -> None:
     """Full evaluation under each sampler that has none yet, saved as it is made; first images to the run folder."""
     done = state.evaluations.setdefault(when, {})
-    for name, sampler in (("ode", config.evaluate_ode), ("sde", config.evaluate_sde)):
+    for name, sampler in (("ode", config.evaluation.ode), ("sde", config.evaluation.sde)):
         if name in done:
             continue
         with state.clock.phase("evaluate"):
             result = evaluate_model(
                 config,
-                setting,
+                components,
                 state.learner.averaged(),
                 sampler,
-                config.evaluate_images,
+                config.evaluation.images,
                 GRID,
                 f"evaluate {name} {when}",
             )
@@ -158,19 +159,19 @@ def evaluate_both(config: Config, setting: Setting, state: State, when: str) -> 
             state.save()
 
 
-def finish(config: Config, setting: Setting, state: State, model: SiT) -> None:
+def finish(config: Config, components: Components, state: State, model: SiT) -> None:
     """ema.safetensors, summary.json, report.html, and the table on the terminal."""
     folder = config.run_folder
-    save_model(model, folder / "ema.safetensors", step=str(state.step), ema=f"{config.ema:g}")
+    save_model(model, folder / "ema.safetensors", step=str(state.step), ema=f"{config.update.ema:g}")
     summary = {
         "config": config.to_dict(),
         "before": state.evaluations["before"],
         "after": state.evaluations["after"],
-        "floor": floor(setting),
+        "floor": floor(components),
         "seconds": {k: round(v, 2) for k, v in state.clock.state_dict().items()},
         "images_generated": state.images_generated,
         "ranks": world_size(),
-        "protocol": protocol(config, setting),
+        "protocol": protocol(config, components),
     }
     write_json(folder / "summary.json", summary)
     report = write_report(folder)
@@ -181,9 +182,9 @@ def finish(config: Config, setting: Setting, state: State, model: SiT) -> None:
     )
 
 
-def protocol(config: Config, setting: Setting) -> dict:
+def protocol(config: Config, components: Components) -> dict:
     """Everything a reader needs to know what the numbers are."""
-    nets = {"fd": setting.reward_net, "fd_b": setting.judge_net}
+    nets = {"fd": components.reward_net, "fd_b": components.judge_net}
     return {
         "metrics": list(METRICS),
         "networks": {
@@ -191,11 +192,11 @@ def protocol(config: Config, setting: Setting) -> dict:
             for k, n in nets.items()
             if n
         },
-        "generated_images": config.evaluate_images,
-        "heldout_images": setting.heldout.moments.count,
-        "reward_real_images": setting.real.moments.count,
-        "samplers": {"ode": str(config.evaluate_ode), "sde": str(config.evaluate_sde)},
-        "weights": f"EMA, decay {config.ema} per optimiser step",
+        "generated_images": config.evaluation.images,
+        "heldout_images": components.heldout.moments.count,
+        "reward_real_images": components.real.moments.count,
+        "samplers": {"ode": str(config.evaluation.ode), "sde": str(config.evaluation.sde)},
+        "weights": f"EMA, decay {config.update.ema} per optimiser step",
     }
 
 

@@ -20,7 +20,7 @@ from fastfid.linalg.iterative_roots import trace_sqrt_product
 from fastfid.runtime import devices
 from fastfid.runtime.devices import as_tensor, float32_products, full_float32
 from sit_rl import sample, train
-from sit_rl.components.build import build_setting
+from sit_rl.components.build import build_components
 from sit_rl.components.image_sets import load_embedded
 from sit_rl.estimators import build_estimator
 from sit_rl.learner import checkpoint
@@ -272,15 +272,15 @@ def statistics(tmp_path):
 def trained(device, arguments):
     """Records of a step, of another after a save and a load, and the metrics of the averaged weights."""
     config = train.parse([*arguments, "--compile", "off"])
-    setting = build_setting(config, device, progress=False)
-    estimator, state = build_estimator(config, setting), start(config, setting, None, None, Clock())
-    first = train_step(config, setting, state, estimator)
+    components = build_components(config, device, progress=False)
+    estimator, state = build_estimator(config, components), start(config, components, None, None, Clock())
+    first = train_step(config, components, state, estimator)
     state.save()
     state.writer.wait()
     path = checkpoint.latest(config.run_folder / "checkpoints")
-    state = start(config, setting, path, checkpoint.load_values(path), Clock())
-    second = train_step(config, setting, state, estimator)
-    return first, second, evaluate_model(config, setting, state.learner.averaged(), config.evaluate_sde, 20, 5)
+    state = start(config, components, path, checkpoint.load_values(path), Clock())
+    second = train_step(config, components, state, estimator)
+    return first, second, evaluate_model(config, components, state.learner.averaged(), config.evaluation.sde, 20, 5)
 
 
 @pytest.mark.parametrize("estimator", ["advantage_matching", "sde_policy_gradient"])
@@ -304,8 +304,8 @@ def test_a_rank_without_samples_has_them_on_its_device(command, tmp_path, monkey
     monkeypatch.setattr("sit_rl.rollout.owned", lambda count, batch: range(0))
     with pretended() as cuda:
         config = train.parse([*command(tmp_path / "run"), "--compile", "off"])
-        setting = build_setting(config, cuda, progress=False)
-        made = generate(setting, setting.model, torch.arange(10), config.rollout, seed=0, step=0, batch=5)
+        components = build_components(config, cuda, progress=False)
+        made = generate(components, components.model, torch.arange(10), config.rollout.sampler, seed=0, step=0, batch=5)
         assert {x.device for x in (made.samples, made.features, made.labels)} == {cuda}
         assert made.images.device == CPU
 

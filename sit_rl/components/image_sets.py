@@ -109,3 +109,12 @@ def balanced_subset(data: ImageSet, count: int) -> ImageSet:
         raise ValueError(f"the split has too few images for a balanced subset of {count}")
     rows = rows.sort().values
     return ImageSet(data.images[rows], data.labels[rows])
+
+
+def embedded(split: str, count: int) -> ImageSet:
+    """`count` evenly spaced images of an embedded split; 0 means all."""
+    whole = load_embedded(split)
+    if not count or count >= len(whole.images):
+        return whole
+    rows = torch.linspace(0, len(whole.images) - 1, count).round().long()
+    return ImageSet(whole.images[rows], whole.labels[rows])

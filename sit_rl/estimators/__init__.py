@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sit_rl.components.build import Setting
+from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.estimators.advantage_matching import AdvantageMatching
 from sit_rl.estimators.base import Estimator
@@ -18,6 +18,6 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 }
 
 
-def build_estimator(config: Config, setting: Setting) -> Estimator:
-    """The estimator that `config.estimator` names."""
-    return ESTIMATORS[config.estimator](config, setting)
+def build_estimator(config: Config, components: Components) -> Estimator:
+    """The estimator that `config.update.estimator` names."""
+    return ESTIMATORS[config.update.estimator](config, components)

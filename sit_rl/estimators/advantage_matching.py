@@ -28,7 +28,10 @@ class AdvantageMatching(Estimator):
         t, x_t, target = matching_points(samples, batch.indices, self.config.seed, batch.draw)
         v = model(x_t, t, labels)
         with torch.no_grad():
-            v_base = self.setting.model(x_t, t, labels)
+            v_base = self.components.model(x_t, t, labels)
         matching, drift = squared_error(v, target), squared_error(v, v_base)
-        weight = torch.where(batch.advantage < 0, self.config.negative * batch.advantage, batch.advantage)
-        yield weight * matching + self.config.anchor * drift, {"matching": matching.detach(), "drift": drift.detach()}
+        weight = torch.where(batch.advantage < 0, self.config.update.negative * batch.advantage, batch.advantage)
+        yield (
+            weight * matching + self.config.update.anchor * drift,
+            {"matching": matching.detach(), "drift": drift.detach()},
+        )

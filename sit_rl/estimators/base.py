@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from sit_rl.components.build import Setting
+from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.learner.guards import require_finite_gradient, require_finite_weights
 from sit_rl.learner.learner import Learner
@@ -46,17 +46,17 @@ class Estimator(ABC):
     rolls_out = True  # whether it learns from generated samples at all
     keeps_path = False  # whether it needs the states of the sampler's steps
 
-    def __init__(self, config: Config, setting: Setting):
-        self.config, self.setting = config, setting
+    def __init__(self, config: Config, components: Components):
+        self.config, self.components = config, components
 
     def sampler(self, step: int) -> SamplerConfig:
         """The sampler that the rollouts of a training step use."""
-        return self.config.rollout
+        return self.config.rollout.sampler
 
     @property
     def updates(self) -> int:
         """Optimiser steps a training step."""
-        return self.config.updates
+        return self.config.update.updates
 
     def terms(self, step: int) -> int:
         """How many terms `losses` yields in a training step."""
@@ -71,12 +71,12 @@ class Estimator(ABC):
 
     def share(self, indices: list[int], of_rank: int) -> list[int]:
         """Members of a global minibatch that a rank computes: those it generated."""
-        made = owned(self.config.images_per_step, self.config.rollout_batch, of_rank)
+        made = owned(self.config.reward.images_per_step, self.config.rollout.batch, of_rank)
         return [i for i in indices if i in made]
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:
         """`updates` lists of global indices, walking through shuffles of `kept`."""
-        size = min(self.config.minibatch, len(kept))
+        size = min(self.config.update.minibatch, len(kept))
         queue: list[int] = []
         for u in range(self.updates):
             while len(queue) < size:
@@ -109,11 +109,11 @@ def update(
             for name, value in accumulate(estimator, learner, rollout, advantage, indices, draw).items():
                 sums[name] += value
             norm = learner.clip()
-            require_finite_gradient(norm, named, f"update {u} of step {step}", estimator.config.lr)
+            require_finite_gradient(norm, named, f"update {u} of step {step}", estimator.config.update.lr)
             sums["gradient_norm"] += norm
             learner.step(draw + 1)
             bar.update()
-    require_finite_weights(named, step, estimator.config.lr)
+    require_finite_weights(named, step, estimator.config.update.lr)
     return {name: value / estimator.updates for name, value in sums.items()}
 
 
@@ -147,7 +147,7 @@ def micro_batches(
 
     A rank with a smaller share ends with empty parts: sharded layers talk in every pass.
     """
-    size = estimator.config.micro_batch or len(indices)
+    size = estimator.config.run.micro_batch or len(indices)
     largest = max(len(estimator.share(indices, r)) for r in range(world_size()))
     mine = estimator.share(indices, rank())
     parts = [mine[i * size : (i + 1) * size] for i in range(max(1, -(-largest // size)))]

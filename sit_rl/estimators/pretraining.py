@@ -27,13 +27,15 @@ class Pretraining(Estimator):
     def updates(self) -> int:
         """As many minibatches as the evaluations of an RL step pay for."""
         c = self.config
-        evaluations = c.images_per_step * c.rollout.evaluations() + c.updates * c.minibatch * 4
-        return max(1, round(evaluations / (3 * c.minibatch)))
+        evaluations = (
+            c.reward.images_per_step * c.rollout.sampler.evaluations() + c.update.updates * c.update.minibatch * 4
+        )
+        return max(1, round(evaluations / (3 * c.update.minibatch)))
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:
         """Rows of the real images, drawn without replacement inside a minibatch, which is all of them at most."""
-        total = len(self.setting.real_images)
-        size = min(self.config.minibatch, total)
+        total = len(self.components.real_images)
+        size = min(self.config.update.minibatch, total)
         for u in range(self.updates):
             yield generator(self.config.seed, Stream.SHUFFLE, step, u).choice(total, size, replace=False).tolist()
 
@@ -43,7 +45,7 @@ class Pretraining(Estimator):
 
     def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """|v_θ(x_t, t) − u|² on this rank's share of the real images."""
-        real, device = self.setting.real_images, self.setting.device
+        real, device = self.components.real_images, self.components.device
         x1 = to_float(real.images[batch.rows]).to(device)
         t, x_t, target = matching_points(x1, batch.indices, self.config.seed, batch.draw, as_pretraining=True)
         matching = squared_error(model(x_t, t, real.labels[batch.rows].to(device)), target)

@@ -41,7 +41,7 @@ class SDEPolicyGradient(Estimator):
 
     def sampler(self, step: int) -> SamplerConfig:
         """Rollouts follow steps that have densities; a MixGRPO window slides with the training steps."""
-        return slide_window(self.config.rollout_sde, step)
+        return slide_window(self.config.rollout.sde_sampler, step)
 
     def terms(self, step: int) -> int:
         """The noisy steps of a path that are trained."""
@@ -50,7 +50,7 @@ class SDEPolicyGradient(Estimator):
     @property
     def clip(self) -> float:
         """Half-width of the ratio's trust interval at this sample dimension."""
-        return self.config.clip_range * math.sqrt(PAPER_DIMENSIONS / math.prod(self.setting.sample_shape))
+        return self.config.update.clip_range * math.sqrt(PAPER_DIMENSIONS / math.prod(self.components.sample_shape))
 
     def losses(self, model: Model, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
         """See the module's equation."""
@@ -73,7 +73,7 @@ class SDEPolicyGradient(Estimator):
 
         kl, in nats over these steps: to second order half the square of the step's log-ratio, here d times the mean.
         """
-        departure, dimension = (ratio - 1).abs(), math.prod(self.setting.sample_shape)
+        departure, dimension = (ratio - 1).abs(), math.prod(self.components.sample_shape)
         return {
             "ratio": ratio / steps,
             "ratio_departure": departure / steps,
@@ -84,7 +84,7 @@ class SDEPolicyGradient(Estimator):
     def _check_on_policy(self, ratio: torch.Tensor, i: int) -> None:
         """FloatingPointError where a ratio is not 1 before the first update."""
         worst = float((ratio.detach() - 1).abs().max()) if len(ratio) else 0.0
-        if not worst <= RATIO_TOLERANCE[self.config.precision]:
+        if not worst <= RATIO_TOLERANCE[self.config.run.precision]:
             raise FloatingPointError(
                 f"the ratio departs from 1 by {worst:.1e} at sampler step {i} before any update: rollout and update "
                 "disagree about the policy; check that both run the same weights in the same precision"

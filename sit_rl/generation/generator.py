@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from fastfid.runtime.hashes import file_sha256
 from sit_rl.config import Config, load_config
+from sit_rl.config_groups import RunOptions
 from sit_rl.files.paths import reading
-from sit_rl.generation.recipe import EMBEDDED, SMALL, Recipe
+from sit_rl.generation.recipe import EMBEDDED, Recipe
 from sit_rl.learner import checkpoint
 from sit_rl.learner.learner import prepare
 from sit_rl.models import attention
@@ -56,8 +58,8 @@ def load_generator(config: Recipe, device: torch.device) -> Generator:
     _check_finite(model, config.checkpoint or EMBEDDED)
     case = attention.case(config.attention, model, config.precision, device)
     model.set_attention(attention.choose(*case))
-    as_trained = replace(SMALL, precision="bf16" if config.precision == "bf16" else "float32", compile=config.compile)
-    prepare(model, as_trained, device)
+    precision: Literal["float32", "bf16"] = "bf16" if config.precision == "bf16" else "float32"
+    prepare(model, RunOptions(precision=precision, compile=config.compile), device)
     fast = config.precision != "float32"
     if device.type == "cuda":  # torch's default is TF32 in the autoencoder's convolutions alone
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
@@ -100,10 +102,10 @@ def _load_weights(config: Recipe) -> tuple[SiT, dict, Path | None]:
         raise FileNotFoundError(f"--checkpoint {path} is no run's folder: it holds no config.yaml; pass a file instead")
     trained = load_config(path / "config.yaml")
     if config.vae is None:
-        _require_trained(path, "vae", trained.vae, "pass --vae, or work where the run was started")
+        _require_trained(path, "vae", trained.files.vae, "pass --vae, or work where the run was started")
     model, weights = _averaged_weights(path, trained)
     about = {"checkpoint": path.resolve().name, "weights": weights, "sha256": tensor_hash(model.state_dict())}
-    return model, about, config.vae or trained.vae
+    return model, about, config.vae or trained.files.vae
 
 
 def _require_trained(run_folder: Path, name: str, path: Path | None, remedy: str) -> None:
@@ -119,10 +121,10 @@ def _averaged_weights(run_folder: Path, trained: Config) -> tuple[SiT, str]:
     saved = checkpoint.latest(run_folder / "checkpoints")
     if saved is None:
         raise FileNotFoundError(f"--checkpoint {run_folder} holds no weights yet; wait for the run's first checkpoint")
-    _require_trained(run_folder, "checkpoint", trained.checkpoint, "work where the unfinished run was started")
-    model = load_model(trained.checkpoint or EMBEDDED, architecture=trained.architecture)
-    if trained.lora:
-        add_lora(model, trained.lora, trained.seed)
+    _require_trained(run_folder, "checkpoint", trained.files.checkpoint, "work where the unfinished run was started")
+    model = load_model(trained.files.checkpoint or EMBEDDED, architecture=trained.files.architecture)
+    if trained.update.lora:
+        add_lora(model, trained.update.lora, trained.seed)
     model.load_state_dict(checkpoint.load_part(saved, "ema"))
     return merge_lora(model), f"EMA at step {checkpoint.load_values(saved)['step']}"
 

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 
 from sit_rl.components.image_sets import ASSETS
-from sit_rl.config import PRESETS
 from sit_rl.files.paths import require_extra, require_paths
 from sit_rl.models.sit import SiT
+from sit_rl.presets import PRESETS
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, balanced_labels, generator
 from sit_rl.sampling.sampler_config import METHODS, OFFICIAL, SamplerConfig
@@ -22,7 +22,7 @@ EMBEDDED = ASSETS / "base.safetensors"
 # The embedded model's preset and the official checkpoint's: their samplers and batches are these commands' defaults.
 SMALL, LARGE = PRESETS["fashion"][1], PRESETS["sit-xl-imagenet256"][1]
 SMALL_SHAPE = (1, 28, 28)
-SAMPLERS = {"ode": SMALL.evaluate_ode, "sde": SMALL.evaluate_sde} | OFFICIAL
+SAMPLERS = {"ode": SMALL.evaluation.ode, "sde": SMALL.evaluation.sde} | OFFICIAL
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def check_sampler(model: SiT, sampler: SamplerConfig) -> None:
 
 def batch_of(config: Recipe, model: SiT) -> int:
     """Images sampled at once."""
-    return config.batch or (SMALL if is_small(model) else LARGE).rollout_batch
+    return config.batch or (SMALL if is_small(model) else LARGE).rollout.batch
 
 
 def choose_labels(config: Recipe, classes: int) -> torch.Tensor:

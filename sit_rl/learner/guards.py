@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from sit_rl.config import MACHINE_FIELDS, Config
+from sit_rl.config_groups import RunOptions
 from sit_rl.models.finite_weights import first_not_finite
 from sit_rl.models.sit import SiT
 
@@ -75,20 +77,20 @@ def require_deterministic(model: SiT, device: torch.device) -> None:
         )
 
 
-def require_sane(config: Config, record: dict, first_fd: float | None) -> None:
+def require_sane(run: RunOptions, lr: float | None, record: dict[str, Any], first_fd: float | None) -> None:
     """FloatingPointError where a step's record shows a run that is running away, under --stop-fd, -drift, -kl."""
     limits = {
-        "reference_fd": (config.stop_fd * (first_fd or 0.0), "--stop-fd", "times the first step's reference FD"),
-        "drift": (config.stop_drift, "--stop-drift", "mean squared departure from the base velocity"),
-        "kl": (config.stop_kl, "--stop-kl", "nats from the policy that made the samples"),
+        "reference_fd": (run.stop_fd * (first_fd or 0.0), "--stop-fd", "times the first step's reference FD"),
+        "drift": (run.stop_drift, "--stop-drift", "mean squared departure from the base velocity"),
+        "kl": (run.stop_kl, "--stop-kl", "nats from the policy that made the samples"),
     }
     for name, (limit, flag, what) in limits.items():
         value = record.get(name)
         if value is not None and limit > 0 and not value <= limit:
             raise FloatingPointError(
                 f"{name} is {value:.4g} in step {record['step']}, above its limit {limit:.4g} ({flag} "
-                f"{getattr(config, flag[2:].replace('-', '_')):g}: {what}): the run is running away; {LOWER_RATE} "
-                f"(now {config.lr:g}), or raise {flag} and run the same command, it resumes from the last checkpoint"
+                f"{getattr(run, flag[2:].replace('-', '_')):g}: {what}): the run is running away; {LOWER_RATE} "
+                f"(now {lr:g}), or raise {flag} and run the same command, it resumes from the last checkpoint"
             )
 
 
@@ -96,7 +98,7 @@ def out_of_memory(config: Config, phase: str | None, error: BaseException) -> st
     """One sentence for a full GPU: in which phase, and which argument to lower from what."""
     flag = MEMORY_REMEDIES.get(phase, "--rollout-batch")
     name = flag[2:].replace("-", "_")
-    now = getattr(config, name) or f"0: a rank's whole share of {config.minibatch} images"
+    now = config[name] or f"0: a rank's whole share of {config.update.minibatch} images"
     then = "it resumes" if name in MACHINE_FIELDS else "with another --out"
     reason = " ".join(str(error).split())[:160]
     return (

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from sit_rl.config import Config
+from sit_rl.config_groups import RunOptions
 from sit_rl.models.averages import EMA, PowerEMA
 from sit_rl.models.lora import add_lora
 from sit_rl.models.precision import bfloat16_forward
@@ -49,22 +50,22 @@ class Learner:
         self.config, device = config, next(base.parameters()).device
         module = copy.deepcopy(base).requires_grad_(True)
         module.pos_embed.requires_grad_(False)
-        if config.lora:
-            add_lora(module, config.lora, config.seed)
-        averages = [EMA(module, decay) for decay in (config.ema, *config.ema_extra)]
-        averages += [PowerEMA(module, sigma) for sigma in config.ema_power]
+        if config.update.lora:
+            add_lora(module, config.update.lora, config.seed)
+        averages = [EMA(module, decay) for decay in (config.update.ema, *config.update.ema_extra)]
+        averages += [PowerEMA(module, sigma) for sigma in config.update.ema_power]
         self.module, self.averages = module, averages
-        self.parallel = choose_parallel(config.parallel, sum(p.numel() for p in module.parameters()))
+        self.parallel = choose_parallel(config.run.parallel, sum(p.numel() for p in module.parameters()))
         self._whole = copy.deepcopy(module).requires_grad_(False) if self.parallel == "fsdp" else None
         for part in (module, *(average.module for average in averages), *filter(None, [self._whole])):
-            prepare(part, config, device)
+            prepare(part, config.run, device)
         if self.parallel == "fsdp":
             for part in (module, *(average.module for average in averages)):
                 _shard(part, device)
         self._training = DistributedDataParallel(module) if self.parallel == "ddp" else module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.updates = 0
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.update.lr, weight_decay=0.0, fused=True)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The velocity with gradients: what a loss is made of."""
@@ -103,7 +104,7 @@ class Learner:
 
     def clip(self) -> float:
         """Scale the gradient down to norm `grad_clip`; returns its norm before, over all ranks' shards."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.update.grad_clip)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def step(self, updates: int) -> None:
@@ -134,8 +135,8 @@ class Learner:
 
     def _average_names(self) -> list[str]:
         """`ema` for the evaluated average, the others with what they are."""
-        config = self.config
-        more = [f"ema-{decay:g}" for decay in config.ema_extra] + [f"ema-power-{s:g}" for s in config.ema_power]
+        update = self.config.update
+        more = [f"ema-{decay:g}" for decay in update.ema_extra] + [f"ema-power-{s:g}" for s in update.ema_power]
         return ["ema", *more]
 
 
@@ -146,18 +147,18 @@ def choose_parallel(asked: str, parameters: int) -> str:
     return ("fsdp" if parameters > SHARD_ABOVE else "ddp") if asked == "auto" else asked
 
 
-def prepare(model: SiT, config: Config, device: torch.device) -> SiT:
-    """Give `model` the config's precision, recomputation and compilation, in place; deep copies keep the first two."""
+def prepare(model: SiT, run: RunOptions, device: torch.device) -> SiT:
+    """Give `model` the run's precision, recomputation and compilation, in place; deep copies keep the first two."""
     for block in model.blocks:
-        if config.activation_checkpointing:
+        if run.activation_checkpointing:
             block.forward = types.MethodType(_recomputed, block)
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+    if run.compile == "on" or (run.compile == "auto" and device.type == "cuda"):
         # Not by itself on a CPU. On one thread the default model's passes of 400 images gain (318 → 220 ms forward, 757
         # → 649 with backward), but compiling took 45 s of a run on two, whose later steps took 9.4 and 13.4 s beside
         # 9.5 and 11.7 without: 24 of them do not pay for it. On a GPU it is unmeasured.
         torch._dynamo.config.recompile_limit = max(COMPILED_CASES, torch._dynamo.config.recompile_limit)
         compile_blocks(model, device)
-    if config.precision == "bf16":
+    if run.precision == "bf16":
         model.forward = types.MethodType(bfloat16_forward, model)
     return model
 

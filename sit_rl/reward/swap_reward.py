@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fastfid import SwapEngine
+from fastfid import FeatureMoments, SwapEngine
 from fastfid.distances.real_side import RealFactor
-from sit_rl.config import Config
+from sit_rl.config_groups import RewardOptions
 from sit_rl.ranks.cpu_batches import enter_worker
 from sit_rl.sampling.random_streams import Stream, generator
 
@@ -51,12 +51,12 @@ class SwapReward:
     advantage, so that part overlaps with nothing.
     """
 
-    def __init__(self, config: Config, real, reference: ReferenceSet):
-        self.config = config
-        self.device = torch.device("cpu") if config.reward_device == "cpu" else reference.features.device
+    def __init__(self, options: RewardOptions, seed: int, real: FeatureMoments, reference: ReferenceSet):
+        self.options, self.seed = options, seed
+        self.device = torch.device("cpu") if options.device == "cpu" else reference.features.device
         self.real = RealFactor(real, self.device)
         self._thread = None
-        if config.reward_device == "cpu":
+        if options.device == "cpu":
             self._thread = ThreadPoolExecutor(1, "reward", enter_worker, (torch.get_num_threads(),))
         self.renew(reference)
 
@@ -84,7 +84,7 @@ class SwapReward:
         refresh: each candidate a random subset of the reference (the paper). rolling: the B·m oldest rows, dealt out at
         random, so that the swaps being scored are those that `roll` will carry out, and class counts never change.
         """
-        c, rng = self.config, generator(self.config.seed, Stream.SUBSET, step)
+        c, rng = self.options, generator(self.seed, Stream.SUBSET, step)
         if c.reference == "rolling":
             rows = (self.reference.oldest + rng.permutation(c.images_per_step)) % c.reference_size
             return torch.from_numpy(rows).view(c.candidates, c.replace)
@@ -107,9 +107,9 @@ class SwapReward:
         image: the exact change of the one-for-one swap, less that of leaving the replaced row out. The second term
         depends on the old image alone; without it, its chance would be half of the variance.
         """
-        if self.config.credit == "subset":
+        if self.options.credit == "subset":
             return subset[:, None].expand(removed.shape)
-        if self.config.credit == "image":
+        if self.options.credit == "image":
             return self._left_out(removed) - self.engine.change_each(removed, features)
         return -self.engine.influence(features.flatten(0, 1)).view(removed.shape) / self.engine.count
 

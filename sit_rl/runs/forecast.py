@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from sit_rl.components.build import Setting
+from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.models import attention
 from sit_rl.ranks.cpu_batches import map_batches
@@ -22,40 +22,42 @@ UPDATE_EVALUATIONS = {"advantage_matching": 4, "rejection": 3, "pretraining": 3}
 OVERHEAD_EVALUATIONS = 1
 
 
-def describe_plan(config: Config, setting: Setting) -> str:
+def describe_plan(config: Config, components: Components) -> str:
     """A few aligned lines: where outputs go, the model, the reward, the samplers, the predicted minutes."""
     counts = evaluations(config)
-    rate = measure_rate(config, setting) * world_size()
+    rate = measure_rate(config, components) * world_size()
     minutes = {phase: count / rate / 60 for phase, count in counts.items()}
-    size = sum(p.numel() for p in setting.model.parameters()) / 1e6
+    size = sum(p.numel() for p in components.model.parameters()) / 1e6
     parts = ", ".join(f"{phase} {m:.1f}" for phase, m in minutes.items() if m)
-    keep = "all samples" if config.kept_fraction == 1 else f"best {config.kept_fraction:.0%} of samples"
-    c, shape = config, setting.sample_shape
-    reward = f"−FD ({setting.reward_net.name}) of {c.reference_size} images with {c.replace} replaced"
+    keep = "all samples" if config.reward.kept_fraction == 1 else f"best {config.reward.kept_fraction:.0%} of samples"
+    c, shape = config, components.sample_shape
+    reward = f"−FD ({components.reward_net.name}) of {c.reward.reference_size} images with {c.reward.replace} replaced"
+    case = attention.case(c.run.attention, components.model, c.run.precision, components.device)
+    images = f"{c.reward.candidates} × {c.reward.replace} images"
     lines = {
         "outputs": c.run_folder,
-        "generator": f"{type(setting.model).__name__}, {size:.2f}M parameters, samples {shape}, "
-        f"on {setting.device} × {world_size()}",
-        "attention": attention.explain(*attention.case(c.attention, setting.model, c.precision, setting.device)),
-        "reward": f"{reward}, against {known(setting.real.moments.count, 'real')}; {c.reference} reference",
-        "step": f"{c.candidates} × {c.replace} images, credit per {c.credit}; {keep} train; {c.estimator}",
-        "judge": judged_against(setting, c.evaluate_images),
-        "samplers": f"{c.evaluate_ode}; {c.evaluate_sde}",
+        "generator": f"{type(components.model).__name__}, {size:.2f}M parameters, samples {shape}, "
+        f"on {components.device} × {world_size()}",
+        "attention": attention.explain(*case),
+        "reward": f"{reward}, against {known(components.real.moments.count, 'real')}; {c.reward.reference} reference",
+        "step": f"{images}, credit per {c.reward.credit}; {keep} train; {c.update.estimator}",
+        "judge": judged_against(components, c.evaluation.images),
+        "samplers": f"{c.evaluation.ode}; {c.evaluation.sde}",
         "predicted": f"about {sum(minutes.values()):.1f} minutes ({parts})",
     }
     return aligned(lines)
 
 
-def judged_against(setting: Setting, images: int) -> str:
+def judged_against(components: Components, images: int) -> str:
     """What the evaluations compare, and a warning where it is what the reward has seen."""
-    if setting.heldout is setting.real:
+    if components.heldout is components.real:
         return f"{images} images against the reward's own real side, as in the paper; pass --heldout to judge on others"
-    return f"{images} images against {known(setting.heldout.moments.count, 'held-out')}"
+    return f"{images} images against {known(components.heldout.moments.count, 'held-out')}"
 
 
 def evaluations(config: Config) -> dict[str, float]:
     """Velocity evaluations of each phase of the whole run, the evaluations before and after included."""
-    total = {"evaluate": 2 * config.evaluate_images * evaluation_cost(config), "refresh": 0.0, "rollout": 0.0}
+    total = {"evaluate": 2 * config.evaluation.images * evaluation_cost(config), "refresh": 0.0, "rollout": 0.0}
     for step in range(config.steps):
         for phase, count in step_evaluations(config, step).items():
             total[phase] = total.get(phase, 0.0) + count
@@ -65,22 +67,22 @@ def evaluations(config: Config) -> dict[str, float]:
 def step_evaluations(config: Config, step: int) -> dict[str, float]:
     """Velocity evaluations of each phase of one training step."""
     c = config
-    sde = c.estimator == "sde_policy_gradient"
-    sampler = c.rollout_sde if sde else c.rollout
+    sde = c.update.estimator == "sde_policy_gradient"
+    sampler = c.rollout.sde_sampler if sde else c.rollout.sampler
     per_sample = sampler.evaluations() + OVERHEAD_EVALUATIONS
-    kept = min(c.minibatch, c.kept_fraction * c.images_per_step)
-    passes = 3 * len(trained_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.estimator]
-    if c.activation_checkpointing:  # the trained forward pass once more
+    kept = min(c.update.minibatch, c.reward.kept_fraction * c.reward.images_per_step)
+    passes = 3 * len(trained_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.update.estimator]
+    if c.run.activation_checkpointing:  # the trained forward pass once more
         passes += len(trained_steps(sampler)) if sde else 1
-    update = c.updates * kept * passes
+    update = c.update.updates * kept * passes
     judged = quick_evaluations(c, step + 2) - quick_evaluations(c, step + 1)
-    out = {"evaluate": judged * c.evaluate_every_images * evaluation_cost(c)}
-    if c.estimator == "pretraining":
-        return out | {"update": update + c.images_per_step * per_sample}
-    renewed = step == 0 or (c.reference == "refresh" and step % c.refresh_every == 0)
+    out = {"evaluate": judged * c.evaluation.every_images * evaluation_cost(c)}
+    if c.update.estimator == "pretraining":
+        return out | {"update": update + c.reward.images_per_step * per_sample}
+    renewed = step == 0 or (c.reward.reference == "refresh" and step % c.reward.refresh_every == 0)
     return out | {
-        "refresh": c.reference_size * per_sample if renewed else 0.0,
-        "rollout": c.images_per_step * per_sample,
+        "refresh": c.reward.reference_size * per_sample if renewed else 0.0,
+        "rollout": c.reward.images_per_step * per_sample,
         "update": update,
     }
 
@@ -88,12 +90,12 @@ def step_evaluations(config: Config, step: int) -> dict[str, float]:
 def quick_evaluations(config: Config, before: int | None = None) -> int:
     """Evaluations on the way of the whole run, or those after fewer than `before` steps; the last step has none."""
     last = (config.steps if before is None else min(before, config.steps)) - 1
-    return max(0, last) // config.evaluate_every if config.evaluate_every else 0
+    return max(0, last) // config.evaluation.every if config.evaluation.every else 0
 
 
 def evaluation_cost(config: Config) -> float:
     """Velocity evaluations of one image under both samplers."""
-    return config.evaluate_ode.evaluations() + config.evaluate_sde.evaluations() + 2 * OVERHEAD_EVALUATIONS
+    return config.evaluation.ode.evaluations() + config.evaluation.sde.evaluations() + 2 * OVERHEAD_EVALUATIONS
 
 
 class Forecast:
@@ -108,7 +110,7 @@ class Forecast:
 
     def step(self, step: int) -> float | None:
         """Predicted seconds of step `step`, the next one; None where nothing has been measured."""
-        done = {"evaluate": 2 * self.config.evaluate_images * evaluation_cost(self.config)}
+        done = {"evaluate": 2 * self.config.evaluation.images * evaluation_cost(self.config)}
         for earlier in range(step):
             for phase, count in step_evaluations(self.config, earlier).items():
                 done[phase] = done.get(phase, 0.0) + count
@@ -122,7 +124,7 @@ class Forecast:
 
 
 def measure_rate(
-    config: Config, setting: Setting, seconds: float = 1.0, patience: int = 5, most: float = 10.0
+    config: Config, components: Components, seconds: float = 1.0, patience: int = 5, most: float = 10.0
 ) -> float:
     """Velocity evaluations per second of one rank on the rollouts' batches: the fastest round, once it stays so.
 
@@ -130,16 +132,16 @@ def measure_rate(
     in a fresh virtual machine) and another process may take a core for a moment: at least a second, until no round has
     improved by 2% for `patience` of them, at most ten seconds.
     """
-    x = torch.randn(config.rollout_batch, *setting.sample_shape, device=setting.device)
-    t = torch.full((len(x),), 0.5, device=setting.device)
-    y = torch.zeros(len(x), dtype=torch.long, device=setting.device)
-    at_once = torch.get_num_threads() if setting.device.type == "cpu" else 1
+    x = torch.randn(config.rollout.batch, *components.sample_shape, device=components.device)
+    t = torch.full((len(x),), 0.5, device=components.device)
+    y = torch.zeros(len(x), dtype=torch.long, device=components.device)
+    at_once = torch.get_num_threads() if components.device.type == "cpu" else 1
     fastest, since, begun = float("inf"), 0, time.perf_counter()
     while since < patience or time.perf_counter() - begun < seconds:
         started = time.perf_counter()
-        for _ in map_batches(lambda _: setting.model(x, t, y), range(2 * at_once), setting.device):
+        for _ in map_batches(lambda _: components.model(x, t, y), range(2 * at_once), components.device):
             pass
-        if setting.device.type == "cuda":
+        if components.device.type == "cuda":
             torch.cuda.synchronize()
         took = time.perf_counter() - started
         since = 0 if took < 0.98 * fastest else since + 1

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sit_rl.components.build import check_predictions
+from sit_rl.components.checks import check_predictions
 from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.config import Config
 from sit_rl.files.paths import reading, require_paths
@@ -53,22 +53,26 @@ def dry_run(config: Config) -> str:
 
     FLOPs are counted operator by operator on tensors without memory; hours are computed from them and a GPU's peak.
     """
-    gpus = [planned_gpu(text, config.precision) for text in config.gpus]
+    gpus = [planned_gpu(text, config.run.precision) for text in config.run.gpus]
     kind, shape = planned_model(config)
     flops = count_flops(shape)
     outside = DECODER_FLOPS + INCEPTION_FLOPS if shape.channels == LATENT_CHANNELS else 0.0
     whole = total_flops(config, flops, outside)
     parameters = count_parameters(shape)
-    c, sampler = config, config.rollout_sde if config.estimator == "sde_policy_gradient" else config.rollout
+    c, sampler = (
+        config,
+        config.rollout.sde_sampler if config.update.estimator == "sde_policy_gradient" else config.rollout.sampler,
+    )
     lines = {
-        "plan": f"{c.steps} steps of {c.estimator}; nothing is run, no weights are read",
+        "plan": f"{c.steps} steps of {c.update.estimator}; nothing is run, no weights are read",
         "generator": f"{kind} {shape.name}, {parameters / 1e6:.1f}M parameters, {flops / 1e9:.3g} GFLOP an evaluation",
-        "step": f"{c.images_per_step} images rolled out ({sampler}), {c.updates} updates of {c.minibatch}",
-        "reference": f"{c.reference_size} images, {c.reference}",
-        "evaluation": f"2 × {c.evaluate_images} images before and after: {c.evaluate_ode}; {c.evaluate_sde}",
+        "step": f"{c.reward.images_per_step} images rolled out ({sampler}), "
+        f"{c.update.updates} updates of {c.update.minibatch}",
+        "reference": f"{c.reward.reference_size} images, {c.reward.reference}",
+        "evaluation": f"2 × {c.evaluation.images} images before and after: {c.evaluation.ode}; {c.evaluation.sde}",
         "compute": ", ".join(f"{phase} {count:.2e}" for phase, count in whole.items() if count) + " FLOP (counted)",
     }
-    if "dopri5" in (sampler.method, c.evaluate_ode.method):
+    if "dopri5" in (sampler.method, c.evaluation.ode.method):
         lines["compute"] += "; dopri5 taken at 50 evaluations an image, which its tolerance decides"
     for ranks in dict.fromkeys(count for count, _, _ in gpus):
         memory = memory_per_rank(config, shape, ranks)
@@ -79,7 +83,8 @@ def dry_run(config: Config) -> str:
     for count, name, peak in gpus:
         hours = sum(whole.values()) / (peak * UTILISATION * count) / 3600
         lines[f"{count} × {name}"] = (
-            f"{_duration(hours)} (computed: {c.precision} at {UTILISATION:.0%} of {peak / 1e12:g} TFLOP/s, unmeasured)"
+            f"{_duration(hours)} (computed: {c.run.precision} at {UTILISATION:.0%} of {peak / 1e12:g} TFLOP/s, "
+            "unmeasured)"
         )
     return aligned(lines)
 
@@ -108,14 +113,14 @@ def _number(text: str) -> float:
 
 def planned_model(config: Config) -> tuple[str, SiTConfig]:
     """Kind and shape of the generator: the checkpoint's where it is there, else the preset's that says its shape."""
-    there = config.checkpoint is not None and config.checkpoint.is_file()
+    there = config.files.checkpoint is not None and config.files.checkpoint.is_file()
     if not there and config.preset in PRESET_MODELS:
         return PRESET_MODELS[config.preset]
-    if config.checkpoint is None:
+    if config.files.checkpoint is None:
         return "SiT", FASHION_SIT
-    require_paths([("--checkpoint", config.checkpoint)])
-    with reading("--checkpoint", config.checkpoint):
-        model = load_model(config.checkpoint, architecture=config.architecture)
+    require_paths([("--checkpoint", config.files.checkpoint)])
+    with reading("--checkpoint", config.files.checkpoint):
+        model = load_model(config.files.checkpoint, architecture=config.files.architecture)
     check_predictions(config, model)
     return type(model).__name__, model.config
 
@@ -135,9 +140,9 @@ def total_flops(config: Config, flops: float, outside: float) -> dict[str, float
     """FLOPs of each phase of the whole run; `outside` for each generated image: decoder and feature network."""
     counts = evaluations(config)
     images = {
-        "evaluate": 4 * config.evaluate_images + 2 * config.evaluate_every_images * quick_evaluations(config),
-        "refresh": counts["refresh"] and config.reference_size * -(-config.steps // config.refresh_every),
-        "rollout": counts["rollout"] and config.steps * config.images_per_step,
+        "evaluate": 4 * config.evaluation.images + 2 * config.evaluation.every_images * quick_evaluations(config),
+        "refresh": counts["refresh"] and config.reward.reference_size * -(-config.steps // config.reward.refresh_every),
+        "rollout": counts["rollout"] and config.steps * config.reward.images_per_step,
     }
     return {
         phase: (count - OVERHEAD_EVALUATIONS * images.get(phase, 0)) * flops + outside * images.get(phase, 0)
@@ -148,18 +153,19 @@ def total_flops(config: Config, flops: float, outside: float) -> dict[str, float
 def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, float]:
     """Bytes on one of `ranks` GPUs by what holds them; without the libraries' own workspaces and fragmentation."""
     weights = 4.0 * count_parameters(shape)
-    sharded = ranks > 1 and (config.parallel == "fsdp" or (config.parallel == "auto" and weights / 4 > SHARD_ABOVE))
-    averages = 1 + len(config.ema_extra) + len(config.ema_power)
-    share = -(-config.minibatch // ranks)
-    images = -(-config.images_per_step // ranks)
-    path = config.rollout_sde.steps + 1 if config.estimator == "sde_policy_gradient" else 1
+    large = weights / 4 > SHARD_ABOVE
+    sharded = ranks > 1 and (config.run.parallel == "fsdp" or (config.run.parallel == "auto" and large))
+    averages = 1 + len(config.update.ema_extra) + len(config.update.ema_power)
+    share = -(-config.update.minibatch // ranks)
+    images = -(-config.reward.images_per_step // ranks)
+    path = config.rollout.sde_sampler.steps + 1 if config.update.estimator == "sde_policy_gradient" else 1
     values = shape.channels * shape.image_size**2
     latent = shape.channels == LATENT_CHANNELS
     # What autocast makes for the backward pass; recomputation makes a block's at a time.
-    cast = weights / 2 if config.precision == "bf16" and not config.activation_checkpointing else 0.0
-    passed = activation_bytes(config, shape) * min(config.micro_batch or share, share)
+    cast = weights / 2 if config.run.precision == "bf16" and not config.run.activation_checkpointing else 0.0
+    passed = activation_bytes(config, shape) * min(config.run.micro_batch or share, share)
     # Rollouts decode and updates do not, so the larger counts; Inception's maps of a batch are smaller than either.
-    decoded = min(SLICE, config.rollout_batch) * DECODING_BYTES * (shape.image_size / 32) ** 2 if latent else 0.0
+    decoded = min(SLICE, config.rollout.batch) * DECODING_BYTES * (shape.image_size / 32) ** 2 if latent else 0.0
     return {
         "weights, gradients, moments, averages": weights * (4 + averages) / (ranks if sharded else 1),
         "base model": weights,
@@ -180,9 +186,9 @@ def count_parameters(shape: SiTConfig) -> int:
 @cache
 def activation_bytes(config: Config, shape: SiTConfig) -> float:
     """Bytes that one image's forward pass keeps for its backward pass, counted on tensors without memory."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
     model = prepare(
-        _meta_model(shape).to(dtype), replace(config, compile="off", precision="float32"), torch.device("meta")
+        _meta_model(shape).to(dtype), replace(config.run, compile="off", precision="float32"), torch.device("meta")
     )
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

@@ -104,7 +104,7 @@ def start_wandb(config: Config):
     require_extra("--wandb")
     import wandb
 
-    project, folder = config.wandb, config.run_folder
+    project, folder = config.run.wandb, config.run_folder
     identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     try:
         return wandb.init(

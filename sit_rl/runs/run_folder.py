@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sit_rl.components.build import given_paths
+from sit_rl.components.checks import given_paths
 from sit_rl.config import Config, differences, load_config
 from sit_rl.files.atomic import writing
 from sit_rl.learner import checkpoint
@@ -40,7 +40,7 @@ def check_replaceable(config: Config) -> None:
     there = [place / name for name in (*FOLDERS, *FILES) if (place / name).exists()]
     if there and not is_run(place):
         raise ValueError(f"{there[0]} is in the way and {place} is no run's folder; choose another --out")
-    inside = [f"{flag} {path}" for flag, path in given_paths(config) if _within(path, there)]
+    inside = [f"{flag} {path}" for flag, path in given_paths(config.files) if _within(path, there)]
     if inside:
         raise ValueError(
             f"{inside[0]} is part of the run that a fresh one in {place} would replace; copy it elsewhere, or choose "
@@ -78,7 +78,7 @@ def prepare_folder(config: Config, fresh: bool) -> None:
                 remove_run(place)
                 config.save(place / "config.yaml")
             else:
-                checkpoint.discard_old(place / "checkpoints", config.keep_checkpoints)  # it may have been lowered
+                checkpoint.discard_old(place / "checkpoints", config.run.keep_checkpoints)  # it may have been lowered
     barrier()
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, prdc
-from sit_rl.components.build import RealSide, Setting
+from sit_rl.components.build import Components
+from sit_rl.components.real_side import RealSide
 from sit_rl.config import Config
 from sit_rl.learner.guards import require_finite
 from sit_rl.models.sit import SiT
@@ -33,7 +34,7 @@ class Evaluation:
 
 def evaluate_model(
     config: Config,
-    setting: Setting,
+    components: Components,
     model: SiT,
     sampler: SamplerConfig,
     count: int,
@@ -45,20 +46,20 @@ def evaluate_model(
     Image i always has the noise of (seed, i) and class i mod classes, so two models are compared like for like, and
     a smaller count uses the first of the same images. Metrics a statistics file cannot give are None.
     """
-    labels = balanced_labels(count, setting.num_classes)
+    labels = balanced_labels(count, components.num_classes)
     made = generate(
-        setting, model, labels, sampler, seed=config.seed, step=EVALUATION_STEP, batch=config.rollout_batch,
+        components, model, labels, sampler, seed=config.seed, step=EVALUATION_STEP, batch=config.rollout.batch,
         initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label,
     )  # fmt: skip
     require_finite(f"samples of '{label}'", made.samples)
-    features = gather_owned(made.features, count, config.rollout_batch)
+    features = gather_owned(made.features, count, config.rollout.batch)
     features_b = None
-    if setting.judge_net is not None:
-        features_b = gather_owned(_in_batches(setting.judge_net, made.images), count, config.rollout_batch)
-    metrics = measure(setting.heldout, features) | {
-        "fd_b": None if features_b is None else distance(setting.heldout_b, features_b)
+    if components.judge_net is not None:
+        features_b = gather_owned(_in_batches(components.judge_net, made.images), count, config.rollout.batch)
+    metrics = measure(components.heldout, features) | {
+        "fd_b": None if features_b is None else distance(components.heldout_b, features_b)
     }
-    images = gather_owned(made.images, count, config.rollout_batch, first=grid)
+    images = gather_owned(made.images, count, config.rollout.batch, first=grid)
     return Evaluation({name: metrics[name] for name in METRICS}, images)
 
 
@@ -80,15 +81,15 @@ def distance(real: RealSide, features: torch.Tensor) -> float:
     return float(frechet_distance(real.moments, FeatureMoments.from_features(features)))
 
 
-def floor(setting: Setting) -> dict[str, float | None]:
+def floor(components: Components) -> dict[str, float | None]:
     """Real against real: the reward's real images against the held-out ones, through both networks; None without."""
-    if setting.heldout is setting.real:
+    if components.heldout is components.real:
         return {"fd": None, "fd_b": None}
     return {
-        "fd": float(frechet_distance(setting.heldout.moments, setting.real.moments)),
+        "fd": float(frechet_distance(components.heldout.moments, components.real.moments)),
         "fd_b": None
-        if setting.real_b is None
-        else float(frechet_distance(setting.heldout_b.moments, setting.real_b.moments)),
+        if components.real_b is None
+        else float(frechet_distance(components.heldout_b.moments, components.real_b.moments)),
     }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from sit_rl.config import Config
-from sit_rl.training.state import State
+import torch
+
+from sit_rl.config_groups import UpdateOptions
 
 
 def warmup_cosine(progress: float, warmup: float = 0.02) -> float:
@@ -15,11 +16,11 @@ def warmup_cosine(progress: float, warmup: float = 0.02) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def set_learning_rate(config: Config, state: State) -> None:
-    """Linear warm-up over `warmup` steps, then constant, or half a cosine down to zero at the end."""
-    if config.lr_schedule == "cosine":
-        factor = warmup_cosine((state.step + 1) / (config.steps + 1), config.warmup / config.steps)
+def set_learning_rate(update: UpdateOptions, optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+    """Give the optimiser the rate of step `step` of `steps`: a linear warm-up, then constant or half a cosine to 0."""
+    if update.lr_schedule == "cosine":
+        factor = warmup_cosine((step + 1) / (steps + 1), update.warmup / steps)
     else:
-        factor = min(1.0, (state.step + 1) / max(1, config.warmup))
-    for group in state.learner.optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        factor = min(1.0, (step + 1) / max(1, update.warmup))
+    for group in optimizer.param_groups:
+        group["lr"] = update.lr * factor

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from tqdm import tqdm
 
-from sit_rl.components.build import Setting
+from sit_rl.components.build import Components
 from sit_rl.config import Config
+from sit_rl.config_groups import RewardOptions
 from sit_rl.estimators.base import Estimator, update
 from sit_rl.learner import guards
 from sit_rl.ranks.collectives import from_main, gather_owned
@@ -23,7 +24,7 @@ from sit_rl.training.learning_rate import set_learning_rate
 from sit_rl.training.state import State, save_snapshots
 
 
-def train(config: Config, setting: Setting, state: State, estimator: Estimator, log: RunLog) -> None:
+def train(config: Config, components: Components, state: State, estimator: Estimator, log: RunLog) -> None:
     """Run the remaining steps of `state`, in place; Preempted after a save where the run was told to stop."""
     forecast = Forecast(config, state.clock)
     with tqdm(total=config.steps, initial=state.step, desc="train", unit="step", disable=not is_main()) as bar:
@@ -31,15 +32,15 @@ def train(config: Config, setting: Setting, state: State, estimator: Estimator, 
             predicted = forecast.step(state.step)
             if predicted is not None:
                 bar.set_description(f"train (this step: {predicted:.1f} s predicted)")
-            record = train_step(config, setting, state, estimator)
-            if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < config.steps:
+            record = train_step(config, components, state, estimator)
+            if config.evaluation.every and state.step % config.evaluation.every == 0 and state.step < config.steps:
                 with state.clock.phase("evaluate"):
-                    record["evaluation"] = quick_evaluation(config, setting, state, log)
+                    record["evaluation"] = quick_evaluation(config, components, state, log)
             log.step(record | timing(state.clock.lap(), predicted))
-            guards.require_sane(config, record, state.first_reference_fd)
+            guards.require_sane(config.run, config.update.lr, record, state.first_reference_fd)
             stop = told_to_stop()
             with state.clock.phase("save"):
-                if stop or state.step % config.save_every == 0 or state.step == config.steps:
+                if stop or state.step % config.run.save_every == 0 or state.step == config.steps:
                     state.save()
                 save_snapshots(config, state)
             if stop:
@@ -48,37 +49,39 @@ def train(config: Config, setting: Setting, state: State, estimator: Estimator, 
             bar.set_postfix({k: f"{record[k]:.3f}" for k in ("reference_fd", "loss") if record.get(k) is not None})
 
 
-def train_step(config: Config, setting: Setting, state: State, estimator: Estimator) -> dict:
+def train_step(config: Config, components: Components, state: State, estimator: Estimator) -> dict:
     """One step of the method; returns its line of metrics.jsonl."""
     step, clock, record = state.step, state.clock, {"step": state.step}
-    set_learning_rate(config, state)
+    set_learning_rate(config.update, state.learner.optimizer, step, config.steps)
     rollout, advantage, kept = None, torch.ones(0), torch.arange(0)
     if estimator.rolls_out:
         with clock.phase("refresh"):
-            if state.reward is None or (config.reference == "refresh" and step % config.refresh_every == 0):
-                refresh(config, setting, state, estimator)
+            if state.reward is None or (
+                config.reward.reference == "refresh" and step % config.reward.refresh_every == 0
+            ):
+                refresh(config, components, state, estimator)
         removed = state.reward.propose(step)
         labels = state.reward.reference.labels[removed.flatten()]
         with clock.phase("rollout"):
             rollout = generate(
-                setting, state.learner.sampler(), labels, estimator.sampler(step),
-                seed=config.seed, step=step, batch=config.rollout_batch,
+                components, state.learner.sampler(), labels, estimator.sampler(step),
+                seed=config.seed, step=step, batch=config.rollout.batch,
                 keep_path=estimator.keeps_path, label="roll out",
             )  # fmt: skip
             state.images_generated += len(labels)
         with clock.phase("reward"):
-            features = gather_owned(rollout.features, len(labels), config.rollout_batch)
+            features = gather_owned(rollout.features, len(labels), config.rollout.batch)
             guards.require_finite("samples", rollout.samples, step)
             guards.require_finite("features", features, step)
             features = features.view(*removed.shape, -1)
             scores = state.reward.score(removed, features)
-            advantage = advantages(scores.image, labels, config.normalise, config.advantage_clip)
-            advantage = advantage * fade(config, state, float(scores.image.std()))
+            advantage = advantages(scores.image, labels, config.reward.normalise, config.reward.advantage_clip)
+            advantage = advantage * fade(config.reward, state, float(scores.image.std()))
             advantage = from_main(advantage)
-            kept = select(advantage, config.kept_fraction)
+            kept = select(advantage, config.reward.kept_fraction)
         state.first_reference_fd = state.first_reference_fd or state.reward.distance
         record |= describe(state.reward.distance, scores, advantage, kept)
-        if config.reference == "rolling":
+        if config.reward.reference == "rolling":
             with clock.phase("reward"):
                 state.reward.roll(removed, features)
     with clock.phase("update"):
@@ -88,33 +91,33 @@ def train_step(config: Config, setting: Setting, state: State, estimator: Estima
     return record | {"lr": rate, "images_generated": state.images_generated}
 
 
-def refresh(config: Config, setting: Setting, state: State, estimator: Estimator) -> None:
+def refresh(config: Config, components: Components, state: State, estimator: Estimator) -> None:
     """Regenerate the whole reference set with the current model and the rollouts' own sampler, divided among ranks."""
-    labels = balanced_labels(config.reference_size, setting.num_classes)
+    labels = balanced_labels(config.reward.reference_size, components.num_classes)
     made = generate(
-        setting, state.learner.sampler(), labels, estimator.sampler(state.step),
-        seed=config.seed, step=state.step, batch=config.rollout_batch,
+        components, state.learner.sampler(), labels, estimator.sampler(state.step),
+        seed=config.seed, step=state.step, batch=config.rollout.batch,
         initial=Stream.REFERENCE, noisy=Stream.REFERENCE_SDE, label="reference set",
     )  # fmt: skip
     guards.require_finite("reference samples", made.samples, state.step)
-    features = gather_owned(made.features, config.reference_size, config.rollout_batch)
+    features = gather_owned(made.features, config.reward.reference_size, config.rollout.batch)
     guards.require_finite("reference features", features, state.step)
-    state.images_generated += config.reference_size
+    state.images_generated += config.reward.reference_size
     reference = ReferenceSet(features, labels)
     if state.reward is None:
-        state.reward = SwapReward(config, setting.real.moments, reference)
+        state.reward = SwapReward(config.reward, config.seed, components.real.moments, reference)
     else:
         state.reward.renew(reference)
 
 
-def fade(config: Config, state: State, reward_std: float) -> float:
+def fade(options: RewardOptions, state: State, reward_std: float) -> float:
     """Factor of the advantages: the spread of this step's rewards relative to the first step's, at most 1.
 
     Rewards differ less as the distribution is met: at FD 0 no image could improve it. Standardising every step on its
     own hides that and pushes with the same force across the optimum, which the reference shows some steps late.
     """
     state.first_reward_std = state.first_reward_std or reward_std
-    return min(1.0, reward_std / state.first_reward_std) if config.fade else 1.0
+    return min(1.0, reward_std / state.first_reward_std) if options.fade else 1.0
 
 
 def describe(reference_fd: float, scores: Scores, advantage: torch.Tensor, kept: torch.Tensor) -> dict:
@@ -143,12 +146,12 @@ def timing(seconds: dict[str, float], predicted: float | None) -> dict:
     return {"seconds": seconds, "share": share, "predicted_seconds": predicted}
 
 
-def quick_evaluation(config: Config, setting: Setting, state: State, log: RunLog) -> dict:
+def quick_evaluation(config: Config, components: Components, state: State, log: RunLog) -> dict:
     """Both samplers on fewer images, for the curve; distances of few images are biased upwards, all points alike."""
-    samplers, model, out = {"ode": config.evaluate_ode, "sde": config.evaluate_sde}, state.learner.averaged(), {}
+    samplers, model, out = {"ode": config.evaluation.ode, "sde": config.evaluation.sde}, state.learner.averaged(), {}
     for name, sampler in samplers.items():
         done = evaluate_model(
-            config, setting, model, sampler, config.evaluate_every_images, GRID_COLUMNS**2, f"evaluate {name}"
+            config, components, model, sampler, config.evaluation.every_images, GRID_COLUMNS**2, f"evaluate {name}"
         )
         log.images(f"samples/{name}", done.images, state.step)
         out[name] = done.metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sit_rl.components.build import Setting
+from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.learner import checkpoint, guards
 from sit_rl.learner.learner import Learner
@@ -89,7 +89,7 @@ class State:
             "config": self.config.to_dict(),
         }
 
-    def load(self, path: Path, values: dict, setting: Setting) -> None:
+    def load(self, path: Path, values: dict, components: Components) -> None:
         """Become what checkpoint `path`, whose plain values (`read_values`) are given, holds."""
         for name in ("step", "images_generated", "evaluations", "first_reward_std", "first_reference_fd"):
             setattr(self, name, values[name])
@@ -105,26 +105,26 @@ class State:
             }
         checkpoint.load_tensors(path, self.learner.tensors() | reference)
         if reference:
-            features = reference["reference.features"].to(setting.device)
+            features = reference["reference.features"].to(components.device)
             whole = ReferenceSet(features, reference["reference.labels"], **values["reference"])
-            self.reward = SwapReward(self.config, setting.real.moments, whole)
+            self.reward = SwapReward(self.config.reward, self.config.seed, components.real.moments, whole)
 
 
-def start(config: Config, setting: Setting, path: Path | None, values: dict | None, clock: Clock) -> State:
+def start(config: Config, components: Components, path: Path | None, values: dict | None, clock: Clock) -> State:
     """A fresh state, or the one that checkpoint `path` holds."""
-    writer = checkpoint.Writer(config.run_folder / "checkpoints", config.keep_checkpoints)
-    state = State(config, Learner(setting.model, config), writer, clock)
+    writer = checkpoint.Writer(config.run_folder / "checkpoints", config.run.keep_checkpoints)
+    state = State(config, Learner(components.model, config), writer, clock)
     if path is not None:
-        state.load(path, values, setting)
-    source = path or (f"--checkpoint {config.checkpoint}" if config.checkpoint else "the embedded model")
+        state.load(path, values, components)
+    source = path or (f"--checkpoint {config.files.checkpoint}" if config.files.checkpoint else "the embedded model")
     require_finite_start(state.learner.sampler().named_parameters(), str(source))
-    guards.require_deterministic(state.learner.sampler(), setting.device)
+    guards.require_deterministic(state.learner.sampler(), components.device)
     return state
 
 
 def save_snapshots(config: Config, state: State) -> None:
     """Every `ema_snapshot_every` steps, the power-function averages as safetensors, for sit_rl.ema."""
-    if not config.ema_snapshot_every or state.step % config.ema_snapshot_every:
+    if not config.update.ema_snapshot_every or state.step % config.update.ema_snapshot_every:
         return
     folder = config.run_folder / "ema"
     folder.mkdir(exist_ok=True)

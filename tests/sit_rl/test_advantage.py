@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sit_rl.config import Config
+from sit_rl.config_groups import RewardOptions
 from sit_rl.reward.advantages import advantages, select
 from sit_rl.reward.swap_reward import Scores
 from sit_rl.training.loop import describe, fade
@@ -53,8 +53,8 @@ def test_selection_is_global_and_stable():
 def test_advantages_fade_with_the_spread_of_rewards():
     state = SimpleNamespace(first_reward_std=None)
     # the first step sets the scale; a wider spread later does not push harder
-    assert [fade(Config(), state, std) for std in (0.2, 0.1, 0.4)] == [1.0, 0.5, 1.0]
-    assert fade(Config(fade=False), state, 0.1) == 1.0
+    assert [fade(RewardOptions(), state, std) for std in (0.2, 0.1, 0.4)] == [1.0, 0.5, 1.0]
+    assert fade(RewardOptions(fade=False), state, 0.1) == 1.0
 
 
 def test_one_candidate_has_no_spread_and_its_line_stays_json():

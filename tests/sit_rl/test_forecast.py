@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sit_rl.config import PRESETS, resolve
+from sit_rl.config import resolve
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.presets import PRESETS
 from sit_rl.runs.forecast import Forecast, evaluation_cost, evaluations, step_evaluations
 from sit_rl.runs.gpu_plan import (
     DECODER_FLOPS,
@@ -66,11 +67,11 @@ def test_activations_are_what_a_real_pass_keeps():
     n = 3
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         model(torch.randn(n, *SMALL.image_shape), torch.rand(n), torch.arange(n))
-    float32 = replace(XL, precision="float32")
+    float32 = XL.changed(precision="float32")
     # the attention on a CPU keeps a few numbers that its plan for other devices does not, and the other way round
     assert n * activation_bytes(float32, SMALL) == pytest.approx(sum(kept.values()), rel=0.25)
     assert activation_bytes(XL, SMALL) < 0.6 * activation_bytes(float32, SMALL)
-    recomputed = replace(float32, activation_checkpointing=True)
+    recomputed = float32.changed(activation_checkpointing=True)
     assert activation_bytes(recomputed, SMALL) < 0.4 * activation_bytes(float32, SMALL)
 
 
@@ -80,7 +81,7 @@ def test_memory_of_shards_and_copies():
     one, eight = memory_per_rank(XL, shape, 1), memory_per_rank(XL, shape, 8)
     assert one["weights, gradients, moments, averages"] == 5 * weights and one["copy for sampling"] == 0
     assert eight["weights, gradients, moments, averages"] == 5 * weights / 8 and eight["copy for sampling"] == weights
-    whole = memory_per_rank(replace(XL, parallel="ddp"), shape, 8)
+    whole = memory_per_rank(XL.changed(parallel="ddp"), shape, 8)
     assert whole["weights, gradients, moments, averages"] == 5 * weights
 
 
@@ -113,14 +114,14 @@ def test_hours_are_flops_over_the_peak_used():
 )
 def test_unknown_gpus_are_told_what_is_known(word, told):
     with pytest.raises(ValueError, match=f"--gpus .*{told}"):
-        dry_run(replace(XL, gpus=("8xH100", word)))
+        dry_run(XL.changed(gpus=("8xH100", word)))
 
 
 def test_hours_on_given_gpus():
     """A peak of one's own counts as the known one of the same number; two GPUs halve the hours."""
     one, two, own = (planned_gpu(text, "bf16") for text in ("1xL40S", "2xL40S", "1xmine=362"))
     assert one == (1, "L40S", 362e12) and two[0] == 2 and own == (1, "mine", 362e12)
-    text = dry_run(replace(XL, gpus=("4xL40S", "8xL40S")))
+    text = dry_run(XL.changed(gpus=("4xL40S", "8xL40S")))
     hours = [float(text.split(f"{n} × L40S")[1].split()[0]) for n in (4, 8)]
     assert hours[0] == pytest.approx(2 * hours[1], rel=0.01)  # of three printed digits
     assert "4 GPUs" in text and "8 GPUs" in text and "dopri5 taken at 50 evaluations" in text
@@ -131,15 +132,15 @@ def test_memory_has_what_stands_beside_the_generator():
     memory = memory_per_rank(XL, latent, 8)
     assert memory["weights in bf16"] == 2 * 675_129_632
     assert memory["autoencoder and Inception"] == pytest.approx(4 * 107.6e6)
-    assert memory_per_rank(replace(XL, precision="float32"), latent, 8)["weights in bf16"] == 0
-    assert memory_per_rank(replace(XL, activation_checkpointing=True), latent, 8)["weights in bf16"] == 0
+    assert memory_per_rank(XL.changed(precision="float32"), latent, 8)["weights in bf16"] == 0
+    assert memory_per_rank(XL.changed(activation_checkpointing=True), latent, 8)["weights in bf16"] == 0
     assert memory_per_rank(XL, replace(SMALL, channels=3), 1)["autoencoder and Inception"] == 0
 
 
 def test_decoding_counts_where_it_needs_more_than_an_update():
     """Beside recomputed activations of one image at a time it does."""
     latent, name = SiTConfig.named("XL/2"), "activations of an update or of decoding"
-    small = replace(XL, activation_checkpointing=True, micro_batch=1)
+    small = XL.changed(activation_checkpointing=True, micro_batch=1)
     assert memory_per_rank(XL, latent, 1)[name] == 16 * activation_bytes(XL, latent)
     assert memory_per_rank(small, latent, 1)[name] == 8 * DECODING_BYTES > activation_bytes(small, latent)
     assert memory_per_rank(small, replace(latent, image_size=64), 1)[name] == 32 * DECODING_BYTES
@@ -185,14 +186,14 @@ class LiveBytes(TorchDispatchMode):
 
 def test_recomputed_activations_cost_another_forward_pass():
     plain, again = (
-        step_evaluations(resolve(replace(PRESETS[name][1], activation_checkpointing=on)), 1)["update"]
+        step_evaluations(resolve(PRESETS[name][1].changed(activation_checkpointing=on)), 1)["update"]
         for name, on in (("sit-xl-imagenet256", False), ("sit-xl-imagenet256", True))
     )
     assert again / plain == pytest.approx(4 / 3)
 
 
 def test_phases_of_the_steps_add_up_to_the_run():
-    config = resolve(replace(PRESETS["sit-xl-imagenet256"][1], steps=30, evaluate_every=8))
+    config = resolve(PRESETS["sit-xl-imagenet256"][1].changed(steps=30, evaluate_every=8))
     total = evaluations(config)
     assert total["refresh"] == 3 * 5000 * 51  # steps 0, 10 and 20; 50 evaluations and the networks
     assert total["evaluate"] == (2 * 50_000 + 3 * 5_000) * evaluation_cost(config)
@@ -200,10 +201,10 @@ def test_phases_of_the_steps_add_up_to_the_run():
 
 
 def test_a_step_is_predicted_from_measured_parts():
-    config = resolve(replace(PRESETS["fashion"][1], evaluate_every=0))
+    config = resolve(PRESETS["fashion"][1].changed(evaluate_every=0))
     clock = Clock()
     assert Forecast(config, clock).step(0) is None
-    clock.seconds |= {"evaluate": 2 * config.evaluate_images * evaluation_cost(config) * 1e-3}
+    clock.seconds |= {"evaluate": 2 * config.evaluation.images * evaluation_cost(config) * 1e-3}
     ahead = step_evaluations(config, 0)
     assert Forecast(config, clock).step(0) == pytest.approx(1e-3 * sum(ahead.values()))
     # four steps done: each phase at its own speed, reward and save at their mean

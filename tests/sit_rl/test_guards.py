@@ -5,7 +5,6 @@ import random
 import re
 import shutil
 from collections import namedtuple
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,18 @@ import torch
 
 from sit_rl import rollout
 from sit_rl import train as train_command
-from sit_rl.config import PRESETS, resolve
+from sit_rl.config import resolve
 from sit_rl.learner import checkpoint, guards
 from sit_rl.models import convert
 from sit_rl.models.loading import load_model, save_model
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.presets import PRESETS
 from sit_rl.runs.html_report import write_report
 from sit_rl.train import main
 from sit_rl.training import loop as training_loop
 
 SHAPE = SiTConfig(image_size=4, patch_size=2, channels=1, width=16, depth=1, heads=2, num_classes=2, learn_sigma=False)
-CONFIG = resolve(replace(PRESETS["smoke"][1], lr=1e-4))
+CONFIG = resolve(PRESETS["smoke"][1].changed(lr=1e-4))
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +120,10 @@ def test_generated_images_that_are_no_numbers_never_become_pixels(
 def test_a_run_that_runs_away_is_stopped_unless_told_not_to(record, flag, complaint):
     record = {"step": 4, **record}
     with pytest.raises(FloatingPointError, match=complaint):
-        guards.require_sane(CONFIG, record, first_fd=2.0)
-    guards.require_sane(replace(CONFIG, **{flag: 0.0}), record, first_fd=2.0)
-    guards.require_sane(CONFIG, {"step": 4, "reference_fd": 9.9, "drift": 0.9, "kl": 99.0}, first_fd=2.0)
+        guards.require_sane(CONFIG.run, CONFIG.update.lr, record, first_fd=2.0)
+    guards.require_sane(CONFIG.changed(**{flag: 0.0}).run, CONFIG.update.lr, record, first_fd=2.0)
+    fine = {"step": 4, "reference_fd": 9.9, "drift": 0.9, "kl": 99.0}
+    guards.require_sane(CONFIG.run, CONFIG.update.lr, fine, first_fd=2.0)
 
 
 def test_a_nearly_full_disk_stops_a_save_before_it_begins(tmp_path, monkeypatch):

@@ -4,25 +4,25 @@ import os
 import subprocess
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sit_rl.config import PRESETS, resolve
+from sit_rl.config import resolve
 from sit_rl.learner import learner as learning
 from sit_rl.learner.learner import Learner, choose_parallel, prepare
 from sit_rl.models.loading import load_model, save_model
 from sit_rl.models.lora import merge_lora
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.presets import PRESETS
 from sit_rl.runs.log import RunLog, start_wandb
 from sit_rl.train import main
 from tests.support.tiny_runs import tiny_command
 
 ROOT = Path(__file__).parents[2]
 SHAPE = SiTConfig(image_size=4, patch_size=2, channels=1, width=16, depth=2, heads=2, num_classes=2, learn_sigma=False)
-CONFIG = resolve(replace(PRESETS["smoke"][1], lr=1e-2))
+CONFIG = resolve(PRESETS["smoke"][1].changed(lr=1e-2))
 CPU = torch.device("cpu")
 
 
@@ -51,8 +51,8 @@ def step(learner, updates=1):
 
 def test_a_copy_with_another_forward_is_its_own(base):
     """What makes deep copies safe: a prepared model's forward belongs to the copy, not to the original."""
-    prepare(base, replace(CONFIG, precision="bf16", activation_checkpointing=True), CPU)
-    learner = Learner(base, replace(CONFIG, precision="bf16", activation_checkpointing=True))
+    prepare(base, CONFIG.changed(precision="bf16", activation_checkpointing=True).run, CPU)
+    learner = Learner(base, CONFIG.changed(precision="bf16", activation_checkpointing=True))
     for module in (learner.module, learner.averages[0].module):
         assert module.forward.__self__ is module and module.blocks[1].forward.__self__ is module.blocks[1]
     before = base(*question())
@@ -64,7 +64,7 @@ def test_a_copy_with_another_forward_is_its_own(base):
 def test_recomputed_activations_give_the_same_gradients_bit_for_bit(base):
     gradients, calls = [], []
     for recompute in (False, True):
-        learner = Learner(base, replace(CONFIG, activation_checkpointing=recompute))
+        learner = Learner(base, CONFIG.changed(activation_checkpointing=recompute))
         learner.module.blocks[1].mlp.register_forward_hook(lambda *_: calls.append(recompute))  # noqa: B023
         learner(*question()).square().mean().backward()
         gradients.append([p.grad for p in learner.parameters])
@@ -75,18 +75,18 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(base):
 def test_bf16_answers_in_float32_near_float32s_answer(base):
     """A bfloat16 product rounds to 2⁻⁹ of its size; a dozen in a row, of values that cancel, to some percent."""
     whole = base(*question())
-    half = prepare(base, replace(CONFIG, precision="bf16"), CPU)(*question())
+    half = prepare(base, CONFIG.changed(precision="bf16").run, CPU)(*question())
     assert half.dtype == torch.float32 and not torch.equal(half, whole)
     assert float((half - whole).norm() / whole.norm()) < 0.05
 
 
 def test_lora_trains_its_own_terms_and_merges_into_official_names(base, tmp_path):
     pytest.importorskip("peft")
-    learner = Learner(base, replace(CONFIG, lora=2))
+    learner = Learner(base, CONFIG.changed(lora=2))
     assert torch.equal(learner.sampler()(*question()), base(*question()))  # B starts at 0
     names = [name for name, p in learner.module.named_parameters() if p.requires_grad]
     assert len(names) == 2 * 2 * 4 and all("lora" in name for name in names)
-    again = Learner(base, replace(CONFIG, lora=2))
+    again = Learner(base, CONFIG.changed(lora=2))
     for a, b in zip(learner.parameters, again.parameters, strict=True):
         assert torch.equal(a, b)  # A's start belongs to the seed, so that a resume and every rank have the same
     for i in range(3):
@@ -103,7 +103,7 @@ def test_lora_trains_its_own_terms_and_merges_into_official_names(base, tmp_path
 
 
 def test_several_averages_are_kept_and_named(base):
-    learner = Learner(base, replace(CONFIG, ema=0.5, ema_extra=(0.9, 0.99), ema_power=(0.1,)))
+    learner = Learner(base, CONFIG.changed(ema=0.5, ema_extra=(0.9, 0.99), ema_power=(0.1,)))
     for i in range(3):
         step(learner, i + 1)
     parts = {name.split(".final")[0] for name in learner.tensors() if name.endswith("final_layer.linear.bias")}
@@ -118,9 +118,9 @@ def test_compiled_blocks_answer_as_the_others(base, monkeypatch):
     """With the back end that only traces: the other one needs a compiler and a minute."""
     whole = base(*question())
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, options: self.__dict__.update(_compiled=True))
-    prepare(base, replace(CONFIG, compile="auto"), CPU)
+    prepare(base, CONFIG.changed(compile="auto").run, CPU)
     assert not any(hasattr(block, "_compiled") for block in base.blocks)
-    prepare(base, replace(CONFIG, compile="on"), CPU)
+    prepare(base, CONFIG.changed(compile="on").run, CPU)
     assert all(block._compiled for block in base.blocks)
     monkeypatch.undo()
     for block in base.blocks:
@@ -143,7 +143,7 @@ def test_wandb_gets_the_numbers_of_every_step(tmp_path, monkeypatch):
     fake = types.SimpleNamespace(init=lambda **options: calls.append(options) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        log = RunLog(tmp_path, 0, start_wandb(replace(CONFIG, wandb="project", out=tmp_path)))
+        log = RunLog(tmp_path, 0, start_wandb(CONFIG.changed(wandb="project", out=tmp_path)))
         log.step({"step": 3, "loss": 0.5, "note": "text", "seconds": {"total": 2.0}})
         log.close()
     options, logged, finished = calls[:3]

@@ -1,7 +1,6 @@
 """The subset-replace reward against distances computed from scratch with NumPy."""
 
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,10 +31,10 @@ def setup(**changes):
     rng = np.random.default_rng(0)
     real, reference = rng.standard_normal((400, D)) * np.arange(1, D + 1), rng.standard_normal((N, D)) * 3 + 0.5
     new = rng.standard_normal((B, M, D)) * 2
-    base = Config(preset="smoke", reference_size=N, replace=M, candidates=B, minibatch=10)
-    config = replace(base, **changes)
+    base = Config.of(preset="smoke", reference_size=N, replace=M, candidates=B, minibatch=10)
+    config = base.changed(**changes)
     labels = torch.arange(N) % 10
-    reward = SwapReward(config, Moments(real), ReferenceSet(torch.from_numpy(reference), labels))
+    reward = SwapReward(config.reward, config.seed, Moments(real), ReferenceSet(torch.from_numpy(reference), labels))
     return reward, real, reference, torch.from_numpy(new)
 
 

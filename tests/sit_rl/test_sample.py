@@ -11,7 +11,6 @@ import subprocess
 import time
 import zipfile
 from collections import namedtuple
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +21,14 @@ from PIL import Image
 from fastfid import open_images
 from sit_rl import sample
 from sit_rl.components.image_sets import tile
-from sit_rl.config import PRESETS, resolve
+from sit_rl.config import resolve
 from sit_rl.generation import sample_files
 from sit_rl.generation.recipe import choose_labels, parse_sampler
 from sit_rl.learner import checkpoint
 from sit_rl.models.dit import DiT
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.presets import PRESETS
 from sit_rl.sample import SampleConfig, main
 from sit_rl.sampling.random_streams import Stream, generator
 from sit_rl.sampling.sampler_config import OFFICIAL, SamplerConfig
@@ -139,7 +139,7 @@ def test_labels(labels):
 def test_sampler_names_and_fields():
     assert parse_sampler("sit-sde") == OFFICIAL["sit-sde"]
     assert parse_sampler("sit-sde", steps=50, guidance=4.0).steps == 50
-    assert parse_sampler("ode") == PRESETS["fashion"][1].evaluate_ode
+    assert parse_sampler("ode") == PRESETS["fashion"][1].evaluation.ode
     expected = SamplerConfig("sde", "euler", 7, diffusion="constant", diffusion_norm=0.5)
     assert parse_sampler("sde-euler,diffusion=constant,diffusion_norm=0.5", steps=7) == expected
 
@@ -208,7 +208,7 @@ def run_folder(tmp_path):
     folder.mkdir()
 
     def make(tensors=None, **fields):
-        replace(resolve(PRESETS["smoke"][1]), checkpoint=tmp_path / "base.safetensors", **fields).save(
+        resolve(PRESETS["smoke"][1]).changed(checkpoint=tmp_path / "base.safetensors", **fields).save(
             folder / "config.yaml"
         )
         if tensors is not None:

@@ -1,7 +1,5 @@
 """What a run loads before any work: feature networks by name and file, statistics of that network alone."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -10,11 +8,14 @@ from fastfid import FeatureMoments, feature_extractor
 from fastfid.evaluation.sides import identity
 from fastfid.runtime.hashes import file_sha256
 from sit_rl import train
-from sit_rl.components.build import build_setting, check_classes, load_networks, see
+from sit_rl.components.build import build_components
+from sit_rl.components.checks import check_classes
 from sit_rl.components.image_sets import FASHION_SIT
-from sit_rl.config import PRESETS
+from sit_rl.components.networks import load_networks
+from sit_rl.components.real_side import extract_real
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.presets import PRESETS
 from sit_rl.runs.forecast import judged_against
 from sit_rl.runs.summary import known
 from sit_rl.training.held_out import floor
@@ -26,12 +27,12 @@ CPU = torch.device("cpu")
 def test_inception_from_a_file(random_weights):  # noqa: F811
     """--weights as `fastfid eval` takes it: a file in torch-fidelity's own format, of random numbers."""
     path = str(random_weights[0])
-    config = replace(PRESETS["sit-xl-imagenet256"][1], weights=(path,))
-    net, judge = load_networks(config, CPU)
+    config = PRESETS["sit-xl-imagenet256"][1].changed(weights=(path,))
+    net, judge = load_networks(config.files, CPU)
     assert (net.name, net.dim, judge) == ("inception", 2048, None)
     assert net.weights_sha256 == file_sha256(path)
-    named = replace(config, weights=(f"inception={path}",), judge_features="fashion-b")
-    assert [n.name for n in load_networks(named, CPU)] == ["inception", "fashion-b"]
+    named = config.changed(weights=(f"inception={path}",), judge_features="fashion-b")
+    assert [n.name for n in load_networks(named.files, CPU)] == ["inception", "fashion-b"]
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_statistics_of_another_network_are_refused(train_error, tmp_path):
     judged = saved("two.npz", 128)[:4]
     assert "the network fashion-b has d = 96" in train_error(*judged)
     own = saved("own.npz", 128, **identity(feature_extractor("fashion-a")))
-    side = see(own[1], feature_extractor("fashion-a"), "real", progress=False)
+    side = extract_real(own[1], feature_extractor("fashion-a"), "real", progress=False)
     assert side.moments.count == 300 and side.features is None
 
 
@@ -82,8 +83,8 @@ def test_classes_of_one_image_a_step_are_refused(train_error):
     """Their advantages within a class are all 0: the run would learn nothing and not say so."""
     told = train_error("--candidates", "1")
     assert "--normalise class" in told and "the 10 images of a step have fewer than 2 on average, among 10" in told
-    config = replace(PRESETS["smoke"][1], candidates=1)
-    for other in (replace(config, normalise="batch"), replace(config, candidates=2)):
+    config = PRESETS["smoke"][1].changed(candidates=1)
+    for other in (config.changed(normalise="batch"), config.changed(candidates=2)):
         check_classes(other, SiT(FASHION_SIT))
 
 
@@ -96,12 +97,12 @@ def test_without_other_images_the_rewards_own_judge_and_it_is_said(tmp_path):
     shape = SiTConfig(image_size=8, patch_size=4, channels=3, width=32, depth=1, heads=2, num_classes=5)
     save_model(SiT(shape), tmp_path / "colour.safetensors")
     FeatureMoments(300, torch.zeros(128), torch.eye(128)).save(tmp_path / "real.npz")
-    config = replace(PRESETS["smoke"][1], checkpoint=tmp_path / "colour.safetensors", judge_features="none")
-    config = replace(config, real=tmp_path / "real.npz")
-    setting = build_setting(config, CPU, progress=False)
-    assert setting.heldout is setting.real and floor(setting) == {"fd": None, "fd_b": None}
-    assert "the reward's own real side" in judged_against(setting, 7)
-    other = build_setting(replace(config, heldout=tmp_path / "real.npz"), CPU, progress=False)
+    config = PRESETS["smoke"][1].changed(checkpoint=tmp_path / "colour.safetensors", judge_features="none")
+    config = config.changed(real=tmp_path / "real.npz")
+    components = build_components(config, CPU, progress=False)
+    assert components.heldout is components.real and floor(components) == {"fd": None, "fd_b": None}
+    assert "the reward's own real side" in judged_against(components, 7)
+    other = build_components(config.changed(heldout=tmp_path / "real.npz"), CPU, progress=False)
     assert other.heldout is not other.real and judged_against(other, 7) == "7 images against 300 held-out"
     assert floor(other)["fd"] < 1e-6  # the same moments twice
 
@@ -116,5 +117,5 @@ def test_the_autoencoder_has_the_runs_precision(monkeypatch, tmp_path, precision
 
     monkeypatch.setattr("sit_rl.components.build.load_decoder", load)
     with pytest.raises(ValueError, match="asked"):
-        build_setting(replace(PRESETS["smoke"][1], vae=tmp_path, precision=precision), torch.device("cpu"))
+        build_components(PRESETS["smoke"][1].changed(vae=tmp_path, precision=precision), torch.device("cpu"))
     assert asked == {"tf32": tf32}

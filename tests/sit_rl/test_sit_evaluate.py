@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ from PIL import Image
 import fastfid
 from fastfid import FeatureMoments, frechet_distance
 from sit_rl import evaluate as evaluate_command
-from sit_rl.components.build import build_setting, weights_of
+from sit_rl.components.build import build_components
 from sit_rl.components.image_sets import load_embedded
-from sit_rl.config import PRESETS
 from sit_rl.evaluate import main, real_images, table
+from sit_rl.files.weights import weights_of
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.presets import PRESETS
 from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.training.held_out import evaluate_model
 
@@ -60,12 +60,12 @@ def test_numbers_are_the_training_loops(two_rows):
     sums are taken, 1e-15 of the moments, of which the root's smallest eigenvalues keep the square root."""
     rows, folder, _ = two_rows
     path = folder / "heldout.npz"
-    config = replace(PRESETS["fashion"][1], real=path, heldout=path)
-    setting = build_setting(config, torch.device("cpu"), progress=False)
+    config = PRESETS["fashion"][1].changed(real=path, heldout=path)
+    components = build_components(config, torch.device("cpu"), progress=False)
     samplers = SamplerConfig("ode", "adams", 3, power=1.5), SamplerConfig("sde", "euler", 3)
     for (name, row), sampler in zip(rows.items(), samplers, strict=True):
         assert name == str(sampler)
-        theirs = evaluate_model(config, setting, setting.model, sampler, IMAGES, grid=IMAGES)
+        theirs = evaluate_model(config, components, components.model, sampler, IMAGES, grid=IMAGES)
         file = next(folder.glob(f"out/embedded-{sampler.kind}*-{IMAGES}-seed0.npz"))
         np.testing.assert_array_equal(np.load(file)["arr_0"][..., 0], theirs.images[:, 0].numpy())
         assert value(row, "fd", "fashion-a") == pytest.approx(theirs.metrics["fd"], rel=1e-6)

@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,12 @@ from safetensors.torch import save_file
 
 from sit_rl import compare, ema, pretrain, report, sample, train
 from sit_rl import evaluate as evaluate_command
-from sit_rl.components import build as setting
-from sit_rl.config import PRESETS
+from sit_rl.components import build
 from sit_rl.files.paths import reading, require_paths
 from sit_rl.models import convert
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.presets import PRESETS
 from sit_rl.runs.log import start_wandb
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "fashion"
@@ -81,7 +80,7 @@ def test_a_run_that_is_not_there(refused, line):
 
 
 def test_pretraining_on_images_without_labels_is_refused_before_they_are_read(refused, monkeypatch):
-    monkeypatch.setattr(train, "build_setting", None)  # a call would be another error
+    monkeypatch.setattr(train, "build_components", None)  # a call would be another error
     told = refused("train --preset smoke --estimator pretraining --real .")
     assert told.startswith("error: --estimator pretraining fits real images with labels, which --real . does not give")
 
@@ -118,7 +117,7 @@ def test_a_refused_command_keeps_the_run_that_it_would_replace(refused, tmp_path
 )
 def test_a_missing_package_is_told_before_any_work(refused, monkeypatch, flags, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(train, "build_setting", None)  # a call would be another error
+    monkeypatch.setattr(train, "build_components", None)  # a call would be another error
     told = refused(f"train --preset smoke {flags}")
     assert told == f"error: {flags.split()[0]} needs {package}: pip install 'fastfid[{extra}]'"
 
@@ -131,8 +130,8 @@ def test_wandb_that_cannot_begin_says_what_to_do(tmp_path, monkeypatch, refused)
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     with pytest.raises(OSError, match=r"--wandb project could not begin a run \(api_key not configured\); run `wandb"):
-        start_wandb(replace(PRESETS["smoke"][1], out=tmp_path, wandb="project"))
-    monkeypatch.setattr(train, "build_setting", None)  # a call would be another error
+        start_wandb(PRESETS["smoke"][1].changed(out=tmp_path, wandb="project"))
+    monkeypatch.setattr(train, "build_components", None)  # a call would be another error
     assert "--wandb x could not begin a run" in refused("train --preset smoke --wandb x --out a/run --threads 1")
 
 
@@ -286,7 +285,7 @@ def test_an_autoencoder_that_was_cut_names_file_and_size(tmp_path):
 def test_the_judges_images_are_looked_at_before_features_of_the_rewards(tmp_path, monkeypatch, capsys):
     """Features of a million images come between."""
     np.savez(tmp_path / "bad.npz", a=np.zeros(3))
-    monkeypatch.setattr(setting, "see", None)  # a call would be another error
+    monkeypatch.setattr(build, "extract_real", None)  # a call would be another error
     with pytest.raises(SystemExit, match="2"):
         train.main(
             [

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from sit_rl.components import build as setting
+from sit_rl.components import networks
 from sit_rl.learner import checkpoint
 from sit_rl.train import main
 from tests.support.tiny_runs import STEPS, final, lines
@@ -94,13 +94,13 @@ def test_preempted_it_saves_exits_0_in_time_and_goes_on(forked, command, whole, 
 
 def test_told_while_it_looks_at_the_real_images_it_ends_at_once(monkeypatch, tmp_path, capsys, command):
     """Features of a large set take long, and nothing of them is kept; the run folder can begin again."""
-    network = setting.load_network
+    network = networks.load_network
 
     def told(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return network(*arguments)
 
-    monkeypatch.setattr(setting, "load_network", told)
+    monkeypatch.setattr(networks, "load_network", told)
     main([*command(tmp_path / "run"), "--grace", "1000"])  # returns: exit code 0
     assert "stopped as told before the first step" in capsys.readouterr().out
     assert not any((tmp_path / "run").glob("checkpoints/*"))

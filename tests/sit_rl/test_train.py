@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,9 @@ import torch
 import yaml
 from PIL import Image
 
-from sit_rl.config import PRESETS, Config, load_config, resolve
+from sit_rl.config import Config, load_config, resolve
 from sit_rl.learner import checkpoint
+from sit_rl.presets import PRESETS
 from sit_rl.train import main, parse
 from sit_rl.training.state import VALUE_KINDS, read_values
 
@@ -77,7 +77,7 @@ def test_run_writes_everything_it_promises(smoke):
     assert phases <= summary["seconds"]["total"]
     # the reference of 200, and 4 steps of 4 × 10; evaluations are not training's
     assert summary["images_generated"] == 200 + 4 * 40
-    asked = Config(**{**vars(PRESETS["smoke"][1]), "out": folder, "steps": 4, "threads": 1})
+    asked = PRESETS["smoke"][1].changed(out=folder, steps=4, threads=1)
     assert load_config(folder / "config.yaml") == resolve(asked)
     steps = records(folder)
     assert [r["step"] for r in steps] == [0, 1, 2, 3]
@@ -301,11 +301,26 @@ def test_checkpoints_are_kept_to_a_number_and_damage_is_named(tmp_path):
 
 def test_command_line_is_the_config():
     config = parse(["--preset=smoke", "--keep", "all", "--rollout.steps", "7", "--credit", "subset"])
-    assert (config.keep, config.rollout.steps, config.credit, config.preset) == ("all", 7, "subset", "smoke")
-    assert parse([]).preset == "fashion" and parse([]).reference_size == 5000 and parse([]).replace == 50
+    assert (config.reward.keep, config.rollout.sampler.steps, config.reward.credit, config.preset) == (
+        "all",
+        7,
+        "subset",
+        "smoke",
+    )
+    assert parse([]).preset == "fashion" and parse([]).reward.reference_size == 5000 and parse([]).reward.replace == 50
     paper = PRESETS["sit-xl-imagenet256"][1]
-    assert (paper.reference_size, paper.replace, paper.refresh_every, paper.kept_fraction) == (5000, 50, 10, 0.25)
-    assert (paper.rollout_sde.steps, paper.evaluate_sde.steps, paper.lr, paper.clip_range) == (50, 250, 1e-5, 1e-4)
+    assert (
+        paper.reward.reference_size,
+        paper.reward.replace,
+        paper.reward.refresh_every,
+        paper.reward.kept_fraction,
+    ) == (5000, 50, 10, 0.25)
+    assert (paper.rollout.sde_sampler.steps, paper.evaluation.sde.steps, paper.update.lr, paper.update.clip_range) == (
+        50,
+        250,
+        1e-5,
+        1e-4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -360,6 +375,6 @@ def test_a_checkpoints_values_of_another_kind_are_refused(tmp_path, change):
 
 def test_saved_config_comes_back_as_it_was(tmp_path):
     for name, (_, config) in PRESETS.items():
-        saved = resolve(replace(config, ema_power=(0.05, 0.1), out=tmp_path / name))
+        saved = resolve(config.changed(ema_power=(0.05, 0.1), out=tmp_path / name))
         saved.save(tmp_path / "config.yaml")
         assert load_config(tmp_path / "config.yaml") == saved

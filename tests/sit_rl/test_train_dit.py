@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sit_rl.config import PRESETS, resolve
+from sit_rl.config import resolve
 from sit_rl.estimators import build_estimator
 from sit_rl.estimators.base import Minibatch
 from sit_rl.estimators.sde_policy_gradient import RATIO_TOLERANCE
@@ -18,6 +18,7 @@ from sit_rl.learner.learner import Learner
 from sit_rl.models.dit import DiT
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.presets import PRESETS
 from sit_rl.rollout import generate
 from sit_rl.sampling.sampler_config import SamplerConfig, time_grid
 from sit_rl.train import main
@@ -92,15 +93,15 @@ def test_stopped_after_a_step_and_resumed_it_ends_bit_for_bit_the_same(forked, w
 def rolled(chain, precision="float32", batch=4, shape=LATENT, std=0.1):
     """A model, the policy gradient's estimator, its learner, and eight paths of the model."""
     model = random_dit(shape, std)
-    config = replace(PRESETS["smoke"][1], estimator="sde_policy_gradient", rollout_sde=chain, precision=precision)
-    setting = SimpleNamespace(
+    config = PRESETS["smoke"][1].changed(estimator="sde_policy_gradient", rollout_sde=chain, precision=precision)
+    components = SimpleNamespace(
         model=model, device=torch.device("cpu"), sample_shape=shape.image_shape, num_classes=shape.num_classes,
         decode=lambda x: x, reward_net=lambda x: x.flatten(1),
     )  # fmt: skip
-    estimator = build_estimator(resolve(config), setting)
+    estimator = build_estimator(resolve(config), components)
     learner = Learner(model, estimator.config)
     paths = generate(
-        setting, learner.sampler(), torch.arange(8) % shape.num_classes, estimator.sampler(0), seed=0, step=0,
+        components, learner.sampler(), torch.arange(8) % shape.num_classes, estimator.sampler(0), seed=0, step=0,
         batch=batch, keep_path=True,
     )  # fmt: skip
     return model, estimator, learner, paths
@@ -143,7 +144,7 @@ def test_four_updates_stay_near_the_policy_that_made_the_samples(chain):
     """
     _, estimator, learner, paths = rolled(chain)
     for group in learner.optimizer.param_groups:
-        group["lr"] = PRESETS["dit-xl-imagenet256"][1].lr
+        group["lr"] = PRESETS["dit-xl-imagenet256"][1].update.lr
     for update in range(4):
         batch = Minibatch(torch.arange(8), list(range(8)), torch.tensor([1.0, -1.0] * 4), draw=min(update, 1))
         learner.optimizer.zero_grad()

@@ -1,0 +1,87 @@
+"""Checks of a run's inputs: each is one sentence before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sit_rl.config import Config
+from sit_rl.config_groups import FileOptions
+from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths
+from sit_rl.files.weights import weights_files
+from sit_rl.models.sit import SiT
+
+# Paths that a preset without embedded assets cannot do without.
+NEEDED_PATHS_ARE = {
+    "checkpoint": "--checkpoint (the weights)",
+    "vae": "--vae (a diffusers autoencoder's folder)",
+    "real": "--real (real images or statistics)",
+}
+NEEDED_PATHS = dict.fromkeys(("sit-xl-imagenet256", "dit-xl-imagenet256"), tuple(NEEDED_PATHS_ARE))
+
+
+def check_inputs(config: Config) -> None:
+    """One sentence, before anything is read or written, for all paths and the first package that a run lacks."""
+    missing = [name for name in NEEDED_PATHS.get(config.preset, ()) if config[name] is None]
+    needed = listed([NEEDED_PATHS_ARE[name] for name in missing]) if missing else None
+    require_paths(given_paths(config.files), needed and f"preset {config.preset} needs {needed}")
+    for flag in EXTRAS:
+        if config[flag[2:]] not in (None, 0):
+            require_extra(flag)
+    if config.update.estimator == "pretraining" and config.files.real is not None:
+        raise ValueError(
+            f"--estimator pretraining fits real images with labels, which --real {config.files.real} does not give; it "
+            "runs on the embedded default only"
+        )
+
+
+def given_paths(files: FileOptions) -> list[tuple[str, Path | str | None]]:
+    """Flag and path, None where it was not given, of all that a run reads."""
+    paths: list[tuple[str, Path | str | None]] = [
+        (f"--{name}", getattr(files, name)) for name in ("checkpoint", "vae", "real", "heldout")
+    ]
+    return paths + weights_files(files.weights)
+
+
+def check_predictions(config: Config, model: SiT) -> None:
+    """ValueError where the estimator or a sampler of the run is not one for what the model predicts."""
+    kind, policy_gradient = type(model).__name__, config.update.estimator == "sde_policy_gradient"
+    if model.predicts != "velocity" and not policy_gradient:
+        raise ValueError(
+            f"--estimator {config.update.estimator} fits velocities, and the checkpoint is a {kind}, which predicts "
+            f"{model.predicts}; choose --estimator sde_policy_gradient"
+        )
+    for name in ("rollout_sde" if policy_gradient else "rollout", "evaluate_ode", "evaluate_sde"):
+        flag, sampler = f"--{name.replace('_', '-')}", config[name]
+        if sampler.needs != model.predicts:
+            preset = "dit-xl-imagenet256" if model.predicts == "noise" else "sit-xl-imagenet256 or fashion"
+            raise ValueError(
+                f"{flag} is {sampler}, for a model that predicts {sampler.needs}, and the checkpoint is a {kind}, "
+                f"which predicts {model.predicts}; choose --preset {preset}, {flag}.kind, or another --architecture"
+            )
+
+
+def check_classes(config: Config, model: SiT) -> None:
+    """ValueError where the sets are too small for the model's classes, or the embedded images are not the model's."""
+    classes, reward = model.config.num_classes, config.reward
+    if min(reward.reference_size, config.evaluation.images) < classes:
+        raise ValueError(
+            f"--reference-size {reward.reference_size} and --evaluate-images {config.evaluation.images} must each hold "
+            f"an image of each of the model's {classes} classes"
+        )
+    learns_by_class = reward.normalise == "class" and config.update.estimator != "pretraining"
+    if learns_by_class and reward.images_per_step < 2 * classes:
+        raise ValueError(
+            f"--normalise class compares images of one class, of which the {reward.images_per_step} images of a step "
+            f"have fewer than 2 on average, among {classes}: a lone one teaches nothing; choose --normalise batch, or "
+            "raise --candidates"
+        )
+    if config.files.real is None and not like_embedded(model):
+        raise ValueError(
+            f"the checkpoint makes samples of shape {model.config.image_shape} in {classes} classes, the embedded "
+            "images are 1×28×28 in 10; pass --real and --heldout"
+        )
+
+
+def like_embedded(model: SiT) -> bool:
+    """Whether the embedded images are of the model's shape and number of classes."""
+    return model.config.image_shape == (1, 28, 28) and model.config.num_classes == 10

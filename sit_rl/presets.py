@@ -1,0 +1,34 @@
+"""Named configurations: the embedded default, a smoke test, and the paper's settings on ImageNet."""
+
+from sit_rl.config import Config
+from sit_rl.sampling.sampler_config import SamplerConfig
+
+SIT_XL = Config.of(
+    preset="sit-xl-imagenet256", steps=450, estimator="sde_policy_gradient", credit="subset", normalise="batch",
+    reference="refresh", candidates=32, keep=0.25, fade=False, updates=4, minibatch=100,
+    lr=1e-5, lr_schedule="constant", warmup=0, rollout_batch=50,
+    rollout=SamplerConfig("ode", "heun", 25), rollout_sde=SamplerConfig("sde", "euler", 50),
+    evaluate_ode=SamplerConfig("ode", "dopri5", 250), evaluate_sde=SamplerConfig("sde", "euler", 250),
+    evaluate_images=50_000, evaluate_every=50, evaluate_every_images=5_000, ema=0.99,
+    reward_features="inception", judge_features="none", precision="bf16", micro_batch=16,
+)  # fmt: skip
+# The same with DiT's own chain: the paper's 50 steps train; DDPM of 250 steps and DDIM of as many evaluate.
+DIT_XL = SIT_XL.changed(
+    preset="dit-xl-imagenet256", architecture="dit",
+    rollout=SamplerConfig("discrete", "ddim", 50), rollout_sde=SamplerConfig("discrete", "ddpm", 50),
+    evaluate_ode=SamplerConfig("discrete", "ddim", 250), evaluate_sde=SamplerConfig("discrete", "ddpm", 250),
+)  # fmt: skip
+SMOKE = Config.of(
+    preset="smoke", steps=2, reference_size=200, replace=10, candidates=4, updates=2, minibatch=20,
+    rollout_batch=20, embedded_images=1_000,
+    rollout=SamplerConfig("ode", "adams", 3), rollout_sde=SamplerConfig("sde", "euler", 3),
+    evaluate_ode=SamplerConfig("ode", "adams", 3), evaluate_sde=SamplerConfig("sde", "adams", 3),
+    evaluate_images=200, evaluate_every=1, evaluate_every_images=100,
+)  # fmt: skip
+# name: (what it is, its config)
+PRESETS = {
+    "fashion": ("Fashion-MNIST with the embedded model, on a CPU (default)", Config()),
+    "smoke": ("seconds-long run of every part, for tests: numbers mean nothing", SMOKE),
+    "sit-xl-imagenet256": ("the paper's settings; needs --checkpoint, --vae and --real", SIT_XL),
+    "dit-xl-imagenet256": ("the same for DiT-XL/2, by DDPM and DDIM", DIT_XL),
+}
