@@ -1,6 +1,5 @@
 """The real side of a distance, factored once: mean, trace and R with RᵀR = Σ_r."""
 
-import hashlib
 import zipfile
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import as_tensor
+from fastfid.runtime.hashes import moments_sha256
 
 # Covariances may differ from their transpose by float32 accumulation error, not by more.
 SYMMETRY = 1e-6
@@ -47,7 +47,7 @@ class RealFactor:
         """
         _, mean, cov = _moments_of(real)
         mean, cov = named_tensor(mean, "real mean"), named_tensor(cov, "real covariance")
-        digest = _digest(mean, cov)
+        digest = moments_sha256(mean, cov)
         try:
             with np.load(path, allow_pickle=False) as held:
                 if str(held["moments_sha256"]) == digest:
@@ -90,14 +90,6 @@ def _moments_of(real):
         f"real must be FeatureMoments, a pair (mean, cov) or a RealFactor, got {type(real).__name__}; "
         "use FeatureMoments.from_features for raw features"
     )
-
-
-def _digest(mean: torch.Tensor, cov: torch.Tensor) -> str:
-    """SHA-256 of moments in float64."""
-    found = hashlib.sha256()
-    for array in (mean, cov):
-        found.update(array.detach().to("cpu", torch.float64).contiguous().numpy())
-    return found.hexdigest()
 
 
 def named_tensor(value, name: str) -> torch.Tensor:

@@ -10,7 +10,6 @@ image or a second run at the same time leave whole shards only, and whoever come
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zipfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.runtime.atomic_files import write_atomically
+from fastfid.runtime.hashes import sha256
 
 FORMAT = 1  # of a shard's file; part of its key, so that a new layout never meets an old file
 
@@ -50,7 +50,7 @@ class FeatureCache:
         kind = type(extractor).__name__  # a MultiExtractor's shards also hold logits
         spatial = getattr(extractor.network, "spatial", False)
         identity = (FORMAT, extractor.name, extractor.weights_sha256, extractor.preprocessing, kind, spatial, digest)
-        key = hashlib.sha256(repr(identity).encode()).hexdigest()
+        key = sha256([repr(identity)])
         return self.folder / "features" / key[:2] / f"{key}.npz"
 
     def load(self, extractor: FeatureExtractor, digest: str, count: int) -> tuple[dict[str, Tensor], tuple] | None:

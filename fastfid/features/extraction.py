@@ -9,7 +9,6 @@ Under a process group the shards are divided among the ranks and the features ga
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from fastfid.features.extractor import FeatureExtractor, outputs_of
 from fastfid.features.names import BATCH_SIZE
 from fastfid.images.source import ImageBlock, ImageSource, counted
 from fastfid.runtime import distributed
+from fastfid.runtime.hashes import sha256
 from fastfid.runtime.mapped_arrays import room
 
 SHARD_IMAGES = BATCH_SIZE  # 2 MiB of 2048 float32 features
@@ -267,7 +267,7 @@ class _Seen:
         moments = moments or {
             name: FeatureMoments.from_features(rows) for name, rows in outputs.items() if name != "logits"
         }
-        digest = hashlib.sha256("".join(self.digests).encode()).hexdigest()
+        digest = sha256(self.digests)
         return Extracted(
             outputs, moments["features"], moments.get("spatial"), self.names, self.indices, self.labels or None,
             digest, self.skipped,

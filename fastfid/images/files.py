@@ -13,7 +13,6 @@ FILES_A_TASK at a time.  Small plain PNG and JPEG take half to two thirds as lon
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import zipfile
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from fastfid.images.fast_decode import decode_plain
 from fastfid.images.source import ImageBlock, ImageSource, checked_size
+from fastfid.runtime.hashes import sha256
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})  # compared in lower case
 GREY_MODES = frozenset({"1", "L", "LA"})  # Pillow modes read as one channel, alpha dropped
@@ -119,12 +119,12 @@ class FileImages(ImageSource):
     def _read(self, members: list[str]) -> list[tuple[str, bytes | Exception, bytes]]:
         """Name, bytes and SHA-256 of each member; what reading one raised stands for its bytes."""
         encoded = [_read_encoded(self.read, member) for member in members]
-        digests = [hashlib.sha256(e).digest() if isinstance(e, bytes) else b"unreadable" for e in encoded]
+        digests = [bytes.fromhex(sha256([e])) if isinstance(e, bytes) else b"unreadable" for e in encoded]
         return list(zip(members, encoded, digests, strict=True))
 
     def _block(self, pool: ThreadPoolExecutor, start: int, members: list[str], reads: list[Future]) -> ImageBlock:
         tasks = [read.result() for read in reads]
-        digest = hashlib.sha256(b"".join(sha for task in tasks for *_, sha in task)).hexdigest()
+        digest = sha256(digest for task in tasks for *_, digest in task)
         decoding: list[Future] = []
 
         def prefetch() -> None:

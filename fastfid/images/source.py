@@ -5,12 +5,13 @@ Legend: n images, C channels, H×W pixels.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from fastfid.runtime.hashes import images_sha256
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ class ImageSource(ABC):
 
 def decoded_block(images: Tensor, start: int, names: list[str], labels: list[str] | None) -> ImageBlock:
     """The block of images that are in memory already, uint8 [m, C, H, W]."""
-    digest = hashlib.sha256(f"{tuple(images.shape)}".encode() + images.cpu().numpy().tobytes()).hexdigest()
-    return ImageBlock(start, names, digest, lambda _: (images, list(range(len(images)))), lambda: None, labels)
+    return ImageBlock(
+        start, names, images_sha256(images), lambda _: (images, list(range(len(images)))), lambda: None, labels
+    )
 
 
 def checked_size(size: int) -> int:

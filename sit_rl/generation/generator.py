@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from fastfid.runtime.hashes import file_sha256
+from fastfid.runtime.hashes import file_sha256, sha256
 from sit_rl.config import Config, load_config
 from sit_rl.config_groups import RunOptions
 from sit_rl.files.paths import reading
@@ -134,13 +133,9 @@ def content_hash(path: Path) -> str:
     if path.is_file():
         return file_sha256(path)
     files = sorted(p for p in path.rglob("*") if p.is_file())
-    listing = "".join(f"{p.relative_to(path).as_posix()} {file_sha256(p)}\n" for p in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return sha256(f"{p.relative_to(path).as_posix()} {file_sha256(p)}\n" for p in files)
 
 
 def tensor_hash(state: dict[str, torch.Tensor]) -> str:
     """SHA-256 of names and values of a state dict, whatever the file it came from."""
-    found = hashlib.sha256()
-    for name in sorted(state):
-        found.update(name.encode() + state[name].detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    return sha256(part for name in sorted(state) for part in (name, state[name]))
