@@ -30,6 +30,7 @@ from fastfid.distances.scatter import (
     mirror_triangle,
     moments_with_gradient,
 )
+from fastfid.identity import Identity
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import as_tensor
 
@@ -92,6 +93,11 @@ class FeatureMoments:
     def dim(self) -> int:
         """Feature dimension d."""
         return len(self._mean)
+
+    @property
+    def identity(self) -> Identity:
+        """The network that made the features, as far as `provenance` tells."""
+        return Identity.of(self.provenance)
 
     @classmethod
     def empty(cls, dim: int, provenance: dict | None = None, device: str | torch.device = "cpu") -> FeatureMoments:
@@ -298,11 +304,11 @@ class FeatureMoments:
 
 
 def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
-    """ValueError unless a and b agree in dimension and, where both tell, in extractor and weights."""
-    for key in ("extractor", "weights_sha256", "preprocessing"):
-        ours, theirs = a.provenance.get(key), b.provenance.get(key)
-        if ours is not None and theirs is not None and ours != theirs:
-            raise ValueError(f"the {key} differs: {ours} against {theirs}; extract both sets with the same network")
+    """ValueError if a and b differ in dimension or device, or are known to be of different networks."""
+    if found := a.identity.difference(b.identity):
+        raise ValueError(
+            f"the {found.field} differs: {found.first} against {found.second}; extract both sets with the same network"
+        )
     if a.dim != b.dim:
         raise ValueError(f"moments of d = {a.dim} and d = {b.dim} cannot be compared; use one extractor for both")
     if a._mean.device != b._mean.device:

@@ -35,9 +35,10 @@ from fastfid.evaluation.results import DifferenceResult, EvaluationResult
 from fastfid.evaluation.scores import Pair, compute, fd_label
 from fastfid.evaluation.sides import Material, Settings, gather, holds_features, networks_of, open_side
 from fastfid.features.extractor import FeatureExtractor
+from fastfid.identity import check_comparable
 from fastfid.protocols import METRICS, Protocol, protocol_named
 from fastfid.runtime import distributed
-from fastfid.statistics.statistics import Statistics, check_comparable, without_provenance
+from fastfid.statistics.statistics import Statistics, without_provenance
 
 CLASS_METRICS = {"precision", "recall", "density", "coverage"}  # any of them asks for them within each class, too
 
@@ -100,7 +101,7 @@ def evaluate(
 def _add_scores(result: EvaluationResult, pair: Pair, metrics: Sequence[str]) -> None:
     """Everything that one network tells, appended to `result`."""
     mine, theirs = pair.samples, pair.reference
-    result.warnings += check_comparable(mine.as_statistics(), theirs.as_statistics(), pair.settings.force)
+    result.warnings += check_comparable(mine, theirs, pair.settings.force)
     result.warnings += _untold(mine, theirs) + _few_images(mine, theirs) + _same_images(mine, theirs)
     scores, left_out = compute(pair, metrics, result.warnings)
     result.scores += scores
@@ -146,7 +147,7 @@ def diff(
     def compared() -> DifferenceResult:
         first, second, third = (material for (material,) in materials)
         for side in (first, second):
-            warnings.extend(check_comparable(side.as_statistics(), third.as_statistics(), settings.force))
+            warnings.extend(check_comparable(side, third, settings.force))
         warnings.extend(_untold(first, second, third))
         pairs = [Pair(side, third, chosen, settings) for side in (first, second)]
         variance, method = _difference_variance(pairs, same_noise)
@@ -239,7 +240,7 @@ def compare(
 
     def compared() -> tuple[Material, Material, FrechetTerms, list[str]]:
         (first,), (second,) = materials
-        warnings.extend(check_comparable(first.as_statistics(), second.as_statistics(), settings.force))
+        warnings.extend(check_comparable(first, second, settings.force))
         warnings.extend(_untold(first, second) + _few_images(first, second))
         terms = frechet_terms(without_provenance(first.moments), without_provenance(second.moments))
         return first, second, terms, warnings

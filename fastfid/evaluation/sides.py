@@ -14,7 +14,6 @@ from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fastfid.distances.moments import FeatureMoments
@@ -23,13 +22,14 @@ from fastfid.features.extraction import Extracted, extract
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.features.names import BATCH_SIZE, NETWORK_NAMES
 from fastfid.features.registry import build_extractor
+from fastfid.identity import Identified, Identity, NetworkFeatures, check_comparable
 from fastfid.images.open import open_images
 from fastfid.images.source import ImageSource, counted
 from fastfid.protocols import Protocol
 from fastfid.runtime import distributed
 from fastfid.runtime.devices import as_tensor
 from fastfid.statistics.peer_files import holds_statistics
-from fastfid.statistics.statistics import Statistics, check_comparable, read_statistics
+from fastfid.statistics.statistics import Statistics, read_statistics
 
 UNKNOWN = "unknown network"  # of statistics that do not tell
 
@@ -114,10 +114,15 @@ class Material:
     labels: list[str] | None = None
     skipped: list[str] = field(default_factory=list)
 
-    def as_statistics(self) -> Statistics:
-        """The moments with provenance, for comparing."""
-        moments = self.moments
-        return Statistics(FeatureMoments(moments.count, moments.mean, moments.cov, self.provenance), self.name)
+    @property
+    def dim(self) -> int:
+        """Feature dimension d."""
+        return self.moments.dim
+
+    @property
+    def identity(self) -> Identity:
+        """The network that made the features, as far as it is known."""
+        return Identity.of(self.provenance)
 
     def image_name(self, row: int) -> str:
         """Name of the image behind feature row `row`."""
@@ -238,14 +243,12 @@ def holds_features(side: Side, extractor) -> bool:
 
 def _check_early(given: Sequence[Statistics | None], extractor, settings: Settings) -> None:
     """ValueError before any image is read if statistics do not fit each other or the network."""
-    known = [statistics for statistics in given if statistics is not None]
+    known: list[Identified] = [statistics for statistics in given if statistics is not None]
     if not isinstance(extractor, str):
-        dim = extractor.dim
-        blank = FeatureMoments(None, torch.zeros(dim), torch.zeros(dim, dim), identity(extractor))
-        known.append(Statistics(blank, f"the network {extractor.name}"))
+        known.append(NetworkFeatures(f"the network {extractor.name}", extractor.dim, extractor.identity))
     elif extractor != UNKNOWN:
         for statistics in known:
-            recorded = statistics.provenance.get("extractor")
+            recorded = statistics.identity.extractor
             if recorded not in (None, extractor) and not settings.force:
                 raise ValueError(
                     f"{statistics.name} holds features of {recorded}, not of {extractor}; leave the network out, or "
@@ -287,7 +290,7 @@ def _materials(side: Side, extractors, given, settings: Settings, warnings: list
 def _from_images(side: Side, extractor: FeatureExtractor, x: Extracted) -> Material:
     source = {"source": side.name, "source_sha256": x.source_sha256, "dtype": "float32"}
     return Material(
-        side.name, extractor.name, x.moments, {**identity(extractor), **source}, x.outputs.get("features"),
+        side.name, extractor.name, x.moments, {**extractor.identity.provenance(), **source}, x.outputs.get("features"),
         x.outputs.get("logits"), x.spatial, x.outputs.get("spatial"), x.names, x.indices, x.labels, x.skipped,
     )  # fmt: skip
 
@@ -298,12 +301,3 @@ def _from_statistics(side: Side, network: str, statistics: Statistics) -> Materi
     return Material(
         side.name, network, statistics.moments, statistics.provenance, statistics.features, spatial=statistics.spatial
     )
-
-
-def identity(extractor: FeatureExtractor) -> dict:
-    """What of an extractor goes into provenance."""
-    return {
-        "extractor": extractor.name,
-        "weights_sha256": extractor.weights_sha256,
-        "preprocessing": extractor.preprocessing,
-    }

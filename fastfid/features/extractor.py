@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastfid.features.preparation import preparation
+from fastfid.identity import Identity
 from fastfid.runtime.devices import full_float32
 from fastfid.runtime.hashes import state_sha256
 
@@ -48,6 +49,11 @@ class FeatureExtractor:
         self.name, self.dim = name, dim
         self.preprocessing, self.weights_sha256 = preprocessing, weights_sha256
         self.device = torch.device(device)
+
+    @property
+    def identity(self) -> Identity:
+        """What statistics record of this network."""
+        return Identity(self.name, self.weights_sha256, self.preprocessing)
 
     @classmethod
     def from_module(

@@ -14,12 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
+from fastfid.identity import Identity
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import as_tensor
 from fastfid.statistics.peer_files import read_file
-
-# What has to agree before two sets of statistics can be compared, in the order in which a difference is told.
-MUST_AGREE = ("extractor", "weights_sha256", "preprocessing")
 
 
 @dataclass
@@ -55,6 +53,11 @@ class Statistics:
     def provenance(self) -> dict:
         """What is known of the features' origin, by name; strings."""
         return self.moments.provenance
+
+    @property
+    def identity(self) -> Identity:
+        """The network that made the features, as far as it is known."""
+        return self.moments.identity
 
     @classmethod
     def from_features(
@@ -113,37 +116,6 @@ def read_statistics(path: str | os.PathLike, network: str | None = None) -> Stat
         statistics.form = content.form
         return statistics
     return Statistics(content.moments, str(Path(path)), content.features, content.spatial, content.form, content.images)
-
-
-# --- comparing ---------------------------------------------------------------------------------------------------
-
-
-def mismatch(a: Statistics, b: Statistics) -> str | None:
-    """One sentence naming both sides if their provenance contradicts each other; None if nothing known does."""
-    for key in MUST_AGREE:
-        ours, theirs = a.provenance.get(key), b.provenance.get(key)
-        if ours is not None and theirs is not None and ours != theirs:
-            return (
-                f"the {key.replace('_', ' ')} of {a.name} is {ours}, that of {b.name} is {theirs}: "
-                "extract both with the same network and preprocessing (--protocol sets it)"
-            )
-    return None
-
-
-def check_comparable(a: Statistics, b: Statistics, force: bool = False) -> list[str]:
-    """ValueError naming both sides if they cannot be compared; with `force` a contradiction becomes a warning.
-
-    Returns the warnings.  A difference of dimension is an error always: there is no distance between such sets.
-    """
-    if a.dim != b.dim:
-        raise ValueError(
-            f"{a.name} has d = {a.dim} features, {b.name} has d = {b.dim}: features of d = {a.dim} and d = {b.dim} "
-            "cannot be compared, use one network for both"
-        )
-    found = mismatch(a, b)
-    if found and not force:
-        raise ValueError(f"{found}, or pass force=True (--force) to compare them regardless")
-    return [f"compared regardless of a mismatch: {found}"] if found else []
 
 
 def without_provenance(moments: FeatureMoments) -> FeatureMoments:

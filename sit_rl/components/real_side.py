@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from fastfid import FeatureExtractor, FeatureMoments
-from fastfid.evaluation.sides import identity
+from fastfid.identity import NetworkFeatures, mismatch
 from fastfid.images.open import open_images
-from fastfid.statistics.statistics import Statistics, mismatch
+from fastfid.statistics.statistics import Statistics
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.preemption import stop_if_told
 
@@ -71,8 +71,7 @@ def saved_moments(source: torch.Tensor | Path) -> FeatureMoments | None:
 
 def check_statistics(statistics: Statistics, net: FeatureExtractor) -> None:
     """ValueError where saved statistics are not of the network's features: of another d, weights or resizing."""
-    blank = FeatureMoments(None, torch.zeros(net.dim), torch.zeros(net.dim, net.dim), identity(net))
-    network, found = Statistics(blank, f"the network {net.name}"), None
+    network, found = NetworkFeatures(f"the network {net.name}", net.dim, net.identity), None
     if statistics.dim != net.dim:
         found = f"{statistics.name} has d = {statistics.dim} features, {network.name} has d = {net.dim}"
     found = found or mismatch(statistics, network)

@@ -12,7 +12,7 @@ from fastfid import FeatureMoments, __version__, frechet_distance
 from fastfid.features.registry import preprocessing_of
 from fastfid.protocols import PROTOCOLS
 from fastfid.statistics.peer_files import holds_statistics
-from fastfid.statistics.statistics import Statistics, check_comparable, mismatch, read_statistics
+from fastfid.statistics.statistics import Statistics, read_statistics
 
 D = 6  # features; files of peers are small here, their layout is what counts
 PROVENANCE = {"extractor": "fashion-a", "weights_sha256": "ab" * 32, "preprocessing": "none", "protocol": "fastfid"}
@@ -286,21 +286,3 @@ def test_images_are_not_taken_for_statistics(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK")
     for name in ("images.npz", "images.npy", "broken.npz", "nowhere.npz", "."):
         assert not holds_statistics(tmp_path / name)
-
-
-# --- comparing ---------------------------------------------------------------------------------------------------
-
-
-def test_mismatch_names_both_sides():
-    a = Statistics.from_features(torch.from_numpy(rows()), PROVENANCE, name="real.npz")
-    for key, value in [("extractor", "fashion-b"), ("weights_sha256", "cd" * 32), ("preprocessing", "PIL bicubic")]:
-        b = Statistics.from_features(torch.from_numpy(rows()), {**PROVENANCE, key: value}, name="fake.npz")
-        with pytest.raises(ValueError, match=f"of real.npz is {PROVENANCE[key]}, that of fake.npz is {value}"):
-            check_comparable(a, b)
-        (warning,) = check_comparable(a, b, force=True)
-        assert "real.npz" in warning and "fake.npz" in warning and "regardless" in warning
-    unknown = Statistics.from_features(torch.from_numpy(rows()), name="peer.npz")
-    assert mismatch(a, unknown) is None and check_comparable(a, unknown) == []
-    narrow = Statistics.from_features(torch.from_numpy(rows(d=4)), name="narrow.npz")
-    with pytest.raises(ValueError, match="real.npz has d = 6 features, narrow.npz has d = 4"):
-        check_comparable(a, narrow, force=True)  # no force makes a distance of these

@@ -5,7 +5,6 @@ import torch
 
 import fastfid
 from fastfid import FeatureMoments, feature_extractor
-from fastfid.evaluation.sides import identity
 from fastfid.runtime.hashes import file_sha256
 from sit_rl import train
 from sit_rl.components.build import build_components
@@ -74,7 +73,7 @@ def test_statistics_of_another_network_are_refused(train_error, tmp_path):
     assert "weights sha256 of" in train_error(*saved("other.npz", 128, extractor="fashion-a", weights_sha256="0" * 64))
     judged = saved("two.npz", 128)[:4]
     assert "the network fashion-b has d = 96" in train_error(*judged)
-    own = saved("own.npz", 128, **identity(feature_extractor("fashion-a")))
+    own = saved("own.npz", 128, **feature_extractor("fashion-a").identity.provenance())
     side = extract_real(own[1], feature_extractor("fashion-a"), "real", progress=False)
     assert side.moments.count == 300 and side.features is None
 
