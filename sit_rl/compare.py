@@ -9,6 +9,7 @@ import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -25,7 +26,7 @@ SAMPLERS = ("ode", "sde")  # the noiseless and the noisy one in summary.json, DD
 REPETITION_FIELDS = ("seed", *MACHINE_FIELDS, "evaluate_every", "evaluate_every_images")
 
 
-def changes(summary: dict) -> list[float | None]:
+def changes(summary: dict[str, Any]) -> list[float | None]:
     """Relative change of every column, None where a metric was not computed."""
     return [
         relative_change(*(summary[when][sampler].get(key) for when in ("before", "after")))
@@ -34,16 +35,16 @@ def changes(summary: dict) -> list[float | None]:
     ]
 
 
-def groups(summaries: list[dict]) -> list[list[dict]]:
+def groups(summaries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Summaries gathered by configuration, the seed aside, in order of first appearance."""
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for summary in summaries:
         decisive = {k: v for k, v in summary["config"].items() if k not in REPETITION_FIELDS}
         found.setdefault(json.dumps(decisive, sort_keys=True), []).append(summary)
     return list(found.values())
 
 
-def compare(summaries: list[dict]) -> str:
+def compare(summaries: list[dict[str, Any]]) -> str:
     """Markdown: a row for each run with its FDs, and for repetitions a row of mean ± standard deviation."""
     kinds = [" or ".join(dict.fromkeys(pair)) for pair in zip(*map(sampler_kinds, summaries), strict=True)]
     head = ["run", "images", *(f"{kind} FD" for kind in kinds)]
@@ -56,14 +57,14 @@ def compare(summaries: list[dict]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _run_row(summary: dict) -> list[str]:
+def _run_row(summary: dict[str, Any]) -> list[str]:
     config = summary["config"]
     name = f"{config['estimator']}, {config['reference']}, {config['credit']}, seed {config['seed']}"
     fds = [f"{summary['before'][s]['fd']:.3f} → {summary['after'][s]['fd']:.3f}" for s in SAMPLERS]
     return [name, f"{summary['images_generated']:,}", *fds, *map(percent, changes(summary))]
 
 
-def _spread_row(group: list[dict]) -> list[str]:
+def _spread_row(group: list[dict[str, Any]]) -> list[str]:
     columns = list(zip(*(changes(s) for s in group), strict=True))
     cells = [
         "–" if None in column else f"{percent(statistics.mean(column))} ± {statistics.stdev(column):.1%}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import tyro
 
@@ -33,10 +34,12 @@ def profile_product(a: tuple[float, float], b: tuple[float, float]) -> float:
     return (ga + 1) * (gb + 1) / (ga + gb + 1) * float(np.exp(log))
 
 
-def posthoc_coefficients(snapshots: list[tuple[float, float]], target: tuple[float, float]) -> np.ndarray:
+def posthoc_coefficients(snapshots: list[tuple[float, float]], target: tuple[float, float]) -> npt.NDArray[np.float64]:
     """Weights [n] of the snapshots' profiles, each (γ, t), whose sum is nearest in L² to the target's: float64."""
     gram = np.array([[profile_product(a, b) for b in snapshots] for a in snapshots])
-    return np.linalg.lstsq(gram, np.array([profile_product(a, target) for a in snapshots]), rcond=None)[0]
+    products = np.array([profile_product(a, target) for a in snapshots])
+    weights: npt.NDArray[np.float64] = np.linalg.lstsq(gram, products, rcond=None)[0]
+    return weights
 
 
 def synthesise(folder: Path, sigma_rel: float) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -46,6 +46,7 @@ from sit_rl.models.pixels import to_float, to_uint8
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.collectives import gather_owned, owned, sum_gradients
 from sit_rl.ranks.process_group import is_main, process_group, rank, world_size
+from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.interpolant import interpolate, target_velocity
 from sit_rl.sampling.random_streams import Stream, balanced_labels, generator, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig
@@ -162,7 +163,7 @@ class Base:
                         file.write(f"{i},{mean:.5f},{fd:.4f},{time.perf_counter() - started:.0f}\n")
                     self.save(average.module, i)
 
-    def fit(self, model: SiT, average: EMA, train: ImageSet) -> Iterator[tuple[int, float]]:
+    def fit(self, model: SiT, average: EMA[SiT], train: ImageSet) -> Iterator[tuple[int, float]]:
         """Train, yielding (iteration from 1, loss of this rank's share); ranks split every batch."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.0, fused=True)
@@ -196,7 +197,8 @@ def flow_matching_loss(model: SiT, data: ImageSet, rows: torch.Tensor, rng: np.r
     dropped = torch.from_numpy(rng.random(n) < LABEL_DROPOUT)
     y = torch.where(dropped, model.config.num_classes, data.labels[rows])
     x1, noise, t, y = x1[mine], noise[mine], t[mine], y[mine]
-    return (model(interpolate(x1, noise, t), t, y) - target_velocity(x1, noise)).square().mean()
+    error: torch.Tensor = model(interpolate(x1, noise, t), t, y) - target_velocity(x1, noise)
+    return error.square().mean()
 
 
 def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], float]:
@@ -210,7 +212,7 @@ def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], 
     @torch.no_grad()
     def distance(model: SiT) -> float:
         parts = [
-            to_uint8(sample(lambda x, t, y=y: model(x, torch.full((len(x),), t), y), z, CURVE_SAMPLER))
+            to_uint8(sample(bind(model, y), z, CURVE_SAMPLER))
             for z, y in zip(noise.split(CURVE_BATCH), labels.split(CURVE_BATCH), strict=True)
         ]
         features = gather_owned(_features(net, torch.cat(parts)), images, CURVE_BATCH)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -33,7 +33,7 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
 
-    def write(file: BinaryIO) -> None:
+    def write(file: IO[bytes]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(written[start:])
 

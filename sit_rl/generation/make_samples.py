@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -33,7 +34,7 @@ def make_samples(made: Generator, config: Recipe, sampler: SamplerConfig, out: P
     batch = batch_of(config, made.model)
     batches = [range(i, min(i + batch, config.images)) for i in range(0, config.images, batch)]
     record = recipe_record(made, config, sampler)
-    missing = from_main(lambda: plan_missing(made, files, record, batches))
+    missing = from_main(lambda: missing_batches(made, files, record, batches))
     started = time.perf_counter()
     count = sample_missing(made, labels, sampler, config.seed, files, missing)
     barrier()
@@ -44,7 +45,7 @@ def make_samples(made: Generator, config: Recipe, sampler: SamplerConfig, out: P
     return files
 
 
-def plan_missing(made: Generator, files: SampleFiles, record: dict, batches: list[range]) -> list[range]:
+def missing_batches(made: Generator, files: SampleFiles, record: dict[str, Any], batches: list[range]) -> list[range]:
     """Check the output and its record, and return the batches that are missing; nothing has been sampled yet."""
     earlier = check_output(files, record)
     if earlier is not None:
@@ -64,7 +65,7 @@ def plan_missing(made: Generator, files: SampleFiles, record: dict, batches: lis
     return missing
 
 
-def describe(made: Generator, record: dict, files: SampleFiles, missing: list[range]) -> None:
+def describe(made: Generator, record: dict[str, Any], files: SampleFiles, missing: list[range]) -> None:
     """Print the plan."""
     todo, done = sum(map(len, missing)), files.count - sum(map(len, missing))
     about = "about " if record["sampler"]["method"] == "dopri5" else ""  # which stops where its tolerance is met
@@ -145,7 +146,7 @@ def finish(
             f"image {lost.start} was written but is not in {files.path}; --out must be a disk all ranks share"
         )
     files.finish(labels)
-    record = files.read_record()
+    record = files.read_record() or {}
     if sampled:
         record["runs"].append(run_facts(made, seconds))
     if sampled or not record["complete"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ SCHEMA = "sit_rl.samples/1"  # of the record; the number grows when a key change
 RUN_KEYS = ("schema", "complete", "runs")
 
 
-def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> dict:
+def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> dict[str, Any]:
     """What the images are, as plain values, as JSON gives them back."""
     record = {
         "schema": SCHEMA,
@@ -38,10 +39,11 @@ def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> di
         "complete": False,
         "runs": [],
     }
-    return json.loads(json.dumps(record))
+    plain: dict[str, Any] = json.loads(json.dumps(record))
+    return plain
 
 
-def check_output(files: SampleFiles, record: dict) -> dict | None:
+def check_output(files: SampleFiles, record: dict[str, Any]) -> dict[str, Any] | None:
     """The record of the images already there, None without; ValueError for another recipe or for foreign files."""
     earlier = files.read_record()
     if earlier is not None:
@@ -52,7 +54,7 @@ def check_output(files: SampleFiles, record: dict) -> dict | None:
     return earlier
 
 
-def check_same_recipe(earlier: dict, now: dict, files: SampleFiles) -> None:
+def check_same_recipe(earlier: dict[str, Any], now: dict[str, Any], files: SampleFiles) -> None:
     """ValueError naming the first thing in which the images already there differ from those asked for."""
     for key, asked in now.items():
         there, what = earlier.get(key), {"images": "number", "model": ""}.get(key, key)
@@ -65,7 +67,7 @@ def check_same_recipe(earlier: dict, now: dict, files: SampleFiles) -> None:
         raise ValueError(f"{files.path} holds images of another {what}: {there}, not {asked}; choose another --out")
 
 
-def run_facts(made: Generator, seconds: float) -> dict:
+def run_facts(made: Generator, seconds: float) -> dict[str, Any]:
     """Where and how this process ran."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = {"fastfid": __version__, "torch": torch.__version__, "numpy": np.__version__}

@@ -15,9 +15,12 @@ import shutil
 import struct
 import zipfile
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -64,14 +67,14 @@ class SampleFiles(ABC):
         """Largest disk space that `missing` further images and the finish can take."""
 
     @abstractmethod
-    def first(self, n: int) -> np.ndarray:
+    def first(self, n: int) -> npt.NDArray[np.uint8]:
         """The first n finished images, uint8 [n, H, W, C]."""
 
     @abstractmethod
     def open(self) -> None:
         """Make the folder that batches are written to, without leftovers of a killed run."""
 
-    def read_record(self) -> dict | None:
+    def read_record(self) -> dict[str, Any] | None:
         """The record of an earlier run, None where there is none; ValueError for one that cannot be read."""
         if not self.record_path.is_file():
             return None
@@ -83,7 +86,7 @@ class SampleFiles(ABC):
             raise ValueError(f"{self.record_path} is not a record of samples; choose another --out")
         return record
 
-    def write_record(self, record: dict) -> None:
+    def write_record(self, record: dict[str, Any]) -> None:
         """Replace the record."""
         write_json(self.record_path, record)
 
@@ -145,7 +148,7 @@ class PngFolder(SampleFiles):
             if self._complete(i):
                 continue
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            write_atomically(self.image_path(i), lambda file, picture=picture: picture.save(file, "PNG"))
+            write_atomically(self.image_path(i), partial(picture.save, format="PNG"))
 
     def finish(self, labels: torch.Tensor) -> None:  # noqa: D102
         write_atomically(self.labels_path, lambda file: np.save(file, labels.numpy()))
@@ -153,7 +156,7 @@ class PngFolder(SampleFiles):
     def bytes_needed(self, missing: int) -> float:  # noqa: D102
         return missing * (float(np.prod(self.shape)) + PNG_OVERHEAD)
 
-    def first(self, n: int) -> np.ndarray:  # noqa: D102
+    def first(self, n: int) -> npt.NDArray[np.uint8]:  # noqa: D102
         images = [np.asarray(Image.open(self.image_path(i))) for i in range(n)]
         return np.stack(images).reshape(n, *self.shape[1:], self.shape[0])
 
@@ -202,7 +205,7 @@ class AdmNpz(SampleFiles):
             part = np.load(self.part_path(rows.start, rows.stop), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return False
-        return part.shape == (len(rows), *self.shape[1:], self.shape[0]) and part.dtype == np.uint8
+        return bool(part.shape == (len(rows), *self.shape[1:], self.shape[0]) and part.dtype == np.uint8)
 
     def write(self, rows: range, images: torch.Tensor) -> None:  # noqa: D102
         array = np.ascontiguousarray(images.movedim(1, 3).numpy())
@@ -215,7 +218,7 @@ class AdmNpz(SampleFiles):
         shape = (self.count, *self.shape[1:], self.shape[0])
         head = {"descr": "|u1", "fortran_order": False, "shape": shape}
 
-        def join(file) -> None:
+        def join(file: IO[bytes]) -> None:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 with archive.open("arr_0.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_1_0(member, head)
@@ -231,7 +234,7 @@ class AdmNpz(SampleFiles):
         whole = float(np.prod(self.shape))
         return missing * whole + self.count * (whole + 8)  # the missing parts, then the file itself
 
-    def first(self, n: int) -> np.ndarray:  # noqa: D102
+    def first(self, n: int) -> npt.NDArray[np.uint8]:  # noqa: D102
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
             np.lib.format.read_magic(member)
             (_, *shape), _, _ = np.lib.format.read_array_header_1_0(member)

@@ -19,6 +19,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,34 @@ SDPA_KERNELS = {
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa-math": SDPBackend.MATH,
 }
+# flash_attn_func of a package: (q, k, v, softmax_scale=…) → outputs, some versions with the log-sum beside them.
+FlashFunction = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
 HALF = (torch.float16, torch.bfloat16)
 # Channels a head must be a multiple of in every flash kernel: 16 bytes of a two-byte type.
 ALIGNMENT = 8
 # Shape [n, tokens, heads] of the trial of a flash package, and the error it may have: outputs are means of values of
 # unit variance, rounded to bfloat16's 2⁻⁹ and multiplied from operands so rounded.
 TRIAL_SHAPE, TRIAL_ERROR = (1, 32, 2), 2e-2
+
+
+class Heads(Protocol):
+    """Shape of a model, as far as attention depends on it."""
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+
+
+class HasHeads(Protocol):
+    """A model with a shape."""
+
+    @property
+    def config(self) -> Heads:
+        """The shape."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +110,10 @@ def explain(
     return f"{name}{kernel}, {head_dim} channels a head, {str(dtype).removeprefix('torch.')} on {where}: {reason}"
 
 
-def case(backend: str, model: torch.nn.Module, precision: str, device: torch.device) -> tuple:
-    """What `choose` and `explain` ask for, of a model with a `config` and the precision it runs in."""
+def case(
+    backend: str, model: HasHeads, precision: str, device: torch.device
+) -> tuple[str, int, torch.dtype, torch.device]:
+    """The arguments of `choose` and `explain` for a model and the precision that it runs in."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return backend, model.config.width // model.config.heads, dtype, device
 
@@ -112,21 +137,21 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: str = 
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def _flash(function: Callable, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _flash(function: FlashFunction, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """A package's function on heads padded to its alignment; versions that also return the log-sum lose it."""
     size = q.shape[-1]
     padding = -size % ALIGNMENT
     if padding:
         q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))
-    out = function(q, k, v, softmax_scale=size**-0.5)
-    out = out[0] if isinstance(out, tuple) else out
+    result = function(q, k, v, softmax_scale=size**-0.5)
+    out = result[0] if isinstance(result, tuple) else result
     return out[..., :size] if padding else out
 
 
 @lru_cache
-def _flash_function(name: str) -> Callable:
+def _flash_function(name: str) -> FlashFunction:
     """flash_attn_func of a package, imported at its first use; raises whatever the import raises."""
-    return importlib.import_module(FLASH[name].module).flash_attn_func
+    return cast(FlashFunction, importlib.import_module(FLASH[name].module).flash_attn_func)
 
 
 @lru_cache
@@ -170,16 +195,16 @@ def _obstacle(name: str, head_dim: int, dtype: torch.dtype, where: str) -> str |
     return _trial(function, head_dim, dtype, where)
 
 
-def _trial(function: Callable, head_dim: int, dtype: torch.dtype, where: str) -> str | None:
+def _trial(function: FlashFunction, head_dim: int, dtype: torch.dtype, where: str) -> str | None:
     """Compare outputs and gradients with `math` in float32 on a small input."""
     random = torch.Generator(where).manual_seed(0)
     given = torch.randn(3, *TRIAL_SHAPE, head_dim, generator=random, device=where)
     results = []
     try:
-        for run, kind in ((lambda *x: attention(*x, "math"), torch.float32), (lambda *x: _flash(function, *x), dtype)):
+        for kernel, kind in (("math", torch.float32), ("flash", dtype)):
             q, k, v = inputs = [x.to(dtype).to(kind).requires_grad_() for x in given]
             with torch.enable_grad():
-                out = run(q, k, v)
+                out = attention(q, k, v, "math") if kernel == "math" else _flash(function, q, k, v)
                 gradients = torch.autograd.grad(out.float().square().sum() / 2, inputs)
             results.append([x.detach().float() for x in (out, *gradients)])
     except Exception as error:

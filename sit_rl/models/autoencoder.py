@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,7 +71,7 @@ def load_encoder(
     return encode
 
 
-def _load(folder: Path, device: torch.device, tiled: bool = False):
+def _load(folder: Path, device: torch.device, tiled: bool = False) -> Any:  # diffusers may be missing
     """The AutoencoderKL in `folder`, frozen, on the device."""
     require_extra("--vae")
     from diffusers import AutoencoderKL

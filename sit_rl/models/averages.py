@@ -11,20 +11,23 @@ and the profile's standard deviation is σ_rel·t with σ_rel² = (γ+1)/((γ+2)
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+Trained = TypeVar("Trained", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[Trained]):
     """Keeps `module`, a frozen copy whose parameters follow θ̄ ← decay·θ̄ + (1 − decay)·θ."""
 
-    def __init__(self, source: nn.Module, decay: float):
+    def __init__(self, source: Trained, decay: float):
         if not 0 <= decay < 1:
             raise ValueError(f"ema decay is {decay}; it must be in [0, 1)")
         self.decay = decay
-        self.module = copy.deepcopy(source).eval().requires_grad_(False)
+        self.module: Trained = copy.deepcopy(source).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, source: nn.Module, decay: float | None = None) -> None:
@@ -38,10 +41,10 @@ def _local(module: nn.Module) -> list[torch.Tensor]:
     return [p.to_local() if hasattr(p, "to_local") else p.data for p in module.parameters()]
 
 
-class PowerEMA(EMA):
+class PowerEMA(EMA[Trained]):
     """The power-function average of relative width `sigma_rel`; see the module's text."""
 
-    def __init__(self, source: nn.Module, sigma_rel: float):
+    def __init__(self, source: Trained, sigma_rel: float):
         super().__init__(source, 0.0)
         self.sigma_rel, self.gamma = sigma_rel, gamma_of(sigma_rel)
 

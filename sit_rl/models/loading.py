@@ -161,6 +161,6 @@ def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[st
     if weights not in content:
         other = next(name for name in WEIGHTS if name in content)
         raise ValueError(f"{path} has no {weights!r} weights; choose --weights {other}")
-    name = getattr(content.get("args"), "model", None)
-    metadata = {"architecture": name[:3].lower()} if str(name)[:3].lower() in ARCHITECTURES else {}
+    architecture = str(getattr(content.get("args"), "model", None))[:3].lower()
+    metadata = {"architecture": architecture} if architecture in ARCHITECTURES else {}
     return dict(content[weights]), metadata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 
@@ -36,6 +37,7 @@ def merge_lora(model: SiT) -> SiT:
     for parent in list(merged.modules()):
         for name, child in list(parent.named_children()):
             if hasattr(child, "merge") and hasattr(child, "get_base_layer"):
-                child.merge()
-                setattr(parent, name, child.get_base_layer())
+                adapter: Any = child  # a layer of peft, which is not installed everywhere
+                adapter.merge()
+                setattr(parent, name, adapter.get_base_layer())
     return merged

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class SiTConfig:
         return self.channels, self.image_size, self.image_size
 
     @classmethod
-    def named(cls, name: str, **changes) -> SiTConfig:
+    def named(cls, name: str, **changes: Any) -> SiTConfig:
         """A published shape, e.g. 'SiT-XL/2' or 'B/4', for 32×32×4 latents of 1000 classes unless `changes` say so.
 
         ValueError, listing the names, for another one.
@@ -59,7 +60,8 @@ class SiTConfig:
         if f"{size}/{patch}" not in MODEL_NAMES:
             raise ValueError(f"model is {name!r}; choose SiT- or DiT- with one of {', '.join(MODEL_NAMES)}")
         width, depth, heads = SIZES[size]
-        return cls(**{"patch_size": int(patch), "width": width, "depth": depth, "heads": heads} | changes)
+        fields: dict[str, Any] = {"patch_size": int(patch), "width": width, "depth": depth, "heads": heads} | changes
+        return cls(**fields)
 
     @property
     def name(self) -> str:
@@ -68,7 +70,7 @@ class SiTConfig:
         name = f"{sizes.get((self.width, self.depth, self.heads))}/{self.patch_size}"
         return name if name in MODEL_NAMES else "custom"
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file's metadata."""
         return asdict(self)
 
@@ -102,7 +104,9 @@ class TimeEmbed(nn.Module):
         half = TIME_FREQUENCIES // 2
         exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
         angles = t.float()[:, None] * torch.exp(-math.log(TIME_MAX_PERIOD) * exponent)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+        weight = cast(nn.Linear, self.mlp[0]).weight
+        out: torch.Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(weight.dtype))
+        return out
 
 
 class LabelEmbed(nn.Module):
@@ -114,7 +118,8 @@ class LabelEmbed(nn.Module):
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         """Look labels up."""
-        return self.embedding_table(y)
+        out: torch.Tensor = self.embedding_table(y)
+        return out
 
 
 class SelfAttention(nn.Module):
@@ -130,7 +135,8 @@ class SelfAttention(nn.Module):
         """Attend over the tokens of x [n, T, D]."""
         n, tokens, width = x.shape
         q, k, v = self.qkv(x).view(n, tokens, 3, self.heads, width // self.heads).unbind(2)
-        return self.proj(attention(q, k, v, self.backend).reshape(n, tokens, width))
+        out: torch.Tensor = self.proj(attention(q, k, v, self.backend).reshape(n, tokens, width))
+        return out
 
 
 class Mlp(nn.Module):
@@ -142,7 +148,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply to tokens [n, T, D]."""
-        return self.fc2(gelu(self.fc1(x)))
+        out: torch.Tensor = self.fc2(gelu(self.fc1(x)))
+        return out
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -200,7 +207,8 @@ class FinalLayer(nn.Module):
     def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Modulate and project."""
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
-        return self.linear(modulate(normalise(x), shift, scale))
+        out: torch.Tensor = self.linear(modulate(normalise(x), shift, scale))
+        return out
 
 
 class SiT(nn.Module):
@@ -231,24 +239,19 @@ class SiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        for weight in (
-            self.y_embedder.embedding_table.weight,
-            self.t_embedder.mlp[0].weight,
-            self.t_embedder.mlp[2].weight,
-        ):
-            nn.init.normal_(weight, std=0.02)
-        for layer in [block.adaLN_modulation[1] for block in self.blocks] + [
-            self.final_layer.adaLN_modulation[1],
-            self.final_layer.linear,
-        ]:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(cast(torch.Tensor, self.x_embedder.proj.bias))
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(cast(nn.Linear, layer).weight, std=0.02)
+        modulations = [cast(Block, block).adaLN_modulation[1] for block in self.blocks]
+        for layer in [*modulations, self.final_layer.adaLN_modulation[1], self.final_layer.linear]:
+            nn.init.zeros_(cast(nn.Linear, layer).weight)
+            nn.init.zeros_(cast(nn.Linear, layer).bias)
 
     def set_attention(self, backend: str) -> None:
         """Use a resolved back end of `sit_rl.models.attention` in every block."""
         for block in self.blocks:
-            block.attn.backend = backend
+            cast(Block, block).attn.backend = backend
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Velocity [n, C, H, H] at x [n, C, H, H], times t [n] in [0, 1], labels y int64 [n] (num_classes = null)."""
@@ -264,7 +267,7 @@ class SiT(nn.Module):
         patches = self.final_layer(tokens, c)
         grid, patch = config.image_size // config.patch_size, config.patch_size
         n, out_channels = len(x), patches.shape[-1] // patch**2
-        image = patches.view(n, grid, grid, patch, patch, out_channels).permute(0, 5, 1, 3, 2, 4)
+        image: torch.Tensor = patches.view(n, grid, grid, patch, patch, out_channels).permute(0, 5, 1, 3, 2, 4)
         return image.reshape(n, out_channels, config.image_size, config.image_size)
 
 

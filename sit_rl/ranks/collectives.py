@@ -57,13 +57,15 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Replace every gradient by its sum over the ranks, in one collective."""
     if world_size() == 1:
         return
+    gradients = []
     for p in parameters:
         if p.grad is None:  # this rank owned none of the minibatch
             p.grad = torch.zeros_like(p)
-    flat = torch.cat([p.grad.flatten() for p in parameters])
+        gradients.append(p.grad)
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        p.grad.copy_(part.view_as(p))
+    for gradient, part in zip(gradients, flat.split([p.numel() for p in parameters]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def sum_scalars(values: dict[str, float]) -> dict[str, float]:

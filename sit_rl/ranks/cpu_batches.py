@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
-In, Mid, Out = TypeVar("In"), TypeVar("Mid"), TypeVar("Out")
+In = TypeVar("In")
+Mid = TypeVar("Mid")
+Out = TypeVar("Out")
 
 
 def map_batches(work: Callable[[In], Out], batches: Sequence[In], device: torch.device) -> Iterator[Out]:
@@ -51,7 +53,9 @@ def map_in_two_stages(
         yield from overlap(first, second, batches, _Stream(device))
 
 
-def overlap(first: Callable[[In], Mid], second: Callable[[Mid], Out], batches: Sequence[In], side) -> Iterator[Out]:
+def overlap(
+    first: Callable[[In], Mid], second: Callable[[Mid], Out], batches: Sequence[In], side: Side
+) -> Iterator[Out]:
     """The two stages with one batch in each; `side` orders their work where they are on a GPU."""
     with ThreadPoolExecutor(1) as pool:
         waiting = None
@@ -66,6 +70,16 @@ def overlap(first: Callable[[In], Mid], second: Callable[[Mid], Out], batches: S
             yield waiting.result()
 
 
+class Side(Protocol):
+    """Where the second stage works: its own place in the order of the device's work."""
+
+    def mark(self) -> torch.cuda.Event:
+        """The point in the first stage's work that the second one waits for."""
+
+    def work(self, call: tuple[Callable[[Mid], Out], Mid, torch.cuda.Event]) -> Out:
+        """(second, made, ready) → second(made), begun after `ready`."""
+
+
 class _Stream:
     """A second CUDA stream: its work begins after a mark in the first, and is done when `work` returns."""
 
@@ -73,9 +87,10 @@ class _Stream:
         self.stream = torch.cuda.Stream(device)
 
     def mark(self) -> torch.cuda.Event:
-        return torch.cuda.current_stream(self.stream.device).record_event()
+        event: torch.cuda.Event = torch.cuda.current_stream(self.stream.device).record_event()
+        return event
 
-    def work(self, call: tuple) -> Out:
+    def work(self, call: tuple[Callable[[Mid], Out], Mid, torch.cuda.Event]) -> Out:
         second, made, ready = call
         with torch.cuda.device(self.stream.device), torch.cuda.stream(self.stream):
             self.stream.wait_event(ready)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from tqdm import tqdm
 
@@ -26,12 +28,12 @@ class Preempted(Exception):
 
 
 @contextmanager
-def watch(grace: float):
+def watch(grace: float) -> Iterator[None]:
     """Listen for SIGTERM and SIGUSR1 inside a with-block (main thread); `grace` in seconds."""
     global _notice
     _notice = None
 
-    def note(number: int, _frame) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         global _notice
         if _notice is None:
             _notice = signal.Signals(number).name, time.monotonic() + grace

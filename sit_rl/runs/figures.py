@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ import torch
 from sit_rl.components.image_sets import tile
 from sit_rl.runs.log import GRID_COLUMNS, PHASES
 from sit_rl.runs.summary import sampler_kinds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#888888"
 
@@ -21,7 +26,7 @@ def save_samples(folder: Path, name: str, images: torch.Tensor) -> None:
     np.save(folder / "figures" / f"{name}.npy", images.numpy())
 
 
-def draw_curve(summary: dict, records: list[dict]) -> bytes:
+def draw_curve(summary: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
     """Reference FD every step; held-out FD before and after in full, and on fewer images on the way."""
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7.5, 4))
@@ -76,7 +81,7 @@ def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
     return _png(figure)
 
 
-def draw_rewards(records: list[dict]) -> bytes | None:
+def draw_rewards(records: list[dict[str, Any]]) -> bytes | None:
     """Histogram of the subsets' FD change in the first and the last quarter of training."""
     scored = [r for r in records if r.get("subset_rewards")]
     if not scored:
@@ -98,7 +103,7 @@ def draw_rewards(records: list[dict]) -> bytes | None:
     return _png(figure)
 
 
-def draw_time(summary: dict) -> bytes:
+def draw_time(summary: dict[str, Any]) -> bytes:
     """Seconds of each phase as bars, with their share of the total."""
     plt = _pyplot()
     seconds = summary["seconds"]
@@ -113,7 +118,7 @@ def draw_time(summary: dict) -> bytes:
     return _png(figure)
 
 
-def _pyplot():
+def _pyplot() -> ModuleType:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -122,7 +127,7 @@ def _pyplot():
     return plt
 
 
-def _png(figure) -> bytes:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, bbox_inches="tight")
     _pyplot().close(figure)

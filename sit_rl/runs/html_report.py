@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -33,7 +34,7 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _page(name: str, summary: dict, figures: dict[str, bytes | None]) -> str:
+def _page(name: str, summary: dict[str, Any], figures: dict[str, bytes | None]) -> str:
     """The whole HTML document; the template escapes everything that it is given."""
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("sit_rl.runs"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 # Rows of the table: key in summary.json, name, whether lower is better.
 ROWS = (
@@ -25,7 +26,7 @@ def percent(change: float | None) -> str:
     return "–" if change is None else f"{round(change, 3) + 0.0:+.1%}"
 
 
-def table_rows(summary: dict) -> list[list[str]]:
+def table_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Cells: metric, then before, after and change for each sampler; metrics that were not computed are left out."""
     rows = []
     for key, name, lower in ROWS:
@@ -40,17 +41,17 @@ def table_rows(summary: dict) -> list[list[str]]:
     return rows
 
 
-def sampler_kinds(summary: dict) -> list[str]:
+def sampler_kinds(summary: dict[str, Any]) -> list[str]:
     """What the two samplers are: ODE and SDE, or DDIM and DDPM."""
     return [summary["protocol"]["samplers"][key].split()[0].rstrip(",") for key in ("ode", "sde")]
 
 
-def table_head(summary: dict) -> list[str]:
+def table_head(summary: dict[str, Any]) -> list[str]:
     """Headings of the table's columns."""
     return ["", *(text for kind in sampler_kinds(summary) for text in (f"{kind} before", "after", "change"))]
 
 
-def summary_table(summary: dict) -> str:
+def summary_table(summary: dict[str, Any]) -> str:
     """The paper's table as text, with the real-against-real floor under it."""
     protocol = summary["protocol"]
     head = table_head(summary)
@@ -89,13 +90,13 @@ def _reward_share(seconds: dict[str, float]) -> str:
     return f"; reward {seconds['reward'] / steps:.1%} of the training steps" if steps else ""
 
 
-def load_summary(path: Path) -> dict:
+def load_summary(path: Path) -> dict[str, Any]:
     """summary.json of a run folder, or that file itself; FileNotFoundError without one, ValueError for another file."""
     file = path / "summary.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{path} holds no summary.json: a run writes it at its end")
     try:
-        summary = json.loads(file.read_text())
+        summary: dict[str, Any] = json.loads(file.read_text())
     except ValueError as error:  # not JSON, or not text
         raise ValueError(
             f"{file} is not the summary of a run ({file.stat().st_size:,} bytes, {error}); pass a run's folder"

@@ -37,7 +37,8 @@ def bind(model: SiT, labels: torch.Tensor, sampler: SamplerConfig | None = None)
         )
 
     def conditional(x: torch.Tensor, t: float) -> torch.Tensor:
-        return model(x, torch.full((len(x),), t, device=x.device), labels)
+        out: torch.Tensor = model(x, torch.full((len(x),), t, device=x.device), labels)
+        return out
 
     if sampler is None or sampler.guidance == 1:
         return conditional

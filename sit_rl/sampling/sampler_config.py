@@ -65,7 +65,7 @@ class SamplerConfig:
     guidance_until: float = 1.0
     """time until which guidance acts"""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuse what does not exist, naming what does."""
         methods = METHODS.get(self.kind)
         if methods is None:

@@ -58,10 +58,12 @@ def sample(
 
     For a discrete chain `velocity` is a DiT's two outputs instead, its t a timestep.
     """
-    if noisy_steps(config) and step_noise is None:
-        raise ValueError(
-            f"the sampler {config} needs step_noise, a function from the step number to standard normal noise"
-        )
+    if step_noise is None:
+        if noisy_steps(config):
+            raise ValueError(
+                f"the sampler {config} needs step_noise, a function from the step number to standard normal noise"
+            )
+        step_noise = _no_noise
     if config.method == "adams":
         return sample_adams(velocity, noise, config, step_noise)
     if config.kind == "ode":
@@ -71,15 +73,21 @@ def sample(
     return last
 
 
+def _no_noise(step: int) -> torch.Tensor:
+    """Stands for the noise of a sampler without noisy steps, which never asks for it."""
+    raise AssertionError(f"step {step} draws noise although the sampler has no noisy steps")
+
+
 def sample_ode(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig) -> torch.Tensor:
     """Integrate dx = v dt from t = 0 to 1; Heun's last step is an Euler step, where v is least curved."""
     if config.method == "dopri5":
         from torchdiffeq import odeint
 
         ends = torch.tensor([0.0, 1.0], device=x.device)
-        return odeint(lambda t, y: velocity(y, float(t)), x, ends, method="dopri5", atol=DOPRI5_ATOL, rtol=DOPRI5_RTOL)[
-            -1
-        ]
+        states: torch.Tensor = odeint(
+            lambda t, y: velocity(y, float(t)), x, ends, method="dopri5", atol=DOPRI5_ATOL, rtol=DOPRI5_RTOL
+        )
+        return states[-1]
     grid = time_grid(config)
     for t, s in zip(grid[:-1], grid[1:], strict=True):
         v = velocity(x, t)
@@ -108,7 +116,7 @@ def sample_path(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig,
 
 
 def walk(
-    velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource | None
+    velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource
 ) -> Iterator[tuple[Transition, torch.Tensor]]:
     """Each step's transition and the state drawn from it."""
     grid = time_grid(config)
@@ -124,7 +132,7 @@ def sigma_variance(t: float, s: float) -> float:
 
 
 def sample_adams(
-    velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource | None
+    velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource
 ) -> torch.Tensor:
     """Adams–Bashforth steps of the ODE or the sigma SDE (equation above), then the posterior mean."""
     grid, earlier = time_grid(config), None
