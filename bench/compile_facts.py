@@ -25,19 +25,21 @@ compiler.
 
 import argparse
 import inspect
+import io
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tokenize
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from bench import facts_table
 from fastfid.triton_kernels import interpreted, moments, newton_schulz, rank_update, swap_logdet
@@ -47,6 +49,8 @@ CUDA_SOURCES = tuple(ROOT / "csrc" / "cuda" / f"ldl_logdet.{suffix}" for suffix 
 CUDA_FLAGS = ("-O3", "-std=c++17")
 CUDA_CASES = ((torch.float32, 256), (torch.float64, 128))  # dtype and order k of ldl_logdet
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+TRITON = f"triton {triton.__version__}"
 
 CAPABILITIES = (80, 90, 100)
 
@@ -134,27 +138,29 @@ def quick_cases() -> list[Case]:
 # --------------------------------------------------------------------------------------------------------------- facts
 
 
-def triton_fact(case: Case, capability: int) -> dict:
-    """One row of the table: `case` compiled for sm_`capability`; triton's own error if it does not compile."""
+def triton_facts(case: Case, capability: int) -> list[dict]:
+    """The row of `case` compiled for sm_`capability`; triton's own error if it does not compile."""
+    from triton.backends.compiler import GPUTarget  # here, so that a triton that moved them is one that cannot compile
+    from triton.compiler import ASTSource
+
     source = ASTSource(case.function, *_specialised(case))
     options = {"num_warps": case.warps, "num_stages": case.stages}
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack, instructions = _machine_code(built.asm["cubin"])
-    return facts_table.sealed(
-        {
-            "kernel": case.kernel,
-            "config": case.config,
-            "capability": capability,
-            "warps": case.warps,
-            "registers": registers,
-            "stack_bytes": stack,
-            "shared_bytes": built.metadata.shared,
-            "shared_limit": SHARED_LIMIT[capability],
-            **instructions,
-            "compiler": f"triton {triton.__version__}",
-            "source": fingerprint(case),
-        }
-    )
+    row = {
+        "kernel": case.kernel,
+        "config": case.config,
+        "capability": capability,
+        "warps": case.warps,
+        "registers": registers,
+        "stack_bytes": stack,
+        "shared_bytes": built.metadata.shared,
+        "shared_limit": SHARED_LIMIT[capability],
+        **instructions,
+        "compiler": TRITON,
+        "source": fingerprint(case),
+    }
+    return [facts_table.sealed(row)]
 
 
 def _specialised(case: Case) -> tuple[dict, dict, dict]:
@@ -179,11 +185,23 @@ def _sources(names: dict, seen: frozenset = frozenset()) -> set[str]:
     found = {f"{name} = {value.value!r}" for name, value in names.items() if isinstance(value, tl.constexpr)}
     for value in names.values():
         if isinstance(value, triton.JITFunction):
-            found.add(inspect.getsource(value.fn))
+            found.add(_code(value.fn))
             module = value.fn.__module__
             if module not in seen:
                 found |= _sources(value.fn.__globals__, seen | {module})
     return found
+
+
+def _code(function) -> str:
+    """Tokens of a function without comments and docstring, which no compiler sees."""
+    tokens = tokenize.generate_tokens(io.StringIO(inspect.getsource(function)).readline)
+    code = [token for token in tokens if token.type not in (tokenize.COMMENT, tokenize.NL)]
+    layout = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    return " ".join(
+        tokenize.tok_name[token.type] if token.type in layout else token.string
+        for before, token in zip([None, *code], code, strict=False)
+        if not (token.type == tokenize.STRING and before is not None and before.type == tokenize.INDENT)
+    )
 
 
 def cuda_fingerprint() -> str:
@@ -228,13 +246,17 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
+def nvcc_release() -> str:
+    """The installed nvcc by its version."""
+    return "nvcc " + re.search(r"\bV([\d.]+)", _output([nvcc(), "--version"])).group(1)
+
+
 def cuda_facts(capability: int) -> list[dict]:
     """Rows of `CUDA_CASES`, compiled by nvcc for sm_`capability`."""
     with tempfile.TemporaryDirectory() as folder:
         target = ["-cubin", "-o", Path(folder) / "ldl_logdet.cubin", f"-arch=sm_{capability}"]
         command = [nvcc(), *CUDA_FLAGS, "-Xptxas", "-v", *target, CUDA_SOURCES[0]]
         log = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stderr
-    release = re.search(r"\bV([\d.]+)", _output([nvcc(), "--version"])).group(1)
     rows = []
     for dtype, k in CUDA_CASES:
         letter, bits = ("f", 32) if dtype == torch.float32 else ("d", 64)
@@ -252,7 +274,7 @@ def cuda_facts(capability: int) -> list[dict]:
                     "shared_bytes": swap_logdet.ldl_shared_bytes(k, dtype),
                     "shared_limit": SHARED_LIMIT[capability],
                     **dict.fromkeys(facts_table.TENSOR_INSTRUCTIONS, 0),
-                    "compiler": f"nvcc {release}",
+                    "compiler": nvcc_release(),
                     "source": cuda_fingerprint(),
                 }
             )
@@ -260,21 +282,44 @@ def cuda_facts(capability: int) -> list[dict]:
     return rows
 
 
-def all_facts(quick: bool = False) -> list[dict]:
-    """The whole table, or its `quick` part; without nvcc the CUDA kernel's rows are left out."""
+def all_facts(quick: bool = False) -> tuple[list[dict], dict[str, str]]:
+    """The whole table or its `quick` part, and what did not compile: compiler by sentence.
+
+    Without nvcc the rows of the CUDA kernel are left out.
+    """
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET is set, so no kernel can be compiled; run this without it")
-    some = quick_cases() if quick else cases()
-    rows = [triton_fact(case, capability) for case in some for capability in CAPABILITIES]
-    return rows + ([row for capability in CAPABILITIES for row in cuda_facts(capability)] if nvcc() else [])
+    rows, failures = [], {}
+    for title, compiler, compiled in _compilations(quick_cases() if quick else cases()):
+        try:
+            rows += compiled()
+        except Exception as error:  # every version of a compiler has its own kinds of error
+            said = getattr(error, "stderr", None) or str(error) or type(error).__name__
+            failures[f"{title} does not compile: {' '.join(said.split())[:200]}"] = compiler
+    return rows, failures
+
+
+def _compilations(some: list[Case]) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
+    """(title, compiler, a call that compiles and gives rows) of these Triton cases and of the CUDA kernel."""
+    for case in some:
+        for capability in CAPABILITIES:
+            title = f"{case.kernel} {case.config} on sm_{capability}"
+            yield title, TRITON, partial(triton_facts, case, capability)
+    if nvcc():
+        for capability in CAPABILITIES:
+            yield f"ldl_logdet on sm_{capability}", nvcc_release(), partial(cuda_facts, capability)
 
 
 def main() -> int:
     """Command line; see the module's head."""
     options = _options()
-    rows, table = all_facts(options.quick), facts_table.read_table() if facts_table.TABLE.exists() else {}
+    table = facts_table.read_table() if facts_table.TABLE.exists() else {}
+    rows, failures = all_facts(options.quick)
     facts_table.write_table(rows, sys.stdout)
     wrong, notes = facts_table.check(rows, table) if options.check else ([], [])
+    known = {row["compiler"] for row in table.values()}
+    for sentence, compiler in failures.items():
+        (wrong if options.write or compiler in known else notes).append(f"{sentence} ({compiler})")
     wrong += facts_table.worse(table, rows) if options.write else []
     print("\n".join([*wrong, *notes]) or "nothing found", file=sys.stderr)
     if wrong and options.write and not options.accept:

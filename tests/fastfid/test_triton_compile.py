@@ -24,6 +24,7 @@ from fastfid.triton_kernels import swap_logdet  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT_BY = "triton 3.9.0"  # a compiler of the table
+CAPABILITIES = compile_facts.CAPABILITIES
 CUDA_CONFIGS = ("k=256 fp32", "k=128 fp64")
 
 
@@ -43,9 +44,15 @@ def compiled(*flags):
 
 def check_compiled(rows, code, said, cases):
     assert code == 0, said
-    expected = {(case.kernel, case.config, n) for case in cases for n in compile_facts.CAPABILITIES}
-    cuda = {("ldl_logdet", config, n) for config in CUDA_CONFIGS for n in compile_facts.CAPABILITIES}
-    assert {facts_table.key(row)[:3] for row in rows} == (expected | cuda if compile_facts.nvcc() else expected)
+    expected = {(case.kernel, case.config, n, compile_facts.TRITON) for case in cases for n in CAPABILITIES}
+    if compile_facts.nvcc():
+        expected |= {
+            ("ldl_logdet", config, n, compile_facts.nvcc_release()) for config in CUDA_CONFIGS for n in CAPABILITIES
+        }
+    known = {compiler for *_, compiler in facts_table.read_table()}
+    found = {facts_table.key(row) for row in rows}
+    assert found <= expected
+    assert all(compiler not in known for *_, compiler in expected - found)  # another one may not compile everything
     print(said)
 
 
@@ -72,7 +79,7 @@ def test_kept_facts_are_of_these_kernels_and_without_problem(kept):
     assert {name.split()[0] for name in by_compiler} == {"triton", "nvcc"}
     for compiler, found in by_compiler.items():
         of = sources if compiler.startswith("triton") else cuda
-        assert found == {(*case, capability) for case in of for capability in compile_facts.CAPABILITIES}
+        assert found == {(*case, capability) for case in of for capability in CAPABILITIES}
 
 
 def test_a_source_is_known_by_all_that_it_is_made_of(monkeypatch, tmp_path):
@@ -85,6 +92,8 @@ def test_a_source_is_known_by_all_that_it_is_made_of(monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setattr(swap_logdet, "_log1p", swap_logdet._excess)  # which it calls
     assert compile_facts.fingerprint(case) != before
+    monkeypatch.undo()
+    assert compile_facts.fingerprint(case) == before
     for i, path in enumerate(compile_facts.CUDA_SOURCES):
         (tmp_path / path.name).write_bytes(path.read_bytes() + b"//")
         changed = [*compile_facts.CUDA_SOURCES[:i], tmp_path / path.name, *compile_facts.CUDA_SOURCES[i + 1 :]]
@@ -122,6 +131,32 @@ def test_what_is_worse_fails_under_the_tables_compilers_and_is_told_of_others(ke
     assert any(message in note for note in notes)
 
 
+def test_a_source_is_the_same_whatever_its_comments_say(tmp_path):
+    text = 'def f(x):\n    """One."""\n    return "x" + x\n'
+    reworded = 'def f(x):  # of x\n    """Two,\n    three."""\n\n    # four\n    return "x" + x\n'
+    other = text.replace('"x" +', '"y" +')
+    codes = []
+    for i, source in enumerate((text, reworded, other, text.replace("    return", "    if x:\n        return"))):
+        (path := tmp_path / f"{i}.py").write_text(source)
+        exec(compile(source, path, "exec"), names := {})
+        codes.append(compile_facts._code(names["f"]))
+    assert codes[0] == codes[1] and len(set(codes)) == 3
+
+
+def test_what_does_not_compile_fails_under_the_tables_compilers_and_is_told_of_others(monkeypatch, capsys):
+    def compiled(case, capability):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(compile_facts, "triton_facts", compiled)
+    monkeypatch.setattr(compile_facts, "nvcc", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["compile_facts", "--quick", "--check"])
+    for compiler, code in ((KEPT_BY, 1), ("triton 99.0", 0)):
+        monkeypatch.setattr(compile_facts, "TRITON", compiler)
+        assert compile_facts.main() == code
+        said = capsys.readouterr().err
+        assert f"swap_logdet K=128 fp32 tf32x3 on sm_80 does not compile: no such thing ({compiler})" in said
+
+
 @pytest.mark.parametrize("column", ["registers", "shared_bytes", "HGMMA", "source"])
 def test_the_tables_own_compiler_must_give_the_table(kept, column):
     good = kept["swap_logdet", "K=128 fp32 tf32x3", 90, KEPT_BY]
@@ -145,7 +180,7 @@ def test_write_keeps_a_better_table_unless_told(kept, monkeypatch, tmp_path, cap
     own = [dict(row) for row in kept.values() if row["compiler"] == KEPT_BY]
     table = tmp_path / "facts.csv"
     monkeypatch.setattr(facts_table, "TABLE", table)
-    monkeypatch.setattr(compile_facts, "all_facts", lambda quick: rows)
+    monkeypatch.setattr(compile_facts, "all_facts", lambda quick: (rows, {}))
 
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["compile_facts", *flags])
