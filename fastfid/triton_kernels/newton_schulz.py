@@ -1,41 +1,44 @@
-"""Square roots of matrices by coupled polynomial iterations, with fused and half-computed products.
+"""Square roots of matrices by coupled polynomial iterations. Additions are fused into the products.
 
-For A symmetric positive semidefinite with λ_max(A) ≤ 1 the iteration of fastfid/linalg/iterative_roots.py
+For a symmetric positive semidefinite A with λ_max(A) ≤ 1, the iteration of fastfid/linalg/iterative_roots.py
 
     Y₀ = A,  Z₀ = I,    T = Z Y,    W = aI + bT + cT²,    Y ← Y W,   Z ← W Z
 
-converges to Y = A^½, Z = A^−½; (3/2, −1/2, 0) at every step is Newton–Schulz (Higham, Functions of Matrices, 2008,
-eq. 6.35).  It is computed with the residual E = I − T: with p₀ = a + b + c, p₁ = −(b + 2c) and p₂ = c
+converges to Y = A^½, Z = A^−½.  With (3/2, −1/2, 0) in every step it is the Newton–Schulz iteration (Higham, Functions
+of Matrices, 2008, eq. 6.35).  The kernel uses the residual E = I − T.  With p₀ = a + b + c, p₁ = −(b + 2c) and p₂ = c
 
     E = I − Z Y,    W = p₀I + p₁E + p₂E²,    Y ← Y W = p₀Y + p₁Y E  and  Z ← W Z = p₀Z + p₁E Z  where c = 0.   (1)
 
-Near convergence W is one plus something small, and E keeps that something's digits where a stored T has rounded them
-away (emulated tf32, n = 40, loses 2e-4 of a trace with T and 6e-5 with E).
+Close to convergence W is the identity plus a small term.  E keeps the digits of this term; a stored T rounds them away
+(emulated tf32, n = 40: the trace loses 2e-4 with T and 6e-5 with E).
 
-What may be taken for symmetric.  Y, Z and E are polynomials in A, so every product of (1) is symmetric in exact
-arithmetic.  Rounding errors are not.  With small errors F of Y and G of Z, both symmetric, entry (i, j) in A's
-eigenbasis of δE is −(y_j G_ij + F_ij/y_i), which has no symmetry, but Y δE has: −(y_i y_j G_ij + F_ij).  So both
-updates may be symmetrised, and are: at the end of Newton–Schulz (F, G) goes to ½(F − y_i y_j G), ½(G − F/(y_i y_j)), a
-projection, and nothing grows.  E may not be: ½(δE + δEᵀ) turns the projection into a map with the eigenvalue
-1 − (2 + ρ + 1/ρ)/4, ρ = y_i/y_j, below −1 as soon as cond(A) > 34.  Tried in float32 with n = 40 and cond(A) = 1e3:
-with a symmetrised E the error of the trace grows about fourfold a step from step 14 on and overflows before step 25;
-with a full E it stays at 1e-7.  The same holds of W: δW_ij is δE_ij times a symmetric function of t_i and t_j.  So E
-and W cost n³ multiplications each and an update n³/2.
+Which matrices may be symmetrised.  Y, Z and E are polynomials in A, so every product of (1) is symmetric in exact
+arithmetic, but its rounding errors are not.  Let Y and Z have small symmetric errors F and G.  In A's eigenbasis, entry
+(i, j) of the error δE is −(y_j G_ij + F_ij/y_i).  It is not symmetric.  Y δE is symmetric: −(y_i y_j G_ij + F_ij).
+Therefore both updates may be symmetrised, and the kernel does so: the last Newton–Schulz steps map (F, G) to
+½(F − y_i y_j G), ½(G − F/(y_i y_j)).  This map is a projection, so no error grows.  E must not be symmetrised:
+½(δE + δEᵀ) turns the projection into a map with the eigenvalue 1 − (2 + ρ + 1/ρ)/4, ρ = y_i/y_j, which is below −1 if
+cond(A) > 34.  In a trial in float32 with n = 40 and cond(A) = 1e3, a symmetrised E multiplied the error of the trace by
+about four per step from step 14 on, and the iteration overflowed before step 25.  With a full E the error stays at
+1e-7.  The same holds for W, because δW_ij is δE_ij times a symmetric function of t_i and t_j.  So E and W cost n³
+multiplications each, and an update costs n³/2.
 
 One kernel.  All three products have the form
 
     C = α I + β X + γ P Q                                                                                       (2)
 
-with (α, X, β, γ) = (1, none, 0, −1) for E, (p₀, E, p₁, p₂) for W, (0, Y, p₀, p₁) and (0, Z, p₀, p₁) for the updates,
-and the polynomial is applied in registers.  A symmetric C is computed on a triangular grid, tiles on and below the
-diagonal; a tile is stored once at (i, j) and, by the same program, its transpose at (j, i), so that C is symmetric to
-the last bit.  Q may be any matrix: a symmetric one is passed as its transpose, so that both operands stream along rows.
+with (α, X, β, γ) = (1, none, 0, −1) for E, (p₀, E, p₁, p₂) for W, and (0, Y, p₀, p₁), (0, Z, p₀, p₁) for the updates.
+The polynomial is applied in registers.  For a symmetric C the grid covers only tiles on and below the diagonal.  A
+program stores its tile at (i, j) and the transpose at (j, i), so C is symmetric to the last bit.  Q may be any matrix.
+Pass a symmetric Q as its transpose: then the kernel reads both operands along rows.
 
 Legend: b matrix of the batch, n order, i row and j column of C, in tiles of BLOCK each way, p position along the
 product, t number of a tile.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import TypeAlias
 
 import torch
 import triton
@@ -51,8 +54,8 @@ PRECISIONS = {
     "bf16": (torch.bfloat16, "ieee"),
 }
 
-# precision: (BLOCK, BLOCK_P, warps, stages), found by trial with bench/compile_facts.py: no spill on sm_80, sm_90 and
-# sm_100 by triton 3.6 to 3.9.  With 4 warps "tf32x3" spills 16 bytes on sm_80 by triton 3.8.
+# precision: (BLOCK, BLOCK_P, warps, stages), found by trial with bench/compile_facts.py: triton 3.6 to 3.9 spill no
+# register on sm_80, sm_90 and sm_100.  With 4 warps, triton 3.8 spills 16 bytes of "tf32x3" on sm_80.
 CONFIGS = {
     "ieee": (64, 16, 8, 2),
     "tf32x3": (64, 32, 8, 3),
@@ -60,22 +63,31 @@ CONFIGS = {
     "bf16": (128, 64, 8, 3),
 }
 
+# coefficients (a, b, c) of one step
+Polynomial: TypeAlias = tuple[float, float, float]
+
+# after one step: Y and Z [b, n, n], and the residual [b] before it
+Step: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 # ------------------------------------------------------------------------------------------------------------- kernels
 
 
 @triton.jit
-def lower_tile(t):
-    """Row i and column j ≤ i of tile t of a lower triangle counted row by row: t = i(i + 1)/2 + j."""
+def lower_tile(t):  # type: ignore[no-untyped-def]
+    """Row i and column j ≤ i of tile t of a lower triangle, counted row by row: t = i(i + 1)/2 + j."""
     i = ((tl.sqrt(8.0 * t.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
-    i = tl.where(i * (i + 1) // 2 > t, i - 1, i)  # a float32 root may be one off either way
+    i = tl.where(i * (i + 1) // 2 > t, i - 1, i)  # a float32 root may differ by one in either direction
     i = tl.where((i + 1) * (i + 2) // 2 <= t, i + 1, i)
     return i, t - i * (i + 1) // 2
 
 
 @triton.jit
-def store_mirrored(c, out, rows, columns, n, stride_m, stride_n):
-    """Tile c at (rows, columns) of out [n, n], its transpose at (columns, rows); of a diagonal tile the lower half."""
+def store_mirrored(c, out, rows, columns, n, stride_m, stride_n):  # type: ignore[no-untyped-def]
+    """Stores tile c at (rows, columns) of out [n, n] and its transpose at (columns, rows).
+
+    Of a tile on the diagonal, only the lower half is used.
+    """
     i, x = rows.to(tl.int64)[:, None], columns.to(tl.int64)[None, :]
     inside = (i < n) & (x <= i)
     tl.store(out + i * stride_m + x * stride_n, c, mask=inside)
@@ -83,7 +95,7 @@ def store_mirrored(c, out, rows, columns, n, stride_m, stride_n):
 
 
 @triton.jit
-def fused_product_kernel(
+def fused_product_kernel(  # type: ignore[no-untyped-def]
     p_matrix,  # [b, n, n] float32 or bfloat16
     q_matrix,  # [b, n, n]
     x_matrix,  # [b, n, n], read if HAS_X
@@ -111,7 +123,7 @@ def fused_product_kernel(
     BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program b·tiles + t: tile t of C = αI + βX + γPQ for matrix b, stored with its mirror if C is SYMMETRIC."""
+    """Program b·tiles + t computes tile t of C = αI + βX + γPQ for matrix b; SYMMETRIC also stores its transpose."""
     program = tl.program_id(0)
     if SYMMETRIC:
         tiles = side * (side + 1) // 2
@@ -146,11 +158,21 @@ def fused_product_kernel(
 # ----------------------------------------------------------------------------------------------------------- launchers
 
 
-def fused_product(p, q, x=None, *, alpha=0.0, beta=1.0, gamma=1.0, symmetric=True, precision: str = "tf32x3"):
-    """C = αI + βX + γPQ [b, n, n] (equation 2), float32, or bfloat16 with "bf16".
+def fused_product(
+    p: torch.Tensor,
+    q: torch.Tensor,
+    x: torch.Tensor | None = None,
+    *,
+    alpha: float = 0.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    symmetric: bool = True,
+    precision: str = "tf32x3",
+) -> torch.Tensor:
+    """C = αI + βX + γPQ [b, n, n] (equation 2), float32, or bfloat16 for "bf16".
 
-    p, q, x     [b, n, n] of that dtype, any strides; x may be None; pass q.mT for a symmetric q, it is read faster
-    symmetric   True computes the lower triangle of C only and mirrors it, whatever PQ and X are
+    p, q, x     [b, n, n] of that dtype, any strides; x may be None; pass a symmetric q as q.mT, which is faster to read
+    symmetric   True computes only the lower triangle of C and mirrors it, whatever PQ and X are
     precision   "ieee" | "tf32x3" | "tf32" | "bf16"
 
     ValueError for other shapes, dtypes, precisions, or devices.
@@ -178,23 +200,34 @@ def fused_product(p, q, x=None, *, alpha=0.0, beta=1.0, gamma=1.0, symmetric=Tru
     return out
 
 
-def fused_product_ref(p, q, x=None, *, alpha=0.0, beta=1.0, gamma=1.0, symmetric=True, precision: str = "ieee"):
-    """The same in float64 torch, the whole product; `symmetric` and `precision` are ignored."""
+def fused_product_ref(
+    p: torch.Tensor,
+    q: torch.Tensor,
+    x: torch.Tensor | None = None,
+    *,
+    alpha: float = 0.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    symmetric: bool = True,
+    precision: str = "ieee",
+) -> torch.Tensor:
+    """The same in float64 with torch, as a full product; `symmetric` and `precision` are ignored."""
     product = gamma * (p.to(torch.float64) @ q.to(torch.float64))
     product = product + alpha * torch.eye(p.shape[-1], dtype=torch.float64, device=p.device)
     return product if x is None else product + beta * x.to(torch.float64)
 
 
-def iterates(matrix, polynomials, precision: str = "tf32x3"):
-    """After each step (a, b, c) of `polynomials`: Y, Z [b, n, n] and ‖I − Z Y‖_F/√n [b] before it (equation 1).
+def iterates(matrix: torch.Tensor, polynomials: Iterable[Polynomial], precision: str = "tf32x3") -> Iterator[Step]:
+    """Y, Z [b, n, n] after each step (a, b, c) of `polynomials`, and ‖I − Z Y‖_F/√n [b] before it (equation 1).
 
-    matrix     A [b, n, n] float32, or bfloat16 with "bf16"; symmetric with eigenvalues between 0 and 1
+    matrix     A [b, n, n] float32, or bfloat16 for "bf16"; symmetric with eigenvalues between 0 and 1
     precision  "ieee" | "tf32x3" | "tf32" float32 storage, "bf16" bfloat16 storage; accumulators are float32
 
-    Steps after convergence are harmless as long as the format resolves A: in emulation at n = 256, float32 stays put at
-    cond(A) = 1e6, tf32 at 1e4 but diverges at 1e6 after 16 steps, bf16 diverges at 1e4 after 12 (n = 40: holds 1e3).
+    Steps after convergence do no harm while the format resolves A.  In emulation with n = 256, float32 stays converged
+    at cond(A) = 1e6.  tf32 stays converged at 1e4 and diverges at 1e6 after 16 steps.  bf16 diverges at 1e4 after 12
+    steps (n = 40: it stays converged at 1e3).
 
-    Memory: six [b, n, n] of the stored dtype.  ValueError for another shape or dtype, and for tensors that are not on a
+    Memory: six [b, n, n] of the stored dtype.  ValueError for another shape or dtype, and if the matrix is not on a
     CUDA device.
     """
     dtype, _ = _check_precision(precision)
@@ -203,18 +236,20 @@ def iterates(matrix, polynomials, precision: str = "tf32x3"):
     yield from _iterates(matrix, polynomials, partial(fused_product, precision=precision))
 
 
-def iterates_ref(matrix, polynomials, precision: str = "ieee"):
-    """The same in float64 torch on any device; `precision` is ignored."""
+def iterates_ref(matrix: torch.Tensor, polynomials: Iterable[Polynomial], precision: str = "ieee") -> Iterator[Step]:
+    """The same in float64 with torch, on any device; `precision` is ignored."""
     yield from _iterates(matrix.to(torch.float64), polynomials, fused_product_ref)
 
 
 def triangle(tiles: int) -> int:
-    """Tiles on and below the diagonal of `tiles` by `tiles`."""
+    """Number of tiles on and below the diagonal of a square of `tiles` by `tiles`."""
     return tiles * (tiles + 1) // 2
 
 
-def _iterates(matrix, polynomials, product):
-    """Equation 1 with the given product; Z₀ = I is never stored."""
+def _iterates(
+    matrix: torch.Tensor, polynomials: Iterable[Polynomial], product: Callable[..., torch.Tensor]
+) -> Iterator[Step]:
+    """Equation 1 with `fused_product` or `fused_product_ref` as `product`; Z₀ = I is never stored."""
     y, z = matrix, None
     for a, b, c in polynomials:
         p0, p1, p2 = a + b + c, -b - 2 * c, c
@@ -230,12 +265,12 @@ def _iterates(matrix, polynomials, product):
         yield y, z, residual
 
 
-def _plus_identity(matrix, factor: float):
+def _plus_identity(matrix: torch.Tensor, factor: float) -> torch.Tensor:
     matrix.diagonal(dim1=-2, dim2=-1).add_(factor)
     return matrix
 
 
-def _check_operands(operands: dict, dtype, precision: str) -> None:
+def _check_operands(operands: dict[str, torch.Tensor], dtype: torch.dtype, precision: str) -> None:
     first, shape = next((name, tuple(tensor.shape)) for name, tensor in operands.items())
     for name, tensor in operands.items():
         if tensor.ndim != 3 or tensor.shape[1] != tensor.shape[2] or tensor.shape != shape:
@@ -247,6 +282,6 @@ def _check_operands(operands: dict, dtype, precision: str) -> None:
             raise ValueError(f"{name} must be {dtype} for precision {precision}, got {tensor.dtype}; convert it first")
 
 
-def _check_precision(precision):
+def _check_precision(precision: str) -> tuple[torch.dtype, str]:
     check_choice("precision", precision, tuple(PRECISIONS))
     return PRECISIONS[precision]

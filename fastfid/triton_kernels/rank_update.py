@@ -1,17 +1,17 @@
-"""c (M + WᵀJW) for many candidates at once: one symmetric matrix changed by a few rows each, every result written once.
+"""c (M + WᵀJW) for many candidates at once: each candidate changes one shared symmetric matrix by a few rows.
 
-A swap turns the spectrum's matrix M (Λ, or R Σ_g Rᵀ in any basis) into
+A swap changes the matrix M (Λ, or R Σ_g Rᵀ in any basis) to
 
-    C_b = c_b (M + W_bᵀ J W_b) = c_b (M − W_rᵀ W_r + W_aᵀ W_a),
+    C_b = c_b (M + W_bᵀ J W_b) = c_b (M − W_rᵀ W_r + W_aᵀ W_a).
 
-the matrix of equation 3 in swap/engine.py, whose square root the Newton–Schulz route takes.  M is shared: its tile is
-read once a candidate, mostly from cache, since programs that follow one another work on the same tile for different
-candidates, and neither WᵀJW nor the unscaled sum is ever stored.  Removed and added rows stay in their own tensors; J
-is the sign of the dot product they enter.  C is symmetric: tiles on and below the diagonal only, each stored with its
-mirror.
+This is the matrix of equation 3 in swap/engine.py.  The Newton–Schulz route takes its square root.  All candidates
+share M.  Each candidate reads a tile of M once, mostly from cache, because consecutive programs work on the same tile
+for different candidates.  The kernel never stores WᵀJW or the unscaled sum.  Removed and added rows stay in their own
+tensors; J is the sign of their dot product.  C is symmetric, so the kernel computes only tiles on and below the
+diagonal and stores each together with its transpose.
 
-The update is small beside M.  It is accumulated on its own in float32 and added to M last, so its rounding is relative
-to the update, and one rounding relative to M remains.
+The update is small compared with M.  The kernel sums it in float32 on its own and adds it to M last.  The rounding of
+the sum is then relative to the update, and only one rounding is relative to M.
 
 Legend: b candidate, n order, m_r removed and m_a added rows, i row and j column of tiles of BLOCK, t number of a tile,
 m position along the rows of W.
@@ -26,8 +26,8 @@ from fastfid.triton_kernels.newton_schulz import lower_tile, store_mirrored, tri
 
 PRECISIONS = ("tf32x3", "ieee")
 
-# precision: (BLOCK, BLOCK_M, warps, stages), found by trial with bench/compile_facts.py: no spill on
-# sm_80, sm_90 and sm_100 by triton 3.6 to 3.9.
+# precision: (BLOCK, BLOCK_M, warps, stages), found by trial with bench/compile_facts.py: triton 3.6 to 3.9 spill no
+# register on sm_80, sm_90 and sm_100.
 CONFIGS = {"tf32x3": (64, 32, 4, 2), "ieee": (64, 16, 8, 2)}
 
 
@@ -35,7 +35,9 @@ CONFIGS = {"tf32x3": (64, 32, 4, 2), "ieee": (64, 16, 8, 2)}
 
 
 @triton.jit
-def _products(total, w, count, rows, columns, n, stride_m, stride_n, SIGN, BLOCK_M, PRECISION):
+def _products(  # type: ignore[no-untyped-def]
+    total, w, count, rows, columns, n, stride_m, stride_n, SIGN, BLOCK_M, PRECISION
+):
     """total + SIGN · WᵀW at (rows, columns), W [count, n]."""
     for start in range(0, count, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
@@ -48,7 +50,7 @@ def _products(total, w, count, rows, columns, n, stride_m, stride_n, SIGN, BLOCK
 
 
 @triton.jit
-def rank_update_kernel(
+def rank_update_kernel(  # type: ignore[no-untyped-def]
     matrix,  # [n, n] float32, symmetric
     w_r,  # [b, m_r, n] float32
     w_a,  # [b, m_a, n] float32
@@ -73,7 +75,7 @@ def rank_update_kernel(
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program t·batch + b: tile t of c_b (M + W_bᵀ J W_b), stored with its mirror."""
+    """Program t·batch + b computes tile t of c_b (M + W_bᵀ J W_b) and stores it with its transpose."""
     program = tl.program_id(0)
     b = (program % batch).to(tl.int64)
     tile_i, tile_j = lower_tile(program // batch)
@@ -95,13 +97,21 @@ def rank_update_kernel(
 # ----------------------------------------------------------------------------------------------------------- launchers
 
 
-def rank_update(matrix, w_r, w_a, scale=1.0, *, input_precision: str = "tf32x3", dtype=torch.float32):
+def rank_update(
+    matrix: torch.Tensor,
+    w_r: torch.Tensor,
+    w_a: torch.Tensor,
+    scale: float | torch.Tensor = 1.0,
+    *,
+    input_precision: str = "tf32x3",
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
     """c (M + WᵀJW) [b, n, n] of `dtype` for every candidate (equation 3 of fastfid/swap/engine.py).
 
-    matrix  M [n, n] float32, symmetric, its lower triangle is read      w_r [b, m_r, n], w_a [b, m_a, n] float32
+    matrix  M [n, n] float32, symmetric; only its lower triangle is read      w_r [b, m_r, n], w_a [b, m_a, n] float32
     scale   c, a number or [b]                                           input_precision  "tf32x3" | "ieee"
 
-    Any strides.  ValueError for other shapes, dtypes, precisions, and for tensors that are not on one CUDA device.
+    Any strides.  ValueError for other shapes, dtypes or precisions, and if the tensors are not on one CUDA device.
     """
     _check(matrix, w_r, w_a, scale)
     check_choice("input_precision", input_precision, PRECISIONS)
@@ -125,8 +135,16 @@ def rank_update(matrix, w_r, w_a, scale=1.0, *, input_precision: str = "tf32x3",
     return out
 
 
-def rank_update_ref(matrix, w_r, w_a, scale=1.0, *, input_precision: str = "ieee", dtype=torch.float64):
-    """The same in float64 torch on any device; `input_precision` is ignored."""
+def rank_update_ref(
+    matrix: torch.Tensor,
+    w_r: torch.Tensor,
+    w_a: torch.Tensor,
+    scale: float | torch.Tensor = 1.0,
+    *,
+    input_precision: str = "ieee",
+    dtype: torch.dtype = torch.float64,
+) -> torch.Tensor:
+    """The same in float64 with torch, on any device; `input_precision` is ignored."""
     _check(matrix, w_r, w_a, scale, dtypes=(torch.float32, torch.float64))
     w_r, w_a = w_r.to(torch.float64), w_a.to(torch.float64)
     scale = torch.as_tensor(scale, dtype=torch.float64, device=matrix.device).expand(len(w_r))
@@ -134,9 +152,15 @@ def rank_update_ref(matrix, w_r, w_a, scale=1.0, *, input_precision: str = "ieee
     return (scale[:, None, None] * changed).to(dtype)
 
 
-def _check(matrix, w_r, w_a, scale, dtypes=(torch.float32,)) -> None:
+def _check(
+    matrix: torch.Tensor,
+    w_r: torch.Tensor,
+    w_a: torch.Tensor,
+    scale: float | torch.Tensor,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"matrix must be [n, n], got {tuple(matrix.shape)}; it is shared by all candidates")
+        raise ValueError(f"matrix must be [n, n], got {tuple(matrix.shape)}; all candidates share it")
     n = len(matrix)
     for name, w in (("w_r", w_r), ("w_a", w_a)):
         if w.ndim != 3 or w.shape[2] != n or len(w) != len(w_r):
@@ -148,4 +172,4 @@ def _check(matrix, w_r, w_a, scale, dtypes=(torch.float32,)) -> None:
             raise ValueError(f"{name} must be float32, got {tensor.dtype}; convert it first")
     shape = tuple(torch.as_tensor(scale).shape)
     if shape not in ((), (len(w_r),)):
-        raise ValueError(f"scale must be a number or [{len(w_r)}], got {shape}; give each candidate one factor")
+        raise ValueError(f"scale must be a number or [{len(w_r)}], got {shape}; pass one factor per candidate")
