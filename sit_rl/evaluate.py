@@ -25,7 +25,8 @@ import torch
 import fastfid
 from fastfid.cli.command_line import parse
 from fastfid.evaluation.evaluate import checked_metrics
-from fastfid.evaluation.sides import Settings, Side, gather, networks_of, open_side
+from fastfid.evaluation.settings import Settings
+from fastfid.evaluation.sides import Side, gather, networks_of, open_side
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.protocols import protocol_named
 from fastfid.runtime.distributed import agreement, from_main

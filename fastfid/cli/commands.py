@@ -17,7 +17,7 @@ from fastfid.cli import parser
 
 if TYPE_CHECKING:
     from fastfid.distances.frechet import FrechetTerms
-    from fastfid.evaluation.sides import Material
+    from fastfid.evaluation.sides import SideInNetwork
 
 Finish = Callable[[], None]
 
@@ -181,9 +181,9 @@ def compare_two(form: parser.Compare) -> Finish:
     return finish
 
 
-def _report(form: parser.Compare, a: Material, b: Material, terms: FrechetTerms) -> dict[str, Any]:
+def _report(form: parser.Compare, a: SideInNetwork, b: SideInNetwork, terms: FrechetTerms) -> dict[str, Any]:
     """Everything the command found, by the names of its JSON output."""
-    from fastfid.evaluation.scores import fd_label
+    from fastfid.evaluation.frechet_scores import fd_label
 
     known = a.provenance if a.provenance.get("extractor") else b.provenance
     return {

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastfid.distances.precision_recall import prdc
 from fastfid.evaluation.intervals import wilson_interval
+from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.results import LeftOut
-from fastfid.evaluation.scores import Pair
 
 OUTLIERS = 12  # images listed at each end
 NEIGHBOURS = 5  # nearest reference images listed for a sample
@@ -91,6 +91,13 @@ def outliers(pair: Pair) -> dict:
     hurt = [entry(row) for row in order[:OUTLIERS] if changes[row] < 0]
     help_ = [entry(row) for row in reversed(order[-OUTLIERS:]) if changes[row] > 0]
     return {"network": pair.network, "hurt": hurt, "help": help_}
+
+
+def outliers_obstacle(pair: Pair) -> str | None:
+    """Why outliers cannot be told; they are no Score."""
+    if pair.sample_changes is None:
+        return f"{pair.samples.name} holds statistics only, or fewer than 3 images; pass images"
+    return None
 
 
 def neighbours(pair: Pair) -> list[dict]:

@@ -30,10 +30,13 @@ import torch
 from fastfid.distances.frechet import FrechetTerms, frechet_terms
 from fastfid.distances.moments import FeatureMoments
 from fastfid.evaluation.classes_and_outliers import class_scores, neighbours, outliers
+from fastfid.evaluation.frechet_scores import fd_label
 from fastfid.evaluation.intervals import jackknife_variance, normal_interval
+from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.results import DifferenceResult, EvaluationResult
-from fastfid.evaluation.scores import Pair, compute, fd_label
-from fastfid.evaluation.sides import Material, Settings, gather, holds_features, networks_of, open_side
+from fastfid.evaluation.scores import compute
+from fastfid.evaluation.settings import Settings
+from fastfid.evaluation.sides import SideInNetwork, gather, holds_features, networks_of, open_side
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.identity import check_comparable
 from fastfid.protocols import METRICS, Protocol, protocol_named
@@ -226,7 +229,7 @@ def statistics_of(
 
 def compare(
     a, b, *, features: str | FeatureExtractor | None = None, protocol: str | Protocol | None = None, **settings
-) -> tuple[Material, Material, FrechetTerms, list[str]]:
+) -> tuple[SideInNetwork, SideInNetwork, FrechetTerms, list[str]]:
     """The Fréchet distance of two sides and nothing else: their moments, its terms and the warnings.
 
     Arguments as in `evaluate`.
@@ -238,7 +241,7 @@ def compare(
     warnings: list[str] = []
     materials = gather(sides, networks, settings, warnings, keep=False)
 
-    def compared() -> tuple[Material, Material, FrechetTerms, list[str]]:
+    def compared() -> tuple[SideInNetwork, SideInNetwork, FrechetTerms, list[str]]:
         (first,), (second,) = materials
         warnings.extend(check_comparable(first, second, settings.force))
         warnings.extend(_untold(first, second) + _few_images(first, second))
@@ -262,7 +265,7 @@ def checked_metrics(metrics: Sequence[str] | None, protocol: Protocol) -> tuple[
     return tuple(dict.fromkeys(metrics))
 
 
-def _untold(*sides: Material) -> list[str]:
+def _untold(*sides: SideInNetwork) -> list[str]:
     """Warnings for peers' files and bare features: what they do not tell is taken to be as on the other side."""
     known = next((side for side in sides if side.provenance.get("preprocessing")), None)
     found = []
@@ -281,7 +284,7 @@ def _untold(*sides: Material) -> list[str]:
     return found
 
 
-def _few_images(*sides: Material) -> list[str]:
+def _few_images(*sides: SideInNetwork) -> list[str]:
     return [
         f"{side.name}: {side.moments.count} images for d = {side.moments.dim} features: the distance is biased "
         "upwards, use more"
@@ -290,7 +293,7 @@ def _few_images(*sides: Material) -> list[str]:
     ]
 
 
-def _same_images(mine: Material, theirs: Material) -> list[str]:
+def _same_images(mine: SideInNetwork, theirs: SideInNetwork) -> list[str]:
     """A warning if both sides have the same features: that is no comparison of two draws."""
     ours, others = mine.features, theirs.features
     if ours is None or others is None or ours.shape != others.shape or not torch.equal(ours, others):
@@ -318,7 +321,7 @@ def _provenance(materials, protocol: Protocol, settings: Settings, seconds: dict
     }
 
 
-def _side_record(materials: list[Material]) -> dict:
+def _side_record(materials: list[SideInNetwork]) -> dict:
     first = materials[0]
     return {
         "name": first.name,
@@ -329,7 +332,7 @@ def _side_record(materials: list[Material]) -> dict:
     }
 
 
-def _network_record(mine: Material, theirs: Material) -> dict:
+def _network_record(mine: SideInNetwork, theirs: SideInNetwork) -> dict:
     known = {**theirs.provenance, **{k: v for k, v in mine.provenance.items() if v is not None}}
     return {
         "name": mine.network,

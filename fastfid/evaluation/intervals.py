@@ -60,7 +60,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +76,6 @@ NORMAL_95 = 1.959964  # 97.5% quantile of the standard normal
 
 JACKKNIFE_ROWS = 500  # rows whose kernel sums stand for all: the error of their deviation is 1/√(2·500) = 3%
 KERNEL_COLUMNS = 1024  # columns of a block of those kernel values: 4 MiB, and 16 MiB of float64 columns at d = 2048
-ENTROPY_ROWS = 2048  # rows of probabilities at a time: 17 MB at 1,008 classes
 
 PARTS = 10  # of both sides, whose shares take a tenth of the time of the whole; more of more images
 PART_ROWS = 1000  # of a part up to which there are as few: 4 MB of distances at a time
@@ -150,44 +148,6 @@ def _variance_of_chosen(x: Tensor, y: Tensor, kernel: Kernel, seed: int) -> floa
         for rows in (x, y)
     )
     return _mmd_variance(of_x - own, of_y, m, n)
-
-
-class ClassProbabilities:
-    """p(y|x) of some rows of logits [N, C], made from them whenever they are wanted, ENTROPY_ROWS at a time.
-
-    rows       numbers of the rows, int64 [n]; all of them unless given
-    entropies  h_i = Σ_c p_ic log p_ic, float64 [n]
-    total      Σ_i p_i, float64 [C]
-    """
-
-    def __init__(self, logits: Tensor, rows: Tensor | None = None):
-        self.logits, self.rows = logits, torch.arange(len(logits)) if rows is None else rows
-        sums = [(torch.xlogy(p, p).sum(dim=1), p.sum(dim=0)) for p in self.blocks()]
-        self.entropies = torch.cat([h for h, _ in sums])
-        self.total = sum(total for _, total in sums)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def blocks(self) -> Iterator[Tensor]:
-        """float64 [m ≤ ENTROPY_ROWS, C] of consecutive rows."""
-        return (self.logits[part].double().softmax(dim=1) for part in self.rows.split(ENTROPY_ROWS))
-
-    def score(self) -> float:
-        """exp(L) of these rows."""
-        marginal = self.total / len(self)
-        return (self.entropies.mean() - torch.xlogy(marginal, marginal).sum()).exp().item()
-
-    def variance(self) -> float | None:
-        """Jackknife variance of exp(L) over these rows; None below 2 of them."""
-        n = len(self)
-        if n < 2:
-            return None
-        logs = []
-        for p, own in zip(self.blocks(), self.entropies.split(ENTROPY_ROWS), strict=True):
-            marginal = ((self.total - p) / (n - 1)).clamp_(min=0)
-            logs.append((self.entropies.sum() - own) / (n - 1) - torch.xlogy(marginal, marginal).sum(dim=1))
-        return jackknife_variance(torch.cat(logs).exp())
 
 
 @dataclass(frozen=True)

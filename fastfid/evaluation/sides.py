@@ -9,21 +9,19 @@ Legend: n images, d feature dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from numbers import Integral
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
 from fastfid.distances.moments import FeatureMoments
-from fastfid.features.cache import FeatureCache
+from fastfid.evaluation.settings import Settings
 from fastfid.features.extraction import Extracted, extract
 from fastfid.features.extractor import FeatureExtractor
-from fastfid.features.names import BATCH_SIZE, NETWORK_NAMES
+from fastfid.features.names import NETWORK_NAMES
 from fastfid.features.registry import build_extractor
 from fastfid.identity import Identified, Identity, NetworkFeatures, check_comparable
-from fastfid.images.open import open_images
 from fastfid.images.source import ImageSource, counted
 from fastfid.protocols import Protocol
 from fastfid.runtime import distributed
@@ -32,53 +30,6 @@ from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import Statistics, read_statistics
 
 UNKNOWN = "unknown network"  # of statistics that do not tell
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an evaluation is run; see `fastfid.evaluate`."""
-
-    weights: str | Path | dict | None = None
-    device: str = "cpu"
-    batch_size: int = BATCH_SIZE
-    cache: bool | str | Path = True
-    skip_corrupt: bool = False
-    force: bool = False
-    value_range: tuple[float, float] | None = None
-    workers: int | None = None
-    kid_subset_size: int | None = None
-    nearest_k: int | None = None
-    seed: int = 2020
-    progress: bool = False
-
-    def __post_init__(self):
-        """ValueError for what no evaluation can use, before an image is read."""
-        least = {
-            "batch_size": (1, "the batch size is {}; it must be at least 1 (--batch-size)"),
-            "nearest_k": (1, "nearest_k is {}; it counts neighbours from 1 (--nearest-k)"),
-            "kid_subset_size": (2, "kid_subset_size is {}; an unbiased estimate needs at least 2 (--kid-subset-size)"),
-            "seed": (0, "seed is {}; NumPy's generators take whole numbers from 0"),
-        }
-        for name, (low, message) in least.items():
-            given = getattr(self, name)
-            if given is not None and (not isinstance(given, Integral) or given < low):
-                raise ValueError(message.format(given))
-
-    @classmethod
-    def of(cls, given: dict) -> Settings:
-        """The settings given by name; TypeError naming those that do not exist."""
-        names = [field.name for field in fields(cls)]
-        if unknown := given.keys() - set(names):
-            raise TypeError(f"unknown argument {', '.join(sorted(unknown))}; the settings are {', '.join(names)}")
-        return cls(**given)
-
-    def open_cache(self) -> FeatureCache | None:
-        """The cache of features that `cache` asks for."""
-        return None if self.cache is False else FeatureCache(None if self.cache is True else self.cache)
-
-    def open_images(self, source, name: str | None = None) -> ImageSource:
-        """`open_images` with these settings."""
-        return open_images(source, self.value_range, self.skip_corrupt, self.workers, name)
 
 
 @dataclass
@@ -93,7 +44,7 @@ class Side:
 
 
 @dataclass
-class Material:
+class SideInNetwork:
     """One side in one network: moments always, the rest where there are images or saved features.
 
     features, logits, spatial_features  [n, …] float32, or None
@@ -208,7 +159,7 @@ def _recorded_network(sides: list[Side], protocol: Protocol) -> str:
 
 def gather(
     sides: list[Side], extractors: list, settings: Settings, warnings: list[str], keep: bool = True
-) -> list[list[Material]]:
+) -> list[list[SideInNetwork]]:
     """For each side, its material in each network; everything known is checked before an image is read.
 
     keep  False: moments only, so that memory does not grow with the number of images
@@ -258,7 +209,9 @@ def _check_early(given: Sequence[Statistics | None], extractor, settings: Settin
         check_comparable(known[0], other, settings.force)
 
 
-def _materials(side: Side, extractors, given, settings: Settings, warnings: list[str], keep: bool) -> list[Material]:
+def _materials(
+    side: Side, extractors, given, settings: Settings, warnings: list[str], keep: bool
+) -> list[SideInNetwork]:
     """Saved statistics as they are, images through all networks in one pass."""
     if side.images is None:
         names = [x if isinstance(x, str) else x.name for x in extractors]
@@ -287,17 +240,17 @@ def _materials(side: Side, extractors, given, settings: Settings, warnings: list
     return found
 
 
-def _from_images(side: Side, extractor: FeatureExtractor, x: Extracted) -> Material:
+def _from_images(side: Side, extractor: FeatureExtractor, x: Extracted) -> SideInNetwork:
     source = {"source": side.name, "source_sha256": x.source_sha256, "dtype": "float32"}
-    return Material(
+    return SideInNetwork(
         side.name, extractor.name, x.moments, {**extractor.identity.provenance(), **source}, x.outputs.get("features"),
         x.outputs.get("logits"), x.spatial, x.outputs.get("spatial"), x.names, x.indices, x.labels, x.skipped,
     )  # fmt: skip
 
 
-def _from_statistics(side: Side, network: str, statistics: Statistics) -> Material:
+def _from_statistics(side: Side, network: str, statistics: Statistics) -> SideInNetwork:
     if network == UNKNOWN:
         network = statistics.provenance.get("extractor") or network
-    return Material(
+    return SideInNetwork(
         side.name, network, statistics.moments, statistics.provenance, statistics.features, spatial=statistics.spatial
     )

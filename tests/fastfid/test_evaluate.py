@@ -13,12 +13,12 @@ from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd
 from fastfid.evaluation.classes_and_outliers import nearest_rows
 from fastfid.evaluation.evaluate import compare, diff, evaluate, statistics_of
 from fastfid.evaluation.html_report import report_html, write_report
+from fastfid.evaluation.inception_score import _mean_and_deviation, _parts, inception_score
 from fastfid.evaluation.intervals import leave_one_out
 from fastfid.evaluation.results import SCHEMA
-from fastfid.evaluation.scores import METRICS, _mean_and_deviation, _parts, inception_score
 from fastfid.features.extractor import MultiExtractor
 from fastfid.features.registry import build_extractor, preprocessing_of
-from fastfid.protocols import PROTOCOLS
+from fastfid.protocols import METRICS, PROTOCOLS
 from fastfid.statistics.statistics import Statistics
 
 D = 8  # features of the small network

@@ -15,10 +15,10 @@ from fastfid.distances.kernel_sums import gaussian_kernel, polynomial_kernel
 from fastfid.distances.kid_mmd import kid_and_mmd, mmd
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import prdc
-from fastfid.evaluation import intervals
+from fastfid.evaluation import inception_score as inception_score_module
+from fastfid.evaluation.inception_score import ClassProbabilities, inception_score
 from fastfid.evaluation.intervals import (
     JACKKNIFE_ROWS,
-    ClassProbabilities,
     density_error,
     jackknife_variance,
     line_through,
@@ -28,8 +28,10 @@ from fastfid.evaluation.intervals import (
     share_spread,
     wilson_interval,
 )
-from fastfid.evaluation.scores import Pair, compute, inception_score
-from fastfid.evaluation.sides import Material, Settings
+from fastfid.evaluation.pair import Pair
+from fastfid.evaluation.scores import compute
+from fastfid.evaluation.settings import Settings
+from fastfid.evaluation.sides import SideInNetwork
 from fastfid.protocols import protocol_named
 
 
@@ -110,7 +112,7 @@ def test_the_inception_score_is_made_block_by_block(monkeypatch):
     """No copy of all logits: the same numbers, to the rounding of a sum of 100 terms, from blocks of 7 rows."""
     logits, order = rows(100, np.random.default_rng(3), d=6), torch.randperm(100)
     whole = ClassProbabilities(logits, order)
-    monkeypatch.setattr(intervals, "ENTROPY_ROWS", 7)
+    monkeypatch.setattr(inception_score_module, "ENTROPY_ROWS", 7)
     parts = ClassProbabilities(logits, order)
     assert max(len(block) for block in parts.blocks()) == 7
     assert (parts.score(), parts.variance()) == pytest.approx((whole.score(), whole.variance()), rel=1e-12)
@@ -232,7 +234,7 @@ def test_sfid_intervals_hold():
     def material(rng, n, shift):
         spatial = rows(n, rng, shift, d=6) * torch.tensor([1, 1, 1, 1, 0.5, 2.0])
         moments = FeatureMoments.from_features(spatial)
-        return Material("x", "inception", moments, {}, spatial, spatial=moments, spatial_features=spatial)
+        return SideInNetwork("x", "inception", moments, {}, spatial, spatial=moments, spatial_features=spatial)
 
     repeats, scores = 100, []
     for i in range(repeats):

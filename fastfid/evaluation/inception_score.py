@@ -1,0 +1,106 @@
+"""The Inception Score, or classifier score of another network, with its jackknife.
+
+Legend: N samples, C classes of the classifier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastfid.evaluation.intervals import jackknife_variance, normal_interval
+from fastfid.evaluation.pair import Pair
+from fastfid.evaluation.results import Score
+
+ENTROPY_ROWS = 2048  # rows of probabilities at a time: 17 MB at 1,008 classes
+
+
+def classifier_score(pair: Pair) -> Score | str:
+    """The Inception Score of the samples under the protocol's splits, or why it cannot be computed."""
+    logits = pair.samples.logits
+    if logits is None:
+        return f"{pair.network} gives no logits for {pair.samples.name}; they come from images through inception"
+    p, n = pair.protocol, len(logits)
+    if not p.is_split_size and n < 2 * p.is_splits:
+        return f"{n} images in {p.is_splits} splits leave single ones, whose score is 1 always; pass more"
+    bounds = [*range(0, n, p.is_split_size), n] if p.is_split_size else _equal_parts(n, p.is_splits)
+    parts = _parts(logits, bounds, pair.settings.seed if p.is_shuffle else None)
+    mean, std = _mean_and_deviation(parts)
+    variances = [part.variance() for part in parts]
+    label = "Inception Score" if pair.network == "inception" else f"Classifier score ({pair.network})"
+    details = {"splits": len(parts), "std_over_splits": std, "shuffled": p.is_shuffle}
+    method = f"mean of {len(parts)} splits, std {std:.4g}"
+    if None in variances:
+        return Score("is", label, pair.network, mean, method=method, details=details)
+    error = math.sqrt(sum(variances)) / len(parts)
+    method += "; jackknife over samples"
+    return Score("is", label, pair.network, mean, error, normal_interval(mean, error), method, details)
+
+
+def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -> tuple[float, float]:
+    """exp E[KL(p(y|x) ‖ p(y))], mean and population deviation over `splits` parts of logits [n, C]; float64 inside.
+
+    seed  permutes the rows by RandomState(seed), as torch-fidelity does; None keeps their order
+    """
+    if not 1 <= splits <= len(logits):
+        raise ValueError(f"splits is {splits} for {len(logits)} rows; it must be from 1 to their number")
+    return _mean_and_deviation(_parts(logits, _equal_parts(len(logits), splits), seed))
+
+
+def _equal_parts(n: int, parts: int) -> list[int]:
+    return [i * n // parts for i in range(parts + 1)]
+
+
+def _parts(logits: Tensor, bounds: list[int], seed: int | None) -> list[ClassProbabilities]:
+    """Those of the row ranges between `bounds` after the permutation."""
+    n = len(logits)
+    order = torch.arange(n) if seed is None else torch.from_numpy(np.random.RandomState(seed).permutation(n))
+    return [ClassProbabilities(logits, order[low:high]) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _mean_and_deviation(parts: list[ClassProbabilities]) -> tuple[float, float]:
+    """Mean and population deviation of the score over the parts."""
+    scores = [part.score() for part in parts]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+class ClassProbabilities:
+    """p(y|x) of some rows of logits [N, C], made from them whenever they are wanted, ENTROPY_ROWS at a time.
+
+    rows       numbers of the rows, int64 [n]; all of them unless given
+    entropies  h_i = Σ_c p_ic log p_ic, float64 [n]
+    total      Σ_i p_i, float64 [C]
+    """
+
+    def __init__(self, logits: Tensor, rows: Tensor | None = None):
+        self.logits, self.rows = logits, torch.arange(len(logits)) if rows is None else rows
+        sums = [(torch.xlogy(p, p).sum(dim=1), p.sum(dim=0)) for p in self.blocks()]
+        self.entropies = torch.cat([h for h, _ in sums])
+        self.total = sum(total for _, total in sums)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """float64 [m ≤ ENTROPY_ROWS, C] of consecutive rows."""
+        return (self.logits[part].double().softmax(dim=1) for part in self.rows.split(ENTROPY_ROWS))
+
+    def score(self) -> float:
+        """exp(L) of these rows."""
+        marginal = self.total / len(self)
+        return (self.entropies.mean() - torch.xlogy(marginal, marginal).sum()).exp().item()
+
+    def variance(self) -> float | None:
+        """Jackknife variance of exp(L) over these rows; None below 2 of them."""
+        n = len(self)
+        if n < 2:
+            return None
+        logs = []
+        for p, own in zip(self.blocks(), self.entropies.split(ENTROPY_ROWS), strict=True):
+            marginal = ((self.total - p) / (n - 1)).clamp_(min=0)
+            logs.append((self.entropies.sum() - own) / (n - 1) - torch.xlogy(marginal, marginal).sum(dim=1))
+        return jackknife_variance(torch.cat(logs).exp())
