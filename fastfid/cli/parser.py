@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -198,7 +199,8 @@ def parse_arguments(argv: list[str] | None = None) -> Form:
         print(f"{PROGRAM} {__version__}")
         raise SystemExit(DONE)
     remedy = "; --json prints: write `--json > FILE`" if "--json" in words and "--json" in flags else ""
-    parsed: Form = parse(form, words, program=program, description=form.purpose, remedy=lambda unknown: remedy)
+    make = cast("Callable[..., Form]", form)
+    parsed = parse(make, words, program=program, description=form.purpose, remedy=lambda unknown: remedy)
     try:
         if isinstance(parsed, NetworkOptions):
             parsed.check()

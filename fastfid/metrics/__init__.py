@@ -1,1 +1,1 @@
-"""Metric classes for training loops, with torchmetrics' names and arguments."""
+"""Metric classes for training loops: update, compute and reset, with torchmetrics' names and arguments."""

@@ -1,28 +1,48 @@
-"""fastfid's metrics where only torchmetrics' own are taken: in a MetricCollection, a tracker, a LightningModule's log.
+"""Wraps a fastfid metric as a torchmetrics.Metric, for a MetricCollection, a tracker or a LightningModule's log.
 
-What they compute, keep and bring together across ranks stays theirs.
+Only `Metric.as_torchmetrics` imports this module, because torchmetrics takes longer to load than torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torchmetrics
 from torch import Tensor
 
-from fastfid.features.extractor import FeatureExtractor
-from fastfid.metrics.metrics import Metric
+
+class Wrapped(Protocol):
+    """What the adapter needs of a metric; see `fastfid.metrics.metrics.Metric`."""
+
+    @property
+    def has_fixed_device(self) -> bool:
+        """Whether the network stays on the device it was made on."""
+
+    def update(self, imgs: Tensor, real: bool) -> None:
+        """Add images or features to a side."""
+
+    def compute(self) -> Any:
+        """The metric of all rows so far."""
+
+    def reset(self) -> None:
+        """Forget the rows."""
+
+    def to(self, device: str | torch.device) -> Any:
+        """Move the network and the rows."""
 
 
 class TorchMetric(torchmetrics.Metric):
-    """`metric` as a torchmetrics.Metric; a call only updates it, and no state enters a checkpoint."""
+    """A fastfid metric as a torchmetrics.Metric; a call only updates it, and no state enters a checkpoint.
+
+    The fastfid metric keeps the rows and brings those of all ranks together.
+    """
 
     full_state_update = True
 
-    def __init__(self, metric: Metric):
-        super().__init__(sync_on_compute=False)  # the metric itself brings the ranks' images together
+    def __init__(self, metric: Wrapped) -> None:
+        super().__init__(sync_on_compute=False)  # the wrapped metric synchronises itself
         self.metric = metric
 
     def update(self, imgs: Tensor, real: bool) -> None:
@@ -30,7 +50,7 @@ class TorchMetric(torchmetrics.Metric):
         self.metric.update(imgs, real)
 
     def forward(self, imgs: Tensor, real: bool) -> None:
-        """The same: one side alone has no distance."""
+        """The same as `update`: one side alone has no distance."""
         self.update(imgs, real)
 
     def compute(self) -> Any:
@@ -42,9 +62,9 @@ class TorchMetric(torchmetrics.Metric):
         super().reset()
         self.metric.reset()
 
-    def _apply(self, fn: Callable, *args, **kwargs) -> TorchMetric:
+    def _apply(self, fn: Callable[..., Tensor], *args: Any, **kwargs: Any) -> TorchMetric:
         """Follow the module that holds it to another device; a FeatureExtractor stays where it was made."""
         super()._apply(fn, *args, **kwargs)
-        if not isinstance(self.metric._feature, FeatureExtractor):
+        if not self.metric.has_fixed_device:
             self.metric.to(fn(torch.empty(0)).device)
         return self

@@ -13,10 +13,10 @@ from torch import nn
 
 import fastfid.features.inception
 from fastfid import FeatureMoments, frechet_distance, kid, precision_recall
+from fastfid.metrics.inception_layer import InceptionLayer
 from fastfid.metrics.metrics import (
     FrechetDistance,
     FrechetInceptionDistance,
-    InceptionLayer,
     KernelInceptionDistance,
     PrecisionRecall,
 )
