@@ -70,7 +70,10 @@ class CMakeBuild(build_ext):
 setup(
     packages=find_packages(include=["fastfid*", "sit_rl*"]),
     include_package_data=False,  # exactly the patterns below, whatever else the manifest names
-    package_data={"fastfid": ["py.typed", "assets/**"], "sit_rl": ["py.typed", "assets/**", "runs/templates/*"]},
+    package_data={
+        "fastfid": ["py.typed", "assets/**", "evaluation/templates/*"],
+        "sit_rl": ["py.typed", "assets/**", "runs/templates/*"],
+    },
     ext_modules=[Extension("fastfid._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,

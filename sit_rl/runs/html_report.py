@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from fastfid.runtime.templates import template
 from sit_rl.files.atomic import write_text
 from sit_rl.runs.figures import draw_curve, draw_rewards, draw_samples, draw_time
 from sit_rl.runs.log import read_metrics
@@ -36,14 +35,7 @@ def write_report(folder: Path) -> Path:
 
 def _page(name: str, summary: dict[str, Any], figures: dict[str, bytes | None]) -> str:
     """The whole HTML document; the template escapes everything that it is given."""
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("sit_rl.runs"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return pages.get_template("report.html.jinja").render(
+    return template("sit_rl.runs", "report.html.jinja").render(
         name=name,
         head=table_head(summary),
         rows=table_rows(summary),
