@@ -286,3 +286,7 @@ def _cell(score: dict | None) -> str:
 def _notes(row: dict) -> list[str]:
     left = [f"{x['metric']} ({x['network']}) left out: {x['reason']}" for x in row["left_out"]]
     return left + [f"warning: {text}" for text in row["warnings"]]
+
+
+if __name__ == "__main__":
+    main()

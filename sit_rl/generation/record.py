@@ -20,6 +20,8 @@ from sit_rl.sampling.sampler_config import SamplerConfig
 SCHEMA = "sit_rl.samples/1"  # of the record; the number grows when a key changes its meaning
 # Parts of the record that say how and where a run went, not what the images are: another run may differ in them.
 RUN_KEYS = ("schema", "complete", "runs")
+# The text of version 0.1.0, word for word: another text would refuse to continue the samples that it began.
+NOISE = "Philox of (seed, image, stream, step 0), sit_rl/noise.py"
 
 
 def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> di
         "labels": config.labels,
         "classes": made.num_classes,
         "seed": config.seed,
-        "noise": "Philox of (seed, image, stream, step 0), sit_rl/sampling/random_streams.py",
+        "noise": NOISE,
         "batch": batch_of(config, made.model),
         "precision": config.precision,
         "complete": False,
