@@ -98,9 +98,3 @@ def _in_batches(net: FeatureExtractor, images: torch.Tensor, size: int = 250) ->
     if not len(images):
         return torch.empty((0, net.dim), device=net.device)
     return torch.cat(list(map_batches(net, images.split(size), net.device)))
-
-
-if __name__ == "__main__":
-    from sit_rl.evaluate import main  # here: the command samples, and a training run need not load that
-
-    main()
