@@ -1,9 +1,10 @@
-"""`fastfid eval` beside what no evaluation can do without: reading the images and one pass of the network over them.
+"""`fastfid eval` next to what no evaluation can avoid: reading the images and one pass of the network over them.
 
 500 PNG of 64×64 against 500 others, EfficientNet-Lite0 at 96 pixels, every metric with its interval, no cache
-(--full: 10,000 against 10,000, five minutes on two cores).  The images are Fashion-MNIST enlarged, coloured and noisy.
+(--full: 10,000 against 10,000, five minutes on two cores).  The images are enlarged Fashion-MNIST images with random
+colours and noise.
 
-extra_info: images, seconds of reading and features, of the metrics, and whole / (reading + features).
+extra_info: number of images, seconds of reading and features, seconds of the metrics, and whole / (reading + features).
 """
 
 import colorsys
@@ -15,14 +16,14 @@ from PIL import Image
 
 from fastfid import evaluate
 
-pytest.importorskip("efficientnet_lite_pytorch")
+pytest.importorskip("efficientnet_lite_pytorch", reason="EfficientNet-Lite0 needs the extra efficientnet")
 
 ASSETS = Path(__file__).parents[1] / "sit_rl" / "assets"
 SIDE = 64  # pixels
 
 
 def coloured(grey, rng):
-    """uint8 [64, 64, 3]: a grey image [28, 28] enlarged, in a random hue and noisy, as photographs are."""
+    """uint8 [64, 64, 3]: a grey image [28, 28] enlarged, in a random hue, with noise like a photograph."""
     large = np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)).astype(float)
     hue = np.array(colorsys.hsv_to_rgb(rng.random(), rng.random() / 2, 1.0))
     return (large[:, :, None] * hue + rng.integers(-6, 7, (SIDE, SIDE, 3))).clip(0, 255).astype(np.uint8)
@@ -41,7 +42,9 @@ def test_eval(benchmark, tmp_path, count):
     files = (ASSETS / f"fashion_mnist_{name}.npz" for name in ("train", "heldout"))
     train, heldout = (np.load(file)["images"][:, 0] for file in files)
     samples = write(tmp_path / "samples", train[:count], 0)
-    reference = write(tmp_path / "reference", np.resize(heldout, (count, 28, 28)), 1)  # each twice, in two colours
+    reference = write(
+        tmp_path / "reference", np.resize(heldout, (count, 28, 28)), 1
+    )  # each image twice, in two colours
     results = []
 
     def call():

@@ -1,21 +1,22 @@
-"""Fréchet distance of two given moments by different roots, in seconds; nothing is asserted about time.
+"""Fréchet distance of two given moments by different matrix roots. No time is asserted.
 
-fastfid             both sides fresh: a Cholesky factor (d³/3 flops), M = Lᵀ Σ_b L (d³), and tr √M (4d³/3): from its
-                    eigenvalues at d = 512, from a band of them and log-determinants at 2048
-fastfid, prepared   the same with the reference side factored once before, by `fastfid.distances.frechet.prepare`
-fastfid, eigh       the route of singular sides: one eigh (the factor), M by two full products, its eigenvalues
-pytorch-fid         its own `calculate_frechet_distance` where it is installed and runs, else the same in our words:
-                    SciPy's Schur square root of the product, once more with 1e-6·I added to both if it is not finite
-torchmetrics        its way in our words: general eigenvalues of the product by torch
+fastfid             both sides new: a Cholesky factor (d³/3 flops), M = Lᵀ Σ_b L (d³), and tr √M (4d³/3).  The trace
+                    comes from the eigenvalues for d = 512, from a band and log-determinants for d = 2048
+fastfid, prepared   the same with the reference side factored once before, by `prepare`
+fastfid, eigh       the route for singular sides: one eigh (the factor), M by two full products, its eigenvalues
+pytorch-fid         its own `calculate_frechet_distance` if it is installed and runs; otherwise the same steps written
+                    here: SciPy's Schur square root of the product, and again with 1e-6·I added to both sides if the
+                    first result is not finite
+torchmetrics        its method written here: general eigenvalues of the product by torch
 torch-fidelity      its own `fid_statistics_to_metric`: general eigenvalues of the product by NumPy
 
-d = 512 and 2048.  At 2048 the rivals are run once, without a warm-up: they take from six to tens of seconds, which no
-warm-up changes.  All share the sets: 5,000 and 6,000 normal rows in a random basis with variances 1/i, about
-Inception's spectrum.  Where there is a GPU, fastfid and torch's way run on it; the tools' own functions stay on the
-host.
+d = 512 and 2048.  For 2048 the rivals run once, without a warm-up: they take from six to tens of seconds, and a warm-up
+would not change this.  All use the same sets: 5,000 and 6,000 normal rows in a random basis with variances 1/i, similar
+to Inception's spectrum.  If there is a GPU, fastfid and torch's method run on it; the tools' own functions run on the
+host.  A tool that is not installed is skipped.
 
-extra_info: what bench/measuring.py lists.  Errors are relative to tr Σ_a + tr Σ_b, from a distance that squares
-nothing: with centred rows A and B by their triangles, tr √(Σ_a Σ_b) is the sum of singular values of A Bᵀ.
+extra_info: see bench/measuring.py.  Errors are relative to tr Σ_a + tr Σ_b.  The exact distance squares nothing: for
+centred rows A and B in triangular form, tr √(Σ_a Σ_b) is the sum of the singular values of A Bᵀ.
 """
 
 import inspect
@@ -24,21 +25,20 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 import fastfid.distances.frechet
-from bench.measuring import CHOLESKY, DEVICE, EIGH, EIGVALS, EIGVALSH, SQRTM, finished, record
+from bench.measuring import CHOLESKY, DEVICE, EIGH, EIGVALS, EIGVALSH, SQRTM, finished, installed, record, rival
 from fastfid import FeatureMoments
 from fastfid.distances.frechet import frechet_distance, prepare
 
 DIMS = (512, 2048)
 
-try:
-    from pytorch_fid.fid_score import calculate_frechet_distance
-except ImportError:
-    calculate_frechet_distance = None
-if "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:  # SciPy 1.18 dropped what pytorch-fid 0.3.0 passes
-    calculate_frechet_distance = None
+
+def own_code_of_pytorch_fid():
+    """pytorch-fid's function; None if it is missing, or if SciPy ≥ 1.18 lacks the argument that it passes to sqrtm."""
+    if not installed("pytorch_fid") or "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:
+        return None
+    return rival("pytorch_fid.fid_score").calculate_frechet_distance
 
 
 def draw(dim: int, rows: int, shift: float, seed: int) -> torch.Tensor:
@@ -75,7 +75,7 @@ def without_cholesky(patch):
 
 
 def measure(benchmark, moments, exact, call, flops, rounds=None):
-    """`flops` in d³; three rounds unless `rounds` are given for d = 2048."""
+    """`flops` in multiples of d³. `rounds` holds for d = 2048; otherwise there are three."""
     dim, (truth, trace) = moments[0].dim, exact
     rounds = 3 if rounds is None or dim < DIMS[-1] else rounds
     benchmark.group = f"Fréchet distance by matrix roots, d={dim}"
@@ -112,16 +112,18 @@ def test_torch_eigvals_as_torchmetrics(benchmark, moments, exact):
 
 
 def test_torch_fidelity(benchmark, moments, exact):
+    metric_fid = rival("torch_fidelity.metric_fid")
     a, b = ({"mu": side.mean.cpu().numpy(), "sigma": side.cov.cpu().numpy()} for side in moments)
 
     def call():
-        return fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID]
+        return metric_fid.fid_statistics_to_metric(a, b, verbose=False)[metric_fid.KEY_METRIC_FID]
 
     measure(benchmark, moments, exact, call, 2 + EIGVALS, rounds=1)
 
 
 def test_scipy_sqrtm_as_pytorch_fid(benchmark, moments, exact):
     (mean_a, cov_a), (mean_b, cov_b) = ((side.mean.cpu().numpy(), side.cov.cpu().numpy()) for side in moments)
+    calculate_frechet_distance = own_code_of_pytorch_fid()
     benchmark.extra_info["own_code"] = calculate_frechet_distance is not None
 
     def in_our_words():

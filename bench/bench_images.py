@@ -1,14 +1,16 @@
-"""Images a second from disk, beside pytorch-fid's loader and torchvision's decoders: folders of RGB PNG and JPEG.
+"""Images per second from disk, next to pytorch-fid's loader and torchvision's decoders: folders of RGB PNG and JPEG.
 
-The images are Fashion-MNIST enlarged and given some noise, so that they compress as photographs do: PNG of 64×64 (7.8
-kB each), JPEG of 64×64 (1.7 kB) and of 256×256 (9.7 kB), quality 90, 4:2:0.  Everybody's files are in the page cache
-after the warm-up, and everybody ends with the same pixels in memory: uint8 batches here and from torchvision, float
-batches from pytorch-fid, whose conversion is part of its loader.  `python bench/bench_images.py` prints the table of
-bench/results: readers take turns, so that a slow minute of the machine falls on all of them.
+The images are enlarged Fashion-MNIST images with some noise, so that they compress like photographs: PNG of 64×64 (7.8
+kB each), JPEG of 64×64 (1.7 kB) and of 256×256 (9.7 kB), quality 90, 4:2:0.  After the warm-up all files are in the
+page cache.  All readers end with the same pixels in memory: fastfid and torchvision with uint8 batches, pytorch-fid
+with float batches, because its loader includes this conversion.  `python bench/bench_images.py` prints the table of
+bench/results.  There the readers take turns, so a slow minute of the machine affects all of them.
 
-fastfid                 folder → uint8 batches, hashed for the cache, decoded by threads with imagecodecs or Pillow
-pytorch-fid             ImagePathDataset and DataLoader as its command makes them, 0, 1, 2 … workers
+fastfid                 folder → uint8 batches, hashed for the cache, decoded in threads by imagecodecs or Pillow
+pytorch-fid             ImagePathDataset and DataLoader as in its command, with 0, 1, 2 … workers
 torchvision             read_file and decode_image in a loop, in a pool of threads, and in a DataLoader
+
+A tool that is not installed is skipped.
 """
 
 import os
@@ -24,16 +26,14 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.measuring import installed, rival
 from fastfid import open_images
 from fastfid.images import fast_decode
 
-torchvision = pytest.importorskip("torchvision")
-fid_score = pytest.importorskip("pytorch_fid.fid_score")
-
-warnings.filterwarnings("ignore", ".*decoding.*deprecated.*")  # torchvision's, once for every process
+warnings.filterwarnings("ignore", ".*decoding.*deprecated.*")  # of torchvision, once per process
 BATCH = 50  # pytorch-fid's default
 CORES = len(os.sched_getaffinity(0))
-ROUNDS = 5  # of the table; pytest makes three
+ROUNDS = 5  # of the table; pytest runs three
 ASSET = Path(__file__).parents[1] / "sit_rl" / "assets" / "fashion_mnist_train.npz"
 SETS = {"png 64": (2000, 64), "jpeg 64": (2000, 64), "jpeg 256": (600, 256)}  # images, pixels on a side
 
@@ -60,12 +60,14 @@ def fastfid_by_pillow(files):
 
 
 def pytorch_fid(files, workers):
-    dataset = fid_score.ImagePathDataset(files, transforms=torchvision.transforms.ToTensor())
+    to_tensor = rival("torchvision").transforms.ToTensor()
+    dataset = rival("pytorch_fid.fid_score").ImagePathDataset(files, transforms=to_tensor)
     return sum(len(batch) for batch in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers))
 
 
 def decoded(path):
-    return torchvision.io.decode_image(torchvision.io.read_file(path), torchvision.io.ImageReadMode.RGB)
+    io = rival("torchvision").io
+    return io.decode_image(io.read_file(path), io.ImageReadMode.RGB)
 
 
 def torchvision_loop(files):
@@ -93,6 +95,7 @@ def torchvision_loader(files, workers):
     return sum(len(x) for x in torch.utils.data.DataLoader(Decoding(files), BATCH, num_workers=workers))
 
 
+# name: reader; a name begins with its tool
 READERS = {
     f"fastfid, {CORES} threads": fastfid,
     "fastfid, 1 thread": lambda files: fastfid(files, workers=1),
@@ -113,22 +116,30 @@ def files(request, tmp_path_factory):
 @pytest.mark.parametrize("reader", list(READERS))
 def test_read(benchmark, files, reader):
     kind = Path(files[0]).suffix
-    benchmark.group = f"{len(files)} files, {kind}, {decoded(files[0]).shape[1]} pixels"
+    with Image.open(files[0]) as image:
+        benchmark.group = f"{len(files)} files, {kind}, {image.height} pixels"
     benchmark.extra_info["decoder"] = fast_decode.decoder(kind[1:].upper())[0]
     assert benchmark.pedantic(lambda: READERS[reader](files), rounds=3, warmup_rounds=1) == len(files)
     if benchmark.stats:
         benchmark.extra_info["images_per_second"] = len(files) / benchmark.stats.stats.median
 
 
+def runs_here(reader):
+    """Whether the packages of a reader are installed."""
+    needed = {"torchvision": ["torchvision"], "pytorch-fid": ["pytorch_fid", "torchvision"]}
+    tool = next((tool for tool in needed if reader.startswith(tool)), None)
+    return all(map(installed, needed.get(tool, [])))
+
+
 def rates(files):
-    """Images a second of each reader: medians of ROUNDS turns after a warm-up."""
-    seconds = {name: [] for name in READERS}
+    """Images per second of each installed reader: medians of ROUNDS turns after a warm-up."""
+    seconds = {name: [] for name in READERS if runs_here(name)}
     for turn in range(ROUNDS + 1):
-        for name, read in READERS.items():
+        for name, times in seconds.items():
             start = time.perf_counter()
-            assert read(files) == len(files)
+            assert READERS[name](files) == len(files)
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                times.append(time.perf_counter() - start)
     return {name: len(files) / statistics.median(times) for name, times in seconds.items()}
 
 
@@ -140,7 +151,9 @@ def main():
     print("| images/s |", " | ".join(found), "|")
     print("|---|", "---:|" * len(found), sep="")
     for reader in READERS:
-        print("|", reader, "|", " | ".join(f"{found[name][reader]:,.0f}" for name in found), "|")
+        if runs_here(reader):
+            print("|", reader, "|", " | ".join(f"{found[name][reader]:,.0f}" for name in found), "|")
+    print("not installed:", ", ".join(reader for reader in READERS if not runs_here(reader)) or "none")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
-"""The metrics beside their rivals on equal inputs: seconds per call; nothing is asserted about time.
+"""The metrics next to their rivals on equal inputs: seconds per call. No time is asserted.
 
-KID      100 subsets × 1,000 of 5,000 float32 features, d = 2048.  torch-fidelity makes three kernel matrices a
-         subset in float32, 1,229 GFLOP; here one triangle of each side's kernel values and all between the sides are
-         made once for all subsets, in float64, 205 GFLOP.  --full: of 20,000, where both make them subset by subset,
-         819 GFLOP here.
-MMD      5,000 × 5,000, d = 2048, median bandwidth: 205 GFLOP and 8 for the bandwidth.
-PRDC     4,000 × 4,000, d = 2048, k = 5 (--full: 10,000 × 10,000): two triangles and the products between the sets,
-         4 n² d flops, 131 (819) GFLOP in float32; prdc makes three whole matrices, 6 n² d, in float64.
-P&R      2,000 × 2,000, d = 128, k = 3; torch-fidelity makes three whole matrices in float32.
+KID      100 subsets × 1,000 of 5,000 float32 features, d = 2048.  torch-fidelity makes three kernel matrices per subset
+         in float32: 1,229 GFLOP.  fastfid makes one triangle of each side's kernel values and all values between the
+         sides once for all subsets, in float64: 205 GFLOP.  --full: of 20,000 features, for which both make them
+         subset by subset: 819 GFLOP here.
+MMD      5,000 × 5,000, d = 2048, median bandwidth: 205 GFLOP, and 8 for the bandwidth.
+PRDC     4,000 × 4,000, d = 2048, k = 5 (--full: 10,000 × 10,000).  fastfid: two triangles and the products between the
+         sets, 4 n² d flops, 131 (819) GFLOP in float32.  prdc: three full matrices, 6 n² d, in float64.
+P&R      2,000 × 2,000, d = 128, k = 3.  torch-fidelity makes three full matrices in float32.
 moments  10,000 × 2048 and 5,000 × 512: one triangle, n d² flops, of float32 rows multiplied in float64.
 
-Where there is a GPU, ours and the square product run on it; the rivals' own functions stay on the host.
+If there is a GPU, fastfid and torch's product run on it; the rivals' own functions run on the host.  A rival that is
+not installed is skipped, and errors that need it are left out.
 
-extra_info: what bench/measuring.py lists, and the resident host memory a call adds at most, in MB.  Errors of ours are
-from float64 in other hands, on fewer rows where all would take longer than what is timed; those of rivals are from
-ours, which is float64 (KID) or exact (neighbours).
+extra_info: see bench/measuring.py, and the most memory that a call adds, in MB (`memory_mb`): resident memory of the
+host, or of torch's allocator on a GPU.  Our errors are relative to other code in float64, on fewer rows if all rows
+would take longer than the timed call.  Errors of rivals are relative to fastfid, which computes in float64 (KID) or
+exactly (neighbours).
 """
 
 import contextlib
@@ -26,20 +28,18 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from prdc import compute_prdc
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from bench.measuring import DEVICE, finished, record
+from bench.measuring import DEVICE, finished, installed, peak_bytes, record, rival
 from fastfid import FeatureMoments, kid, mmd, prdc, precision_recall
 
 D = 2048
 F32, F64 = torch.float32, torch.float64
-FEW = 1000  # rows on which errors are found
+FEW = 1000  # rows on which errors are measured
 PAGE = 4096  # bytes in a page of /proc/self/statm
-SAMPLING = 0.005  # seconds between two looks at the resident memory
+SAMPLING = 0.005  # seconds between two readings of the resident memory
 
-trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc's; so that one call's heap is not reused
+# of glibc: returns free memory to the system, so that a call does not reuse that of the call before
+trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
 
 def features(n, d, seed):
@@ -54,7 +54,7 @@ def resident():
 
 @contextlib.contextmanager
 def memory_watched(peaks):
-    """Append the growth of the resident memory at its highest, MB."""
+    """Appends the highest growth of the resident memory, in MB."""
     trim_heap(0)
     start, done = resident(), threading.Event()
     highest = [start]
@@ -74,12 +74,16 @@ def memory_watched(peaks):
 
 
 def measure(benchmark, group, call, rounds):
-    """The result of `call`, timed, with the memory it takes noted.
+    """The result of the timed `call`, and a note of the memory that it takes.
 
-    One untimed call before it is watched for memory, unless it is timed but once: those take seconds, which neither a
-    warm-up nor a thread that looks every 5 ms changes.
+    On a CPU, a thread reads the memory during an untimed call before the rounds.  A call that runs only once takes
+    seconds.  A thread that reads every 5 ms does not change this time, so the timed call itself is watched.
     """
-    benchmark.group, call, peaks = group, finished(call), []
+    if DEVICE.type == "cuda":
+        benchmark.group = group
+        benchmark.extra_info["memory_mb"] = round(peak_bytes(call) / 1e6)
+        return benchmark.pedantic(finished(call), rounds=rounds)
+    benchmark.group, peaks = group, []
 
     def watched():
         with memory_watched(peaks):
@@ -106,7 +110,7 @@ def quietly(call):
 
 FULL = pytest.mark.full
 KID_SETS = [5000, pytest.param(20_000, marks=FULL)]
-SUBSETS, SUBSET = 100, 1000  # everybody's defaults
+SUBSETS, SUBSET = 100, 1000  # the defaults of all tools
 
 
 @pytest.fixture(scope="module", params=KID_SETS)
@@ -120,15 +124,18 @@ def kid_group(sets):
 
 def kid_by_torch_fidelity(sets, **options):
     real, generated = (x.cpu() for x in sets)
-    return kid_features_to_metric(generated, real, verbose=False, **options)[KEY_METRIC_KID_MEAN]
+    metric_kid = rival("torch_fidelity.metric_kid")
+    return metric_kid.kid_features_to_metric(generated, real, verbose=False, **options)[metric_kid.KEY_METRIC_KID_MEAN]
 
 
 def test_kid_fastfid(benchmark, kid_sets):
     n = len(kid_sets[0])
     found = measure(benchmark, kid_group(kid_sets), lambda: kid(*kid_sets), rounds=3 if n <= 5000 else 1)
     flops = 4 * D * min(n**2, SUBSETS * SUBSET**2)
-    exact = kid_by_torch_fidelity([x.double() for x in kid_sets], kid_subsets=1)
-    error = abs(kid(*kid_sets, subsets=1).mean - exact) / found.std
+    error = None
+    if installed("torch_fidelity"):
+        exact = kid_by_torch_fidelity([x.double() for x in kid_sets], kid_subsets=1)
+        error = abs(kid(*kid_sets, subsets=1).mean - exact) / found.std
     record(benchmark, {F64: flops}, size(*kid_sets), error=error, unit="std over subsets")
 
 
@@ -139,7 +146,7 @@ def test_kid_torch_fidelity(benchmark, kid_sets):
 
 
 def mmd_in_float64(real, generated, sigma):
-    """Unbiased MMD² as it is written."""
+    """Unbiased MMD² by its definition."""
     x, y = real.double(), generated.double()
     within = [torch.exp(-torch.cdist(z, z).square() / (2 * sigma**2)).sum() - len(z) for z in (x, y)]
     between = torch.exp(-torch.cdist(x, y).square() / (2 * sigma**2)).mean()
@@ -162,10 +169,11 @@ LARGE = [4000, pytest.param(10_000, marks=FULL)]
 
 
 def prdc_by_prdc(real, generated):
-    return quietly(lambda: compute_prdc(real, generated, 5))
+    return quietly(lambda: rival("prdc").compute_prdc(real, generated, 5))
 
 
 def score_error(found, exact):
+    """Largest difference of two sets of scores."""
     return max(abs(found[name] - exact[name]) for name in exact)
 
 
@@ -174,7 +182,9 @@ def test_prdc_fastfid(benchmark, n):
     sets = features(n, D, 0), features(n, D, 1)
     measure(benchmark, f"PRDC {n}x{n}, d={D}", lambda: prdc(*sets), rounds=3 if n < 10_000 else 1)
     few = [x[:FEW] for x in sets]
-    error = score_error(prdc(*few), prdc_by_prdc(*(x.cpu().double().numpy() for x in few)))
+    error = None
+    if installed("prdc"):
+        error = score_error(prdc(*few), prdc_by_prdc(*(x.cpu().double().numpy() for x in few)))
     record(benchmark, {F32: 4 * n**2 * D}, size(*sets), error=error, unit="1")
 
 
@@ -193,13 +203,16 @@ def two_thousand():
 
 
 def by_torch_fidelity(real, generated):
-    found = prc_features_to_metric(generated, real, verbose=False)
-    return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL]}
+    metric_prc = rival("torch_fidelity.metric_prc")
+    found = metric_prc.prc_features_to_metric(generated, real, verbose=False)
+    return {"precision": found[metric_prc.KEY_METRIC_PRECISION], "recall": found[metric_prc.KEY_METRIC_RECALL]}
 
 
 def test_precision_recall_fastfid(benchmark, two_thousand):
     found = measure(benchmark, "P&R 2000x2000, d=128", lambda: precision_recall(*two_thousand), rounds=7)
-    error = score_error(found, by_torch_fidelity(*(x.cpu().double() for x in two_thousand)))
+    error = None
+    if installed("torch_fidelity"):
+        error = score_error(found, by_torch_fidelity(*(x.cpu().double() for x in two_thousand)))
     record(benchmark, {F32: 4 * 2000**2 * 128}, size(*two_thousand), error=error, unit="1")
 
 
@@ -216,19 +229,19 @@ SHAPES = [(5000, 512), (10_000, 2048), pytest.param(50_000, 2048, marks=FULL)]
 
 
 def rounds_for(n, d):
-    return max(1, min(11, int(10e10 / (n * d**2))))  # two seconds or so on two cores
+    return max(1, min(11, int(10e10 / (n * d**2))))  # about two seconds on two cores
 
 
 @lru_cache(1)
 def rows_and_covariance(n, d):
-    """Features [n, d] and their covariance in float64 as it is written."""
+    """Features [n, d] and their covariance in float64 by its definition."""
     x = features(n, d, 0)
     centred = x.double() - x.double().mean(0)
     return x, centred.T @ centred / (n - 1)
 
 
 def measure_moments(benchmark, n, d, call):
-    """`call` gives the covariance."""
+    """`call` returns the covariance."""
     x, exact = rows_and_covariance(n, d)
     found = measure(benchmark, f"moments {n}x{d}", call, rounds_for(n, d))
     error = (torch.as_tensor(found).to(exact) - exact).abs().max() / exact.abs().max()
@@ -262,6 +275,6 @@ def test_moments_numpy(benchmark, n, d):
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_moments_torch(benchmark, n, d):
-    """The whole product, of which half is counted, as of the others."""
+    """The full product; half of it is counted, as for the others."""
     x, _ = rows_and_covariance(n, d)
     measure_moments(benchmark, n, d, lambda: torch.cov(x.double().T))

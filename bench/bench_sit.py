@@ -1,12 +1,13 @@
-"""SiT's speed beside the same network made of timm's and diffusers' parts, and attention's back ends beside each other.
+"""Speed of SiT next to the same network built from parts of timm and diffusers, and of attention's back ends.
 
     python bench/bench_sit.py                         every case, 1 thread
     python bench/bench_sit.py --cases fashion s2 --rounds 15 --threads 2
 
-One call of every provider in turn is a round; a table gives medians over rounds, so that a machine that slows down does
-so for all. `× ours` above 1 means slower than SiT as it runs by default. All providers hold the same layers at the same
-sizes, with random weights: timm's are its Attention and Mlp inside adaLN-Zero blocks, as the official SiT and DiT are
-written; diffusers' is DiTTransformer2DModel, which also embeds time and label again in every block.
+In a round, every provider runs once, in turn.  The tables give medians over rounds, so a slow moment of the machine
+affects all providers.  `× ours` above 1 means slower than SiT in its default form.  All providers have the same layers
+of the same sizes, with random weights.  timm: its Attention and Mlp inside adaLN-Zero blocks, as in the official SiT
+and DiT.  diffusers: DiTTransformer2DModel, which also embeds time and label again in every block.  A package that is
+not installed is left out.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from bench.measuring import DEVICE, installed
 from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.models import attention
 from sit_rl.models.sit import SiT, SiTConfig, compile_blocks
 
 OURS = "sit_rl"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PASSES = ("forward", "forward and backward")
-# Name: shape and batch. The first is the embedded model in a training minibatch; the others are small enough for a CPU.
+# Name: shape and batch. The first is the embedded model with a training minibatch; the others fit a CPU.
 MODELS = {
     "fashion": (FASHION_SIT, 400),
     "s2": (SiTConfig.named("S/2"), 2),
     "b2": (SiTConfig.named("B/2"), 1),
 }
-# Name: [n, tokens, heads, channels a head].
+# Name: [n, tokens, heads, channels per head].
 ATTENTION = {"attention-fashion": (400, 16, 4, 32), "attention-xl": (2, 256, 16, 72)}
 
 
@@ -59,7 +60,7 @@ class TimmBlock(nn.Module):
 
 
 class TimmSiT(SiT):
-    """SiT with timm's blocks and patch embedding; what is outside them is ours."""
+    """SiT with timm's blocks and patch embedding; the rest is ours."""
 
     def __init__(self, config: SiTConfig):
         from timm.layers import PatchEmbed
@@ -69,8 +70,8 @@ class TimmSiT(SiT):
         self.x_embedder = PatchEmbed(config.image_size, config.patch_size, config.channels, config.width)
 
 
-def diffusers_model(config: SiTConfig) -> Callable:
-    """DiTTransformer2DModel of the same shape, as a function (x, t, y)."""
+def diffusers_model(config: SiTConfig) -> tuple[nn.Module, Callable]:
+    """DiTTransformer2DModel of the same shape, and it as a function (x, t, y)."""
     from diffusers import DiTTransformer2DModel
 
     model = DiTTransformer2DModel(
@@ -82,12 +83,12 @@ def diffusers_model(config: SiTConfig) -> Callable:
         sample_size=config.image_size,
         patch_size=config.patch_size,
         num_embeds_ada_norm=config.num_classes,
-    ).eval()  # label dropout is a training mode there
+    ).eval()  # training mode would drop labels
     return model, lambda x, t, y: model(x, t, y).sample
 
 
 def compiled(config: SiTConfig) -> SiT:
-    """Ours with every block compiled on its own."""
+    """Our SiT with every block compiled on its own."""
     model = SiT(config)
     compile_blocks(model, DEVICE)
     return model
@@ -95,21 +96,26 @@ def compiled(config: SiTConfig) -> SiT:
 
 def model_providers(config: SiTConfig) -> dict[str, tuple[nn.Module, Callable]]:
     """Provider: (module, call)."""
-    makers = {OURS: SiT, "sit_rl, blocks compiled": compiled, "timm blocks": TimmSiT}
-    modules = {name: make(config) for name, make in makers.items()}
-    return {name: (module, module) for name, module in modules.items()} | {
-        "diffusers DiTTransformer2DModel": diffusers_model(config)
-    }
+    makers = {OURS: SiT, "sit_rl, blocks compiled": compiled}
+    if installed("timm"):
+        makers["timm blocks"] = TimmSiT
+    providers = {name: (module, module) for name, make in makers.items() if (module := make(config))}
+    if installed("diffusers"):
+        providers["diffusers DiTTransformer2DModel"] = diffusers_model(config)
+    for name in ("timm", "diffusers"):
+        if not installed(name):
+            print(f"{name} is left out: it is not installed", flush=True)
+    return providers
 
 
 def bench_model(name: str, rounds: int, only: str | None) -> list[str]:
-    """Tables of the forward pass, and of forward and backward, or of one of them."""
+    """Tables of the forward pass and of forward and backward, or only of the pass `only`."""
     config, batch = MODELS[name]
     torch.manual_seed(0)
     x, t = torch.randn(batch, *config.image_shape, device=DEVICE), torch.rand(batch, device=DEVICE)
     y = torch.randint(config.num_classes, (batch,), device=DEVICE)
     providers = model_providers(config)
-    for module, _ in providers.values():  # zero-initialised layers would multiply zeros
+    for module, _ in providers.values():  # layers that start at zero would multiply zeros
         module.to(DEVICE)
         for p in module.parameters():
             p.data.normal_(0, 0.05)
@@ -132,7 +138,7 @@ def bench_model(name: str, rounds: int, only: str | None) -> list[str]:
 
 
 def bench_attention(name: str, rounds: int, only: str | None) -> list[str]:
-    """A table of the back ends that run here, forward and backward together."""
+    """A table of the back ends that run on this machine, forward and backward together."""
     shape = ATTENTION[name]
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     given = [torch.randn(shape, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(3)]
@@ -157,7 +163,7 @@ def bench_attention(name: str, rounds: int, only: str | None) -> list[str]:
 
 
 def alternate(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, taking turns; the first two rounds (compilation, new memory) do not count."""
+    """Median seconds of each call, in turns. The first two rounds (compilation, new memory) do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in tqdm(range(rounds + 2), desc="rounds", leave=False):
         for name, call in calls.items():
@@ -171,7 +177,7 @@ def alternate(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
 
 
 def table(heading: str, medians: dict[str, float]) -> str:
-    """Markdown: milliseconds, and the ratio to ours."""
+    """Markdown table: milliseconds and the ratio to ours."""
     lines = [f"\n**{heading}**\n", "| | ms | × ours |", "|---|---:|---:|"]
     lines += [f"| {name} | {1e3 * s:.2f} | {s / medians[OURS]:.2f} |" for name, s in medians.items()]
     return "\n".join(lines)
@@ -186,7 +192,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=PASSES, help="of the models' passes; default: both")
+    parser.add_argument("--only", choices=PASSES, help="pass of the models; default: both")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {arguments.threads} threads, {platform.machine()}, {arguments.rounds} rounds")

@@ -1,11 +1,11 @@
-"""What the swap engine costs beside the matrix products it cannot do without: alternating runs in one process.
+"""Time of the swap engine relative to the matrix products that it cannot avoid: alternating runs in one process.
 
     python -m bench.swap_ratios --rounds 15
-    python -m bench.swap_ratios --rounds 5 --rivals     other tools' routes beside it, half a minute a round
+    python -m bench.swap_ratios --rounds 5 --rivals     compares with other tools, half a minute per round
 
-A machine's speed moves from one second to the next, and a ratio of two times taken apart moves with it.  Every round
-runs each product right before the engine's call and notes their ratio; medians and quartiles of the ratios are printed.
-d = 2048, N = 5,000, B = 128, m = 50, float32, as in bench_swap.py.
+The speed of a machine changes within seconds, so two times from different moments give no exact ratio.  Every round
+therefore runs each product right before the engine's call and notes their ratio.  The command prints the medians and
+quartiles of the ratios.  d = 2048, N = 5,000, B = 128, m = 50, float32, as in bench_swap.py.
 """
 
 import time
@@ -17,20 +17,24 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from bench.bench_swap import (
-    SIZES,
-    Problem,
+from bench.bench_swap_calls import prepare_parts
+from bench.measuring import finished, installed
+from bench.swap_problem import SIZES, Problem
+from bench.swap_rivals import (
     by_rank_update,
     by_tool,
-    prepare_parts,
     pytorch_fid_distance,
     torch_fidelity_distance,
     torchmetrics_distance,
 )
-from bench.measuring import finished
 from fastfid import SwapEngine
 
 D, N, GRADIENT_CANDIDATES, INFLUENCE_CANDIDATES = 2048, 5000, 32, 32
+TOOLS = {
+    "torchmetrics": torchmetrics_distance,
+    "torch-fidelity": torch_fidelity_distance,
+    "pytorch-fid": pytorch_fid_distance,
+}
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -41,7 +45,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def product(rows: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
-    """[n, d]×[d, d] into memory of its own."""
+    """[n, d]×[d, d] into preallocated memory."""
     rows, basis = rows.reshape(-1, D).to(dtype), torch.randn(D, D, dtype=dtype, device=rows.device)
     out = torch.empty_like(rows)
     return lambda: torch.mm(rows, basis, out=out)
@@ -49,7 +53,7 @@ def product(rows: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Seconds of `call` over those of `floor`, times `scale`, after `before`, which is not timed."""
+    """Seconds of `call` divided by those of `floor`, times `scale`. `before` runs first and is not timed."""
 
     floor: Callable[[], object]
     call: Callable[[], object]
@@ -58,7 +62,7 @@ class Ratio:
 
 
 def ratios_of(p: Problem) -> dict[str, Ratio]:
-    """What is measured, by name."""
+    """Ratios of the engine to its lower bounds, by name."""
     few, rows = p.removed[:GRADIENT_CANDIDATES], p.added[:INFLUENCE_CANDIDATES].reshape(-1, D)
     added = p.added[:GRADIENT_CANDIDATES].clone().requires_grad_()
     projection, fresh = product(p.added, torch.float32), []
@@ -85,14 +89,16 @@ def ratios_of(p: Problem) -> dict[str, Ratio]:
 
 
 def rivals_of(p: Problem) -> dict[str, Ratio]:
-    """What a candidate costs by the routes that the engine replaces, in the engine's seconds for one of B."""
+    """Time of a candidate by the methods that the engine replaces, relative to the engine's time of one of B."""
     classical = "rank update, float64 eigvalsh"
     routes = {
         classical: by_rank_update(p),
-        "torchmetrics": by_tool(p, torchmetrics_distance),
-        "torch-fidelity": by_tool(p, torch_fidelity_distance),
-        "pytorch-fid": by_tool(p, pytorch_fid_distance),
     }
+    for name, distance in TOOLS.items():
+        if installed(name.replace("-", "_")):
+            routes[name] = by_tool(p, distance)
+        else:
+            print(f"{name} is left out: it is not installed")
     candidates = len(p.removed)
     ratios = {
         f"{name} / score, a candidate": Ratio(
@@ -100,16 +106,16 @@ def rivals_of(p: Problem) -> dict[str, Ratio]:
         )
         for name, route in routes.items()
     }
-    # what it would be if the engine were nothing but its projection
+    # the ratio if the engine were nothing but its projection
     ceiling = Ratio(product(p.added, torch.float32), lambda: routes[classical](0), scale=candidates)
     return ratios | {f"{classical} / projection alone, a candidate": ceiling}
 
 
 def main(rounds: int = 15, rivals: bool = False) -> None:
-    """Print the ratios of `rounds` alternating runs, of the engine to its floors or of rivals to the engine."""
+    """Prints the ratios of `rounds` alternating runs: of the engine to its lower bounds, or of rivals to the engine."""
     p = Problem(D, N, SIZES[D]["engine"])
     measured = rivals_of(p) if rivals else ratios_of(p)
-    for ratio in measured.values():  # pages, plans and threads that the first call of each makes
+    for ratio in measured.values():  # the first call of each makes pages, plans and threads
         ratio.before(), ratio.floor(), ratio.call()
     ratios: dict[str, list[float]] = {name: [] for name in measured}
     for _ in tqdm(range(rounds), unit="round"):

@@ -127,7 +127,7 @@ def test_what_is_worse_fails_under_the_tables_compilers_and_is_told_of_others(ke
     assert any(message in problem or f"{column} went from" in problem for problem in wrong)
     assert not notes
     wrong, notes = facts_table.check([good | {column: value, "compiler": "triton 99.0"}], kept)
-    assert not wrong and notes[0] == "triton 99.0 is not in the table, so nothing of it fails"
+    assert not wrong and notes[0] == "triton 99.0 is not in the table, so its facts cannot fail"
     assert any(message in note for note in notes)
 
 

@@ -1,53 +1,12 @@
-"""What stands beside the benchmarks' times: shares of the peak, and the report's table, CSV and figures."""
+"""The benchmarks' report: table, CSV and figures."""
 
 import csv
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
-import torch
 
-from bench import measuring, report
-
-
-class Benchmark(SimpleNamespace):
-    """pytest-benchmark's fixture after its rounds, as far as `record` looks at it; `median` None if disabled."""
-
-    def __init__(self, median):
-        stats = None if median is None else SimpleNamespace(stats=SimpleNamespace(median=median))
-        super().__init__(extra_info={}, stats=stats)
-
-
-@pytest.fixture
-def peaks(monkeypatch):
-    """1 GFLOP/s in float64 and 4 in float32."""
-    monkeypatch.setattr(measuring, "peak", {torch.float64: 1e9, torch.float32: 4e9}.get)
-
-
-def test_share_of_peak_is_the_time_at_peak(peaks):
-    """2 GFLOP of float64 take 2 s at their peak and 4 of float32 take 1 s: 3 of 6 seconds, whatever the candidates."""
-    benchmark = Benchmark(median=6.0)
-    measuring.record(benchmark, {torch.float64: 2e9, torch.float32: 4e9}, 12e9, candidates=3, error=0.5, unit="std")
-    found = benchmark.extra_info
-    assert (found["flops"], found["bytes"], found["gflops"]) == (6e9, 12e9, 1.0)
-    assert found["share_of_peak"] == pytest.approx(0.5, rel=1e-15)
-    assert found["peak"] == "dgemm and sgemm" and found["peak_gflops"] == {"dgemm": 1.0, "sgemm": 4.0}
-    assert (found["seconds_per_candidate"], found["error"], found["error_unit"]) == (2.0, 0.5, "std")
-
-
-def test_record_without_times_or_counts(peaks):
-    """--benchmark-disable leaves counts and no rates; what is not counted is left out."""
-    disabled, uncounted = Benchmark(median=None), Benchmark(median=2.0)
-    measuring.record(disabled, {torch.float32: 1e9}, 8)
-    assert disabled.extra_info.keys() == {"threads", "candidates", "flops", "bytes"}
-    measuring.record(uncounted)
-    assert uncounted.extra_info.keys() == {"threads", "candidates", "seconds_per_candidate"}
-
-
-def test_peak_is_a_speed():
-    """Of the order of a processor's: a product left out, or a time of something else, would be far outside."""
-    assert 1e8 < measuring.peak(torch.float32) < 1e15
+from bench import report
 
 
 def saved(name, median, file="bench/bench_swap.py", group="score 4 swaps of 50, d=128, N=5000", **extra):
