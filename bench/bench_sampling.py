@@ -1,9 +1,10 @@
-"""What sampling costs beside the model's own forward passes: `sit_rl.sample` with the embedded model, 20 ODE steps.
+"""Sampling next to the model's own forward passes: `sit_rl.sample` with the embedded model, 20 ODE steps.
 
-Each round is the whole command's work from noise to complete PNG files or one .npz, timed within: CPU seconds of every
-thread inside the model's forward, and of the process altogether. Both are of the same seconds, so a machine that slows
-down or a neighbour changes their ratio little. An image's 20 passes are 0.54 GFLOP (27 MFLOP each, counted); its noise
-is 784 normal draws, its file 0.5 KB.
+Each round does the work of the whole command, from noise to complete PNG files or one .npz.  It measures CPU seconds of
+all threads inside the model's forward, and CPU seconds of the process.  Both come from the same period, so a slow
+machine or another process changes their ratio little.  The 20 passes of an image take 0.54 GFLOP (27 MFLOP each,
+counted).  Its noise is 784 normal values, its file has 0.5 KB.  It runs on the CPU even if there is a GPU, because CPU
+seconds do not measure a GPU's work.
 
     pytest bench/bench_sampling.py --benchmark-only [--full]     prints overhead = whole / forward, target 1.15
 """
@@ -25,12 +26,12 @@ from sit_rl.sample import SampleConfig
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SAMPLER = SamplerConfig("ode", "adams", 20, power=1.5)
-ROUNDS = 3  # of which the median counts
+ROUNDS = 3  # the median counts
 
 
 @contextmanager
 def inside_the_model():
-    """A list that gets the CPU seconds of every forward pass, each of its own thread."""
+    """A list that receives the CPU seconds of every forward pass, measured in its own thread."""
     seconds, lock, forward = [], threading.Lock(), SiT.forward
 
     def timed(*arguments):

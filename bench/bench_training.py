@@ -1,12 +1,13 @@
-"""What a training step costs beside model, features and reward, and what a second one-thread rank adds.
+"""Overhead of a training step next to model, features and reward, and the gain of a second one-thread rank.
 
-Overhead: the default run's step on one thread, timed inside the model's forward and backward passes, the optimiser with
-the averages, the feature network and the reward; the rest is noise, solver arithmetic, decoding, losses, clipping,
-gathering, the log and the checkpoint. Of CPU time, of all threads, which a neighbour on the machine changes by
-percents; the background save counts.
+Overhead: the default run's step on one thread.  The benchmark measures CPU time of all threads inside the model's
+forward and backward passes, the optimiser with the averages, the feature network and the reward.  The remaining time is
+overhead: noise, solver arithmetic, decoding, losses, clipping, gathering, the log, and the checkpoint with its
+background save.  Other processes on the machine change CPU time by a few percent.  It runs on the CPU even if there is
+a GPU, because CPU seconds do not measure a GPU's work.
 
-Ranks: images a second of a training step, by its own metrics.jsonl, with one and with two one-thread ranks under
-torchrun (gloo), at the same global batch, taking turns.
+Ranks: images per second of a training step, from its own metrics.jsonl, with one and with two one-thread ranks under
+torchrun (gloo), at the same global batch, in turns.
 
     pytest bench/bench_training.py --benchmark-only -s [--full]   a quarter of the default's images; --full: all
 """
@@ -38,9 +39,9 @@ from sit_rl.training.loop import train
 from sit_rl.training.state import start
 
 ROOT = Path(__file__).parent.parent
-ROUNDS = 1  # of two steps with one rank and two with two
-STEPS = 3  # of a run, of which the first, with the reference set and new memory, does not count
-# What is timed: where the trainer calls it, and what it counts as.
+ROUNDS = 1  # one round has two steps with one rank and two steps with two ranks
+STEPS = 3  # of a run; the first makes the reference set and new memory and does not count
+# What is timed: owner and name of the function, and the part that it belongs to.
 PARTS = (
     (SiT, "forward", "model"), (torch.Tensor, "backward", "model"),
     (torch.optim.AdamW, "step", "optimiser"), (EMA, "update", "optimiser"),
@@ -55,7 +56,7 @@ SIZES = [pytest.param(SMALL, id="quarter"), pytest.param({}, id="whole", marks=p
 
 @contextmanager
 def tally():
-    """CPU seconds of this thread spent inside each of PARTS, as they add up."""
+    """CPU seconds of this thread inside each of PARTS, as a dict that grows."""
     seconds = defaultdict(float)
 
     def timed(original, name):
@@ -75,7 +76,7 @@ def tally():
 
 
 def shares(folder, changes):
-    """Shares of the CPU time of the steps after the first: each part's, and what is left as `outside`."""
+    """Shares of the CPU time of all steps but the first: one per part, and the remaining time as `outside`."""
     config = PRESETS["fashion"][1].changed(out=folder, evaluate_every=0, judge_features="none", **changes)
     config = resolve(config.changed(embedded_images=1_000))
     components = build_components(config, torch.device("cpu"), progress=False)
@@ -94,7 +95,7 @@ def shares(folder, changes):
 @pytest.mark.parametrize("changes", SIZES)
 def test_step_overhead(benchmark, tmp_path, capsys, changes):
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # else batches run side by side, in threads of their own
+    torch.set_num_threads(1)  # with more threads, batches run in parallel, each in its own thread
     benchmark.group = "a training step on one thread"
     try:
         found = benchmark.pedantic(shares, args=(tmp_path / "run", changes), rounds=1)
@@ -107,7 +108,7 @@ def test_step_overhead(benchmark, tmp_path, capsys, changes):
 
 
 def images_per_second(folder, ranks, changes):
-    """Of every step after the first, of a run of STEPS steps on one-thread ranks."""
+    """Images per second of every step but the first, of a run of STEPS steps on one-thread ranks."""
     config = PRESETS["fashion"][1].changed(**changes)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
     command = [
@@ -134,4 +135,4 @@ def test_two_ranks(benchmark, tmp_path, capsys, changes):
     one, two = (statistics.median(rates[ranks]) for ranks in (1, 2))
     benchmark.extra_info |= {"one": one, "two": two, "ratio": two / one}
     with capsys.disabled():
-        print(f"\nimages a second: one rank {one:.1f}, two {two:.1f}, ratio {two / one:.2f} (target {RANKS_TARGET})")
+        print(f"\nimages per second: one rank {one:.1f}, two {two:.1f}, ratio {two / one:.2f} (target {RANKS_TARGET})")

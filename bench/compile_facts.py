@@ -1,22 +1,22 @@
-"""What compilers make of the GPU kernels, with no GPU: registers, spills, shared memory, tensor-core instructions.
+"""Registers, spills, shared memory and tensor-core instructions of the compiled GPU kernels. Needs no GPU.
 
     python -m bench.compile_facts                      prints the facts of the installed compilers
-    python -m bench.compile_facts --check              also fails where they differ from the table
-    python -m bench.compile_facts --write              puts them into the table, unless something is worse than in it
-    python -m bench.compile_facts --write --accept     writes them all the same
-    python -m bench.compile_facts --quick              what the library launches by default; may go with --check
+    python -m bench.compile_facts --check              also fails if they differ from the table
+    python -m bench.compile_facts --write              writes them into the table, unless something is worse than in it
+    python -m bench.compile_facts --write --accept     writes them even then
+    python -m bench.compile_facts --quick              only what the library launches by default; also with --check
 
-Triton kernels are compiled ahead of time for A100 (sm_80), H100 (sm_90) and B200 (sm_100) with the configurations that
-their launchers use.  The tools in triton's own wheel read the machine code.  nvcc compiles the CUDA kernel where it is
-installed.  No GPU or driver is needed, and nothing here is a time.  A stack above 0 bytes means that registers spilled.
-Tensor-core instructions are counted in the machine code, not executions: HMMA (sm_80, and tf32 on all), HGMMA (sm_90),
-UTCHMMA (sm_100), DMMA (float64).
+Triton compiles its kernels ahead of time for A100 (sm_80), H100 (sm_90) and B200 (sm_100) with the configurations of
+their launchers.  Tools in triton's own wheel read the machine code.  If nvcc is installed, it compiles the CUDA kernel.
+Nothing here is a time.  A stack above 0 bytes means that registers spilled.  The counts of tensor-core instructions are
+counts in the machine code, not of executions: HMMA (sm_80, and tf32 everywhere), HGMMA (sm_90), UTCHMMA (sm_100), DMMA
+(float64).
 
-A fact belongs to its compiler: every version allocates registers differently.  The table holds the facts of each
-compiler that was tried.  A compiler of the table must give the table's facts.  For any other compiler `--check` says
-what is worse than under the table's compilers and does not fail: a user's compiler decides nothing.
+A fact belongs to its compiler, because every version allocates registers differently.  The table holds the facts of
+each compiler that was tried.  Such a compiler must give the facts of the table.  For any other compiler, `--check`
+prints what is worse than in the table and does not fail, so a user's compiler never decides whether the tests pass.
 
-The table is bench/results/compiler_facts.csv.  Its column `source` is a hash of kernel and configuration: it shows
+The table is bench/results/compiler_facts.csv.  Its column `source` is a hash of kernel and configuration.  It shows
 without a compiler whether the table is older than its kernels.  `checksum` shows whether a row was edited by hand.
 
 Legend: a case is one kernel with one configuration; a fact is one row of the table, a case on one capability by one
@@ -54,13 +54,13 @@ TRITON = f"triton {triton.__version__}"
 
 CAPABILITIES = (80, 90, 100)
 
-# Most shared memory a block may ask for, bytes: CUDA C++ Programming Guide, table "Technical specifications per compute
-# capability": 163 kB on 8.0, 227 kB on 9.0 and 10.0.
+# Most shared memory that a block may ask for, in bytes: 163 kB on 8.0, 227 kB on 9.0 and 10.0 (CUDA C++ Programming
+# Guide, table "Technical specifications per compute capability").
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
 
 class Case(NamedTuple):
-    """A Triton kernel as its launcher would call it: argument types by name, constants, warps and stages."""
+    """A Triton kernel as its launcher calls it: argument types by name, constants, warps and stages."""
 
     kernel: str
     config: str
@@ -126,7 +126,7 @@ def cases() -> list[Case]:
 
 
 def quick_cases() -> list[Case]:
-    """What the library launches by default for 50-swaps, every kernel among it; the widest of `swap_logdet`."""
+    """What the library launches by default for swaps of 50: every kernel, `swap_logdet` with its widest tile."""
     return [
         _swap_logdet(128, "tf32x3"),
         _moments("fp32", "tf32x3"),
@@ -140,7 +140,9 @@ def quick_cases() -> list[Case]:
 
 def triton_facts(case: Case, capability: int) -> list[dict]:
     """The row of `case` compiled for sm_`capability`; triton's own error if it does not compile."""
-    from triton.backends.compiler import GPUTarget  # here, so that a triton that moved them is one that cannot compile
+    from triton.backends.compiler import (
+        GPUTarget,
+    )  # here: if a version moved them, it counts as one that cannot compile
     from triton.compiler import ASTSource
 
     source = ASTSource(case.function, *_specialised(case))
@@ -164,24 +166,24 @@ def triton_facts(case: Case, capability: int) -> list[dict]:
 
 
 def _specialised(case: Case) -> tuple[dict, dict, dict]:
-    """Signature, constants and alignments of a case, as its launcher would find them for the benchmark's problem."""
+    """Signature, constants and alignments of a case, as in its launcher for the problem of the benchmark."""
     names = case.function.arg_names
     constants = {(names.index(name),): value for name, value in case.constants.items()}
-    # sizes and strides of the benchmark's problem are multiples of 16
+    # in that problem, sizes and strides are multiples of 16
     aligned = [n for n in names if n in case.pointers or n in ("r", "n", "d") or n.startswith("stride_")]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in case.constants}
     return {name: _type(case, name) for name in names}, constants, attributes
 
 
 def fingerprint(case: Case) -> str:
-    """Twelve hexadecimal digits of what a Triton row is made from: the kernel, what it may call, its configuration."""
+    """Twelve hexadecimal digits of a hash of a Triton row's kernel, what it may call, and its configuration."""
     parts = sorted(_sources(case.function.fn.__globals__))
     parts.append(repr((case.function.__name__, _specialised(case), case.warps, case.stages)))
     return facts_table.digits("\n".join(parts).encode())
 
 
 def _sources(names: dict, seen: frozenset = frozenset()) -> set[str]:
-    """Sources of the Triton functions among `names` and among those they see, and the constants they may read."""
+    """Sources of the Triton functions in `names` and in their modules, and the constants that they may read."""
     found = {f"{name} = {value.value!r}" for name, value in names.items() if isinstance(value, tl.constexpr)}
     for value in names.values():
         if isinstance(value, triton.JITFunction):
@@ -205,14 +207,14 @@ def _code(function) -> str:
 
 
 def cuda_fingerprint() -> str:
-    """The same of the CUDA rows: the files of csrc/cuda and nvcc's flags."""
+    """The same for the CUDA rows: a hash of the files of csrc/cuda and nvcc's flags."""
     return facts_table.digits(
         b"".join(path.read_bytes() for path in CUDA_SOURCES) + repr((CUDA_FLAGS, CUDA_CASES)).encode()
     )
 
 
 def _type(case: Case, name: str) -> str:
-    """Triton's name for the type of an argument; batch strides may pass 2³¹ and are int64."""
+    """Triton's name for the type of an argument. Batch strides may exceed 2³¹ and are int64."""
     if name in case.constants:
         return "constexpr"
     if name in case.pointers:
@@ -242,12 +244,12 @@ def _output(command) -> str:
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler, if there is one."""
+    """Path of the CUDA compiler; None if it is not installed."""
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def nvcc_release() -> str:
-    """The installed nvcc by its version."""
+    """The name "nvcc" with the installed version."""
     return "nvcc " + re.search(r"\bV([\d.]+)", _output([nvcc(), "--version"])).group(1)
 
 
@@ -283,9 +285,9 @@ def cuda_facts(capability: int) -> list[dict]:
 
 
 def all_facts(quick: bool = False) -> tuple[list[dict], dict[str, str]]:
-    """The whole table or its `quick` part, and what did not compile: compiler by sentence.
+    """All rows or the `quick` ones, and what did not compile: a dict from a sentence to its compiler.
 
-    Without nvcc the rows of the CUDA kernel are left out.
+    Without nvcc, there are no rows of the CUDA kernel.
     """
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET is set, so no kernel can be compiled; run this without it")
@@ -311,7 +313,7 @@ def _compilations(some: list[Case]) -> Iterator[tuple[str, str, Callable[[], lis
 
 
 def main() -> int:
-    """Command line; see the module's head."""
+    """Command line, described at the top of this file."""
     options = _options()
     table = facts_table.read_table() if facts_table.TABLE.exists() else {}
     rows, failures = all_facts(options.quick)
@@ -334,8 +336,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the facts into bench/results/compiler_facts.csv")
     parser.add_argument("--accept", action="store_true", help="write even what is worse")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where the facts differ from that file")
-    parser.add_argument("--quick", action="store_true", help="what the library launches by default")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the facts differ from that file")
+    parser.add_argument("--quick", action="store_true", help="only what the library launches by default")
     options = parser.parse_args()
     if options.write and options.quick:
         parser.error("--write keeps all cases of a compiler; leave --quick out")

@@ -24,6 +24,6 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    """The GPU's name, by which bench.report names its files."""
+    """Adds the GPU's name, which bench.report uses in file names."""
     if torch.cuda.is_available():
         machine_info["gpu"] = torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""The table of compiler facts: its columns, its file, and what a new fact means beside it."""
+"""The table of compiler facts: its columns, its file, and how a new fact compares with it."""
 
 import csv
 import hashlib
@@ -29,7 +29,7 @@ def key(row: dict) -> tuple[str, str, int, str]:
 
 
 def problems(row: dict) -> list[str]:
-    """What is wrong with a fact by itself."""
+    """Problems of a fact that need no comparison."""
     found = []
     if row["stack_bytes"]:
         found.append(f"spills {row['stack_bytes']} bytes")
@@ -43,13 +43,13 @@ def problems(row: dict) -> list[str]:
 
 
 def differences(row: dict, kept: dict) -> list[str]:
-    """Where a fact is not the `kept` one of the same compiler: nothing may have moved, in either direction."""
+    """Differences of a fact from the `kept` one of the same compiler, in either direction."""
     moved = [f"{c} went from {kept[c]} to {row[c]}" for c in COLUMNS if c != "checksum" and row[c] != kept[c]]
     return [f"{_title(row)}: {what}" for what in moved]
 
 
 def losses(row: dict, kept: dict) -> list[str]:
-    """Where a fact is worse than the `kept` one of its case, whatever the compilers."""
+    """What is worse in a fact than in the `kept` one of its case, which may be of another compiler."""
     rises = [c for c in ("registers", "shared_bytes") if row[c] > kept[c]]
     found = [f"{_title(row)}: {c} rose from {kept[c]} to {row[c]} ({row['compiler']})" for c in rises]
     lost = [name for name in TENSOR_INSTRUCTIONS if kept[name] and not row[name]]
@@ -57,7 +57,7 @@ def losses(row: dict, kept: dict) -> list[str]:
 
 
 def check(rows: list[dict], table: dict) -> tuple[list[str], list[str]]:
-    """(what is wrong with `rows` whose compiler is in the table, what is worse under other compilers)."""
+    """What is wrong in rows whose compiler is in the table, and what is worse in rows of other compilers."""
     known = {row["compiler"] for row in table.values()}
     wrong, notes = [], []
     for row in rows:
@@ -69,11 +69,11 @@ def check(rows: list[dict], table: dict) -> tuple[list[str], list[str]]:
             notes += problems(row)
             notes += [loss for kept in _nearest(row, table) for loss in losses(row, kept)]
     foreign = sorted({row["compiler"] for row in rows} - known)
-    return wrong, [f"{name} is not in the table, so nothing of it fails" for name in foreign] + notes
+    return wrong, [f"{name} is not in the table, so its facts cannot fail" for name in foreign] + notes
 
 
 def _nearest(row: dict, table: dict) -> list[dict]:
-    """The table's fact of the same case by the newest compiler of the same kind, if there is one."""
+    """The table's fact of the same case from the newest compiler, in a list that may be empty."""
     same = [kept for kept in table.values() if key(kept)[:3] == key(row)[:3]]
     return sorted(same, key=lambda kept: _version(kept["compiler"]))[-1:]
 
@@ -91,7 +91,7 @@ def replaced(table: dict, rows: list[dict]) -> dict:
 
 
 def worse(table: dict, rows: list[dict]) -> list[str]:
-    """What `replaced` would make worse: problems, rises under the same compiler, facts that would be missing."""
+    """What `replaced` would make worse: problems, losses with the same compiler, missing facts."""
     found = [problem for row in rows for problem in problems(row)]
     found += [loss for row in rows if key(row) in table for loss in losses(row, table[key(row)])]
     missing = table.keys() - replaced(table, rows).keys()

@@ -1,18 +1,19 @@
-"""Are Newton–Schulz matrix roots good enough for a reward?  The error of the FD change of swapped sets, by precision.
+"""Error of the FD change of swapped sets by Newton–Schulz matrix roots, by precision: is it small enough for a reward?
 
     python bench/newton_schulz_error.py [--candidates 16] [--out bench/results/newton_schulz_error.csv]
 
-A reference set of N samples is changed in 50 rows, anew for every candidate, and scored against real moments.  Features
-are normal in a random basis, with variances i^-power (Inception's fall about as 1/i).  For every candidate the exact
-trace T = tr √M (float64 eigenvalues) and the iteration's T̃ after 6…30 steps; base is the reference set itself.
+Every candidate replaces 50 rows of a reference set of N samples and is scored against real moments.  Features are
+normal in a random basis, with variances i^-power (Inception's fall about as 1/i).  For every candidate the script
+computes the exact trace T = tr √M (float64 eigenvalues) and the iteration's T̃ after 6…30 steps.  `base` is the
+reference set itself.
 
 All errors are root mean squares over the candidates, in units of the standard deviation of their exact FD changes:
-  error             −2 (T̃ − T): the iteration's trace in place of the exact one
-  error_subtracted  −2 ((T̃ − T̃_base) − (T − T_base)): the same arithmetic's error on the base set taken off
-  noise             standard deviation of `error`, what no constant subtracted from all candidates can remove
-corrected tells whether ½ tr(Z (M − Y²)) was added, one product in float32
+  error             −2 (T̃ − T): the iteration's trace instead of the exact one
+  error_subtracted  −2 ((T̃ − T̃_base) − (T − T_base)): the error on the base set is subtracted
+  noise             standard deviation of `error`: no constant that is subtracted from all candidates can remove it
+`corrected` is 1 if ½ tr(Z (M − Y²)) was added, which takes one product in float32
 ("Correction" in fastfid/linalg/iterative_roots.py).
-The iteration's operands are rounded to the precision's mantissa and their products summed in float32, on any device.
+On every device, the iteration rounds its operands to the mantissa of the precision and sums products in float32.
 """
 
 import argparse
@@ -39,13 +40,13 @@ SETTINGS = [(256, 1000, 1.0), (256, 2500, 1.0), (256, 2500, 2.0), (512, 2500, 1.
 PRECISIONS = ("float32", "tf32", "bfloat16")
 POLYNOMIALS = {"newton_schulz": newton_schulz, "polar_express": polar_express}
 ITERATIONS = range(6, 31)
-GOOD_ENOUGH = 0.05  # of the spread: a correlation of 0.999 with the exact reward
+GOOD_ENOUGH = 0.05  # of the spread; gives a correlation of 0.999 with the exact reward
 KEY = ["d", "n", "power", "precision", "method", "corrected"]
 FIELDS = [*KEY, "iterations", "error", "error_subtracted", "noise", "residual"]
 
 
 def samples(n: int, basis: torch.Tensor, power: float, shift: float, seed: int) -> torch.Tensor:
-    """n normal rows with variances i^-power·(1 + shift cos i)² in `basis` [d, d], about the mean 0.02·shift."""
+    """n normal rows with variances i^-power·(1 + shift cos i)² in `basis` [d, d] and the mean 0.02·shift."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.arange(1, len(basis) + 1, dtype=torch.float64)
     scale = index ** (-power / 2) * (1 + shift * torch.cos(index))
@@ -54,7 +55,7 @@ def samples(n: int, basis: torch.Tensor, power: float, shift: float, seed: int) 
 
 
 def changed_sets(reference: torch.Tensor, added: torch.Tensor, seed: int) -> list[FeatureMoments]:
-    """Moments of the reference set [N, d] and of each candidate: 50 random rows replaced by added [B, 50, d]."""
+    """Moments of the reference set [N, d] and of each candidate: added [B, 50, d] replaces 50 random rows."""
     generator = torch.Generator().manual_seed(seed)
     sets = [FeatureMoments.from_features(reference)]
     for rows in added:
@@ -64,7 +65,7 @@ def changed_sets(reference: torch.Tensor, added: torch.Tensor, seed: int) -> lis
 
 
 def exact_changes(real: FeatureMoments, sets: list[FeatureMoments], roots: torch.Tensor) -> torch.Tensor:
-    """FD of each candidate less that of the base set, sets[0], from the traces of roots [1 + B]."""
+    """FD of each candidate minus that of the base set, sets[0]. `roots` [1 + B] holds the traces of the roots."""
     fds = torch.stack([(real.mean - s.mean).square().sum() + torch.trace(s.cov) for s in sets]) - 2 * roots
     return fds[1:] - fds[0]
 
@@ -92,14 +93,14 @@ def rows_of(d: int, n: int, power: float, candidates: int):
 
 
 def measured_errors(errors: torch.Tensor) -> dict[str, str]:
-    """The three measures of this file's docstring for errors [1 + B] of the base set and the candidates."""
+    """The three measures described above, for errors [1 + B] of the base set and the candidates."""
     base, errors = errors[0], errors[1:]
     measures = errors.square().mean().sqrt(), (errors - base).square().mean().sqrt(), errors.std()
     return {name: f"{m.item():.3g}" for name, m in zip(("error", "error_subtracted", "noise"), measures, strict=True)}
 
 
 def verdict(rows: list[dict]) -> None:
-    """In words, for every precision, method and correction: in how many settings it is good enough, and from where."""
+    """Prints, for every precision, method and correction, from how many steps on it is good enough in all settings."""
     print(f"\nGood enough for a reward: error below {GOOD_ENOUGH:.0%} of the candidates' spread, in the worst setting.")
     print(f"{'precision':9} {'method':13} {'corrected':9}  {'base set kept':28}  base set subtracted")
     for precision, method, corrected in itertools.product(PRECISIONS, POLYNOMIALS, (0, 1)):
@@ -109,7 +110,7 @@ def verdict(rows: list[dict]) -> None:
 
 
 def worst_of_settings(rows: list[dict], name: str) -> str:
-    """From how many steps on the largest error of all settings stays good enough, and its lowest value."""
+    """The number of steps from which the largest error of all settings stays good enough, and its lowest value."""
     worst = {step: max(not_a_number_last(r[name]) for r in rows if r["iterations"] == step) for step in ITERATIONS}
     best = min(worst, key=worst.get)
     bad = [step for step in ITERATIONS if worst[step] >= GOOD_ENOUGH]
@@ -119,14 +120,14 @@ def worst_of_settings(rows: list[dict], name: str) -> str:
 
 
 def not_a_number_last(text: str) -> float:
-    """The number, infinity for one that is not."""
+    """The number, or infinity for NaN."""
     number = float(text)
     return number if number == number else float("inf")
 
 
 @torch.no_grad()
 def main() -> None:
-    """Write the CSV, then say in words what it shows."""
+    """Writes the CSV, then prints what it shows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "newton_schulz_error.csv")

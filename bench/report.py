@@ -1,12 +1,12 @@
 """Turns saved benchmarks into a table and two plots.
 
     pytest bench/ --benchmark-only --benchmark-json=all.json
-    pytest bench/bench_swap.py --full --benchmark-only --benchmark-json=swap.json     larger B and N
-    python -m bench.report all.json swap.json --device "2 cores of a Xeon at 2.5 GHz"
+    pytest bench/bench_swap_growth.py --full --benchmark-only --benchmark-json=growth.json     larger B and N
+    python -m bench.report all.json growth.json --device "2 cores of a Xeon at 2.5 GHz"
 
-Writes bench/results/<device>-benchmarks.csv and .md, with a row a benchmark, whatever files and groups were run, and
-two figures of bench_swap.py: seconds a candidate by route, and growth with the number of candidates B and of reference
-samples N.  bench/measuring.py tells what the columns are.
+Writes bench/results/<device>-benchmarks.csv and .md, with one row per benchmark for all files and groups that were run,
+and two figures of the swap benchmarks: seconds per candidate by method, and growth with the number of candidates B and
+of reference samples N.  bench/measuring.py explains the columns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FROM_EXTRA = ("candidates", "flops", "bytes", "gflops", "share_of_peak", "peak",
 
 
 def rows_of(saved: dict) -> list[dict]:
-    """One record a benchmark: file, group, name, median seconds, seconds for each candidate, and FROM_EXTRA or None."""
+    """One record per benchmark: file, group, name, median seconds, seconds per candidate, and FROM_EXTRA or None."""
     rows = []
     for b in saved["benchmarks"]:
         extra = b["extra_info"]
@@ -52,7 +52,7 @@ def rows_of(saved: dict) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown, a heading a file and a table a group; a row's numbers are those of one candidate."""
+    """Markdown with one heading per file and one table per group. The numbers of a row are those of one candidate."""
     lines = []
     for file in dict.fromkeys(row["file"] for row in rows):
         lines.append(f"\n## {file}")
@@ -65,7 +65,8 @@ def table(rows: list[dict]) -> str:
 def group_table(group: str, rows: list[dict]) -> list[str]:
     """Lines of one group, the fastest first.
 
-    `× ours` is the ratio to the group's first benchmark, which is ours, unless all are the same with other parameters.
+    `× ours` is the ratio to the first benchmark of the group, which is ours. It is empty if all rows are one benchmark
+    with different parameters.
     """
     ours = rows[0]["each"] if len({row["name"] for row in rows}) > 1 else None
     units = " or ".join(dict.fromkeys(row["error_unit"] for row in rows if row["error_unit"]))
@@ -78,7 +79,7 @@ def group_table(group: str, rows: list[dict]) -> list[str]:
 
 
 def cells(row: dict, ours: float | None) -> list[str]:
-    """One row of a group's table, empty where nothing was counted."""
+    """One row of a group's table. A cell is empty if nothing was counted."""
 
     def shown(value, text):
         return "" if value is None else text.format(value)
@@ -98,19 +99,19 @@ def cells(row: dict, ours: float | None) -> list[str]:
 
 
 def ratio(value: float) -> str:
-    """Three digits or so, without an exponent."""
+    """About three digits, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
 def distinct(row: dict) -> str:
-    """The parameter, unless the group's name holds its numbers."""
+    """The parameter, or an empty string if the name of the group contains its numbers."""
     numbers = row["parameter"].split("-")
     told = set(numbers) <= set(re.findall(r"\d+", row["group"]))
     return "" if told else row["parameter"]
 
 
 def peaks(rows: list[dict]) -> str:
-    """The median speeds that shares are of, with the most threads that ran."""
+    """The median peak speeds, measured with the largest number of threads."""
     most = max(row["extra"].get("threads", 1) for row in rows)
     speeds = defaultdict(list)
     for row in rows:
@@ -121,18 +122,19 @@ def peaks(rows: list[dict]) -> str:
 
 
 def heading(rows: list[dict], device: str) -> str:
-    """What stands above the table."""
+    """The text above the table."""
     threads = max(row["extra"].get("threads", 1) for row in rows)
     return (
-        f"Measured on {device}, {threads} threads; medians.  Square products beside them: {peaks(rows)};\n"
-        "a share of peak is of those right after its own benchmark.  Flops and bytes are counted by hand\n"
-        "(bench/measuring.py): flops of the algorithm as it runs, least traffic.  Errors are from float64.\n"
-        "A row's numbers are those of one candidate; `of`: candidates a call.\n\n"
+        f"Measured on {device}, {threads} threads; medians.  Speed of square products: {peaks(rows)}.\n"
+        "A share of peak is relative to the square products measured right after the benchmark.  Flops and\n"
+        "bytes are counted by hand (bench/measuring.py): flops of the algorithm as it runs, least traffic.\n"
+        "Errors are relative to float64.  The numbers of a row are those of one candidate; `of` is the number\n"
+        "of candidates per call.\n\n"
     )
 
 
 def write_csv(rows: list[dict], path: Path) -> None:
-    """The rows with their numbers unrounded and those of the whole call; other extra information stays in the JSON."""
+    """The rows with unrounded numbers of the whole call. Other extra information stays in the JSON."""
     columns = [name for name in rows[0] if name != "extra"]
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
@@ -141,7 +143,7 @@ def write_csv(rows: list[dict], path: Path) -> None:
 
 
 def plot_routes(rows: list[dict], path: Path) -> None:
-    """Seconds a candidate of every route, logarithmic, a panel for each d."""
+    """Seconds per candidate of every method on a logarithmic axis, one panel per d."""
     groups = {m.group(1): row["group"] for row in rows if (m := SCORE.match(row["group"]))}
     figure, panels = plt.subplots(1, len(groups), figsize=(6 * len(groups), 3.4), squeeze=False)
     for axis, (dim, group) in zip(panels[0], groups.items(), strict=True):
@@ -149,14 +151,14 @@ def plot_routes(rows: list[dict], path: Path) -> None:
         colours = ["tab:orange" if r["name"].startswith(ENGINE) else "tab:gray" for r in members]
         bars = axis.barh([r["name"] for r in members], [r["each"] for r in members], color=colours)
         axis.bar_label(bars, [f" {r['each']:.2g} s" for r in members], fontsize=8)
-        axis.set(xscale="log", xlabel="seconds a candidate", title=f"one swap of 50 in 5,000, d = {dim}")
+        axis.set(xscale="log", xlabel="seconds per candidate", title=f"one swap of 50 in 5,000, d = {dim}")
         axis.margins(x=0.25)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
 
 def plot_growth(rows: list[dict], path: Path) -> None:
-    """Seconds of a call against B, and against N."""
+    """Seconds of a call against B and against N."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
     against_b = sorted((r["candidates"], r["seconds"]) for r in rows if r["group"].startswith("seconds against B"))
     against_n = sorted((r["extra"]["N"], r["seconds"]) for r in rows if "N" in r["extra"])
@@ -173,7 +175,7 @@ def plot_growth(rows: list[dict], path: Path) -> None:
 
 
 def merged(runs: list[dict]) -> dict:
-    """Saved runs of one machine as one: each benchmark from the last run that has it, in order of first appearance."""
+    """Saved runs of one machine in one: each benchmark from the last run that has it, in order of first appearance."""
     benchmarks = {b["fullname"]: b for run in runs for b in run["benchmarks"]}
     return runs[0] | {"benchmarks": list(benchmarks.values())}
 
@@ -182,9 +184,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "json", type=Path, nargs="+", help="written by --benchmark-json; a benchmark in several is taken from the last"
+        "json",
+        type=Path,
+        nargs="+",
+        help="written by --benchmark-json; of several runs of a benchmark, the last counts",
     )
-    parser.add_argument("--device", help="what it ran on; default: the GPU's or processor's name in the file")
+    parser.add_argument("--device", help="name of the machine; default: the GPU's or processor's name in the file")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder; default: bench/results")
     arguments = parser.parse_args()
     saved = merged([json.loads(path.read_text()) for path in arguments.json])

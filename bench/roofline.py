@@ -3,17 +3,17 @@
     python -m bench.roofline             prints the table
     python -m bench.roofline --write     writes bench/results/roofline.csv
 
-For every phase of scoring B candidates, with the kernels' own tiles and padding,
+For every phase of scoring B candidates, with the tiles and the padding of the kernels,
 
-    time ≥ max(flops / peak of the unit that does them, bytes / memory bandwidth),
+    time ≥ max(flops / peak of the unit that computes them, bytes / memory bandwidth).
 
-as if units and memory were always busy and nothing but these counts took time: a bound to hold measurements against, no
-prediction.  The factor phase above all, a chain of k dependent steps, will stay far from it.
+This assumes that units and memory are always busy and that nothing else takes time.  It is a lower bound for
+measurements, not a prediction.  The factor phase is a chain of k dependent steps and will stay far above it.
 
-    projection   W_a = Y_a P, [B·m, d] × [d, r]          tf32x3: three tensor-core products for one of float32
+    projection   W_a = Y_a P, [B·m, d] × [d, r]          tf32x3: three tensor-core products for one float32 product
     gram         B·Q tiles G += S_p S_pᵀ, K² each        tf32x3; W is read once from memory and Q times from cache
-    factor       B·Q eliminations of k columns           float32 units: 3 K² a column, mask and sum, then multiply-add
-    moments      scatter of N rows, lower tiles          tf32x3; once a reference, not once a score
+    factor       B·Q eliminations of k columns           float32 units: 3 K² per column, mask and sum, then multiply-add
+    moments      scatter of N rows, lower tiles          tf32x3; once per reference, not once per score
 
 Legend: B candidates, m rows removed and added each, k = 2m, K tile ≥ k, d features, r = d rank, Q nodes, N reference
 rows.
@@ -30,8 +30,8 @@ TABLE = Path(__file__).resolve().parent / "results" / "roofline.csv"
 COLUMNS = ("device", "nodes", "phase", "unit", "gflop", "megabytes", "milliseconds", "bound_by", "status")
 STATUS = "computed, not measured"
 
-# The problem of the project's benchmark: candidates, rows a swap, features, reference rows; and the node counts of the
-# default tolerance and of a finer one.
+# The problem of the project's benchmark: candidates, rows per swap, features, reference rows.  NODES: numbers of nodes
+# for the default tolerance and for a finer one.
 B, M, D, N = 128, 50, 2048, 5000
 NODES = (12, 16)
 
@@ -42,7 +42,7 @@ FLOAT32, FLOAT64 = 4, 8  # bytes
 
 
 class Device(NamedTuple):
-    """Published dense peaks: float32 and tf32 tensor-core flops a second, memory bytes a second."""
+    """Published dense peaks: flops per second in float32 and on tf32 tensor cores, and memory bytes per second."""
 
     name: str
     float32: float
@@ -61,7 +61,7 @@ DEVICES = (
 
 
 class Phase(NamedTuple):
-    """Work of one phase: the unit, flops executed on it, bytes moved to and from memory at least."""
+    """Work of one phase: the unit, the flops that it executes, and the least bytes moved to and from memory."""
 
     name: str
     unit: str
@@ -84,14 +84,14 @@ def phases(nodes: int) -> list[Phase]:
 
 
 def bound(device: Device, phase: Phase) -> tuple[float, str]:
-    """Least seconds of a phase on a device, and what sets them: "arithmetic" or "memory"."""
+    """Least seconds of a phase on a device, and what limits it: "arithmetic" or "memory"."""
     peak = device.tf32 if phase.unit == "tf32x3" else device.float32
     arithmetic, memory = phase.flops / peak, phase.bytes / device.bandwidth
     return max(arithmetic, memory), "arithmetic" if arithmetic >= memory else "memory"
 
 
 def table() -> list[dict]:
-    """One row for each device, node count and phase, and the sum of a score's three phases."""
+    """One row per device, number of nodes and phase, and one for the sum of a score's three phases."""
     rows = []
     for device in DEVICES:
         for nodes in NODES:
@@ -118,7 +118,7 @@ def _row(device: Device, nodes: int, phase: Phase, seconds: float, bound_by: str
 
 
 def main() -> None:
-    """Command line; see the module's head."""
+    """Command line, described at the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"write {os.path.join('bench', 'results', TABLE.name)}")
     options = parser.parse_args()

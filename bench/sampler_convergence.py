@@ -1,11 +1,12 @@
-"""Held-out FD of the base model against the number of sampler steps: where has it converged?
+"""FD of the base model on held-out images against the number of sampler steps: where has the sampler converged?
 
     python bench/sampler_convergence.py [--images 2000] > bench/results/sampler_convergence.csv
 
-All rows start from the same noise and labels. The SDE's rows follow the same Brownian paths as well: a coarse step's
-noise is the sum of the fine ones' inside it, so that rows differ by their grids alone. (Two independent sets of paths
-differ by far more: the FD of 1,000 images moves by about a tenth.) `relative` is the distance from the finest grid.
-The last two ODE rows are Heun's with uniform steps, which follow the ODE to t = 1 itself.
+All rows start from the same noise and labels.  The SDE's rows also follow the same Brownian paths: the noise of a
+coarse step is the sum of the noise of the fine steps inside it.  So rows differ only by their time grids.  Two
+independent sets of paths differ by much more: the FD of 1,000 images changes by about a tenth.  `relative` is the
+difference from the finest grid.  The last two ODE rows use Heun's method with uniform steps, which
+follows the ODE up to t = 1.
 """
 
 import argparse
@@ -25,14 +26,15 @@ from sit_rl.sampling.sampler_config import SamplerConfig, time_grid
 from sit_rl.sampling.solvers import sample, sigma_variance
 from sit_rl.training.held_out import distance
 
-# Finest first. The SDE's counts of noisy steps (one less than steps) divide the finest's, so that paths can be shared.
+# Finest first. For the SDE, the number of noisy steps (steps − 1) of a coarse row divides that of the finest row, so
+# all rows can share paths.
 ODE_STEPS, SDE_STEPS = (45, 16, 12, 8), (118, 40, 14)
 HEUN_STEPS = (16, 32)
 BATCH = 100
 
 
 def path_noise(fine: torch.Tensor, sampler: SamplerConfig, finest: SamplerConfig):
-    """Standard normal noise of a coarse step from that of the fine steps [n, steps, ...] it covers."""
+    """A function from a coarse step to its standard normal noise: the sum over the `fine` [n, steps, ...] inside it."""
     grids = [time_grid(c)[:-1] for c in (sampler, finest)]
     ratio = (len(grids[1]) - 1) // (len(grids[0]) - 1)
 
@@ -46,7 +48,7 @@ def path_noise(fine: torch.Tensor, sampler: SamplerConfig, finest: SamplerConfig
 
 @torch.no_grad()
 def main() -> None:
-    """One CSV line per sampler and step count."""
+    """Prints one CSV line per sampler and number of steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, help="default: the embedded base model")
     parser.add_argument("--images", type=int, default=2_000)
