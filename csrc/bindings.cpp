@@ -68,7 +68,7 @@ fastfid::ChangedRows<T> changed_rows(const py::array& reference, const py::array
             shifts[0], shifts[1], shifts[2]};
 }
 
-// WeightPlan's arrays in the order of fastfid/linalg/quadrature.py.
+// WeightPlan's arrays in the order of fastfid/linalg/weight_plan.py.
 template <class T>
 fastfid::WeightPlan<T> weight_plan(const py::tuple& plan, int64_t rank) {
     require(plan.size() == 7, "plan must be (bounds, terms, functions, group_ends, group_terms, mixes, coefficients)");
@@ -291,7 +291,7 @@ PYBIND11_MODULE(_C, m) {
           py::arg("plan"), py::arg("slack"), py::arg("threads"), py::arg("isa") = "",
           "log|det(J + G)| of B candidates at Q nodes.\n\n"
           "reference [N, r] and added_rows [B, m_a, r] float32 or float64; index [B, m_r] int64; shifts (α, β, γ) of equation 2;\n"
-          "plan as fastfid.linalg.quadrature.weight_plan makes it.\n"
+          "plan as fastfid.linalg.weight_plan.weight_plan makes it.\n"
           "Returns (logdets [B, Q] float64, the smallest eigenvalue of I − G_rr at the first node [B] estimated from above, first\n"
           "candidate with a wrong-signed pivot or -1, that pivot).");
     m.def("swap_gradient", &swap_gradient, py::arg("reference"), py::arg("index"), py::arg("added_rows"), py::arg("shifts"),

@@ -20,7 +20,7 @@ struct ChangedRows {
 
 // The node weights 1/(λ_p + τ_q²), a slice of positions p at a time, as combinations of a few functions, in two steps:
 //   Σ_m coefficient[m, q] Σ_n mix[n, m]·function[n, p],   n over functions of the slice, m over those of its group of slices
-// (fastfid/linalg/quadrature.py, WeightPlan): a Gram matrix per function instead of one per node.
+// (fastfid/linalg/weight_plan.py): a Gram matrix per function instead of one per node.
 template <class T>
 struct WeightPlan {
     int64_t nodes, slices, groups;

@@ -58,7 +58,8 @@ from fastfid import triton_kernels
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.real_side import RealFactor, named_tensor
 from fastfid.linalg.iterative_roots import MATRICES_PER_PAIR, root_function
-from fastfid.linalg.quadrature import error_bound, node_count, sqrt_nodes, weight_plan
+from fastfid.linalg.quadrature import error_bound, node_count, sqrt_nodes
+from fastfid.linalg.weight_plan import weight_plan
 from fastfid.runtime.devices import full_float32
 
 METHODS = ("logdet", "eigh", "newton_schulz", "polar_express")
@@ -757,7 +758,7 @@ class Nodes:
         self._weights: dict = {}
 
     def plan(self, dtype: np.dtype):
-        """`quadrature.weight_plan` in NumPy's `dtype` for the extension's slices."""
+        """`weight_plan` in NumPy's `dtype` for the extension's slices."""
         if dtype not in self._plans:
             most = backends.extension()
             self._plans[dtype] = weight_plan(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastfid import _C, triton_kernels
-from fastfid.linalg.quadrature import weight_plan
+from fastfid.linalg.weight_plan import weight_plan
 from tests.support import oracles
 
 ROOT = Path(__file__).resolve().parents[2]
