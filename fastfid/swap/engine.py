@@ -61,8 +61,18 @@ from fastfid.linalg.iterative_roots import MATRICES_PER_PAIR, root_function
 from fastfid.linalg.quadrature import error_bound, node_count, sqrt_nodes
 from fastfid.linalg.weight_plan import weight_plan
 from fastfid.runtime.devices import full_float32
-
-METHODS = ("logdet", "eigh", "newton_schulz", "polar_express")
+from fastfid.swap.checks import (
+    DEFAULT_TOL,
+    LEVERAGE_SLACK,
+    check_device,
+    check_finite_added,
+    check_leverage,
+    check_options,
+    check_rows,
+    checked_swap,
+    raise_inconsistent,
+    row_indices,
+)
 
 # Λ counts as singular below this share of λ_max: a symmetric eigensolver's absolute error, some 1e-16·λ_max, would then
 # exceed 1e-5 of the eigenvalue.  Such references get a singular value decomposition and float64 throughout.
@@ -82,14 +92,6 @@ RESOLVED = 1 / 20
 # A removal must leave this much more than the nodes' range assumes.  Chosen: inverse iteration sees the smallest
 # eigenvalue of I − G_rr from above, where it stands apart to a few per cent.
 REMAINING_MARGIN = 1.2
-
-# A removed row's leverage w(Λ+τ²)⁻¹wᵀ is below 1 in exact arithmetic.  Chosen: rounding a float32 sum of 2048 products
-# can add 2048·6e-8 = 1.2e-4, and a row foreign to the reference that stays within 1e-3 of it cannot be told from one.
-LEVERAGE_SLACK = 1e-3
-
-
-# Chosen so that the error stays below 1e-4 (float32) and 1e-7 (float64) of the standard deviation over candidates.
-DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-10}
 
 # Relative error of a weight plan in units of tol.  Measured at d = 128 to 1,024, N = 1,500 … 5,000, tol = 2e-6: the
 # error of a change, 1.5e-5 to 7e-5 of the candidates' standard deviation, stays what it is up to 100; at 300 some are
@@ -154,7 +156,7 @@ class SwapEngine:
         workspace: int = DEFAULT_WORKSPACE,
     ):
         tol = DEFAULT_TOL.get(dtype) if tol is None else tol
-        _check_options(tol, dtype, method, workspace)
+        check_options(tol, dtype, method, workspace)
         reference = named_tensor(reference_features, "reference_features").detach()
         self.tol, self.dtype, self.method, self.workspace = tol, dtype, method, workspace
         self.requested_backend = backend
@@ -169,7 +171,7 @@ class SwapEngine:
         self._last = {"nodes": 0, "lo": math.nan, "hi": math.nan, "shift": 0.0, "recomputed": 0, "clipped": 0}
         self._buffers: dict[str, torch.Tensor] = {}
         self._turn = threading.RLock()  # buffers and report are the engine's: calls from several threads take turns
-        _check_rows(reference, "reference_features", self.real.dim)
+        check_rows(reference, "reference_features", self.real.dim)
         self._prepare(reference.clone())
 
     # ---------------------------------------------------------------------------------------------- public interface
@@ -201,7 +203,7 @@ class SwapEngine:
 
         Neighbours of the batch that remove the same rows in the same order share what these cost (backend "cpp").
         """
-        removed, added = self._check_swap(removed, added)
+        removed, added = checked_swap(removed, added, self._reference)
         needs_grad = added.requires_grad and torch.is_grad_enabled()
         step = self._candidates_per_chunk(len(removed), removed.shape[1], added.shape[1], needs_grad)
         with self._turn, torch.set_grad_enabled(needs_grad), full_float32(added.device):
@@ -219,7 +221,7 @@ class SwapEngine:
         At k = 2 the determinant is (1 + g_aa)(1 − g_rr) + g_ar², and each g is a product of rows times the node
         weights: one [n, r]×[r, Q] multiplication a product, next to nothing beside the projection.
         """
-        removed, added = self._as_removed(removed), named_tensor(added, "added")
+        removed, added = row_indices(removed), named_tensor(added, "added")
         if added.shape[:-1] != removed.shape or added.ndim < 1:
             raise ValueError(
                 f"added must have shape [..., d] for removed [...], got {tuple(added.shape)} for {tuple(removed.shape)}"
@@ -240,8 +242,8 @@ class SwapEngine:
         A lost direction has no derivative: there √s stands for √λ_i.
         """
         features = named_tensor(features, "features")
-        _check_rows(features, "features", self.real.dim, at_least=0)
-        self._check_device(features, "features")
+        check_rows(features, "features", self.real.dim, at_least=0)
+        check_device(features, "features", self._reference.device)
         shift = 0.0 if self._resolved else SHIFT
         curvature = (self.count - 1) * math.sqrt(self._scale) * (self._spectrum + shift).rsqrt()
         nothing = torch.empty((1, 0), dtype=torch.int64, device=features.device)
@@ -263,15 +265,15 @@ class SwapEngine:
 
         Added rows take the places of the removed ones in order; surplus rows are appended, surplus places closed up.
         """
-        removed, added = self._as_removed(removed), named_tensor(added, "added")
+        removed, added = row_indices(removed), named_tensor(added, "added")
         if removed.ndim != 1 or added.ndim != 2:
             raise ValueError(
                 "replace takes one swap, removed [m_r] and added [m_a, d], "
                 f"got {tuple(removed.shape)} and {tuple(added.shape)}; commit candidates one after the other"
             )
-        removed, added = self._check_swap(removed[None], added[None])
+        removed, added = checked_swap(removed[None], added[None], self._reference)
         removed, added = removed[0], added[0].to(self._reference.dtype)
-        _check_rows(added, "added", self.real.dim, at_least=0)
+        check_rows(added, "added", self.real.dim, at_least=0)
         both = min(len(removed), len(added))
         rows = self._reference.clone()
         rows[removed[:both]] = added[:both]
@@ -383,35 +385,37 @@ class SwapEngine:
 
     # -------------------------------------------------------------------------------------------------------- change
 
-    def _change_chunk(self, removed, added, needs_grad: bool, names: Sequence[int]) -> torch.Tensor:
+    def _change_chunk(self, removed, added, needs_grad: bool, candidate_ids: Sequence[int]) -> torch.Tensor:
         """Equation 4 for candidates that fit the workspace: removed [b, m_r], added [b, m_a, d] → [b] float64."""
         m_r, m_a = removed.shape[1], added.shape[1]
         singular = self._is_singular(m_r)
         if needs_grad and self._fused_gradient(m_r, m_a):
-            change, remaining = _Change.apply(added, self, removed, names)
+            change, remaining = _Change.apply(added, self, removed, candidate_ids)
         else:
-            change, remaining = self._change_once(removed, added, needs_grad, names, singular)
+            change, remaining = self._change_once(removed, added, needs_grad, candidate_ids, singular)
         if remaining is None:
             return change
         rare = (~(remaining >= self._least_remaining(singular)) | change.detach().isnan()).nonzero()[:, 0]
-        return self._recomputed(change, rare, removed, added, needs_grad, names) if len(rare) else change
+        return self._recomputed(change, rare, removed, added, needs_grad, candidate_ids) if len(rare) else change
 
-    def _change_once(self, removed, added, needs_grad: bool, names: Sequence[int], singular: bool, pivoted=False):
+    def _change_once(
+        self, removed, added, needs_grad: bool, candidate_ids: Sequence[int], singular: bool, pivoted=False
+    ):
         """Equation 4 [b] and, where known, the smallest eigenvalue of I − G_rr at the first node [b], or None."""
         with self._phase("project"):
             centre = self._centre_cpp if self._fused(needs_grad) else self._centre_torch
-            centred, moments = centre(removed, added, torch.float64 if singular else self.dtype, names)
+            centred, moments = centre(removed, added, torch.float64 if singular else self.dtype, candidate_ids)
             rows = self._changed_rows(removed, self._project(centred, needs_grad))
         with self._phase("logdet"):
-            trace_change, remaining = self._trace_change(rows, needs_grad, names, singular, pivoted)
+            trace_change, remaining = self._trace_change(rows, needs_grad, candidate_ids, singular, pivoted)
         return self._combine(moments, trace_change, removed.shape[1], added.shape[1]), remaining
 
-    def _recomputed(self, change, rare, removed, added, needs_grad: bool, names: Sequence[int]) -> torch.Tensor:
+    def _recomputed(self, change, rare, removed, added, needs_grad: bool, candidate_ids: Sequence[int]) -> torch.Tensor:
         """`change` [b] with the candidates `rare` [n] computed as of a singular spectrum, by pivoted LU."""
         once, again = dict(self._last), []
         step = self._candidates_per_chunk(len(rare), removed.shape[1], added.shape[1], needs_grad, pivoted=True)
         for places in rare.split(step):
-            named = [names[place] for place in places.tolist()]
+            named = [candidate_ids[place] for place in places.tolist()]
             again.append(self._change_once(removed[places], added[places], needs_grad, named, True, pivoted=True)[0])
         self._last = once | {"shift": self._last["shift"], "recomputed": once["recomputed"] + len(rare)}
         return change.index_put((rare,), torch.cat(again))
@@ -447,7 +451,7 @@ class SwapEngine:
         """Whether the extension may do what surrounds the determinants too."""
         return self._extension and self.method == "logdet" and not needs_grad
 
-    def _centre_cpp(self, removed, added, dtype, names: Sequence[int], with_totals: bool = False):
+    def _centre_cpp(self, removed, added, dtype, candidate_ids: Sequence[int], with_totals: bool = False):
         """Centred added rows [b, m_a, d] of `dtype` and their `Moments`, in one pass over the rows (csrc/cpu).
 
         `with_totals`: in memory of their own, and Σ y_a − Σ y_r [b, d] float64 as a third result.
@@ -461,16 +465,16 @@ class SwapEngine:
             self._rows.numpy(), removed.contiguous().numpy(), added.detach().numpy(), self._mean.numpy(),
             self._gap.numpy(), centred.numpy(), with_totals, torch.get_num_threads(),
         )  # fmt: skip
-        _check_finite_added(torch.from_numpy(norms), names)
+        check_finite_added(torch.from_numpy(norms), candidate_ids)
         moments = Moments(*torch.from_numpy(sums).unbind(1))
         return (centred, moments, torch.from_numpy(totals)) if with_totals else (centred, moments)
 
-    def _centre_torch(self, removed, added, dtype, names: Sequence[int]):
+    def _centre_torch(self, removed, added, dtype, candidate_ids: Sequence[int]):
         """The same in torch operations, differentiable in `added`."""
         y_r = self._rows[removed].to(torch.float64) - self._mean
         y_a = added.to(torch.float64) - self._mean
         norms = y_a.square().sum(-1)
-        _check_finite_added(norms, names)
+        check_finite_added(norms, candidate_ids)
         total = y_a.sum(1) - y_r.sum(1)
         norm_change = norms.sum(-1) - y_r.square().sum((1, 2))
         return y_a.to(dtype), Moments(total.square().sum(-1), total @ self._gap, norm_change)
@@ -507,7 +511,9 @@ class SwapEngine:
         places = torch.arange(removed.numel(), device=removed.device).view(removed.shape)
         return ChangedRows(y_r.to(w_a.dtype) @ self._weights_of(w_a.dtype), places, w_a, spread)
 
-    def _trace_change(self, rows: "ChangedRows", needs_grad: bool, names: Sequence[int], singular: bool, pivoted: bool):
+    def _trace_change(
+        self, rows: "ChangedRows", needs_grad: bool, candidate_ids: Sequence[int], singular: bool, pivoted: bool
+    ):
         """Δ of equation 3 [b] float64, and the smallest eigenvalue of I − G_rr at the first node [b] or None.
 
         `pivoted`: by torch's LU whatever the backend.
@@ -528,9 +534,9 @@ class SwapEngine:
         nodes = self._singular_nodes(rows, energy) if singular else self._nodes(energy, m_r)
         name = "torch" if pivoted else self._choose(rows, needs_grad)
         if m_r <= 1 and m_a <= 1:
-            found = (_swap_single_cpp if name == "cpp" else _swap_single_torch)(rows, nodes, names)
+            found = (_swap_single_cpp if name == "cpp" else _swap_single_torch)(rows, nodes, candidate_ids)
         else:
-            found = TRACE_CHANGES[name](rows, nodes, names)
+            found = TRACE_CHANGES[name](rows, nodes, candidate_ids)
         return scale * found[0], found[1]
 
     def _trace_change_products(self, rows: "ChangedRows", needs_grad: bool) -> torch.Tensor:
@@ -638,42 +644,6 @@ class SwapEngine:
         most = max(1, (min(self.workspace, HOST_CHUNK) if host else self.workspace) // max(1, per_candidate))
         return math.ceil(candidates / math.ceil(candidates / most)) if candidates else 1
 
-    def _as_removed(self, removed) -> torch.Tensor:
-        removed = named_tensor(removed, "removed")
-        if removed.is_floating_point() or removed.is_complex() or removed.dtype == torch.bool:
-            if removed.numel():
-                raise ValueError(f"removed must hold integer row indices, got dtype {removed.dtype}; pass int64")
-        return removed.to(torch.int64)
-
-    def _check_device(self, tensor: torch.Tensor, name: str) -> None:
-        if tensor.device != self._reference.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} and the reference on {self._reference.device}; move {name} there first"
-            )
-
-    def _check_swap(self, removed, added) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tensors removed [B, m_r] int64 and added [B, m_a, d]; ValueError where equation 4 has no meaning."""
-        removed, added = self._as_removed(removed), named_tensor(added, "added")
-        self._check_device(removed, "removed")
-        self._check_device(added, "added")
-        dim, count = self.real.dim, self.count
-        if removed.ndim != 2 or added.ndim != 3 or removed.shape[0] != added.shape[0]:
-            raise ValueError(
-                f"removed must be [B, m_r] and added [B, m_a, d], got {tuple(removed.shape)} and {tuple(added.shape)}; "
-                "add a leading axis of 1 for a single candidate"
-            )
-        if added.shape[2] != dim:
-            raise ValueError(f"added has {added.shape[2]} features a row, the real moments {dim}; use one extractor")
-        if not added.is_floating_point():
-            raise ValueError(f"added must be floating point, got {added.dtype}; convert the features first")
-        _check_indices(removed, count)
-        final = count - removed.shape[1] + added.shape[1]
-        if final < 2:
-            raise ValueError(
-                f"removed [B, {removed.shape[1]}] and added leave a set of {final} rows; a covariance needs at least 2"
-            )
-        return removed, added
-
     @contextmanager
     def _phase(self, name: str):
         """Adds seconds to this phase of the report; on a GPU those until its work is done."""
@@ -773,7 +743,7 @@ class Nodes:
         return self._weights[dtype]
 
 
-def _remaining_of(gram: torch.Tensor, names: Sequence[int]) -> torch.Tensor:
+def _remaining_of(gram: torch.Tensor, candidate_ids: Sequence[int]) -> torch.Tensor:
     """Smallest eigenvalue of I − G_rr [b] for G_rr [b, m_r, m_r] float64, from above, 0 where it is none above 0.
 
     Inverse iteration as in csrc/cpu/factor_kernel.h; ValueError where rounding does not explain what is below 0.
@@ -781,7 +751,7 @@ def _remaining_of(gram: torch.Tensor, names: Sequence[int]) -> torch.Tensor:
     size = gram.shape[-1]
     lower, failed = torch.linalg.cholesky_ex(torch.eye(size, dtype=gram.dtype, device=gram.device) - gram)
     if failed.any():
-        _check_leverage(torch.linalg.eigvalsh(gram)[:, -1], names)
+        check_leverage(torch.linalg.eigvalsh(gram)[:, -1], candidate_ids)
     places = torch.arange(1, size + 1, dtype=gram.dtype, device=gram.device)
     x = (0.6180339887498949 * places.square()).remainder(1)[:, None].expand(len(gram), -1, 1)
     for _ in range(REMAINING_STEPS):
@@ -798,11 +768,11 @@ def swap_trace_change(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol
     needs_grad = w_r.requires_grad or w_a.requires_grad
     choice = backends.choose(backend, w_a.device, w_r.shape[1] + w_a.shape[1], False, w_a.dtype, needs_grad)
     compute = TRACE_CHANGES["torch" if needs_grad else choice.name]
-    names = range(w_r.shape[0])
-    found, _ = compute(ChangedRows.of(w_r, w_a), Nodes(spectrum, tau, omega, tol), names)
+    candidate_ids = range(w_r.shape[0])
+    found, _ = compute(ChangedRows.of(w_r, w_a), Nodes(spectrum, tau, omega, tol), candidate_ids)
     wrong = found.detach().isnan().nonzero()
     if len(wrong):
-        _raise_inconsistent(names[wrong[0, 0].item()], "a pivot has the wrong sign")
+        raise_inconsistent(candidate_ids[wrong[0, 0].item()], "a pivot has the wrong sign")
     return found
 
 
@@ -821,7 +791,7 @@ def swap_trace_change_ref(w_r, w_a, spectrum, tau, omega, backend: str = "auto",
 TraceChange = tuple[torch.Tensor, torch.Tensor | None]
 
 
-def _swap_trace_torch(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+def _swap_trace_torch(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
     """Batched torch: Gram matrices in the rows' dtype, determinants in float64, one node at a time."""
     w_r, w_a = rows.spread_out()
     removed = w_r.shape[1]
@@ -834,12 +804,12 @@ def _swap_trace_torch(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> 
         scaled = w * (nodes.spectrum + node**2).rsqrt().to(w.dtype)
         gram = (scaled @ scaled.mT).to(torch.float64)  # G = (W D^½)(W D^½)ᵀ
         if removed and node == least:  # leverages fall with τ
-            remaining = _remaining_of(gram.detach()[:, :removed, :removed], names)
+            remaining = _remaining_of(gram.detach()[:, :removed, :removed], candidate_ids)
         total = total + weight * torch.linalg.slogdet(gram + signs.diag()).logabsdet
     return total / math.pi, remaining
 
 
-def _swap_trace_cpp(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+def _swap_trace_cpp(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
     """The fused kernel of csrc/cpu: Gram, LDLᵀ and log-determinant without writing G."""
     arrays = rows.arrays()
     plan = nodes.plan(arrays[2].dtype)
@@ -847,13 +817,13 @@ def _swap_trace_cpp(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> Tr
     return torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining)
 
 
-def _swap_trace_triton(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+def _swap_trace_triton(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
     """One program of fastfid/triton_kernels/swap_logdet.py a candidate and node, float32."""
     kernel, (w_r, w_a) = triton_kernels.load("swap_logdet"), rows.spread_out()
     logdets, wrong = kernel.swap_logdet(w_r, w_a, nodes.spectrum, nodes.tau.square(), LEVERAGE_SLACK)
     logdets = logdets.where(wrong == 0, math.nan)
     scaled = w_r * (nodes.spectrum + nodes.tau[0].square()).rsqrt().to(w_r.dtype)
-    remaining = _remaining_of((scaled @ scaled.mT).to(torch.float64), names) if w_r.shape[1] else None
+    remaining = _remaining_of((scaled @ scaled.mT).to(torch.float64), candidate_ids) if w_r.shape[1] else None
     return logdets @ nodes.omega / math.pi, remaining
 
 
@@ -879,12 +849,12 @@ class _Change(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, added, engine: SwapEngine, removed, names: Sequence[int]):
+    def forward(ctx, added, engine: SwapEngine, removed, candidate_ids: Sequence[int]):
         m_r, m_a = removed.shape[1], added.shape[1]
         singular = engine._is_singular(m_r)
         with engine._phase("project"):
             dtype = torch.float64 if singular else engine.dtype
-            centred, moments, totals = engine._centre_cpp(removed, added, dtype, names, True)
+            centred, moments, totals = engine._centre_cpp(removed, added, dtype, candidate_ids, True)
             rows = engine._changed_rows(removed, engine._project(centred, False))
         with engine._phase("logdet"):
             energy = engine._energy(rows)
@@ -912,7 +882,7 @@ class _Change(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None
 
 
-def _swap_single_torch(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+def _swap_single_torch(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
     """Products of rows times the node weights, [b, r]×[r, Q]."""
     w_r, w_a = (w[:, 0] if w.shape[1] else None for w in rows.spread_out())
     weights = nodes.weights(rows.added.dtype).T
@@ -920,25 +890,25 @@ def _swap_single_torch(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) ->
     def product(a, b):
         return 0.0 if a is None or b is None else ((a * b) @ weights).to(torch.float64)
 
-    return _single_trace(product(w_r, w_r), product(w_r, w_a), product(w_a, w_a), nodes, names)
+    return _single_trace(product(w_r, w_r), product(w_r, w_a), product(w_a, w_a), nodes, candidate_ids)
 
 
-def _swap_single_cpp(rows: ChangedRows, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+def _swap_single_cpp(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
     """The same products of the unspread rows in one pass (csrc/cpu), spread by equation 2 afterwards."""
     reference, index, added, (alpha, beta, gamma) = rows.arrays()
     sums = backends.extension().swap_singles(reference, index, added, nodes.plan(added.dtype), torch.get_num_threads())
     rr, ra, aa = torch.from_numpy(sums).unbind(1)
     if not index.shape[1]:
-        return _single_trace(0.0, 0.0, (1 + beta) ** 2 * aa, nodes, names)
+        return _single_trace(0.0, 0.0, (1 + beta) ** 2 * aa, nodes, candidate_ids)
     g_rr = (1 + alpha) ** 2 * rr
     if not added.shape[1]:
-        return _single_trace(g_rr, 0.0, 0.0, nodes, names)
+        return _single_trace(g_rr, 0.0, 0.0, nodes, candidate_ids)
     g_ra = (1 + alpha) * ((1 + beta) * ra + gamma * rr)
     g_aa = (1 + beta) ** 2 * aa + 2 * (1 + beta) * gamma * ra + gamma**2 * rr
-    return _single_trace(g_rr, g_ra, g_aa, nodes, names)
+    return _single_trace(g_rr, g_ra, g_aa, nodes, candidate_ids)
 
 
-def _single_trace(g_rr, g_ra, g_aa, nodes: Nodes, names: Sequence[int]) -> TraceChange:
+def _single_trace(g_rr, g_ra, g_aa, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
     """Δ [b] and 1 − g_rr at the first node [b] from the entries of G, each [b, Q] float64 or 0 for a missing row.
 
     det(J + G) = −[(1 + g_aa)(1 − g_rr) + g_ra²]; the bracket minus one is summed and passed to log1p.
@@ -946,7 +916,7 @@ def _single_trace(g_rr, g_ra, g_aa, nodes: Nodes, names: Sequence[int]) -> Trace
     remaining = None
     if isinstance(g_rr, torch.Tensor):
         remaining = 1 - g_rr.detach()[:, 0]  # leverages fall with τ
-        _check_leverage(1 - remaining, names)
+        check_leverage(1 - remaining, candidate_ids)
     change = g_aa - g_rr - g_aa * g_rr + g_ra * g_ra
     # rounding may carry a leverage to 1 or past it; half an ε of what is left keeps the logarithm finite
     least = torch.finfo(torch.float64).eps / 2 - 1
@@ -976,7 +946,7 @@ def _trace_change_products(w_r, w_a, spectrum, method: str, precision: str, back
 def swap_change_ref(engine: SwapEngine, removed, added) -> torch.Tensor:
     """`engine.change(removed, added)` from scratch: each changed set, its float64 covariance, its whole spectrum."""
     changes = []
-    for rows_out, rows_in in zip(*engine._check_swap(removed, added), strict=True):
+    for rows_out, rows_in in zip(*checked_swap(removed, added, engine.reference), strict=True):
         kept = torch.ones(engine.count, dtype=torch.bool)
         kept[rows_out.cpu()] = False
         rows = torch.cat([engine.reference[kept.to(rows_out.device)].to(torch.float64), rows_in.to(torch.float64)])
@@ -990,73 +960,3 @@ def _distance_ref(real: RealFactor, rows: torch.Tensor) -> torch.Tensor:
     cov = torch.atleast_2d(torch.cov(rows.T))
     roots = torch.linalg.eigvalsh(real.root @ cov @ real.root.T).clamp(min=0).sqrt().sum()
     return (real.mean - rows.mean(0)).square().sum() + real.trace + cov.diagonal().sum() - 2 * roots
-
-
-# ---------------------------------------------------------------------------------------------------------- small parts
-
-
-# --------------------------------------------------------------------------------------------------------------- checks
-
-
-def _check_options(tol, dtype, method, workspace) -> None:
-    if dtype not in DEFAULT_TOL:
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; less cannot resolve a swap")
-    if not 0 < tol < 1:
-        raise ValueError(f"tol must lie strictly between 0 and 1, got {tol}; None takes the default of the dtype")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if workspace < 1:
-        raise ValueError(f"workspace must be a positive number of bytes, got {workspace}; 256 MiB is the default")
-
-
-def _check_rows(rows: torch.Tensor, name: str, dim: int, at_least: int = 2) -> None:
-    if rows.ndim != 2 or rows.shape[1] != dim:
-        raise ValueError(f"{name} must be [n, {dim}] as the real moments, got {tuple(rows.shape)}; use one extractor")
-    if not rows.is_floating_point():
-        raise ValueError(f"{name} must be floating point, got {rows.dtype}; convert the features first")
-    if rows.shape[0] < at_least:
-        raise ValueError(f"{name} needs at least {at_least} rows for a covariance, got {rows.shape[0]}")
-    bad = (~torch.isfinite(rows).all(1)).nonzero().flatten()
-    if len(bad):
-        raise ValueError(f"{name} has NaN or inf in {len(bad)} rows, first {bad[:5].tolist()}; remove those samples")
-
-
-def _check_indices(removed: torch.Tensor, count: int) -> None:
-    if removed.numel() == 0:
-        return
-    low, high = (v.item() for v in removed.aminmax())
-    if low < 0 or high >= count:
-        wrong = low if low < 0 else high
-        raise ValueError(f"removed must lie in [0, {count}), got {wrong}; count rows from 0, negative ones do not wrap")
-    ordered = removed.sort(-1).values
-    repeated = (ordered[:, 1:] == ordered[:, :-1]).nonzero()
-    if len(repeated):
-        candidate, place = repeated[0].tolist()
-        raise ValueError(
-            f"removed repeats row {ordered[candidate, place].item()} in candidate {candidate}; name each row once"
-        )
-
-
-def _check_finite_added(square_norms: torch.Tensor, names: Sequence[int]) -> None:
-    bad = (~torch.isfinite(square_norms.detach())).nonzero()
-    if len(bad):
-        places = [(names[candidate], row) for candidate, row in bad[:5].tolist()]
-        raise ValueError(
-            f"added has NaN or inf, or squares that overflow, in {len(bad)} rows, first (candidate, row) {places}; "
-            "drop them"
-        )
-
-
-def _check_leverage(leverage: torch.Tensor, names: Sequence[int]) -> None:
-    """Raises unless removed rows take at most 1 + slack of any direction; leverage [b], G_rr's largest eigenvalue."""
-    worst = leverage.argmax().item()
-    if not leverage[worst] <= 1 + LEVERAGE_SLACK:
-        what = f"the removed rows hold {leverage[worst].item():.6f} times what the reference holds of a direction"
-        _raise_inconsistent(names[worst], what)
-
-
-def _raise_inconsistent(candidate: int, what: str) -> None:
-    raise ValueError(
-        f"removed: in candidate {candidate} {what}, so its rows are not part of the reference as prepared; "
-        "was the reference changed in place? Build a new SwapEngine, or use replace"
-    )
