@@ -15,7 +15,8 @@ from fastfid.images.open import open_images
 from fastfid.linalg.iterative_roots import trace_sqrt_product
 from fastfid.metrics.metrics import FrechetDistance, FrechetInceptionDistance, KernelInceptionDistance, PrecisionRecall
 from fastfid.statistics.statistics import Statistics, read_statistics
-from fastfid.swap.engine import SwapEngine, swap_change_ref
+from fastfid.swap.cross_checks import swap_change_ref
+from fastfid.swap.engine import SwapEngine
 
 __all__ = [
     "DifferenceResult",

@@ -57,7 +57,7 @@ from fastfid import backend as backends
 from fastfid import triton_kernels
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.real_side import RealFactor, named_tensor
-from fastfid.linalg.iterative_roots import MATRICES_PER_PAIR, root_function
+from fastfid.linalg.iterative_roots import MATRICES_PER_PAIR
 from fastfid.linalg.quadrature import error_bound, node_count, sqrt_nodes
 from fastfid.linalg.weight_plan import weight_plan
 from fastfid.runtime.devices import full_float32
@@ -73,6 +73,7 @@ from fastfid.swap.checks import (
     raise_inconsistent,
     row_indices,
 )
+from fastfid.swap.whole_matrices import trace_change_by_eigenvalues, trace_change_by_products
 
 # Λ counts as singular below this share of λ_max: a symmetric eigensolver's absolute error, some 1e-16·λ_max, would then
 # exceed 1e-5 of the eigenvalue.  Such references get a singular value decomposition and float64 throughout.
@@ -104,9 +105,6 @@ SINGULAR_PLAN_TOL = 1e-12
 # Sets of nodes kept with their weight plans, 0.1 s each at d = 2048 (phase "plan", within "logdet"): of subsets, of
 # single images, of leaving one out.
 NODE_SETS = 4
-
-# Steps of the iterative matrix roots: where both have converged for features' spectra (linalg/iterative_roots.py).
-PRODUCT_STEPS = {"newton_schulz": 30, "polar_express": 13}
 
 REMAINING_STEPS = 3  # as in csrc/cpu/factor_kernel.h
 
@@ -520,7 +518,7 @@ class SwapEngine:
         """
         scale = math.sqrt(self._scale)
         if self.method == "eigh":
-            change, clipped = _trace_change_eigh(*rows.spread_out(), self._spectrum)
+            change, clipped = trace_change_by_eigenvalues(*rows.spread_out(), self._spectrum)
             self._last["clipped"] += clipped
             return scale * change, None
         if self.method != "logdet":
@@ -543,7 +541,7 @@ class SwapEngine:
         """Δ/√scale [b] by the products of `method`, on the backend that has them."""
         precision, device = str(rows.added.dtype).removeprefix("torch."), rows.added.device
         self._choice = backends.choose_products(self.requested_backend, device, self.method, precision, needs_grad)
-        return _trace_change_products(*rows.spread_out(), self._spectrum, self.method, precision, self._choice.name)
+        return trace_change_by_products(*rows.spread_out(), self._spectrum, self.method, precision, self._choice.name)
 
     def _choose(self, rows: "ChangedRows", needs_grad: bool) -> str:
         """The backend of these candidates, noted for the report."""
@@ -921,42 +919,3 @@ def _single_trace(g_rr, g_ra, g_aa, nodes: Nodes, candidate_ids: Sequence[int]) 
     # rounding may carry a leverage to 1 or past it; half an ε of what is left keeps the logarithm finite
     least = torch.finfo(torch.float64).eps / 2 - 1
     return torch.log1p(change.clamp(min=least)) @ nodes.omega / math.pi, remaining
-
-
-def _trace_change_eigh(w_r, w_a, spectrum) -> tuple[torch.Tensor, int]:
-    """Δ of equation 3 from the float64 spectrum of Λ − W_rᵀW_r + W_aᵀW_a, and how many negatives it took for 0."""
-    w_r, w_a = w_r.to(torch.float64), w_a.to(torch.float64)
-    changed = spectrum.diag() + w_a.mT @ w_a - w_r.mT @ w_r
-    eigenvalues = torch.linalg.eigvalsh(changed)
-    clipped = int((eigenvalues.detach() < 0).sum())
-    return eigenvalues.clamp(min=0).sqrt().sum(-1) - spectrum.sqrt().sum(), clipped
-
-
-def _trace_change_products(w_r, w_a, spectrum, method: str, precision: str, backend: str) -> torch.Tensor:
-    """Δ of equation 3 by matrix products alone in the rows' dtype; the same arithmetic's error on Λ is taken off."""
-    root = root_function(method, precision, PRODUCT_STEPS[method], backend=backend)
-    base = spectrum.diag().to(w_a.dtype)
-    if backend == "triton":
-        changed = triton_kernels.load("rank_update").rank_update(base, w_r, w_a)
-    else:
-        changed = base + w_a.mT @ w_a - w_r.mT @ w_r
-    return root(changed)[0] - root(base[None])[0]
-
-
-def swap_change_ref(engine: SwapEngine, removed, added) -> torch.Tensor:
-    """`engine.change(removed, added)` from scratch: each changed set, its float64 covariance, its whole spectrum."""
-    changes = []
-    for rows_out, rows_in in zip(*checked_swap(removed, added, engine.reference), strict=True):
-        kept = torch.ones(engine.count, dtype=torch.bool)
-        kept[rows_out.cpu()] = False
-        rows = torch.cat([engine.reference[kept.to(rows_out.device)].to(torch.float64), rows_in.to(torch.float64)])
-        changes.append(_distance_ref(engine.real, rows) - _distance_ref(engine.real, engine.reference))
-    return torch.stack(changes) if changes else engine.real.mean.new_zeros(0)
-
-
-def _distance_ref(real: RealFactor, rows: torch.Tensor) -> torch.Tensor:
-    """Equation 1 from the rows [n, d], float64."""
-    rows = rows.to(torch.float64)
-    cov = torch.atleast_2d(torch.cov(rows.T))
-    roots = torch.linalg.eigvalsh(real.root @ cov @ real.root.T).clamp(min=0).sqrt().sum()
-    return (real.mean - rows.mean(0)).square().sum() + real.trace + cov.diagonal().sum() - 2 * roots

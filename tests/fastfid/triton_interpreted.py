@@ -491,7 +491,9 @@ def test_trace_sqrt_product_goes_by_the_kernel(method, precision, tolerance, mon
 
 @pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
 def test_the_engine_takes_roots_by_the_kernels(method, monkeypatch):
-    monkeypatch.setattr("fastfid.swap.engine.PRODUCT_STEPS", {"newton_schulz": 8, "polar_express": 5})  # it is slow
+    monkeypatch.setattr(
+        "fastfid.swap.whole_matrices.PRODUCT_STEPS", {"newton_schulz": 8, "polar_express": 5}
+    )  # it is slow
     updates = counted(monkeypatch, rank_update, "rank_update")
     products = counted(monkeypatch, newton_schulz, "fused_product")
     real, reference, added = normal(60, 7), normal(50, 7, seed=1), normal(3, 4, 7, seed=2)
@@ -511,7 +513,7 @@ def test_the_engine_takes_roots_by_the_kernels(method, monkeypatch):
 @pytest.mark.parametrize("method", ["logdet", "newton_schulz", "polar_express"])
 def test_auto_takes_the_kernels_on_a_cuda_device(method, monkeypatch):
     """The device is pretended (tests/pretend_cuda.py), its kernels are interpreted."""
-    monkeypatch.setattr("fastfid.swap.engine.PRODUCT_STEPS", {"newton_schulz": 8, "polar_express": 5})
+    monkeypatch.setattr("fastfid.swap.whole_matrices.PRODUCT_STEPS", {"newton_schulz": 8, "polar_express": 5})
     obstacle = backend._triton_obstacle  # which the pretended device replaces
     launched = [counted(monkeypatch, swap_logdet, "swap_logdet"), counted(monkeypatch, newton_schulz, "fused_product")]
     real, reference, added = normal(60, 7), normal(50, 7, seed=1), normal(2, 3, 7, seed=2)

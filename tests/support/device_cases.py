@@ -8,7 +8,7 @@ from fastfid.distances.precision_recall import precision_recall
 from fastfid.distances.real_side import RealFactor
 from fastfid.distances.window import FeatureWindow
 from fastfid.linalg.iterative_roots import METHODS, trace_sqrt_product
-from fastfid.swap.engine import swap_change_ref
+from fastfid.swap.cross_checks import swap_change_ref
 
 GENERATOR = torch.Generator().manual_seed(0)
 REAL = torch.randn(300, 12, generator=GENERATOR)

@@ -1,0 +1,26 @@
+"""The swap engine's results computed again without its algebra."""
+
+import torch
+
+from fastfid.distances.real_side import RealFactor
+from fastfid.swap.checks import checked_swap
+from fastfid.swap.engine import SwapEngine
+
+
+def swap_change_ref(engine: SwapEngine, removed, added) -> torch.Tensor:
+    """`engine.change(removed, added)` from scratch: each changed set, its float64 covariance, its whole spectrum."""
+    changes = []
+    for rows_out, rows_in in zip(*checked_swap(removed, added, engine.reference), strict=True):
+        kept = torch.ones(engine.count, dtype=torch.bool)
+        kept[rows_out.cpu()] = False
+        rows = torch.cat([engine.reference[kept.to(rows_out.device)].to(torch.float64), rows_in.to(torch.float64)])
+        changes.append(_distance_ref(engine.real, rows) - _distance_ref(engine.real, engine.reference))
+    return torch.stack(changes) if changes else engine.real.mean.new_zeros(0)
+
+
+def _distance_ref(real: RealFactor, rows: torch.Tensor) -> torch.Tensor:
+    """Equation 1 from the rows [n, d], float64."""
+    rows = rows.to(torch.float64)
+    cov = torch.atleast_2d(torch.cov(rows.T))
+    roots = torch.linalg.eigvalsh(real.root @ cov @ real.root.T).clamp(min=0).sqrt().sum()
+    return (real.mean - rows.mean(0)).square().sum() + real.trace + cov.diagonal().sum() - 2 * roots
