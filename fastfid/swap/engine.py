@@ -48,31 +48,30 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from fastfid import backend as backends
-from fastfid import triton_kernels
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.real_side import RealFactor, named_tensor
 from fastfid.linalg.iterative_roots import MATRICES_PER_PAIR
 from fastfid.linalg.quadrature import error_bound, node_count, sqrt_nodes
-from fastfid.linalg.weight_plan import weight_plan
 from fastfid.runtime.devices import full_float32
+from fastfid.swap.candidate_rows import CandidateRows, FeatureSums, spread_of
 from fastfid.swap.checks import (
     DEFAULT_TOL,
     LEVERAGE_SLACK,
     check_device,
     check_finite_added,
-    check_leverage,
     check_options,
     check_rows,
     checked_swap,
-    raise_inconsistent,
     row_indices,
 )
+from fastfid.swap.log_determinants import TRACE_CHANGES
+from fastfid.swap.nodes import Nodes
+from fastfid.swap.single_swaps import single_swaps_by_cpp, single_swaps_by_torch
 from fastfid.swap.whole_matrices import trace_change_by_eigenvalues, trace_change_by_products
 
 # Λ counts as singular below this share of λ_max: a symmetric eigensolver's absolute error, some 1e-16·λ_max, would then
@@ -105,8 +104,6 @@ SINGULAR_PLAN_TOL = 1e-12
 # Sets of nodes kept with their weight plans, 0.1 s each at d = 2048 (phase "plan", within "logdet"): of subsets, of
 # single images, of leaving one out.
 NODE_SETS = 4
-
-REMAINING_STEPS = 3  # as in csrc/cpu/factor_kernel.h
 
 # Below this I − G_rr, whose entries err by 1e-6 (float32) and 1e-15, keeps fewer than three, or seven, digits.
 LEAST_REMAINING = {torch.float32: 1e-3, torch.float64: 1e-8}
@@ -428,7 +425,7 @@ class SwapEngine:
             return LEAST_REMAINING[torch.float64]
         return max(LEAST_REMAINING[self.dtype], REMAINING_MARGIN * self._last["lo"] / self._lambda_min)
 
-    def _combine(self, moments: "Moments", trace_change, m_r: int, m_a: int) -> torch.Tensor:
+    def _combine(self, moments: FeatureSums, trace_change, m_r: int, m_a: int) -> torch.Tensor:
         """Equation 4 [b] from its parts."""
         final = self.count - m_r + m_a
         shrink = math.sqrt((self.count - 1) / (final - 1))  # √c
@@ -450,7 +447,7 @@ class SwapEngine:
         return self._extension and self.method == "logdet" and not needs_grad
 
     def _centre_cpp(self, removed, added, dtype, candidate_ids: Sequence[int], with_totals: bool = False):
-        """Centred added rows [b, m_a, d] of `dtype` and their `Moments`, in one pass over the rows (csrc/cpu).
+        """Centred added rows [b, m_a, d] of `dtype` and their `FeatureSums`, in one pass over the rows (csrc/cpu).
 
         `with_totals`: in memory of their own, and Σ y_a − Σ y_r [b, d] float64 as a third result.
         """
@@ -464,7 +461,7 @@ class SwapEngine:
             self._gap.numpy(), centred.numpy(), with_totals, torch.get_num_threads(),
         )  # fmt: skip
         check_finite_added(torch.from_numpy(norms), candidate_ids)
-        moments = Moments(*torch.from_numpy(sums).unbind(1))
+        moments = FeatureSums(*torch.from_numpy(sums).unbind(1))
         return (centred, moments, torch.from_numpy(totals)) if with_totals else (centred, moments)
 
     def _centre_torch(self, removed, added, dtype, candidate_ids: Sequence[int]):
@@ -475,7 +472,7 @@ class SwapEngine:
         check_finite_added(norms, candidate_ids)
         total = y_a.sum(1) - y_r.sum(1)
         norm_change = norms.sum(-1) - y_r.square().sum((1, 2))
-        return y_a.to(dtype), Moments(total.square().sum(-1), total @ self._gap, norm_change)
+        return y_a.to(dtype), FeatureSums(total.square().sum(-1), total @ self._gap, norm_change)
 
     def _project(self, centred: torch.Tensor, needs_grad: bool) -> torch.Tensor:
         """y [b, m_a, d] → w = P y/√(N−1) [b, m_a, r]: one product for all rows."""
@@ -500,17 +497,17 @@ class SwapEngine:
         if self._mean.device.type != "cpu":
             self._buffers.clear()
 
-    def _changed_rows(self, removed: torch.Tensor, w_a: torch.Tensor) -> "ChangedRows":
+    def _changed_rows(self, removed: torch.Tensor, w_a: torch.Tensor) -> CandidateRows:
         """Projected rows of the candidates: removed ones looked up, or projected anew when more digits are wanted."""
         spread = spread_of(self.count, removed.shape[1], w_a.shape[1])
         if w_a.dtype == self._projected.dtype:
-            return ChangedRows(self._projected, removed, w_a, spread)
+            return CandidateRows(self._projected, removed, w_a, spread)
         y_r = self._rows[removed.flatten()].to(torch.float64) - self._mean
         places = torch.arange(removed.numel(), device=removed.device).view(removed.shape)
-        return ChangedRows(y_r.to(w_a.dtype) @ self._weights_of(w_a.dtype), places, w_a, spread)
+        return CandidateRows(y_r.to(w_a.dtype) @ self._weights_of(w_a.dtype), places, w_a, spread)
 
     def _trace_change(
-        self, rows: "ChangedRows", needs_grad: bool, candidate_ids: Sequence[int], singular: bool, pivoted: bool
+        self, rows: CandidateRows, needs_grad: bool, candidate_ids: Sequence[int], singular: bool, pivoted: bool
     ):
         """Δ of equation 3 [b] float64, and the smallest eigenvalue of I − G_rr at the first node [b] or None.
 
@@ -532,18 +529,18 @@ class SwapEngine:
         nodes = self._singular_nodes(rows, energy) if singular else self._nodes(energy, m_r)
         name = "torch" if pivoted else self._choose(rows, needs_grad)
         if m_r <= 1 and m_a <= 1:
-            found = (_swap_single_cpp if name == "cpp" else _swap_single_torch)(rows, nodes, candidate_ids)
+            found = (single_swaps_by_cpp if name == "cpp" else single_swaps_by_torch)(rows, nodes, candidate_ids)
         else:
             found = TRACE_CHANGES[name](rows, nodes, candidate_ids)
         return scale * found[0], found[1]
 
-    def _trace_change_products(self, rows: "ChangedRows", needs_grad: bool) -> torch.Tensor:
+    def _trace_change_products(self, rows: CandidateRows, needs_grad: bool) -> torch.Tensor:
         """Δ/√scale [b] by the products of `method`, on the backend that has them."""
         precision, device = str(rows.added.dtype).removeprefix("torch."), rows.added.device
         self._choice = backends.choose_products(self.requested_backend, device, self.method, precision, needs_grad)
         return trace_change_by_products(*rows.spread_out(), self._spectrum, self.method, precision, self._choice.name)
 
-    def _choose(self, rows: "ChangedRows", needs_grad: bool) -> str:
+    def _choose(self, rows: CandidateRows, needs_grad: bool) -> str:
         """The backend of these candidates, noted for the report."""
         m_r, rank = rows.index.shape[1], rows.index.shape[1] + rows.added.shape[1]
         exhausting = self.count - 1 - m_r < self.real.rank
@@ -553,7 +550,7 @@ class SwapEngine:
             self._choice = backends.Choice("torch", "gradients of single rows are left to autograd")
         return self._choice.name
 
-    def _energy(self, rows: "ChangedRows") -> float:
+    def _energy(self, rows: CandidateRows) -> float:
         """Bound on Σ|z_a|² over candidates: ‖z_a‖ ≤ ‖w_a‖ + γ√m_a |w̄_r|, and m_r |w̄_r|² ≤ λ_max as W_rᵀW_r ⪯ Λ."""
         m_r, m_a = rows.index.shape[1], rows.added.shape[1]
         if not rows.added.numel():
@@ -565,7 +562,7 @@ class SwapEngine:
         drift = rows.spread.gamma * math.sqrt(m_a * self._lambda_max / m_r) if m_r else 0.0
         return (largest + drift) ** 2
 
-    def _nodes(self, energy: float, removed: int) -> "Nodes":
+    def _nodes(self, energy: float, removed: int) -> Nodes:
         """Nodes for changed spectra of at most λ_max + energy, all in units of λ_max.
 
         The lower end is a choice (`_remaining_share`), which every removal is held against (`_least_remaining`).
@@ -576,7 +573,7 @@ class SwapEngine:
         self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": 0.0}
         return self._kept_nodes((nodes, lo, hi), self._spectrum, PLAN_TOL * self.tol, self.dtype)
 
-    def _singular_nodes(self, rows: "ChangedRows", energy: float) -> "Nodes":
+    def _singular_nodes(self, rows: CandidateRows, energy: float) -> Nodes:
         """The shifted spectrum Λ + S and its nodes."""
         new = torch.linalg.vector_norm(rows.added.detach(), dim=1).to(torch.float64).square()
         gained = new.amax(0) if new.numel() else torch.zeros_like(self._spectrum)
@@ -589,7 +586,7 @@ class SwapEngine:
         key = (nodes, lo, hi, shift.cpu().numpy().tobytes())
         return self._kept_nodes(key, self._spectrum + shift, SINGULAR_PLAN_TOL, torch.float64)
 
-    def _kept_nodes(self, key: tuple, spectrum: torch.Tensor, tol: float, dtype: torch.dtype) -> "Nodes":
+    def _kept_nodes(self, key: tuple, spectrum: torch.Tensor, tol: float, dtype: torch.dtype) -> Nodes:
         """The nodes of a range, key = (Q, lo, hi, …), with their weight plan; made once."""
         if key not in self._node_cache:
             while len(self._node_cache) >= NODE_SETS:
@@ -652,194 +649,6 @@ class SwapEngine:
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-# ------------------------------------------------------------------------------------------ rows and log-determinants
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Coefficients of equation 2: z_r = w_r + α w̄_r, z_a = w_a + β w̄_a + γ w̄_r."""
-
-    alpha: float = 0.0
-    beta: float = 0.0
-    gamma: float = 0.0
-
-
-def spread_of(count: int, removed: int, added: int) -> Spread:
-    """Equation 2 for m_r rows removed from N = `count` and m_a added."""
-    remaining, final = count - removed, count - removed + added
-    keep = math.sqrt(remaining / final)
-    if removed and remaining:
-        return Spread(math.sqrt(count / remaining) - 1, keep - 1, keep * removed / remaining)
-    return Spread(0.0, keep - 1, 0.0)  # with every row removed ȳ_r is zero and z_r = y_r
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Sums over a candidate's features, each [b] float64, s = Σ y_a − Σ y_r: |s|², s·(μ_r − μ_g), Σ|y_a|² − Σ|y_r|²."""
-
-    sum_square: torch.Tensor
-    sum_gap: torch.Tensor
-    norm_change: torch.Tensor
-
-
-@dataclass(frozen=True)
-class ChangedRows:
-    """Projected rows w: removed ones by place, index [b, m_r] in reference [N, r], and added ones [b, m_a, r]."""
-
-    reference: torch.Tensor
-    index: torch.Tensor
-    added: torch.Tensor
-    spread: Spread = Spread()
-
-    @classmethod
-    def of(cls, w_r: torch.Tensor, w_a: torch.Tensor) -> "ChangedRows":
-        """Rows given directly, z_r [b, m_r, r] and z_a [b, m_a, r]."""
-        places = torch.arange(w_r.shape[0] * w_r.shape[1], device=w_r.device).view(w_r.shape[:2])
-        return cls(w_r.reshape(-1, w_r.shape[2]), places, w_a)
-
-    def spread_out(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """z_r [b, m_r, r] and z_a [b, m_a, r] of equation 2."""
-        w_r, w_a, by = self.reference[self.index], self.added, self.spread
-        if not w_r.shape[1]:
-            return w_r, w_a + by.beta * w_a.mean(1, keepdim=True) if w_a.shape[1] else w_a
-        mean_r = w_r.mean(1, keepdim=True)
-        if w_a.shape[1]:
-            w_a = w_a + (by.beta * w_a.mean(1, keepdim=True) + by.gamma * mean_r)
-        return w_r + by.alpha * mean_r, w_a
-
-    def arrays(self) -> tuple:
-        """What the extension takes: reference, index, added rows, shifts."""
-        rows = (self.reference, self.index, self.added.detach())
-        by = self.spread
-        return *(part.contiguous().numpy() for part in rows), (by.alpha, by.beta, by.gamma)
-
-
-class Nodes:
-    """A spectrum λ [r] with quadrature nodes τ [Q] and weights ω [Q], float64, and what is derived from them once.
-
-    tol    relative error allowed to each 1/(λ + τ²) of the extension's weight plan; float32 adds some 1e-7 of its own
-    """
-
-    def __init__(self, spectrum: torch.Tensor, tau: torch.Tensor, omega: torch.Tensor, tol: float):
-        self.spectrum, self.tau, self.omega, self.tol = spectrum, tau, omega, tol
-        self._plans: dict = {}
-        self._weights: dict = {}
-
-    def plan(self, dtype: np.dtype):
-        """`weight_plan` in NumPy's `dtype` for the extension's slices."""
-        if dtype not in self._plans:
-            most = backends.extension()
-            self._plans[dtype] = weight_plan(
-                self.spectrum.numpy(), self.tau.numpy(), self.tol, most.SLICE, most.SPAN, dtype
-            )
-        return self._plans[dtype]
-
-    def weights(self, dtype: torch.dtype) -> torch.Tensor:
-        """1/(λ_p + τ_q²) [Q, r] in `dtype`."""
-        if dtype not in self._weights:
-            self._weights[dtype] = (self.spectrum + self.tau[:, None].square()).reciprocal().to(dtype)
-        return self._weights[dtype]
-
-
-def _remaining_of(gram: torch.Tensor, candidate_ids: Sequence[int]) -> torch.Tensor:
-    """Smallest eigenvalue of I − G_rr [b] for G_rr [b, m_r, m_r] float64, from above, 0 where it is none above 0.
-
-    Inverse iteration as in csrc/cpu/factor_kernel.h; ValueError where rounding does not explain what is below 0.
-    """
-    size = gram.shape[-1]
-    lower, failed = torch.linalg.cholesky_ex(torch.eye(size, dtype=gram.dtype, device=gram.device) - gram)
-    if failed.any():
-        check_leverage(torch.linalg.eigvalsh(gram)[:, -1], candidate_ids)
-    places = torch.arange(1, size + 1, dtype=gram.dtype, device=gram.device)
-    x = (0.6180339887498949 * places.square()).remainder(1)[:, None].expand(len(gram), -1, 1)
-    for _ in range(REMAINING_STEPS):
-        x = torch.cholesky_solve(x / torch.linalg.vector_norm(x, dim=1, keepdim=True), lower)
-    return torch.where(failed == 0, 1 / torch.linalg.vector_norm(x, dim=1)[:, 0], 0.0)
-
-
-def swap_trace_change(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol: float = 1e-6) -> torch.Tensor:
-    """Δ of equation 3 [b] float64 by log-determinants.
-
-    w_r [b, m_r, r], w_a [b, m_a, r] float32 or float64; spectrum λ [r], nodes τ [Q], weights ω [Q] float64; `tol`: see
-    `Nodes`.  Differentiable, which takes the torch route.
-    """
-    needs_grad = w_r.requires_grad or w_a.requires_grad
-    choice = backends.choose(backend, w_a.device, w_r.shape[1] + w_a.shape[1], False, w_a.dtype, needs_grad)
-    compute = TRACE_CHANGES["torch" if needs_grad else choice.name]
-    candidate_ids = range(w_r.shape[0])
-    found, _ = compute(ChangedRows.of(w_r, w_a), Nodes(spectrum, tau, omega, tol), candidate_ids)
-    wrong = found.detach().isnan().nonzero()
-    if len(wrong):
-        raise_inconsistent(candidate_ids[wrong[0, 0].item()], "a pivot has the wrong sign")
-    return found
-
-
-def swap_trace_change_ref(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol: float = 1e-6) -> torch.Tensor:
-    """Δ of equation 3 as it is written, float64, LU with pivoting: the reference of `swap_trace_change`."""
-    w = torch.cat([w_r, w_a], 1).to(torch.float64)
-    signs = torch.cat([-w.new_ones(w_r.shape[1]), w.new_ones(w_a.shape[1])])
-    total = w.new_zeros(w.shape[0])
-    for node, weight in zip(tau, omega, strict=True):
-        gram = (w / (spectrum + node**2)) @ w.mT
-        total = total + weight * torch.linalg.slogdet(signs.diag() + gram).logabsdet
-    return total / math.pi
-
-
-# Δ of equation 3 [b] and the smallest eigenvalue of I − G_rr at the first node [b], None without removed rows.
-TraceChange = tuple[torch.Tensor, torch.Tensor | None]
-
-
-def _swap_trace_torch(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
-    """Batched torch: Gram matrices in the rows' dtype, determinants in float64, one node at a time."""
-    w_r, w_a = rows.spread_out()
-    removed = w_r.shape[1]
-    w = torch.cat([w_r, w_a], 1)
-    signs = torch.ones(w.shape[1], dtype=torch.float64, device=w.device)
-    signs[:removed] = -1
-    total, remaining = torch.zeros(w.shape[0], dtype=torch.float64, device=w.device), None
-    least = nodes.tau.min().item()
-    for node, weight in zip(nodes.tau.tolist(), nodes.omega.tolist(), strict=True):
-        scaled = w * (nodes.spectrum + node**2).rsqrt().to(w.dtype)
-        gram = (scaled @ scaled.mT).to(torch.float64)  # G = (W D^½)(W D^½)ᵀ
-        if removed and node == least:  # leverages fall with τ
-            remaining = _remaining_of(gram.detach()[:, :removed, :removed], candidate_ids)
-        total = total + weight * torch.linalg.slogdet(gram + signs.diag()).logabsdet
-    return total / math.pi, remaining
-
-
-def _swap_trace_cpp(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
-    """The fused kernel of csrc/cpu: Gram, LDLᵀ and log-determinant without writing G."""
-    arrays = rows.arrays()
-    plan = nodes.plan(arrays[2].dtype)
-    logdets, remaining, _, _ = backends.extension().swap_logdet(*arrays, plan, LEVERAGE_SLACK, torch.get_num_threads())
-    return torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining)
-
-
-def _swap_trace_triton(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
-    """One program of fastfid/triton_kernels/swap_logdet.py a candidate and node, float32."""
-    kernel, (w_r, w_a) = triton_kernels.load("swap_logdet"), rows.spread_out()
-    logdets, wrong = kernel.swap_logdet(w_r, w_a, nodes.spectrum, nodes.tau.square(), LEVERAGE_SLACK)
-    logdets = logdets.where(wrong == 0, math.nan)
-    scaled = w_r * (nodes.spectrum + nodes.tau[0].square()).rsqrt().to(w_r.dtype)
-    remaining = _remaining_of((scaled @ scaled.mT).to(torch.float64), candidate_ids) if w_r.shape[1] else None
-    return logdets @ nodes.omega / math.pi, remaining
-
-
-TRACE_CHANGES = {"torch": _swap_trace_torch, "cpp": _swap_trace_cpp, "triton": _swap_trace_triton}
-
-
-def _swap_trace_slope(rows: ChangedRows, nodes: Nodes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `_swap_trace_cpp`, with the gradient ∂Δ/∂w_a [b, m_a, r] in the rows before their spread."""
-    arrays = rows.arrays()
-    plan, weights = nodes.plan(arrays[2].dtype), (nodes.omega / math.pi).numpy()
-    logdets, remaining, slope, _, _ = backends.extension().swap_gradient(
-        *arrays, plan, weights, LEVERAGE_SLACK, torch.get_num_threads()
-    )
-    slope = torch.from_numpy(slope)
-    slope.add_(slope.mean(1, keepdim=True), alpha=rows.spread.beta)  # z_a = w_a + β w̄_a + …
-    return torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining), slope
-
-
 class _Change(torch.autograd.Function):
     """Equation 4 [b] of one chunk, the smallest eigenvalue of I − G_rr [b], and the gradient in its added rows,
 
@@ -880,42 +689,13 @@ class _Change(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None
 
 
-def _swap_single_torch(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
-    """Products of rows times the node weights, [b, r]×[r, Q]."""
-    w_r, w_a = (w[:, 0] if w.shape[1] else None for w in rows.spread_out())
-    weights = nodes.weights(rows.added.dtype).T
-
-    def product(a, b):
-        return 0.0 if a is None or b is None else ((a * b) @ weights).to(torch.float64)
-
-    return _single_trace(product(w_r, w_r), product(w_r, w_a), product(w_a, w_a), nodes, candidate_ids)
-
-
-def _swap_single_cpp(rows: ChangedRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
-    """The same products of the unspread rows in one pass (csrc/cpu), spread by equation 2 afterwards."""
-    reference, index, added, (alpha, beta, gamma) = rows.arrays()
-    sums = backends.extension().swap_singles(reference, index, added, nodes.plan(added.dtype), torch.get_num_threads())
-    rr, ra, aa = torch.from_numpy(sums).unbind(1)
-    if not index.shape[1]:
-        return _single_trace(0.0, 0.0, (1 + beta) ** 2 * aa, nodes, candidate_ids)
-    g_rr = (1 + alpha) ** 2 * rr
-    if not added.shape[1]:
-        return _single_trace(g_rr, 0.0, 0.0, nodes, candidate_ids)
-    g_ra = (1 + alpha) * ((1 + beta) * ra + gamma * rr)
-    g_aa = (1 + beta) ** 2 * aa + 2 * (1 + beta) * gamma * ra + gamma**2 * rr
-    return _single_trace(g_rr, g_ra, g_aa, nodes, candidate_ids)
-
-
-def _single_trace(g_rr, g_ra, g_aa, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
-    """Δ [b] and 1 − g_rr at the first node [b] from the entries of G, each [b, Q] float64 or 0 for a missing row.
-
-    det(J + G) = −[(1 + g_aa)(1 − g_rr) + g_ra²]; the bracket minus one is summed and passed to log1p.
-    """
-    remaining = None
-    if isinstance(g_rr, torch.Tensor):
-        remaining = 1 - g_rr.detach()[:, 0]  # leverages fall with τ
-        check_leverage(1 - remaining, candidate_ids)
-    change = g_aa - g_rr - g_aa * g_rr + g_ra * g_ra
-    # rounding may carry a leverage to 1 or past it; half an ε of what is left keeps the logarithm finite
-    least = torch.finfo(torch.float64).eps / 2 - 1
-    return torch.log1p(change.clamp(min=least)) @ nodes.omega / math.pi, remaining
+def _swap_trace_slope(rows: CandidateRows, nodes: Nodes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `log_determinants_by_cpp`, with the gradient ∂Δ/∂w_a [b, m_a, r] in the rows before their spread."""
+    arrays = rows.arrays()
+    plan, weights = nodes.plan(arrays[2].dtype), (nodes.omega / math.pi).numpy()
+    logdets, remaining, slope, _, _ = backends.extension().swap_gradient(
+        *arrays, plan, weights, LEVERAGE_SLACK, torch.get_num_threads()
+    )
+    slope = torch.from_numpy(slope)
+    slope.add_(slope.mean(1, keepdim=True), alpha=rows.spread.beta)  # z_a = w_a + β w̄_a + …
+    return torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining), slope

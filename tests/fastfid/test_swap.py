@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfid import FeatureMoments, RealFactor, SwapEngine, feature_extractor, swap_change_ref
-from fastfid.swap.engine import swap_trace_change, swap_trace_change_ref
+from fastfid.swap.log_determinants import swap_trace_change, swap_trace_change_ref
 from tests.support import oracles
 
 ASSETS = Path(__file__).parents[2] / "sit_rl" / "assets"
