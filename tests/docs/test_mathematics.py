@@ -6,7 +6,8 @@ import torch
 from scipy.special import ellipj, ellipkm1
 
 from fastfid import SwapEngine
-from fastfid.linalg.quadrature import sqrt_nodes, weight_plan
+from fastfid.linalg.quadrature import sqrt_nodes
+from fastfid.linalg.weight_plan import weight_plan
 
 D, N = 6, 40
 
