@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md, checked on the import graph that docs/import_graph.py reads from the files."""
 
 import re
+import subprocess
 
 import pytest
 
@@ -23,6 +24,11 @@ ROOMS = {
 # Who judges, and what no judge may import, directly or through others.
 JUDGES = ("fastfid.evaluation", "fastfid.metrics", "sit_rl.training.held_out", "sit_rl.evaluate")
 REWARDS = ("fastfid.rewards", "sit_rl.reward")
+
+MOST_LINES = 400
+SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".sh")
+# Files that are longer because they are one table, with the table's name.
+TABLES: dict[str, str] = {}
 
 
 def within(module, rooms_or_modules):
@@ -80,6 +86,15 @@ def test_judges_do_not_know_rewards():
                 waiting += below.get(module, ())
         known = sorted(module for module in reached if within(module, REWARDS))
         assert not known, f"{judge} reaches {known}"
+
+
+@pytest.mark.parametrize("folder", ("sit_rl", "bench", "docs"))
+def test_no_file_is_long_but_a_table(folder):
+    listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    paths = [ROOT / line for line in listed.splitlines() if line.endswith(SOURCES)]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in paths if path.is_file()}
+    long = {name: count for name, count in lines.items() if count > MOST_LINES and name not in TABLES}
+    assert not long, "\n".join(f"{count:5} {name}" for name, count in sorted(long.items(), key=lambda pair: -pair[1]))
 
 
 def test_the_page_describes_every_room():
