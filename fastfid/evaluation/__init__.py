@@ -1,1 +1,1 @@
-"""Evaluate image sets: open both sides, compute every score with its interval, report it."""
+"""Evaluation of image sets: sides, scores with intervals, results and reports."""

@@ -15,12 +15,11 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from fastfid.evaluation.results import EvaluationResult, Score, left_out_lines, worst_first
+from fastfid.evaluation.results import EvaluationResult, Json, Score, left_out_lines, worst_first
 from fastfid.images.source import ImageSource
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.templates import template
@@ -64,7 +63,7 @@ def report_html(result: EvaluationResult) -> str:
     )
 
 
-def _networks(entries: Iterable[dict[str, Any]]) -> list[str]:
+def _networks(entries: Iterable[Json]) -> list[str]:
     """The networks of the entries, each once, in their order."""
     return list(dict.fromkeys(entry["network"] for entry in entries))
 
@@ -72,7 +71,7 @@ def _networks(entries: Iterable[dict[str, Any]]) -> list[str]:
 # --- sections ----------------------------------------------------------------------------------------------------
 
 
-def _facts(known: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(known: Json) -> list[tuple[str, str]]:
     """Name and text of each line at the top: both sides, networks, protocol."""
     facts = [
         (role, f"{known[role]['count'] or 'unknown number of'} images, {known[role]['name']}")
@@ -86,7 +85,7 @@ def _facts(known: dict[str, Any]) -> list[tuple[str, str]]:
     return [*facts, ("protocol", f"{protocol['name']} ({protocol['source']}), {known['version']}")]
 
 
-def _score(result: EvaluationResult, score: Score) -> dict[str, Any]:
+def _score(result: EvaluationResult, score: Score) -> Json:
     """A row of the table of scores."""
     return {
         "label": result.label(score),
@@ -102,7 +101,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
 
 
-def _whisker(score: Score) -> dict[str, Any] | None:
+def _whisker(score: Score) -> Json | None:
     """The interval on an axis from 75% to 125% of the value; an end beyond the axis has no cap."""
     if score.interval is None or score.value == 0:
         return None
@@ -116,14 +115,14 @@ def _whisker(score: Score) -> dict[str, Any] | None:
     }
 
 
-def _classes(result: EvaluationResult, network: str) -> dict[str, Any]:
+def _classes(result: EvaluationResult, network: str) -> Json:
     """The table of the classes in one network, the worst classes first."""
     entries = worst_first([entry for entry in result.classes if entry["network"] == network])
     columns = ("samples", "reference", "precision", "recall", "density", "coverage")
     return {"network": network, "nearest_k": entries[0]["nearest_k"], "columns": columns, "entries": entries}
 
 
-def _outliers(result: EvaluationResult, found: dict[str, Any]) -> list[dict[str, Any]]:
+def _outliers(result: EvaluationResult, found: Json) -> list[Json]:
     """A section for the samples that hurt most and one for those that help most, where there are any."""
     source = result.sources.get("samples")
     return [
@@ -138,7 +137,7 @@ def _outliers(result: EvaluationResult, found: dict[str, Any]) -> list[dict[str,
     ]
 
 
-def _neighbours(result: EvaluationResult, network: str) -> dict[str, Any]:
+def _neighbours(result: EvaluationResult, network: str) -> Json:
     """A row for each sample: the sample, then its nearest reference images."""
     samples, reference = result.sources.get("samples"), result.sources.get("reference")
     rows = [
@@ -171,7 +170,7 @@ class Figure:
     problem: str | None = None
 
 
-def _figure(source: ImageSource | None, entry: dict[str, Any], number: str, kind: str = "") -> Figure:
+def _figure(source: ImageSource | None, entry: Json, number: str, kind: str = "") -> Figure:
     """The picture of the entry {index, name}, without one where there are no images."""
     if source is None:
         return Figure(number, entry["name"], kind)

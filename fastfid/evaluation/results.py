@@ -1,6 +1,6 @@
-"""What an evaluation found, and its text and JSON.
+"""Results of an evaluation and of a difference, and their text and JSON.
 
-Schema "fastfid.evaluation/1" of `EvaluationResult.to_json`; whatever is not known is null, the order of keys fixed.
+Schema "fastfid.evaluation/1" of `EvaluationResult.to_json`.  The order of keys is fixed; an unknown value is null.
 
     schema, version, protocol {name, source}, settings {…}, seconds {features, metrics}
     samples, reference  {name, count, images, source_sha256, skipped: [sentence]}
@@ -13,24 +13,31 @@ Schema "fastfid.evaluation/1" of `EvaluationResult.to_json`; whatever is not kno
     outliers    [{network, hurt: [{index, name, change_if_left_out}], help: [the same]}]
     neighbours  [{network, index, name, nearest: [{index, name, distance}]}]
 
-"fastfid.difference/1" of `DifferenceResult.to_json` has the fields of that class.  The number grows when a key goes or
-changes its meaning, not when one is added.
+"fastfid.difference/1" of `DifferenceResult.to_json` has the fields of that class.  The number of a schema grows when a
+key is removed or changes its meaning, not when one is added.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fastfid.images.source import ImageSource
+
+Json = dict[str, Any]  # plain containers of strings, numbers and None, by the names of a schema
+Details = dict[str, Any]  # of a score: what is needed to repeat it
 
 SCHEMA = "fastfid.evaluation/1"
 DIFF_SCHEMA = "fastfid.difference/1"
-CLASSES_SHOWN = 20  # rows of the classes' text table, the worst ones; JSON and HTML have all
+CLASSES_SHOWN = 20  # most rows of the text table of classes, the worst ones; JSON and HTML have all
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number with its name, network, uncertainty and the words that say how both were computed.
+    """One number with its name, network and interval, and how both were computed.
 
     metric          key, e.g. "fd"
     label           name to print, e.g. "FID" or "FD (fashion-a)"
@@ -48,7 +55,7 @@ class Score:
     standard_error: float | None = None
     interval: tuple[float, float] | None = None
     method: str = ""
-    details: dict = field(default_factory=dict)
+    details: Details = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,25 +71,27 @@ class LeftOut:
 class EvaluationResult:
     """Scores of one set of samples against one reference, with provenance; `result["fd"]` is a Score.
 
-    scores, left_out  what was computed, and what was not and why
+    scores            metrics that were computed
+    left_out          metrics that were not, and why
     warnings          sentences about anything repaired, skipped or forced
     classes           per network and class: precision and recall within the class
     outliers          per network: images whose absence would lower (hurt) or raise (help) the FD most
     neighbours        per network: nearest reference images of some samples
     provenance        samples, reference, networks, protocol, settings, version, seconds
+    sources           role → open images, for the pictures of the report
     """
 
     scores: list[Score]
     left_out: list[LeftOut]
     warnings: list[str]
-    classes: list[dict]
-    outliers: list[dict]
-    neighbours: list[dict]
-    provenance: dict
-    sources: dict = field(default_factory=dict, repr=False, compare=False)  # open images, for the report's pictures
+    classes: list[Json]
+    outliers: list[Json]
+    neighbours: list[Json]
+    provenance: Json
+    sources: dict[str, ImageSource] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, key: str | tuple[str, str]) -> Score:
-        """The score of a metric, or of (metric, network) where there are several networks; KeyError with the reason."""
+        """The score of a metric, or of (metric, network) among several networks; KeyError with the reason."""
         metric, network = key if isinstance(key, tuple) else (key, None)
         for score in self.scores:
             if score.metric == metric and network in (None, score.network):
@@ -93,11 +102,11 @@ class EvaluationResult:
         raise KeyError(f"{metric} was not asked for; computed: {', '.join(s.metric for s in self.scores)}")
 
     def label(self, score: Score) -> str:
-        """What to print for one of the scores: with its network where there are several."""
+        """Name of a score to print, with its network where there are several."""
         several = len({s.network for s in self.scores}) > 1
         return f"{score.label} ({score.network})" if several and score.network not in score.label else score.label
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> Json:
         """Everything as plain containers, by the names of the versioned schema."""
         return {
             "schema": SCHEMA,
@@ -111,7 +120,7 @@ class EvaluationResult:
         }
 
     def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as strict JSON; numbers that are not finite become null."""
+        """`to_dict` as strict JSON, in which numbers that are not finite become null."""
         return json.dumps(_plain(self.to_dict()), indent=indent, allow_nan=False)
 
     def table(self) -> str:
@@ -126,9 +135,16 @@ class EvaluationResult:
 
 @dataclass
 class DifferenceResult:
-    """FD(A) − FD(B) against one reference, below zero if A is nearer, with its 95% jackknife interval.
+    """FD(A) − FD(B) against one reference with its 95% jackknife interval; below zero, A is nearer.
 
-    better  "A" or "B" where the interval excludes zero, else None
+    label, network        name of the distance and of the network
+    a, b                  both distances
+    difference            a − b
+    standard_error        of the difference
+    interval              (low, high) at 95%
+    better                "A" or "B" where the interval excludes zero, else None
+    method                one sentence
+    warnings, provenance  as in EvaluationResult; the sides are A, B and reference
     """
 
     label: str
@@ -141,14 +157,14 @@ class DifferenceResult:
     better: str | None
     method: str
     warnings: list[str]
-    provenance: dict
+    provenance: Json
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> Json:
         """Everything as plain containers, by the names of the versioned schema."""
         return {"schema": DIFF_SCHEMA, **asdict(self)}
 
     def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as strict JSON."""
+        """`to_dict` as strict JSON, in which numbers that are not finite become null."""
         return json.dumps(_plain(self.to_dict()), indent=indent, allow_nan=False)
 
     def table(self) -> str:
@@ -170,14 +186,14 @@ class DifferenceResult:
 
 
 def left_out_lines(left_out: list[LeftOut]) -> list[str]:
-    """A line for each reason, with the metrics it is the reason of."""
+    """A line for each reason, with the metrics that were left out for it."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for left in left_out:
         grouped.setdefault((left.network, left.reason), []).append(left.metric)
     return [f"{', '.join(metrics)} ({network}): {reason}" for (network, reason), metrics in grouped.items()]
 
 
-def worst_first(classes: list[dict]) -> list[dict]:
+def worst_first(classes: list[Json]) -> list[Json]:
     """Entries of `EvaluationResult.classes` by the lower of precision and recall, ascending."""
     return sorted(classes, key=lambda entry: (min(entry["precision"], entry["recall"]), entry["class"]))
 
@@ -185,7 +201,8 @@ def worst_first(classes: list[dict]) -> list[dict]:
 # --- text --------------------------------------------------------------------------------------------------------
 
 
-def _class_lines(classes: list[dict]) -> list[str]:
+def _class_lines(classes: list[Json]) -> list[str]:
+    """The classes of one network as a table."""
     first = classes[0]
     rows = [["class", "samples", "reference", "precision", "recall", "density", "coverage"]]
     for entry in worst_first(classes)[:CLASSES_SHOWN]:
@@ -202,16 +219,22 @@ def _class_lines(classes: list[dict]) -> list[str]:
     ]
 
 
-def _aligned(rows: list[list[str]], right) -> list[str]:
-    """Columns padded to their widest cell, those in `right` from the left; the last one as it is unless in `right`."""
+def _aligned(rows: list[list[str]], right: Container[int]) -> list[str]:
+    """The rows as lines of columns, flush left but for the columns in `right`."""
     if not rows:
         return []
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    pad = lambda i, cell: cell.rjust(widths[i]) if i in right else cell.ljust(widths[i])  # noqa: E731
-    return ["  ".join(pad(i, cell) for i, cell in enumerate(row)).rstrip() for row in rows]
+    columns = [(i in right, max(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    return ["  ".join(map(_padded, row, columns)).rstrip() for row in rows]
 
 
-def _provenance_lines(provenance: dict) -> list[str]:
+def _padded(cell: str, column: tuple[bool, int]) -> str:
+    """The cell as wide as its column, given as (flush right, width)."""
+    flush_right, width = column
+    return cell.rjust(width) if flush_right else cell.ljust(width)
+
+
+def _provenance_lines(provenance: Json) -> list[str]:
+    """Networks, sides and protocol, a line each."""
     lines = [
         f"network {n['name']}, d = {n['dim']}, weights {(n['weights_sha256'] or 'unknown')[:12]}, "
         f"preprocessing: {n['preprocessing'] or 'unknown'}"
@@ -231,8 +254,8 @@ def _interval_text(score: Score) -> str:
     return f"95% {low:.6g} to {high:.6g} ({score.method})"
 
 
-def _plain(value):
-    """Containers with numbers that JSON knows; what is not finite becomes None."""
+def _plain(value: Any) -> Any:
+    """The value with lists for tuples and None for numbers that are not finite, which strict JSON does not have."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

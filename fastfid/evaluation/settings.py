@@ -1,22 +1,32 @@
-"""How an evaluation is run: its options, checked."""
+"""The options of an evaluation, checked before any work."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from fastfid.features.cache import FeatureCache
 from fastfid.features.names import BATCH_SIZE
 from fastfid.images.open import open_images
 from fastfid.images.source import ImageSource
 
+# Option → its least value, and what to say below it.
+LEAST_VALUES = {
+    "batch_size": (1, "the batch size is {}; it must be at least 1 (--batch-size)"),
+    "nearest_k": (1, "nearest_k is {}; it counts neighbours from 1 (--nearest-k)"),
+    "kid_subset_size": (2, "kid_subset_size is {}; an unbiased estimate needs at least 2 (--kid-subset-size)"),
+    "seed": (0, "seed is {}; NumPy's generators take whole numbers from 0"),
+}
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How an evaluation is run; see `fastfid.evaluate`."""
+    """The options that `fastfid.evaluate`, `diff`, `compare` and `statistics_of` share; `evaluate` explains them."""
 
-    weights: str | Path | dict | None = None
+    weights: str | Path | Mapping[str, str | Path] | None = None
     device: str = "cpu"
     batch_size: int = BATCH_SIZE
     cache: bool | str | Path = True
@@ -29,31 +39,31 @@ class Settings:
     seed: int = 2020
     progress: bool = False
 
-    def __post_init__(self):
-        """ValueError for what no evaluation can use, before an image is read."""
-        least = {
-            "batch_size": (1, "the batch size is {}; it must be at least 1 (--batch-size)"),
-            "nearest_k": (1, "nearest_k is {}; it counts neighbours from 1 (--nearest-k)"),
-            "kid_subset_size": (2, "kid_subset_size is {}; an unbiased estimate needs at least 2 (--kid-subset-size)"),
-            "seed": (0, "seed is {}; NumPy's generators take whole numbers from 0"),
-        }
-        for name, (low, message) in least.items():
+    def __post_init__(self) -> None:
+        """ValueError for a number that no evaluation can use."""
+        for name, (low, message) in LEAST_VALUES.items():
             given = getattr(self, name)
             if given is not None and (not isinstance(given, Integral) or given < low):
                 raise ValueError(message.format(given))
 
     @classmethod
-    def of(cls, given: dict) -> Settings:
-        """The settings given by name; TypeError naming those that do not exist."""
+    def of(cls, given: dict[str, Any]) -> Settings:
+        """The settings given by name; TypeError that names those that do not exist."""
         names = [field.name for field in fields(cls)]
         if unknown := given.keys() - set(names):
             raise TypeError(f"unknown argument {', '.join(sorted(unknown))}; the settings are {', '.join(names)}")
         return cls(**given)
 
-    def open_cache(self) -> FeatureCache | None:
-        """The cache of features that `cache` asks for."""
-        return None if self.cache is False else FeatureCache(None if self.cache is True else self.cache)
+    def weights_of(self, network: str) -> str | Path | None:
+        """The weights file for one network."""
+        return self.weights.get(network) if isinstance(self.weights, Mapping) else self.weights
 
-    def open_images(self, source, name: str | None = None) -> ImageSource:
+    def open_cache(self) -> FeatureCache | None:
+        """The cache of features that `cache` names, or None."""
+        if isinstance(self.cache, bool):
+            return FeatureCache() if self.cache else None
+        return FeatureCache(self.cache)
+
+    def open_images(self, source: object, name: str | None = None) -> ImageSource:
         """`open_images` with these settings."""
         return open_images(source, self.value_range, self.skip_corrupt, self.workers, name)

@@ -1,9 +1,9 @@
 """The sides of a comparison: opened, checked against each other, and turned into features in every network.
 
-A side is given as images, as statistics, or as both (ADM's references).  Everything that can be known before an image
-is read is checked before, so that hours of work do not end in a mismatch.
+A side is images, statistics, or both, as ADM's references are.  Whatever can be checked before an image is read is
+checked before, so that a mismatch does not cost hours of work.
 
-Legend: n images, d feature dimension.
+Legend: n images, d feature dimension, s spatial feature dimension, C classes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -29,33 +30,45 @@ from fastfid.runtime.devices import as_tensor
 from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import Statistics, read_statistics
 
-UNKNOWN = "unknown network"  # of statistics that do not tell
+# A network to run, or the name of one whose features are already there; and how a caller asks for one or several.
+Network = FeatureExtractor | str
+NetworkChoice = Network | Sequence[Network] | None
+
+UNKNOWN = "unknown network"  # name of the network of statistics that record none
 
 
 @dataclass
 class Side:
-    """One side as it was given: images, or statistics, or both."""
+    """One side as it was given: images, statistics, or both.
+
+    role        "samples", "reference", "A", "B" or "images"
+    name        for messages
+    images      an ImageSource, or None
+    statistics  those that are read so far, or None
+    path        of the statistics file, which may hold several networks; None without a file
+    """
 
     role: str
     name: str
     images: ImageSource | None = None
     statistics: Statistics | None = None
-    path: Path | None = None  # of the statistics file, which may hold several networks
+    path: Path | None = None
 
 
 @dataclass
 class SideInNetwork:
-    """One side in one network: moments always, the rest where there are images or saved features.
+    """One side in one network: always its moments; the rest where there are images or saved features.
 
-    features, logits, spatial_features  [n, …] float32, or None
+    features, logits, spatial_features  float32 [n, d], [n, C] and [n, s], or None
     spatial                             moments of the spatial features, or None
-    names, indices, labels              of the images, n each, or None
+    names, indices, labels              of the n images, or None; an index counts skipped images
+    skipped                             a sentence for each unreadable image that was left out
     """
 
     name: str
     network: str
     moments: FeatureMoments
-    provenance: dict
+    provenance: dict[str, Any]
     features: Tensor | None = None
     logits: Tensor | None = None
     spatial: FeatureMoments | None = None
@@ -76,21 +89,21 @@ class SideInNetwork:
         return Identity.of(self.provenance)
 
     def image_name(self, row: int) -> str:
-        """Name of the image behind feature row `row`."""
+        """Name of the image that feature row `row` is of."""
         return self.names[row] if self.names else f"row {row}"
 
     def image_index(self, row: int) -> int:
-        """Its number in the source, which counts skipped images too."""
+        """Its number in the source."""
         return self.indices[row] if self.indices else row
 
 
 # --- opening -----------------------------------------------------------------------------------------------------
 
 
-def open_side(source, role: str, settings: Settings) -> Side:
-    """Open one side without reading its images; statistics files of several networks are opened later.
+def open_side(source: object, role: str, settings: Settings) -> Side:
+    """Open one side without reading its images; a statistics file of several networks is read later.
 
-    Whatever lies on a GPU comes to the host, where the other side's file or extracted features are.
+    Tensors on a GPU are copied to the host, where the features of the other side are.
     """
     called = role if role.isupper() else f"the {role}"  # A, or the samples
     if isinstance(source, Statistics):
@@ -103,6 +116,10 @@ def open_side(source, role: str, settings: Settings) -> Side:
     if not isinstance(source, str | Path):
         images = settings.open_images(source, name=called)
         return Side(role, images.name, images=images)
+    return _open_path(source, role, settings)
+
+
+def _open_path(source: str | Path, role: str, settings: Settings) -> Side:
     path = Path(source)
     if not holds_statistics(path):
         return Side(role, str(path), images=settings.open_images(source))
@@ -114,9 +131,21 @@ def open_side(source, role: str, settings: Settings) -> Side:
     return side
 
 
-def networks_of(features, protocol: Protocol, sides: list[Side], settings: Settings, spatial: bool = False) -> list:
-    """The networks asked for, built only if some side has images; else their names."""
-    asked = features if isinstance(features, list | tuple) else [features]
+def networks_of(
+    features: NetworkChoice,
+    protocol: Protocol,
+    sides: Sequence[Side],
+    settings: Settings,
+    spatial: bool = False,
+) -> list[Network]:
+    """The networks asked for: extractors if some side has images, else their names.
+
+    features  None: the network that the sides' statistics record, else the protocol's
+    spatial   also make the spatial features of sFID (Inception only)
+
+    ValueError for an empty list, a bare module, or one weights file for several networks.
+    """
+    asked = cast("list[Network | None]", [*features] if isinstance(features, list | tuple) else [features])
     if not asked:
         raise ValueError("features is empty; name a network")
     for bare in (x for x in asked if isinstance(x, nn.Module)):
@@ -124,100 +153,126 @@ def networks_of(features, protocol: Protocol, sides: list[Side], settings: Setti
             f"features is a bare {type(bare).__name__}; say its width and preparation with "
             "FeatureExtractor.from_module(module, dim)"
         )
-    asked = [_recorded_network(sides, protocol) if x is None else x for x in asked]
     if len(asked) > 1 and isinstance(settings.weights, str | Path):
         raise ValueError(
             f"one weights file for {len(asked)} networks; pass weights={{network: path}} (--weights NAME=PATH)"
         )
-    needed = any(side.images is not None for side in sides)
-    return [_network(x, protocol, settings, spatial) if needed else x for x in asked]
+    named: list[Network] = [_recorded_network(sides, protocol) if x is None else x for x in asked]
+    if all(side.images is None for side in sides):
+        return named
+    return [_built(network, protocol, settings, spatial) for network in named]
 
 
-def _network(asked, protocol: Protocol, settings: Settings, spatial: bool) -> FeatureExtractor:
-    if not isinstance(asked, str):
-        return asked
-    weights = settings.weights.get(asked) if isinstance(settings.weights, dict) else settings.weights
+def _built(network: Network, protocol: Protocol, settings: Settings, spatial: bool) -> FeatureExtractor:
+    if not isinstance(network, str):
+        return network
     device = distributed.local_device(settings.device)
-    return build_extractor(asked, protocol.input_of(asked), weights, device, spatial)
+    return build_extractor(network, protocol.input_of(network), settings.weights_of(network), device, spatial)
 
 
-def _recorded_network(sides: list[Side], protocol: Protocol) -> str:
-    """The network that statistics were made with, where one is recorded and known here; else the protocol's.
-
-    Without images any recorded name will do: nothing has to be run.
-    """
+def _recorded_network(sides: Sequence[Side], protocol: Protocol) -> str:
+    """The network that the statistics of a side record, if it can be run or need not be; else the protocol's."""
     images = any(side.images is not None for side in sides)
     for side in sides:
-        recorded = side.statistics.provenance.get("extractor") if side.statistics else None
-        if recorded in NETWORK_NAMES or (recorded and not images):
+        recorded = side.statistics.identity.extractor if side.statistics else None
+        if recorded is not None and (recorded in NETWORK_NAMES or not images):
             return recorded
     return protocol.network if images or protocol.name != "fastfid" else UNKNOWN
 
 
-# --- gathering ---------------------------------------------------------------------------------------------------
+# --- features ----------------------------------------------------------------------------------------------------
 
 
 def gather(
-    sides: list[Side], extractors: list, settings: Settings, warnings: list[str], keep: bool = True
+    sides: Sequence[Side], networks: Sequence[Network], settings: Settings, warnings: list[str], keep: bool = True
 ) -> list[list[SideInNetwork]]:
-    """For each side, its material in each network; everything known is checked before an image is read.
+    """Every side in every network: the statistics it was given with, or the features of its images.
 
-    keep  False: moments only, so that memory does not grow with the number of images
+    warnings  sentences about skipped images and the like are appended
+    keep      False: only moments, so that memory does not grow with the number of images
 
-    On ranks above 0 of a process group images give no material.
+    ValueError, before an image is read, where statistics do not fit each other or a network.  With several ranks, those
+    above 0 get empty lists for sides that are images.
     """
     with distributed.agreement():
-        given = [[_given(side, extractor) for extractor in extractors] for side in sides]
-        for of_network, extractor in zip(zip(*given, strict=True), extractors, strict=True):
-            _check_early(of_network, extractor, settings)
+        given = [[_statistics_in(side, network) for network in networks] for side in sides]
+        for of_network, network in zip(zip(*given, strict=True), networks, strict=True):
+            _check_early(of_network, network, settings)
     return [
-        _materials(side, extractors, ready, settings, warnings, keep) for side, ready in zip(sides, given, strict=True)
+        _side_in_networks(side, networks, statistics, settings, warnings, keep)
+        for side, statistics in zip(sides, given, strict=True)
     ]
 
 
-def _given(side: Side, extractor) -> Statistics | None:
-    """The side's statistics in this network, None where it only has images (or also images, of another network)."""
-    name = extractor if isinstance(extractor, str) else extractor.name
+def name_of(network: Network) -> str:
+    """The name of a network that may not be built."""
+    return network if isinstance(network, str) else network.name
+
+
+def _statistics_in(side: Side, network: Network) -> Statistics | None:
+    """The side's statistics in this network; None where it has images and no statistics of this network."""
+    name = name_of(network)
     if side.path is not None and side.statistics is None:
         return read_statistics(side.path, None if name == UNKNOWN else name)
-    recorded = side.statistics.provenance.get("extractor") if side.statistics else None
+    recorded = side.statistics.identity.extractor if side.statistics else None
     if side.images is not None and recorded != name:
         return None
     return side.statistics
 
 
-def holds_features(side: Side, extractor) -> bool:
-    """Whether the side's statistics in this network, a name or a FeatureExtractor, come with the features."""
-    given = _given(side, extractor)
-    return given is not None and given.features is not None
+def holds_features(side: Side, network: Network) -> bool:
+    """Whether the side's statistics in this network come with the features."""
+    statistics = _statistics_in(side, network)
+    return statistics is not None and statistics.features is not None
 
 
-def _check_early(given: Sequence[Statistics | None], extractor, settings: Settings) -> None:
-    """ValueError before any image is read if statistics do not fit each other or the network."""
+def _check_early(given: Sequence[Statistics | None], network: Network, settings: Settings) -> None:
+    """ValueError if the sides' statistics do not fit each other or the network."""
     known: list[Identified] = [statistics for statistics in given if statistics is not None]
-    if not isinstance(extractor, str):
-        known.append(NetworkFeatures(f"the network {extractor.name}", extractor.dim, extractor.identity))
-    elif extractor != UNKNOWN:
+    if not isinstance(network, str):
+        known.append(NetworkFeatures(f"the network {network.name}", network.dim, network.identity))
+    elif network != UNKNOWN:
         for statistics in known:
             recorded = statistics.identity.extractor
-            if recorded not in (None, extractor) and not settings.force:
+            if recorded not in (None, network) and not settings.force:
                 raise ValueError(
-                    f"{statistics.name} holds features of {recorded}, not of {extractor}; leave the network out, or "
+                    f"{statistics.name} holds features of {recorded}, not of {network}; leave the network out, or "
                     "pass force=True (--force)"
                 )
     for other in known[1:]:
         check_comparable(known[0], other, settings.force)
 
 
-def _materials(
-    side: Side, extractors, given, settings: Settings, warnings: list[str], keep: bool
+def _side_in_networks(
+    side: Side,
+    networks: Sequence[Network],
+    given: Sequence[Statistics | None],
+    settings: Settings,
+    warnings: list[str],
+    keep: bool,
 ) -> list[SideInNetwork]:
-    """Saved statistics as they are, images through all networks in one pass."""
-    if side.images is None:
-        names = [x if isinstance(x, str) else x.name for x in extractors]
-        return [_from_statistics(side, name, x) for name, x in zip(names, given, strict=True)]
-    if not keep and None not in given:  # statistics and images: nothing but the moments is wanted
-        return [_from_statistics(side, e.name, x) for e, x in zip(extractors, given, strict=True)]
+    """The side in every network: saved statistics as they are, images through all networks in one pass."""
+    known = [statistics for statistics in given if statistics is not None]
+    needs_images = len(known) < len(given) or keep
+    if side.images is None or not needs_images:
+        return [
+            _from_statistics(side, name_of(network), statistics)
+            for network, statistics in zip(networks, known, strict=True)
+        ]
+    extractors = [network for network in networks if not isinstance(network, str)]
+    extracted = _extracted(side, extractors, settings, warnings, keep)  # empty on ranks above 0
+    found = [_from_images(side, *of_network) for of_network in zip(extractors, extracted, strict=False)]
+    for in_network, statistics in zip(found, given, strict=False):
+        if statistics is not None:
+            _take_moments_of(statistics, in_network, warnings)
+    return found
+
+
+def _extracted(
+    side: Side, extractors: list[FeatureExtractor], settings: Settings, warnings: list[str], keep: bool
+) -> list[Extracted]:
+    """What every network makes of the side's images; problems of the cache and skipped images are warned about."""
+    assert side.images is not None
     cache = settings.open_cache()
     extracted = extract(side.images, extractors, cache, settings.batch_size, settings.progress, keep)
     problems = distributed.gather_objects(cache.problem if cache is not None else None)
@@ -227,30 +282,41 @@ def _materials(
         warnings.append(
             f"left out of {side.name}: {counted(len(skipped), 'unreadable image')}, the first: {skipped[0]}"
         )
-    found = [_from_images(side, extractor, x) for extractor, x in zip(extractors, extracted, strict=False)]
-    for material, statistics in zip(found, given, strict=False):
-        if statistics is not None:
-            material.moments = statistics.moments
-            if statistics.spatial is not None:
-                material.spatial, material.spatial_features = statistics.spatial, None
-            warnings.append(
-                f"FD and sFID use the mu and sigma in {side.name}; its {len(material.names)} images serve the other "
-                "metrics"
-            )
-    return found
+    return extracted
 
 
-def _from_images(side: Side, extractor: FeatureExtractor, x: Extracted) -> SideInNetwork:
-    source = {"source": side.name, "source_sha256": x.source_sha256, "dtype": "float32"}
+def _take_moments_of(statistics: Statistics, in_network: SideInNetwork, warnings: list[str]) -> None:
+    """Replace the moments of images by those of a file that holds both, as ADM's references do."""
+    in_network.moments = statistics.moments
+    if statistics.spatial is not None:
+        in_network.spatial, in_network.spatial_features = statistics.spatial, None
+    warnings.append(
+        f"FD and sFID use the mu and sigma in {in_network.name}; its {len(in_network.names or [])} images serve the "
+        "other metrics"
+    )
+
+
+def _from_images(side: Side, extractor: FeatureExtractor, extracted: Extracted) -> SideInNetwork:
+    source = {"source": side.name, "source_sha256": extracted.source_sha256, "dtype": "float32"}
     return SideInNetwork(
-        side.name, extractor.name, x.moments, {**extractor.identity.provenance(), **source}, x.outputs.get("features"),
-        x.outputs.get("logits"), x.spatial, x.outputs.get("spatial"), x.names, x.indices, x.labels, x.skipped,
-    )  # fmt: skip
+        side.name,
+        extractor.name,
+        extracted.moments,
+        {**extractor.identity.provenance(), **source},
+        features=extracted.outputs.get("features"),
+        logits=extracted.outputs.get("logits"),
+        spatial=extracted.spatial,
+        spatial_features=extracted.outputs.get("spatial"),
+        names=extracted.names,
+        indices=extracted.indices,
+        labels=extracted.labels,
+        skipped=extracted.skipped,
+    )
 
 
 def _from_statistics(side: Side, network: str, statistics: Statistics) -> SideInNetwork:
     if network == UNKNOWN:
-        network = statistics.provenance.get("extractor") or network
+        network = statistics.identity.extractor or network
     return SideInNetwork(
         side.name, network, statistics.moments, statistics.provenance, statistics.features, spatial=statistics.spatial
     )
