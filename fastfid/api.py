@@ -6,7 +6,8 @@ from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import prdc, precision_recall
 from fastfid.distances.real_side import RealFactor
 from fastfid.distances.window import FeatureWindow
-from fastfid.evaluation.evaluate import diff, evaluate
+from fastfid.evaluation.difference import diff
+from fastfid.evaluation.evaluate import evaluate
 from fastfid.evaluation.results import DifferenceResult, EvaluationResult
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.features.registry import feature_extractor

@@ -1,11 +1,12 @@
-"""What stands behind the scores of a pair: its classes, and single images.
+"""What lies behind the scores of a pair: its classes, and single images.
 
-Legend: n, m rows; d feature dimension.
+Legend: N samples, n and m rows, d feature dimension.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,21 +15,22 @@ from torch import Tensor
 from fastfid.distances.precision_recall import prdc
 from fastfid.evaluation.intervals import wilson_interval
 from fastfid.evaluation.pair import Pair
-from fastfid.evaluation.results import LeftOut
+from fastfid.evaluation.results import Json, LeftOut
+from fastfid.evaluation.sides import SideInNetwork
 
 OUTLIERS = 12  # images listed at each end
 NEIGHBOURS = 5  # nearest reference images listed for a sample
 NEIGHBOUR_SAMPLES = 12  # samples they are listed for: a third each that hurt, that help, and evenly spaced
-DISTANCE_ROWS = 512  # reference rows a block of the neighbour search
+DISTANCE_ROWS = 512  # reference rows of a block of the neighbour search
 
 
 # --- classes -----------------------------------------------------------------------------------------------------
 
 
-def class_scores(pair: Pair) -> tuple[list[dict], list[LeftOut]]:
-    """Precision, recall, density and coverage within each class both sides have, by the schema of results.py.
+def class_scores(pair: Pair) -> tuple[list[Json], list[LeftOut]]:
+    """Precision, recall, density and coverage within each class that both sides have, by the schema of results.py.
 
-    Both lists are empty where neither side has labels.
+    Classes without a k-th neighbour on a side are left out.  Both lists are empty where neither side has labels.
     """
     sides = (pair.samples, pair.reference)
     labelled = [side for side in sides if side.labels and side.features is not None]
@@ -49,11 +51,8 @@ def class_scores(pair: Pair) -> tuple[list[dict], list[LeftOut]]:
     return [_one_class(pair, name) for name in large], [LeftOut("classes", pair.network, r) for r in reasons]
 
 
-def _one_class(pair: Pair, name: str) -> dict:
-    generated, real = (
-        side.features[[i for i, label in enumerate(side.labels) if label == name]]
-        for side in (pair.samples, pair.reference)
-    )
+def _one_class(pair: Pair, name: str) -> Json:
+    generated, real = (_rows_of_class(side, name) for side in (pair.samples, pair.reference))
     found = prdc(real, generated, pair.nearest_k) | pair.precision_recall(real, generated)
     return {
         "network": pair.network,
@@ -71,62 +70,78 @@ def _one_class(pair: Pair, name: str) -> dict:
     }
 
 
-def _natural(name: str) -> tuple:
-    """Numbers before names, 9 before 10."""
+def _rows_of_class(side: SideInNetwork, name: str) -> Tensor:
+    """Features [n, d] of the images with this label, on a side that has both."""
+    assert side.features is not None and side.labels is not None
+    return side.features[[i for i, label in enumerate(side.labels) if label == name]]
+
+
+def _natural(name: str) -> tuple[int, int, str]:
+    """Sort key: numbers before names, 9 before 10."""
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 
 # --- single images -----------------------------------------------------------------------------------------------
 
 
-def outliers(pair: Pair) -> dict:
-    """The samples that hurt and help the distance most, by what leaving them out would change."""
-    changes = pair.sample_changes
-    order = changes.argsort().tolist()
-    entry = lambda row: {  # noqa: E731
-        "index": pair.samples.image_index(row),
-        "name": pair.samples.image_name(row),
-        "change_if_left_out": changes[row].item(),
-    }
-    hurt = [entry(row) for row in order[:OUTLIERS] if changes[row] < 0]
-    help_ = [entry(row) for row in reversed(order[-OUTLIERS:]) if changes[row] > 0]
-    return {"network": pair.network, "hurt": hurt, "help": help_}
-
-
-def outliers_obstacle(pair: Pair) -> str | None:
-    """Why outliers cannot be told; they are no Score."""
+def missing_outliers(pair: Pair) -> str | None:
+    """Why outliers cannot be listed; None if they can."""
     if pair.sample_changes is None:
         return f"{pair.samples.name} holds statistics only, or fewer than 3 images; pass images"
     return None
 
 
-def neighbours(pair: Pair) -> list[dict]:
-    """Nearest reference images of some samples: of those that hurt, that help, and evenly spaced ones."""
-    if pair.reference.features is None:
+def outliers(pair: Pair, changes: Tensor) -> Json:
+    """The samples that hurt and help the distance most, by its `changes` [N] without each of them."""
+    order = changes.argsort().tolist()
+    hurt = [row for row in order[:OUTLIERS] if changes[row] < 0]
+    help_ = [row for row in reversed(order[-OUTLIERS:]) if changes[row] > 0]
+    entries = [
+        [{**_image(pair.samples, row), "change_if_left_out": changes[row].item()} for row in rows]
+        for rows in (hurt, help_)
+    ]
+    return {"network": pair.network, "hurt": entries[0], "help": entries[1]}
+
+
+def neighbours(pair: Pair, changes: Tensor) -> list[Json]:
+    """Nearest reference images of some samples: those that hurt most, that help most, and evenly spaced ones.
+
+    changes  of the distance without each sample, float64 [N]
+    """
+    reference, samples = pair.reference.features, pair.samples.features
+    if reference is None or samples is None:
         return []
-    order = pair.sample_changes.argsort().tolist()
-    third = NEIGHBOUR_SAMPLES // 3
-    spaced = np.linspace(0, len(order) - 1, third).round().astype(int).tolist()
-    rows = list(dict.fromkeys(order[:third] + order[-third:] + spaced))
-    distances, nearest = nearest_rows(pair.samples.features[rows], pair.reference.features, NEIGHBOURS)
+    rows = _chosen_samples(changes.argsort().tolist())
+    distances, nearest = nearest_rows(samples[rows], reference, NEIGHBOURS)
     return [
         {
             "network": pair.network,
-            "index": pair.samples.image_index(row),
-            "name": pair.samples.image_name(row),
+            **_image(pair.samples, row),
             "nearest": [
-                {"index": pair.reference.image_index(j), "name": pair.reference.image_name(j), "distance": d}
-                for j, d in zip(nearest[i].tolist(), distances[i].tolist(), strict=True)
+                {**_image(pair.reference, j), "distance": distance}
+                for j, distance in zip(nearest[i].tolist(), distances[i].tolist(), strict=True)
             ],
         }
         for i, row in enumerate(rows)
     ]
 
 
+def _chosen_samples(order: Sequence[int]) -> list[int]:
+    """NEIGHBOUR_SAMPLES rows, each once: a third from the start of `order`, from its end, and evenly spaced."""
+    third = NEIGHBOUR_SAMPLES // 3
+    spaced = np.linspace(0, len(order) - 1, third).round().astype(int).tolist()
+    return list(dict.fromkeys([*order[:third], *order[-third:], *spaced]))
+
+
+def _image(side: SideInNetwork, row: int) -> Json:
+    """Number and name of the image that a feature row is of."""
+    return {"index": side.image_index(row), "name": side.image_name(row)}
+
+
 def nearest_rows(queries: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Euclidean distances float64 [q, k] and indices [q, k] of the k rows [m, d] nearest to each query [q, d]."""
     queries, k = queries.double(), min(k, len(rows))
-    exact = "donot_use_mm_for_euclid_dist"  # differences squared: a copy is at distance 0
+    exact = "donot_use_mm_for_euclid_dist"  # squares of differences: a copy is at distance 0
     blocks = [torch.cdist(queries, block.double(), compute_mode=exact) for block in rows.split(DISTANCE_ROWS)]
     found = torch.cat(blocks, dim=1).topk(k, dim=1, largest=False)
     return found.values, found.indices

@@ -1,12 +1,15 @@
-"""The Inception Score, or classifier score of another network, with its jackknife.
+"""The Inception Score, or the classifier score of another network, with its jackknife.
 
-Legend: N samples, C classes of the classifier.
+exp(L), L = mean h + H(q), with h_i = Σ_c p_ic log p_ic and H(q) the entropy of q = mean p.  Without image i, mean h and
+q are one subtraction away.  Parts are independent, so their variances add up over their number squared.
+
+Legend: N samples, n of them in a part, C classes of the classifier, p [n, C] class probabilities.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from fastfid.evaluation.intervals import jackknife_variance, normal_interval
 from fastfid.evaluation.pair import Pair
-from fastfid.evaluation.results import Score
+from fastfid.evaluation.results import Details, Score
 
 ENTROPY_ROWS = 2048  # rows of probabilities at a time: 17 MB at 1,008 classes
 
@@ -30,11 +33,11 @@ def classifier_score(pair: Pair) -> Score | str:
     bounds = [*range(0, n, p.is_split_size), n] if p.is_split_size else _equal_parts(n, p.is_splits)
     parts = _parts(logits, bounds, pair.settings.seed if p.is_shuffle else None)
     mean, std = _mean_and_deviation(parts)
-    variances = [part.variance() for part in parts]
     label = "Inception Score" if pair.network == "inception" else f"Classifier score ({pair.network})"
-    details = {"splits": len(parts), "std_over_splits": std, "shuffled": p.is_shuffle}
+    details: Details = {"splits": len(parts), "std_over_splits": std, "shuffled": p.is_shuffle}
     method = f"mean of {len(parts)} splits, std {std:.4g}"
-    if None in variances:
+    variances = [variance for part in parts if (variance := part.variance()) is not None]
+    if len(variances) < len(parts):
         return Score("is", label, pair.network, mean, method=method, details=details)
     error = math.sqrt(sum(variances)) / len(parts)
     method += "; jackknife over samples"
@@ -42,7 +45,7 @@ def classifier_score(pair: Pair) -> Score | str:
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -> tuple[float, float]:
-    """exp E[KL(p(y|x) ‖ p(y))], mean and population deviation over `splits` parts of logits [n, C]; float64 inside.
+    """exp E[KL(p(y|x) ‖ p(y))], mean and population deviation over `splits` parts of logits [N, C]; float64 inside.
 
     seed  permutes the rows by RandomState(seed), as torch-fidelity does; None keeps their order
     """
@@ -52,35 +55,38 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
 
 
 def _equal_parts(n: int, parts: int) -> list[int]:
+    """Bounds of `parts` ranges of n rows whose sizes differ by at most 1."""
     return [i * n // parts for i in range(parts + 1)]
 
 
-def _parts(logits: Tensor, bounds: list[int], seed: int | None) -> list[ClassProbabilities]:
-    """Those of the row ranges between `bounds` after the permutation."""
+def _parts(logits: Tensor, bounds: Sequence[int], seed: int | None) -> list[ClassProbabilities]:
+    """The probabilities of each range of rows between `bounds`, after the permutation by `seed`."""
     n = len(logits)
     order = torch.arange(n) if seed is None else torch.from_numpy(np.random.RandomState(seed).permutation(n))
     return [ClassProbabilities(logits, order[low:high]) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-def _mean_and_deviation(parts: list[ClassProbabilities]) -> tuple[float, float]:
+def _mean_and_deviation(parts: Sequence[ClassProbabilities]) -> tuple[float, float]:
     """Mean and population deviation of the score over the parts."""
     scores = [part.score() for part in parts]
     return float(np.mean(scores)), float(np.std(scores))
 
 
 class ClassProbabilities:
-    """p(y|x) of some rows of logits [N, C], made from them whenever they are wanted, ENTROPY_ROWS at a time.
+    """p(y|x) of some rows of logits [N, C], made again whenever they are needed, ENTROPY_ROWS rows at a time.
 
     rows       numbers of the rows, int64 [n]; all of them unless given
     entropies  h_i = Σ_c p_ic log p_ic, float64 [n]
     total      Σ_i p_i, float64 [C]
     """
 
-    def __init__(self, logits: Tensor, rows: Tensor | None = None):
+    def __init__(self, logits: Tensor, rows: Tensor | None = None) -> None:
         self.logits, self.rows = logits, torch.arange(len(logits)) if rows is None else rows
         sums = [(torch.xlogy(p, p).sum(dim=1), p.sum(dim=0)) for p in self.blocks()]
         self.entropies = torch.cat([h for h, _ in sums])
-        self.total = sum(total for _, total in sums)
+        self.total = torch.zeros_like(sums[0][1])
+        for _, total in sums:
+            self.total += total
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,7 +101,7 @@ class ClassProbabilities:
         return (self.entropies.mean() - torch.xlogy(marginal, marginal).sum()).exp().item()
 
     def variance(self) -> float | None:
-        """Jackknife variance of exp(L) over these rows; None below 2 of them."""
+        """Jackknife variance of exp(L) over these rows; None below 2 rows."""
         n = len(self)
         if n < 2:
             return None

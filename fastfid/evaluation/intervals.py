@@ -1,57 +1,63 @@
-"""How much a score would move if other images had been drawn: jackknives from leave-one-out changes, and binomials.
+"""Intervals of scores: how far a score would move if other images had been drawn.
 
-Jackknife (Efron & Stein 1981).  With T_(i) the score without image i and c_i = T_(i) − T,
+Jackknife (Efron & Stein 1981).  Let T_(i) be the score without image i and c_i = T_(i) − T.  Then
 
     SE² = (N − 1)/N · Σ (c_i − mean c)²,      95% interval  T ± 1.96 SE,
 
-once for each side of a comparison, whose squares add up.  It covers the chance of which images were drawn, not the bias
-of a finite N, and errs on the wide side where the linear part of the score vanishes: there, with both sides from one
+once for each side of a comparison; the squares of the sides add up.  It covers the chance of which images were drawn,
+not the bias of a finite N.  It is too wide where the linear part of the score vanishes: if both sides come from one
 distribution, MMD² and the Fréchet distance are squares, and SE² is about twice the variance.
 
-Fréchet distance.  distances/leave_one_out.py gives all c_i exactly, those of both sides from one eigendecomposition.
+Fréchet distance.  distances/leave_one_out.py computes all c_i exactly, for both sides from one eigendecomposition.
 
 MMD².  The unbiased estimate of samples x [m] and reference y [n] is
 
     T = Σ_{i≠j} k(x_i, x_j) / m(m − 1) + Σ_{i≠j} k(y_i, y_j) / n(n − 1) − 2 Σ_ij k(x_i, y_j) / mn.
 
-Without x_i the sums lose 2 A_i, A_i = Σ_{j≠i} k(x_i, x_j), and C_i = Σ_j k(x_i, y_j), so up to a common constant
+Without x_i the sums lose 2 A_i, A_i = Σ_{j≠i} k(x_i, x_j), and C_i = Σ_j k(x_i, y_j).  Up to a common constant,
 
-    T_(i) = −2 A_i / (m − 1)(m − 2) + 2 C_i / (m − 1)n,
+    T_(i) = −2 A_i / (m − 1)(m − 2) + 2 C_i / (m − 1)n.
 
-exactly; likewise for y.  KID and MMD together make all kernel values and so all A_i and C_i (`RowSums`).  Of either
-alone the variance over i is taken from JACKKNIFE_ROWS rows: 2·500·(m + n) kernel values, for an error of 3% in SE.
+This is exact, and likewise for y.  KID and MMD together compute all kernel values, so all A_i and C_i (`RowSums`).  For
+one of them alone, the variance over i is estimated from JACKKNIFE_ROWS rows: 2·500·(m + n) kernel values, and SE is off
+by 3%.
 
-KID is the mean of S subsets, each an unbiased estimate of T given the images: its variance is that of T, by the
+KID is the mean of S subsets, each an unbiased estimate of T given the images.  Its variance is that of T, by the
 jackknife, plus std²/(S − 1) for the draw of the subsets.
 
-Inception Score.  exp(L), L = mean h + H(q) with h_i = Σ_c p_ic log p_ic and H(q) the entropy of q = mean p.  Without
-image i, mean h and q are one subtraction away.  Parts are independent, so squares add up over their number squared.
+Inception Score.  inception_score.py.
 
-Precision, recall and coverage are shares of images, but no binomials: an image brings a ball and, as a neighbour, sizes
-others, and balls that overlap hold the same images.  The interval is that of the expectation over both draws, n
-reference images and m samples: Wilson's (1927), which holds near 0 and 1, too, for N/e independent cases, N of n and m
-the number the share is of, and Student's quantile in place of the normal one.  The design effect (Kish 1965)
+Precision, recall and coverage are shares of images, but not binomial: an image adds a ball and, as a neighbour, changes
+the size of others, and balls that overlap hold the same images.  The interval is that of the expectation over draws of
+both sides, n reference images and m samples.  It is Wilson's (1927), which also holds near 0 and 1, for N/e independent
+cases, N being n or m, with Student's quantile in place of the normal one.  The design effect (Kish 1965)
 
     e = (N/B) Var(c_b) / c (1 − c),      at least 1,
 
-is that of the shares c_b, of mean c, of B random parts of both sides: independent draws of the same k and the same
-ratio of samples to images, at the price of 1/B of the whole.  Of repeated draws (n = m = 150, 500 and 2,000; d = 2, 8,
-32; k = 3, 5; equal, shifted, narrower, a mode all but lost) coverage's held 93 to 99%, but 88 to 94% with the lost mode
-at d = 32, where e grows with the size; precision's and recall's (n = m = 150; equal, shifted, narrower, wider) 90 to
-99%, but 82% in one case of n = 500, of 80 draws.  Wilson's interval for N cases, the balls taken as fixed, held 52 to
-88% of coverage and 69 to 94% of precision and recall.
+is that of the shares c_b, with mean c, of B random parts of both sides.  The parts are independent draws with the same
+k and the same ratio of samples to images, and together cost 1/B of the whole.
 
 Density is T = Σ_ij b_ij / km, with b_ij = 1 for sample j inside ball i.  With a_j = Σ_i b_ij / k and
-w_i = Σ_j b_ij n / km, both of mean T, the first-order variance of such a mean over two independent draws, the radii
-taken as fixed, is
+w_i = Σ_j b_ij n / km, both of mean T, the first-order variance of such a mean over two independent draws is
 
-    SE² = Var(a)/m + Var(w)/n.
+    SE² = Var(a)/m + Var(w)/n,
 
-It held 91 to 100% of such draws up to d = 8, 78 to 93% at d = 32, where a few images size most balls; the part of the
-samples alone 62 to 90%.
+with the radii taken as fixed.
 
-FD∞ is the FD of all N images moved along a line: its variance is the jackknife's of that FD plus that of the line's
-intercept, by the residuals of the subsets about it.
+FD∞ is the FD of all N images moved along a line.  Its variance is the jackknife's of that FD, plus that of the line's
+intercept by the residuals of the subsets.
+
+Measured: how often 95% intervals held the expectation, over repeated draws of both sides.
+
+    coverage            93 to 99%   n = m = 150, 500, 2,000; d = 2, 8, 32; k = 3, 5; equal, shifted, narrower, lost mode
+                        88 to 94%   the lost mode at d = 32, where e grows with n
+    precision, recall   90 to 99%   n = m = 150; equal, shifted, narrower, wider
+                        82%         one case of n = 500, over 80 draws
+    density             91 to 100%  d ≤ 8
+                        78 to 93%   d = 32, where few images size most balls
+
+Wilson's interval for N cases, with the balls taken as fixed, held 52 to 88% of coverage and 69 to 94% of precision and
+recall; the samples' part of the density's variance alone held 62 to 90%.
 
 Legend: N, m samples; n reference images; d feature dimension.
 """
@@ -63,23 +69,21 @@ import statistics
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
 from fastfid.distances.kernel_sums import Kernel, RowSums
-from fastfid.distances.leave_one_out import LeaveOneOut
-from fastfid.distances.moments import FeatureMoments
-from fastfid.statistics.statistics import without_provenance
 
 NORMAL_95 = 1.959964  # 97.5% quantile of the standard normal
 
-JACKKNIFE_ROWS = 500  # rows whose kernel sums stand for all: the error of their deviation is 1/√(2·500) = 3%
+JACKKNIFE_ROWS = 500  # rows that the variance is estimated from: the error of their deviation is 1/√(2·500) = 3%
 KERNEL_COLUMNS = 1024  # columns of a block of those kernel values: 4 MiB, and 16 MiB of float64 columns at d = 2048
 
-PARTS = 10  # of both sides, whose shares take a tenth of the time of the whole; more of more images
-PART_ROWS = 1000  # of a part up to which there are as few: 4 MB of distances at a time
-PART_NEIGHBOURS = 5  # times k rows at least in a part, else fewer parts: with 3, e came out a tenth too small
+PARTS = 10  # random parts of both sides: their shares take a tenth of the time of the whole
+PART_ROWS = 1000  # most rows of a part, else there are more than PARTS: 4 MB of distances at a time
+PART_NEIGHBOURS = 5  # least rows of a part in units of k, else there are fewer parts: with 3, e was a tenth too small
 
 
 def normal_interval(value: float, error: float) -> tuple[float, float]:
@@ -96,25 +100,15 @@ def wilson_interval(part: float, n: float, quantile: float = NORMAL_95) -> tuple
 
 
 def jackknife_variance(changes: Tensor) -> float:
-    """(N − 1)/N Σ (c_i − mean c)² of leave-one-out changes c [N]: the variance of what they are changes of."""
+    """(N − 1)/N Σ (c_i − mean c)² of leave-one-out changes c [N]: the variance of the score that changes."""
     n = len(changes)
     return (n - 1) / n * (changes - changes.mean()).square().sum().item()
-
-
-def leave_one_out(other: FeatureMoments, features: Tensor | None) -> Tensor | None:
-    """Exact change of the distance between features [n, d] and moments `other` without each row: float64 [n].
-
-    None without features or for n < 3: two rows must stay for a covariance.
-    """
-    if features is None or len(features) < 3:
-        return None
-    return LeaveOneOut(FeatureMoments.from_features(features), without_provenance(other)).without_first(features)
 
 
 def mmd_variance(a: Tensor, b: Tensor, kernel: Kernel, seed: int = 2020) -> float | None:
     """Jackknife variance, over both sides, of the unbiased MMD² of features a [m, d] and b [n, d].
 
-    seed  of the rows that stand for all where a side has more than JACKKNIFE_ROWS
+    seed  of the choice of JACKKNIFE_ROWS rows, where a side has more
 
     None where a side has fewer than 3 rows.
     """
@@ -124,7 +118,7 @@ def mmd_variance(a: Tensor, b: Tensor, kernel: Kernel, seed: int = 2020) -> floa
 
 
 def mmd_variance_of_sums(sums: RowSums) -> float | None:
-    """The same from every row's kernel sums; None where a side has fewer than 3 rows."""
+    """`mmd_variance` from every row's kernel sums; None where a side has fewer than 3 rows."""
     m, n = len(sums.generated), len(sums.real)
     if min(m, n) < 3:
         return None
@@ -139,15 +133,20 @@ def _mmd_variance(within: Tensor, between: Tensor, m: int, n: int) -> float:
 
 
 def _variance_of_chosen(x: Tensor, y: Tensor, kernel: Kernel, seed: int) -> float:
+    """Jackknife variance over x [m, d] against y [n, d], from at most JACKKNIFE_ROWS rows of x."""
     m, n = len(x), len(y)
     chosen = x[torch.from_numpy(np.random.RandomState(seed).permutation(m)[:JACKKNIFE_ROWS])].to(torch.float64)
     centre = chosen.mean(dim=0)
     own = torch.cat([kernel.between(row, row, centre)[0] for row in chosen.split(1)])
-    of_x, of_y = (
-        sum(kernel.between(chosen, columns, centre).sum(dim=1) for columns in rows.split(KERNEL_COLUMNS))
-        for rows in (x, y)
-    )
-    return _mmd_variance(of_x - own, of_y, m, n)
+    return _mmd_variance(_kernel_sums(kernel, chosen, x, centre) - own, _kernel_sums(kernel, chosen, y, centre), m, n)
+
+
+def _kernel_sums(kernel: Kernel, chosen: Tensor, rows: Tensor, centre: Tensor) -> Tensor:
+    """Σ_j k(chosen_i, rows_j) for each chosen row, float64."""
+    total = torch.zeros(len(chosen), dtype=torch.float64, device=chosen.device)
+    for columns in rows.split(KERNEL_COLUMNS):
+        total += kernel.between(chosen, columns, centre).sum(dim=1)
+    return total
 
 
 @dataclass(frozen=True)
@@ -184,14 +183,14 @@ def share_spread(real: Tensor, generated: Tensor, nearest_k: int, seed: int = 20
 
 
 def _design_effect(shares: list[float], n: int) -> float:
-    """(n/B) Var(c_b) / c (1 − c) of the B parts' shares c_b; at least 1, as parts that agree on 0 or 1 tell nothing."""
+    """(n/B) Var(c_b) / c (1 − c) of the B parts' shares c_b; at least 1, and 1 where all parts have 0 or all have 1."""
     mean = statistics.fmean(shares)
     binomial = mean * (1 - mean) * len(shares) / n
     return max(1.0, statistics.variance(shares) / binomial) if binomial else 1.0
 
 
 def _rounded_shares(real: Tensor, generated: Tensor, k: int) -> dict[str, float]:
-    """Shares from distances in float32: near-ties may fall either way, which moves a spread of parts by little."""
+    """Shares from distances in float32: rounding decides near-ties, which changes the spread of the parts little."""
     centre = real.float().mean(dim=0)
     real, generated = real.float() - centre, generated.float() - centre
     radii, generated_radii = _rounded_radii(real, k), _rounded_radii(generated, k)
@@ -218,7 +217,7 @@ def density_error(around: Tensor, within: Tensor, nearest_k: int) -> float:
     return math.sqrt(a.var().item() / len(a) + w.var().item() / len(w))
 
 
-def line_through(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+def line_through(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """Slope, intercept and the intercept's standard error of the least-squares line through points x, y [≥ 3]."""
     slope, intercept = np.polyfit(x, y, 1)
     residual = y - (intercept + slope * x)

@@ -14,13 +14,13 @@ def kid_score(pair: Pair) -> Score | str:
     """KID with the subsets of the protocol, or why it cannot be computed."""
     if reason := pair.missing_features():
         return reason
-    available = min(len(pair.samples.features), len(pair.reference.features))
-    if (size := pair.kid_subset_size) > available:
+    available, size = pair.fewest_rows, pair.kid_subset_size
+    if size > available:
         remedy = f"pass kid_subset_size={available} or less (--kid-subset-size)"
         return f"subsets of {size} rows from {available} images; {remedy}"
     found, variance = pair.kid
     details = {k: v for k, v in asdict(found).items() if k not in ("mean", "std")} | {"std_over_subsets": found.std}
-    formula = f"(x·y/{pair.samples.moments.dim} + 1)^{found.degree}"
+    formula = f"(x·y/{pair.samples.dim} + 1)^{found.degree}"
     method = f"mean of {found.subsets} subsets of {size}, std {found.std:.4g}, kernel {formula}"
     if variance is None or found.subsets < 2:
         return Score("kid", "KID", pair.network, found.mean, method=method, details=details)
@@ -33,11 +33,11 @@ def mmd_score(pair: Pair) -> Score | str:
     """Unbiased MMD² with a Gaussian kernel, or why it cannot be computed."""
     if reason := pair.missing_features():
         return reason
-    if min(len(pair.samples.features), len(pair.reference.features)) < 2:
+    if pair.fewest_rows < 2:
         return "fewer than 2 images on a side"
     try:
         found, variance = pair.mmd
-    except ValueError as unfit:  # most rows identical: no median distance
+    except ValueError as unfit:  # most rows are identical, so that there is no median distance
         return str(unfit)
     method = f"{found.kernel} kernel, bandwidth {found.bandwidth:.4g} (median distance), {found.estimator}"
     if variance is None:

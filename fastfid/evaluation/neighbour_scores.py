@@ -1,40 +1,73 @@
-"""Precision, recall, density and coverage as scores."""
+"""Precision, recall, density and coverage as scores.
+
+Legend: n images that a share is counted over.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from fastfid.evaluation.intervals import PARTS, density_error, normal_interval, wilson_interval
 from fastfid.evaluation.pair import Pair
-from fastfid.evaluation.results import Score
+from fastfid.evaluation.results import Details, Score
 
 
-def share_score(metric: str) -> Callable[[Pair], Score | str]:
-    """Precision and recall, as the protocol counts them."""
-    counted, balls = ("samples", "reference") if metric == "precision" else ("reference", "samples")
+def precision_score(pair: Pair) -> Score | str:
+    """Precision as the protocol counts it (share of samples in a ball of the reference), or why it cannot be had."""
+    return _too_few_neighbours(pair) or _ball_share(pair, "precision", ("samples", "reference"))
 
-    def score(pair: Pair) -> Score | str:
-        if reason := _too_few_neighbours(pair):
-            return reason
-        inclusive = pair.protocol.inclusive
-        value = (pair.protocol_scores if inclusive else pair.balls.scores())[metric]
-        n = len(getattr(pair, counted).features)
-        measured = pair.protocol.distances if inclusive else "exact"
-        details = {"nearest_k": pair.nearest_k, "inclusive": inclusive, "distances": measured}
-        method = f"k = {pair.nearest_k}, distance {'<=' if inclusive else '<'} radius, {measured}"
-        if pair.share_spread is None:
-            method += f"; binomial over {counted}, {balls} taken as fixed, as the images are too few for both"
-            error, interval = math.sqrt(value * (1 - value) / n), wilson_interval(value, n)
-            return Score(metric, metric.capitalize(), pair.network, value, error, interval, method, details)
+
+def recall_score(pair: Pair) -> Score | str:
+    """Recall as the protocol counts it (share of the reference in a ball of the samples), or why it cannot be had."""
+    return _too_few_neighbours(pair) or _ball_share(pair, "recall", ("reference", "samples"))
+
+
+def _ball_share(pair: Pair, metric: str, roles: tuple[str, str]) -> Score:
+    """Precision or recall; `roles` are the sides whose images are counted and whose balls they lie in."""
+    counted, balls = roles
+    inclusive = pair.protocol.inclusive
+    value = (pair.protocol_scores if inclusive else pair.balls.scores())[metric]
+    real, generated = pair.features
+    n = len(generated if counted == "samples" else real)
+    measured = pair.protocol.distances if inclusive else "exact"
+    details = {"nearest_k": pair.nearest_k, "inclusive": inclusive, "distances": measured}
+    method = f"k = {pair.nearest_k}, distance {'<=' if inclusive else '<'} radius, {measured}"
+    if pair.share_spread is not None:
         return _share_score(pair, metric, value, n, method, details)
+    method += f"; binomial over {counted}, {balls} taken as fixed, as the images are too few for both"
+    error, interval = math.sqrt(value * (1 - value) / n), wilson_interval(value, n)
+    return Score(metric, metric.capitalize(), pair.network, value, error, interval, method, details)
 
-    return score
+
+def density_score(pair: Pair) -> Score | str:
+    """Density (Naeem et al. 2020), or why it cannot be computed."""
+    if reason := _too_few_neighbours(pair):
+        return reason
+    method = f"k = {pair.nearest_k}, distance < radius, exact; mean over samples and balls, both sides drawn anew"
+    value = pair.balls.scores()["density"]
+    error = density_error(pair.balls.around, pair.balls.within, pair.nearest_k)
+    interval = normal_interval(value, error)
+    return Score("density", "Density", pair.network, value, error, interval, method, _exact_details(pair))
 
 
-def _share_score(pair: Pair, metric: str, share: float, n: int, method: str, details: dict) -> Score:
-    """The `share` of n images with its interval over both draws."""
+def coverage_score(pair: Pair) -> Score | str:
+    """Coverage (Naeem et al. 2020), or why it cannot be computed."""
+    if reason := _too_few_neighbours(pair):
+        return reason
+    value = pair.balls.scores()["coverage"]
+    details = _exact_details(pair)
+    method = f"k = {pair.nearest_k}, distance < radius, exact"
+    if pair.share_spread is None:
+        method += "; too few images for an interval"
+        return Score("coverage", "Coverage", pair.network, value, method=method, details=details)
+    real, _ = pair.features
+    return _share_score(pair, "coverage", value, len(real), method, details)
+
+
+def _share_score(pair: Pair, metric: str, share: float, n: int, method: str, details: Details) -> Score:
+    """The `share` of n images with its interval over draws of both sides; there must be a `share_spread`."""
     spread = pair.share_spread
+    assert spread is not None
     error, interval = spread.interval(metric, share, n)
     method += f"; spread of {spread.parts} random parts of both sides, both drawn anew"
     if spread.parts < PARTS:
@@ -43,34 +76,16 @@ def _share_score(pair: Pair, metric: str, share: float, n: int, method: str, det
     return Score(metric, metric.capitalize(), pair.network, share, error, interval, method, details)
 
 
-def density_score(pair: Pair) -> Score | str:
-    """Density (Naeem et al. 2020), or why it cannot be computed."""
-    if reason := _too_few_neighbours(pair):
-        return reason
-    details = {"nearest_k": pair.nearest_k, "inclusive": False, "distances": "exact"}
-    method = f"k = {pair.nearest_k}, distance < radius, exact; mean over samples and balls, both sides drawn anew"
-    value = pair.balls.scores()["density"]
-    error = density_error(pair.balls.around, pair.balls.within, pair.nearest_k)
-    return Score("density", "Density", pair.network, value, error, normal_interval(value, error), method, details)
-
-
-def coverage_score(pair: Pair) -> Score | str:
-    """Coverage (Naeem et al. 2020), or why it cannot be computed."""
-    if reason := _too_few_neighbours(pair):
-        return reason
-    value = pair.balls.scores()["coverage"]
-    details = {"nearest_k": pair.nearest_k, "inclusive": False, "distances": "exact"}
-    method = f"k = {pair.nearest_k}, distance < radius, exact"
-    if pair.share_spread is None:
-        method += "; too few images for an interval"
-        return Score("coverage", "Coverage", pair.network, value, method=method, details=details)
-    return _share_score(pair, "coverage", value, len(pair.reference.features), method, details)
+def _exact_details(pair: Pair) -> Details:
+    """What density and coverage record: no protocol changes how they count."""
+    return {"nearest_k": pair.nearest_k, "inclusive": False, "distances": "exact"}
 
 
 def _too_few_neighbours(pair: Pair) -> str | None:
+    """Why there is no k-th neighbour on a side, or None."""
     if reason := pair.missing_features():
         return reason
-    k, available = pair.nearest_k, min(len(pair.samples.features), len(pair.reference.features))
+    k, available = pair.nearest_k, pair.fewest_rows
     if available <= k:
         return f"{available} images have no neighbour number {k}; pass nearest_k={available - 1} or less (--nearest-k)"
     return None

@@ -1,4 +1,4 @@
-"""A pair of sides in one network, and what several of its metrics need, computed once.
+"""A pair of sides in one network, and what several of its metrics share, computed once.
 
 Legend: N, m samples; M, n reference images; d feature dimension.
 """
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastfid.distances.frechet import FrechetTerms, PreparedMoments, Side, frechet_terms, prepare
-from fastfid.distances.kernel_sums import Kernel, gaussian_kernel, polynomial_kernel
+from fastfid.distances.frechet import FrechetTerms, PreparedMoments, frechet_terms, prepare
+from fastfid.distances.kernel_sums import gaussian_kernel, polynomial_kernel
 from fastfid.distances.kid_mmd import KidEstimate, MaximumMeanDiscrepancy, kid, kid_and_mmd, mmd
 from fastfid.distances.leave_one_out import LeaveOneOut
 from fastfid.distances.moments import FeatureMoments
@@ -25,13 +25,19 @@ from fastfid.evaluation.sides import SideInNetwork
 from fastfid.protocols import METRICS, Protocol
 from fastfid.statistics.statistics import without_provenance
 
-# Moments and features are of the same images if their means agree to this part of the features' size: moments kept in
-# float32 differ by 1e-7, other images or another preparation by 1/√N and more.
+# Moments and features are of the same images if their means agree to this part of the features' size.  Moments kept in
+# float32 differ by 1e-7; those of other images or of another preparation by 1/√N and more.
 SAME_MEAN = 1e-5
+
+KidAndVariance = tuple[KidEstimate, float | None]
+MmdAndVariance = tuple[MaximumMeanDiscrepancy, float | None]
 
 
 class Pair:
-    """Samples and reference in one network, and what more than one metric needs of them."""
+    """Samples and reference in one network, and what more than one metric needs of them.
+
+    metrics  those that will be computed: what they share is computed together
+    """
 
     def __init__(
         self,
@@ -40,30 +46,49 @@ class Pair:
         protocol: Protocol,
         settings: Settings,
         metrics: Sequence[str] = METRICS,
-    ):
+    ) -> None:
         self.samples, self.reference, self.protocol, self.settings = samples, reference, protocol, settings
-        self.metrics = metrics  # that will be asked for: what they share is made once
+        self.metrics = metrics
         self.network = samples.network
+
+    # --- options
 
     @property
     def nearest_k(self) -> int:
-        """Neighbour whose distance is a point's radius."""
+        """Neighbour whose distance is a point's radius: the one asked for, else the protocol's."""
         given = self.settings.nearest_k
         return self.protocol.nearest_k if given is None else given
 
     @property
     def kid_subset_size(self) -> int:
-        """Rows of a KID subset: asked for, or the protocol's, capped where it caps."""
-        asked, available = self.settings.kid_subset_size, min(len(self.samples.features), len(self.reference.features))
+        """Rows of a KID subset: those asked for, else the protocol's, at most the rows of a side where it says so."""
+        asked = self.settings.kid_subset_size
         size = self.protocol.kid_subset_size if asked is None else asked
-        return min(size, available) if asked is None and self.protocol.kid_caps else size
+        return min(size, self.fewest_rows) if asked is None and self.protocol.kid_caps else size
+
+    # --- features
 
     def missing_features(self) -> str | None:
-        """Why metrics of both sides' features cannot be computed, None if they can."""
+        """Why metrics of both sides' features cannot be computed; None if they can."""
         for side in (self.samples, self.reference):
             if side.features is None:
                 return f"{side.name} holds statistics only; pass its images, or features saved with --keep-features"
         return None
+
+    @property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Features of the reference [M, d] and of the samples [N, d]; ValueError where a side has none."""
+        real, generated = self.reference.features, self.samples.features
+        if real is None or generated is None:
+            raise ValueError(self.missing_features())
+        return real, generated
+
+    @property
+    def fewest_rows(self) -> int:
+        """Number of rows of the smaller side; ValueError where a side has no features."""
+        return min(map(len, self.features))
+
+    # --- Fréchet distance
 
     @cached_property
     def prepared(self) -> PreparedMoments:
@@ -74,10 +99,8 @@ class Pair:
     def distance(self) -> Distance:
         """The Fréchet distance of the moments, and its changes without each sample and each reference image."""
         mine, theirs = self.samples, self.reference
-        sides = without_provenance(mine.moments), self.prepared
-        return distance_of(
-            *sides, rows_behind(mine.moments, mine.features), rows_behind(theirs.moments, theirs.features)
-        )
+        rows = rows_behind(mine.moments, mine.features), rows_behind(theirs.moments, theirs.features)
+        return distance_of(without_provenance(mine.moments), self.prepared, *rows)
 
     @property
     def terms(self) -> FrechetTerms:
@@ -94,51 +117,58 @@ class Pair:
         """Change of FD when each reference image is left out, float64 [M]; None without features of these moments."""
         return self.distance.reference_changes
 
-    @cached_property
-    def kid_and_mmd(self) -> tuple | None:
-        """Both estimates and their variances from the same products; None where either cannot be had."""
-        real, generated = self.reference.features, self.samples.features
-        options = self.protocol.kid_subsets, self.kid_subset_size, self.settings.seed
-        if not {"kid", "mmd"} <= set(self.metrics) or options[1] > min(len(real), len(generated)):
-            return None
-        try:
-            found = kid_and_mmd(real, generated, *options)
-        except ValueError:  # no median distance
-            return None
-        return tuple((score, mmd_variance_of_sums(sums)) for score, sums in zip(found[:2], found[2:], strict=True))
+    # --- KID and MMD²
 
     @cached_property
-    def kid(self) -> tuple[KidEstimate, float | None]:
+    def kid_and_mmd(self) -> tuple[KidAndVariance, MmdAndVariance] | None:
+        """Both estimates and their variances from the same products; None if only one is wanted or can be computed."""
+        size = self.kid_subset_size
+        if not {"kid", "mmd"} <= set(self.metrics) or size > self.fewest_rows:
+            return None
+        try:
+            of_kid, of_mmd, kid_sums, mmd_sums = kid_and_mmd(
+                *self.features, self.protocol.kid_subsets, size, self.settings.seed
+            )
+        except ValueError:  # no median distance
+            return None
+        return (of_kid, mmd_variance_of_sums(kid_sums)), (of_mmd, mmd_variance_of_sums(mmd_sums))
+
+    @cached_property
+    def kid(self) -> KidAndVariance:
         """KID and its jackknife variance."""
         if self.kid_and_mmd:
             return self.kid_and_mmd[0]
-        real, generated, seed = self.reference.features, self.samples.features, self.settings.seed
+        (real, generated), seed = self.features, self.settings.seed
         found = kid(real, generated, self.protocol.kid_subsets, self.kid_subset_size, seed=seed)
-        return found, mmd_variance(generated, real, _kernel_of_kid(found), seed)
+        kernel = polynomial_kernel(found.degree, found.gamma, found.coef)
+        return found, mmd_variance(generated, real, kernel, seed)
 
     @cached_property
-    def mmd(self) -> tuple[MaximumMeanDiscrepancy, float | None]:
+    def mmd(self) -> MmdAndVariance:
         """MMD² and its jackknife variance; ValueError where there is no median distance."""
         if self.kid_and_mmd:
             return self.kid_and_mmd[1]
-        real, generated = self.reference.features, self.samples.features
+        real, generated = self.features
         found = mmd(real, generated)
+        assert found.bandwidth is not None  # the Gaussian kernel's
         return found, mmd_variance(generated, real, gaussian_kernel(found.bandwidth), self.settings.seed)
+
+    # --- neighbours
 
     @cached_property
     def balls(self) -> BallCounts:
-        """Behind precision, recall, density and coverage, strictly inside a ball."""
-        return ball_counts(self.reference.features, self.samples.features, self.nearest_k)
+        """Counts of rows strictly inside a ball, for precision, recall, density and coverage."""
+        return ball_counts(*self.features, self.nearest_k)
 
     @cached_property
     def share_spread(self) -> ShareSpread | None:
-        """Behind the intervals of precision, recall and coverage; None of too few images."""
-        return share_spread(self.reference.features, self.samples.features, self.nearest_k, self.settings.seed)
+        """Spread of precision, recall and coverage over random parts; None of too few images."""
+        return share_spread(*self.features, self.nearest_k, self.settings.seed)
 
     @cached_property
     def protocol_scores(self) -> dict[str, float]:
         """Precision and recall as the protocol counts and measures them."""
-        return self.precision_recall(self.reference.features, self.samples.features)
+        return self.precision_recall(*self.features)
 
     def precision_recall(self, real: Tensor, generated: Tensor) -> dict[str, float]:
         """Precision and recall of features real [n, d] and generated [m, d] as the protocol counts and measures."""
@@ -147,25 +177,21 @@ class Pair:
         return precision_recall(real, generated, self.nearest_k, self.protocol.distances)
 
 
-def _kernel_of_kid(found: KidEstimate) -> Kernel:
-    return polynomial_kernel(found.degree, found.gamma, found.coef)
+# --- a distance without each row ---------------------------------------------------------------------------------
 
 
 class Distance(NamedTuple):
-    """A Fréchet distance and its leave-one-out changes, float64 [N] and [M], None for a side without its rows."""
+    """A Fréchet distance and its leave-one-out changes, float64 [N] and [M]; None for a side without its rows."""
 
     terms: FrechetTerms
     sample_changes: Tensor | None = None
     reference_changes: Tensor | None = None
 
-    @property
-    def changes(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of the samples and of the reference."""
-        return self.sample_changes, self.reference_changes
 
-
-def distance_of(a: Side, b: Side, rows_a: Tensor | None, rows_b: Tensor | None) -> Distance:
-    """The Fréchet distance, and its leave-one-out changes of each side whose rows are given."""
+def distance_of(
+    a: FeatureMoments, b: FeatureMoments | PreparedMoments, rows_a: Tensor | None, rows_b: Tensor | None
+) -> Distance:
+    """The Fréchet distance, and its leave-one-out changes for each side whose rows are given."""
     if rows_a is None and rows_b is None:
         return Distance(frechet_terms(a, b))
     both = LeaveOneOut(a, b)
@@ -177,9 +203,9 @@ def distance_of(a: Side, b: Side, rows_a: Tensor | None, rows_b: Tensor | None) 
 
 
 def rows_behind(moments: FeatureMoments, features: Tensor | None) -> Tensor | None:
-    """The features if the moments are theirs, at least 3 rows; None where they are of others, as in ADM's references.
+    """The features [n, d] if the moments are theirs and n ≥ 3, else None.
 
-    One of three rows may be left out: two stay for a covariance.
+    Moments and features differ in ADM's references.  Below three rows, leaving one out leaves no covariance.
     """
     if features is None or len(features) < 3 or moments.count != len(features):
         return None

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from fastfid import evaluate
-from fastfid.evaluation.evaluate import compare, diff, statistics_of
+from fastfid.evaluation.difference import diff
+from fastfid.evaluation.evaluate import compare, statistics_of
 from fastfid.features import extraction
 
 SHARD = 16  # images of a shard in the script: 70 images are five
@@ -22,7 +23,8 @@ SCRIPT = """
 import json, os, sys
 import torch
 from fastfid import evaluate, open_images
-from fastfid.evaluation.evaluate import compare, diff, statistics_of
+from fastfid.evaluation.difference import diff
+from fastfid.evaluation.evaluate import compare, statistics_of
 from fastfid.features import extraction
 from fastfid.runtime import distributed, mapped_arrays
 

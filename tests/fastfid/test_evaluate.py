@@ -10,11 +10,12 @@ from PIL import Image
 from torch import nn
 
 from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, open_images
+from fastfid.distances.leave_one_out import LeaveOneOut
 from fastfid.evaluation.classes_and_outliers import nearest_rows
-from fastfid.evaluation.evaluate import compare, diff, evaluate, statistics_of
+from fastfid.evaluation.difference import diff
+from fastfid.evaluation.evaluate import compare, evaluate, statistics_of
 from fastfid.evaluation.html_report import report_html, write_report
 from fastfid.evaluation.inception_score import _mean_and_deviation, _parts, inception_score
-from fastfid.evaluation.intervals import leave_one_out
 from fastfid.evaluation.results import SCHEMA
 from fastfid.features.extractor import MultiExtractor
 from fastfid.features.registry import build_extractor, preprocessing_of
@@ -169,7 +170,8 @@ def test_leave_one_out_and_jackknife_against_brute_force():
     changes = {}
     for name, x, other in (("fake", fake, real), ("real", real, fake)):
         changes[name] = torch.tensor([without(x, other, i) for i in range(len(x))], dtype=torch.float64)
-        ours = leave_one_out(FeatureMoments.from_features(other), x.float())
+        moments = [FeatureMoments.from_features(rows) for rows in (x.float(), other)]
+        ours = LeaveOneOut(*moments).without_first(x.float())
         torch.testing.assert_close(ours, changes[name], rtol=1e-3, atol=2e-5)  # float32 rows
     expected = sum(  # the textbook's formula, from the leave-one-out distances themselves
         (len(c) - 1) / len(c) * ((whole + c) - (whole + c).mean()).square().sum() for c in changes.values()

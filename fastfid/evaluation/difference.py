@@ -1,0 +1,131 @@
+"""Is A nearer to the reference than B?  FD(A) − FD(B) against one reference, with a 95% interval.
+
+Both distances share the reference, so their errors are not independent.  Leaving reference image j out changes both
+distances; the jackknife takes the difference of the two changes.
+
+Legend: N images of a side.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fastfid.evaluation.frechet_scores import fd_label
+from fastfid.evaluation.intervals import jackknife_variance, normal_interval
+from fastfid.evaluation.pair import Pair
+from fastfid.evaluation.provenance import record, unrecorded
+from fastfid.evaluation.results import DifferenceResult, Json
+from fastfid.evaluation.settings import Settings
+from fastfid.evaluation.sides import (
+    Network,
+    NetworkChoice,
+    Side,
+    gather,
+    holds_features,
+    networks_of,
+    open_side,
+)
+from fastfid.identity import check_comparable
+from fastfid.protocols import Protocol, protocol_named
+from fastfid.runtime import distributed
+
+
+def diff(
+    a: object,
+    b: object,
+    reference: object,
+    *,
+    features: NetworkChoice = None,
+    protocol: str | Protocol | None = None,
+    same_noise: bool = False,
+    **settings: Any,
+) -> DifferenceResult:
+    """Is A nearer to the reference than B?  FD(A) − FD(B) with a 95% interval by the jackknife over all sides.
+
+    a, b, reference  as in `evaluate`; a and b need features, a reference without features is taken as fixed
+    features         one network, as in `evaluate`
+    same_noise       image i of A and image i of B were made from the same noise: they are left out together
+    settings         as in `evaluate`
+
+    ValueError for several networks, or for a side without features or with fewer than 3 images.
+    """
+    started = time.perf_counter()
+    options, chosen = Settings.of(settings), protocol_named(protocol)
+    with distributed.agreement():
+        sides = [open_side(x, role, options) for x, role in ((a, "A"), (b, "B"), (reference, "reference"))]
+        networks = networks_of(features, chosen, sides, options)
+        _check(sides, networks)
+    warnings: list[str] = []
+    in_networks = gather(sides, networks, options, warnings)
+
+    def compared() -> DifferenceResult:
+        first, second, third = (side for (side,) in in_networks)
+        for side in (first, second):
+            warnings.extend(check_comparable(side, third, options.force))
+        warnings.extend(unrecorded(first, second, third))
+        of_a, of_b = (Pair(side, third, chosen, options) for side in (first, second))
+        variance, method = _variance(of_a, of_b, same_noise)
+        seconds = {"total": time.perf_counter() - started}
+        provenance = record({"A": [first], "B": [second], "reference": [third]}, chosen, options, seconds)
+        return _result(of_a, of_b, math.sqrt(variance), method, warnings, provenance)
+
+    found: DifferenceResult = distributed.from_main(compared)
+    return found
+
+
+def _check(sides: Sequence[Side], networks: Sequence[Network]) -> None:
+    """ValueError, before an image is read, for several networks or for an A or B that has no rows of features."""
+    if len(networks) > 1:
+        raise ValueError(f"diff compares in one network, {len(networks)} were given; call it once for each")
+    for side in sides[:2]:
+        if side.images is None and not holds_features(side, networks[0]):
+            raise ValueError(f"{side.name} holds statistics only, and an interval needs its images; pass images")
+
+
+def _result(
+    of_a: Pair, of_b: Pair, error: float, method: str, warnings: list[str], provenance: Json
+) -> DifferenceResult:
+    """The difference with its interval; the better side is the one on whose side of 0 the whole interval lies."""
+    network = of_a.network
+    a, b = float(of_a.terms.total), float(of_b.terms.total)
+    interval = normal_interval(a - b, error)
+    better = "A" if interval[1] < 0 else "B" if interval[0] > 0 else None
+    return DifferenceResult(
+        fd_label(network), network, a, b, a - b, error, interval, better, method, warnings, provenance
+    )
+
+
+def _variance(of_a: Pair, of_b: Pair, same_noise: bool) -> tuple[float, str]:
+    """Jackknife variance of FD(A) − FD(B), and the words for it."""
+    changes_a, changes_b = _sample_changes(of_a), _sample_changes(of_b)
+    if not same_noise:
+        variance = jackknife_variance(changes_a) + jackknife_variance(changes_b)
+        words = "jackknife over the samples of A and B"
+    elif len(changes_a) != len(changes_b):
+        raise ValueError(
+            f"same_noise pairs images, but A has {len(changes_a)} and B {len(changes_b)}; pass equal numbers"
+        )
+    else:
+        variance, words = jackknife_variance(changes_a - changes_b), "jackknife over pairs of samples"
+    theirs_a, theirs_b = of_a.reference_changes, of_b.reference_changes
+    if theirs_a is None or theirs_b is None:
+        return variance, f"{words}, reference taken as fixed"
+    return variance + jackknife_variance(theirs_a - theirs_b), f"{words} and over the shared reference"
+
+
+def _sample_changes(pair: Pair) -> Tensor:
+    """Change of FD without each sample, float64 [N]; ValueError where the rows or their number do not allow it."""
+    if pair.sample_changes is not None:
+        return pair.sample_changes
+    rows = 0 if pair.samples.features is None else len(pair.samples.features)
+    raise ValueError(
+        f"{pair.samples.name} holds {rows} images; an interval needs 3"
+        if rows < 3
+        else f"the mu and sigma in {pair.samples.name} are not of its {rows} images, and an interval needs "
+        "images; pass the images alone"
+    )
