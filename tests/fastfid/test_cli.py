@@ -1,69 +1,24 @@
-"""The command line: its number, its provenance, and one sentence with exit status 2 for every bad input."""
+"""`fastfid A B`: its number, its provenance, and one sentence with exit status 2 for bad input."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
 import time
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import fastfid
 import fastfid.__main__ as command
-from fastfid import FeatureExtractor, FeatureMoments, feature_extractor, frechet_distance
-from fastfid.cli import info
+from fastfid import FeatureExtractor, FeatureMoments, feature_extractor
 from fastfid.evaluation import sides
 from fastfid.features import extraction
-from fastfid.statistics.statistics import read_statistics
+from tests.support.image_sets import BATCHING, expected_distance, pixels, run
 
-
-def pixels(n, seed):
-    """uint8 [n, 28, 28], noise whose brightness depends on the seed."""
-    return (np.random.default_rng(seed).random((n, 28, 28)) * (200 + 10 * seed)).astype(np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTFID_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def sets(tmp_path):
-    """The same images as folder and zip (a), and others as npz (b)."""
-    (tmp_path / "a").mkdir()
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for i, image in enumerate(pixels(150, 1)):
-            path = tmp_path / "a" / f"{i:03}.png"
-            Image.fromarray(image).save(path)
-            archive.write(path, path.name)
-    np.savez(tmp_path / "b.npz", arr_0=pixels(140, 2))
-    return tmp_path
-
-
-def run(capsys, *arguments):
-    status = command.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def expected_distance(network):
-    extractor = feature_extractor(network)
-    a, b = (
-        FeatureMoments.from_features(extractor(torch.from_numpy(pixels(n, seed))[:, None]))
-        for n, seed in ((150, 1), (140, 2))
-    )
-    return frechet_distance(a, b)
-
-
-# Features of other batch sizes differ in float32 rounding; the distance of these sets is near 10, its terms near 100.
-BATCHING = 1e-4
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize("network", ["fashion-a", "fashion-b"])
@@ -133,9 +88,6 @@ def test_few_images_are_noted(sets, capsys):
     assert "20 images for d = 128 features: the distance is biased upwards, use more" in err
 
 
-# --- errors ------------------------------------------------------------------------------------------------------
-
-
 def test_bad_input_is_one_sentence_and_status_2(sets, capsys):
     np.savez(sets / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     np.savez(sets / "one.npz", images=pixels(1, 0))
@@ -174,52 +126,6 @@ def test_as_a_program(tmp_path):
     assert run.stderr == f"fastfid: {tmp_path / 'x'} does not exist; pass a folder, .zip, .npz or .npy of images\n"
 
 
-# --- eval, diff, stats, convert, info ----------------------------------------------------------------------------
-
-
-def test_eval_prints_a_table(sets, capsys):
-    status, out, err = run(capsys, "eval", sets / "a", sets / "b.npz")
-    assert status == 0 and err == ""  # over before a bar is worth showing
-    lines = out.splitlines()
-    assert lines[0].startswith("network fashion-a, d = 128, weights ec47faaa5168, preprocessing: mean over channels")
-    assert lines[1:3] == [f"samples: 150 images, {sets / 'a'}", f"reference: 140 images, {sets / 'b.npz'}"]
-    label, value, interval = (part.strip() for part in re.split(r"\s{2,}", lines[4]))
-    assert label == "FD (fashion-a)" and float(value) == pytest.approx(expected_distance("fashion-a"), rel=1e-4)
-    assert re.match(r"95% [\d.]+ to [\d.]+ \(jackknife over samples and reference;", interval)
-    assert any(line.startswith("Recall") for line in lines) and any(line.startswith("left out: sfid") for line in lines)
-    assert "warning: KID subsets shrank from 1000 to the 140 images there are" in lines
-
-
-def test_eval_json_html_and_options(sets, capsys):
-    arguments = ("--metrics", "fd,kid,recall", "--kid-subset-size", 50, "--nearest-k", 3, "--network", "fashion-b")
-    status, out, _ = run(
-        capsys, "eval", sets / "a.zip", sets / "b.npz", *arguments, "--json", "--html", sets / "report.html"
-    )
-    report = json.loads(out)
-    assert status == 0 and report["schema"] == "fastfid.evaluation/1"
-    assert [score["metric"] for score in report["scores"]] == ["fd", "kid", "recall"]
-    assert report["scores"][0]["value"] == pytest.approx(expected_distance("fashion-b"), rel=1e-4)
-    assert report["scores"][1]["details"]["subset_size"] == 50 and report["scores"][2]["details"]["nearest_k"] == 3
-    assert "FD (fashion-b)" in (sets / "report.html").read_text()
-    both = json.loads(run(capsys, "eval", sets / "a", sets / "b.npz", "--network", "fashion-a,fashion-b", "--json")[1])
-    assert [network["name"] for network in both["networks"]] == ["fashion-a", "fashion-b"]
-    _, table, _ = run(capsys, "eval", sets / "a", sets / "b.npz", "--network", "fashion-a,fashion-b", *arguments[:2])
-    for network in ("fashion-a", "fashion-b"):  # no score without its network
-        assert all(f"\n{label} ({network})  " in table for label in ("FD", "KID", "Recall"))
-
-
-def test_the_cache_and_doing_without(sets, capsys):
-    run(capsys, "eval", sets / "a", sets / "b.npz", "--metrics", "fd", "--no-cache")
-    assert not (sets / "cache").exists()
-    first = run(capsys, "eval", sets / "a", sets / "b.npz", "--metrics", "fd")[1]
-    assert len(list((sets / "cache").rglob("*.npz"))) == 2
-    assert (
-        run(capsys, "eval", sets / "a.zip", sets / "b.npz", "--metrics", "fd")[1].splitlines()[4]
-        == first.splitlines()[4]
-    )
-    assert len(list((sets / "cache").rglob("*.npz"))) == 2  # the zip holds the same images
-
-
 def test_ctrl_c_says_how_to_go_on(sets, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -227,38 +133,6 @@ def test_ctrl_c_says_how_to_go_on(sets, capsys, monkeypatch):
     monkeypatch.setattr(fastfid, "evaluate", interrupted)
     status, out, err = run(capsys, "eval", sets / "a", sets / "b.npz")
     assert status == 130 and out == "" and "the same command goes on from the features it cached" in err
-
-
-def test_scores_are_printed_before_the_report_is_written(sets, capsys, monkeypatch):
-    """A disk that fills up meanwhile costs the report alone, and the file is named."""
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("fastfid.runtime.atomic_files.os.replace", full)
-    report = sets / "report.html"
-    options = ("--metrics", "fd", "--no-cache", "--html", report)
-    status, out, err = run(capsys, "eval", sets / "a", sets / "b.npz", *options)
-    assert status == 2 and "FD (fashion-a)" in out
-    assert err == f"fastfid: {report} could not be written (No space left on device)\n"
-    assert not report.exists() and not list(sets.glob(".report*"))
-
-
-@pytest.mark.parametrize("arguments", ["--help", "eval --help", "--version", "eval a b --no-such-option", "stats a"])
-def test_help_and_wrong_arguments_do_not_wait_for_torch(arguments):
-    run = f"try:\n    main({arguments.split()})\nexcept SystemExit:\n    print('torch' in sys.modules)"
-    command = [sys.executable, "-c", f"import sys\nfrom fastfid.__main__ import main\n{run}"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert found.stdout.splitlines()[-1] == "False", found.stderr
-
-
-def test_the_interface_is_there_when_it_is_used():
-    """Names, modules, and nothing else; whoever imports a module first finds the function of a like name."""
-    told = "import fastfid.evaluation.evaluate, fastfid; from fastfid import *; assert fastfid.evaluate is evaluate; "
-    told += "assert {'SwapEngine', 'kid'} <= set(dir(fastfid)) and fastfid.protocols.PROTOCOLS; "
-    told += "print([name for name in fastfid.__all__ if not callable(globals()[name])], hasattr(fastfid, 'nothing'))"
-    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=60)
-    assert found.stdout == "[] False\n", found.stderr
 
 
 def test_sigint_leaves_a_usable_cache_and_one_line(tmp_path):
@@ -285,162 +159,6 @@ def test_sigint_leaves_a_usable_cache_and_one_line(tmp_path):
     assert command.main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == written  # found again, not made again
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 24 + 2
-
-
-def test_info_tells_what_the_installation_can_do(capsys, monkeypatch):
-    found = json.loads(run(capsys, "info", "--json")[1])
-    assert {"fashion-a", "inception", "torchscript:PATH"} <= set(found["networks"])
-    assert {"adm", "pytorch-fid"} <= set(found["protocols"]) and found["threads"]["decoding"] >= 1
-    monkeypatch.setitem(info.EXTRAS, "clip", ("the CLIP networks", ("no_such_module",)))
-    text = run(capsys, "info")[1]
-    assert "the CLIP networks: pip install 'fastfid[clip]'" in text
-    installed = info.facts()["extras"]["inception"]["installed"]
-    assert ("the Inception network: installed" in text) == installed
-    assert info.facts()["extras"]["clip"]["installed"] is False
-
-
-def test_every_extra_that_info_names_is_one():
-    declared = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert all(f"\n{name} = [" in declared for name in info.EXTRAS)
-
-
-def test_eval_of_nothing_computable_says_so_with_its_status(sets, capsys):
-    assert run(capsys, "stats", sets / "a", sets / "real.npz")[0] == 0
-    status, out, err = run(capsys, "eval", sets / "b.npz", sets / "real.npz", "--metrics", "kid")
-    assert status == 2 and "left out: kid" in out and err.endswith("with its reason, is printed above\n")
-    assert run(capsys, "eval", sets / "b.npz", sets / "real.npz", "--metrics", "fd,kid")[0] == 0
-
-
-def test_stats_info_and_eval_against_them(sets, capsys):
-    status, out, _ = run(capsys, "stats", sets / "b.npz", sets / "real.npz", "--network", "fashion-b")
-    assert status == 0 and out.startswith(f"{sets / 'real.npz'}: 140 images, network fashion-b, weights ab405303c4fa")
-    report = json.loads(run(capsys, "info", sets / "real.npz", "--json")[1])
-    assert (report["count"], report["dim"], report["extractor"]) == (140, 96, "fashion-b")
-    assert report["holds"] == "statistics, fastfid" and report["features"] is False and report["protocol"] == "fastfid"
-    text = run(capsys, "info", sets / "real.npz")[1]
-    assert "count" in text and "weights_sha256" in text and "ab405303c4fa" in text
-    assert "28 × 28" in run(capsys, "info", sets / "a")[1]
-    out = run(capsys, "eval", sets / "a", sets / "real.npz")[1]  # the network is the one recorded
-    assert "FD (fashion-b)" in out and "left out: kid, mmd, precision, recall, density, coverage (fashion-b)" in out
-    assert "holds statistics only; pass its images, or features saved with --keep-features" in out
-    run(capsys, "stats", sets / "b.npz", sets / "real.npz", "--keep-features")
-    assert "Recall" in run(capsys, "eval", sets / "a", sets / "real.npz")[1]
-
-
-def test_convert_reads_peers_and_writes_ours(sets, capsys):
-    np.savez(sets / "peer.npz", mu=np.zeros(3, np.float32), sigma=np.eye(3))
-    arguments = ("convert", sets / "peer.npz", sets / "ours.npz", "--network", "inception", "--count", 50)
-    assert run(capsys, *arguments)[1] == f"{sets / 'ours.npz'}: 50 images, network inception, weights unknown\n"
-    ours = read_statistics(sets / "ours.npz")
-    assert ours.count == 50 and ours.provenance["source"] == "peer.npz (mu, sigma (pytorch-fid, clean-fid, EDM))"
-    np.savez(sets / "other.npz", mu=np.full(3, 2.0), sigma=np.eye(3))
-    assert run(capsys, sets / "ours.npz", sets / "other.npz")[1].splitlines()[-1] == "FID:  12.0"
-    again = ("convert", sets / "ours.npz", sets / "again.npz")
-    assert "says its network is inception, not dinov2" in run(capsys, *again, "--network", "dinov2")[2]
-    assert "says it is of 50 images" in run(capsys, *again, "--count", 60)[2]
-
-
-def test_diff(sets, capsys):
-    np.savez(sets / "bright.npz", arr_0=pixels(130, 6))
-    status, out, _ = run(capsys, "diff", sets / "a", sets / "bright.npz", sets / "b.npz")
-    assert status == 0 and out.splitlines()[-1] == "A is nearer to the reference"
-    report = json.loads(run(capsys, "diff", sets / "bright.npz", sets / "a", sets / "b.npz", "--json")[1])
-    assert report["better"] == "B" and report["interval"][0] > 0
-    assert report["a"] - report["b"] == pytest.approx(report["difference"])
-
-
-def test_mismatches_and_force(sets, capsys):
-    run(capsys, "stats", sets / "b.npz", sets / "real.npz", "--network", "fashion-b")
-    status, out, err = run(capsys, "eval", sets / "a", sets / "real.npz", "--network", "fashion-a", "--force")
-    assert status == 2 and "real.npz has d = 96 features, the network fashion-a has d = 128" in err and out == ""
-    statistics = read_statistics(sets / "real.npz")
-    statistics.provenance["preprocessing"] = "PIL bicubic"
-    statistics.save(sets / "real.npz")
-    status, out, err = run(capsys, "eval", sets / "a", sets / "real.npz", "--metrics", "fd")
-    assert status == 2 and out == ""
-    assert f"the preprocessing of {sets / 'real.npz'} is PIL bicubic, that of the network fashion-b is mean over" in err
-    status, out, _ = run(capsys, "eval", sets / "a", sets / "real.npz", "--metrics", "fd", "--force")
-    assert status == 0 and "warning: compared regardless of a mismatch: the preprocessing of" in out
-
-    # the short form keeps it, too, beside pytorch-fid's line
-    status, out, err = run(capsys, sets / "a", sets / "real.npz", "--force", "--json")
-    assert status == 0 and "fastfid: note: compared regardless of a mismatch: the preprocessing of" in err
-    assert any("compared regardless of a mismatch" in warning for warning in json.loads(out)["warnings"])
-
-
-def test_the_short_form_and_stats_tell_what_they_skip(sets, capsys):
-    (sets / "a" / "zzz.png").write_bytes(b"damaged")
-    skipped = "left out of .*a: 1 unreadable image, the first: zzz.png in"
-    _, out, err = run(capsys, sets / "a", sets / "b.npz", "--skip-corrupt", "--json")
-    assert re.search(f"fastfid: note: {skipped}", err)
-    assert any(re.search(skipped, warning) for warning in json.loads(out)["warnings"])
-    _, _, err = run(capsys, "stats", sets / "a", sets / "a.npz", "--skip-corrupt")
-    assert "fastfid: note: left out: 1 unreadable image, the first: zzz.png in" in err
-    assert read_statistics(sets / "a.npz").provenance["skipped"] == "1"
-
-
-def test_bad_input_to_commands_is_one_sentence_and_status_2(sets, capsys):
-    (sets / "evil.pkl").write_bytes(b"cos\nsystem\n(Vtrue\ntR.")
-    (sets / "a" / "zzz.png").write_bytes(b"damaged")
-    for arguments, message in [
-        (("eval", sets / "nowhere", sets / "b.npz"), "nowhere does not exist"),
-        (("eval", sets / "a", sets / "b.npz"), "zzz.png in"),
-        (("eval", sets / "b.npz", sets / "evil.pkl"), "asks for os.system, which is refused because it could run code"),
-        (("info", sets / "evil.pkl"), "refused because it could run code"),
-        (("eval", sets / "b.npz", sets / "b.npz", "--metrics", "vendi"), "unknown metric 'vendi'"),
-        (("eval", sets / "b.npz", sets / "b.npz", "--network", "vgg"), "unknown feature network 'vgg'"),
-        (
-            ("eval", sets / "b.npz", sets / "b.npz", "--weights", f"fashion-a={sets / 'none'}"),
-            f"missing ({sets / 'none'})",
-        ),
-        (("eval", sets / "b.npz", sets / "b.npz", "--html", sets / "no" / "x.html"), "does not exist; create it first"),
-        (("stats", sets / "b.npz", sets / "x.pkl"), "does not end in .npz"),
-        (("stats", sets / "b.npz", sets / "x.npz", "--spatial"), "fashion-a has no spatial features; use inception"),
-        (("eval", "", sets / "b.npz"), "images are given as an empty path"),
-        (("convert", sets / "nowhere.npz", sets / "x.npz"), "no statistics file at"),
-        (("diff", sets / "b.npz", sets / "a", sets / "b.npz"), "zzz.png in"),
-    ]:
-        status, out, err = run(capsys, *arguments)
-        assert status == 2 and out == "" and len(err.splitlines()) == 1, arguments
-        assert err.startswith("fastfid: ") and message in err
-    status, out, _ = run(capsys, "eval", sets / "a", sets / "b.npz", "--skip-corrupt", "--metrics", "fd")
-    assert status == 0 and "samples: 150 images" in out and "a: 1 unreadable image, the first" in out
-
-
-def test_where_nothing_can_be_written_is_told_before_any_work(sets, capsys, monkeypatch):
-    monkeypatch.setattr("fastfid.evaluation.sides.extract", lambda *_: pytest.fail("an image was read"))
-    np.savez(sets / "peer.npz", mu=np.zeros(3), sigma=np.eye(3))
-    (sets / "x.npz").mkdir()
-    images = sets / "a", sets / "b.npz"
-    for arguments, message in [
-        (("eval", *images, "--html", sets), f"{sets} is a folder; name a file in it"),
-        (("stats", sets / "a", sets / "x.npz"), "x.npz is a folder; name a file in it"),
-        (("convert", sets / "peer.npz", sets / "x.npz"), "x.npz is a folder; name a file in it"),
-        (("stats", sets / "a", sets / "no" / "y.npz"), "does not exist; create it first"),
-    ]:
-        status, out, err = run(capsys, *arguments)
-        assert (status, out, len(err.splitlines())) == (2, "", 1) and message in err
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # as on a disk that is read only
-    status, _, err = run(capsys, "eval", *images, "--html", sets / "x.html")
-    assert (status, err) == (2, f"fastfid: no file can be written into {sets}, the folder of {sets / 'x.html'}; "
-                                "write it elsewhere\n")  # fmt: skip
-    with pytest.raises(SystemExit):
-        run(capsys, "eval", *images, "--json", sets / "x.json")
-    assert "x.json; --json prints: write `--json > FILE`" in capsys.readouterr().err
-
-
-def test_a_range_below_zero_is_no_option(sets, capsys):
-    floats = pixels(60, 0).astype(np.float32) / 127.5 - 1
-    np.save(sets / "floats.npy", floats)
-    np.save(sets / "bytes.npy", pixels(60, 0))
-    values = [
-        json.loads(run(capsys, sets / name, sets / "b.npz", *options, "--json")[1])["value"]
-        for name, options in (("bytes.npy", ()), ("floats.npy", ("--value-range", "-1,1")))
-    ]
-    assert values[0] == values[1]
-    with pytest.raises(SystemExit):
-        run(capsys, sets / "floats.npy", sets / "b.npz", "--value-range", "1")
-    assert "argument --value-range: '1' is no LOW,HIGH such as 0,1 or -1,1" in capsys.readouterr().err
 
 
 def test_peers_files_in_the_short_form(sets, capsys):

@@ -1,77 +1,23 @@
-"""One pass: scores equal those of the peers on the same features, intervals hold, and what is missing is told."""
+"""One pass: scores equal those of the peers on the same features, and what statistics can and cannot give."""
 
-import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 
 from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, open_images
-from fastfid.distances.leave_one_out import LeaveOneOut
-from fastfid.evaluation.classes_and_outliers import nearest_rows
 from fastfid.evaluation.difference import diff
 from fastfid.evaluation.evaluate import compare, evaluate, statistics_of
-from fastfid.evaluation.html_report import report_html, write_report
-from fastfid.evaluation.inception_score import _mean_and_deviation, _parts, inception_score
 from fastfid.evaluation.results import SCHEMA
 from fastfid.features.extractor import MultiExtractor
 from fastfid.features.registry import build_extractor, preprocessing_of
 from fastfid.protocols import METRICS, PROTOCOLS
-from fastfid.statistics.statistics import Statistics
+from tests.support.small_network import D, features, pixels, small, write_images
 
-D = 8  # features of the small network
+pytestmark = pytest.mark.usefixtures("own_cache")
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTFID_CACHE", str(tmp_path / "cache"))
-
-
-def features(n, seed, shift=0.0, d=D):
-    """float32 [n, d], correlated normal rows; the mixing is the same for every seed."""
-    mixing = np.random.default_rng(99).normal(size=(d, d)) / np.sqrt(d)
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=(n, d)) @ mixing + shift).float()
-
-
-def pixels(n, seed, side=12):
-    """uint8 [n, side, side]: smooth blobs whose place and brightness vary, and noise."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:side, :side]
-    centres, bright = rng.uniform(2, side - 2, (n, 2)), rng.uniform(80, 200 + 5 * seed, n)
-    square = (y - centres[:, :1, None]) ** 2 + (x - centres[:, 1:, None]) ** 2
-    return (bright[:, None, None] * np.exp(-square / 8) + rng.uniform(0, 20, (n, side, side))).astype(np.uint8)
-
-
-def write_images(folder, images):
-    folder.mkdir()
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i:04}.png")
-    return folder
-
-
-class Small(nn.Module):
-    """A random convolution, pooled: features [n, D]."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.layer = nn.Conv2d(1, D, 5, stride=2)
-        self.calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return torch.relu(self.layer(x)).mean(dim=(2, 3))
-
-
-def small(name="small"):
-    module = Small()
-    return FeatureExtractor.from_module(module, D, name=name), module
-
-
-# --- scores ------------------------------------------------------------------------------------------------------
+# --- scores ----------------------------------------------------------------------------------------------------------
 
 
 def test_scores_are_those_of_the_metrics_and_the_peers():
@@ -103,24 +49,6 @@ def test_torch_fidelity_protocol_equals_torch_fidelity():
     assert result["kid"].details["std_over_subsets"] == pytest.approx(found["kernel_inception_distance_std"], rel=1e-6)
     found = prc_features_to_metric(fake, real, verbose=False)
     assert (result["precision"].value, result["recall"].value) == pytest.approx((found["precision"], found["recall"]))
-
-
-def test_inception_score_is_torch_fidelitys():
-    metric = pytest.importorskip("torch_fidelity.metric_isc").isc_features_to_metric
-    logits = 3 * features(237, 5, d=11)
-    found = metric(logits, splits=10, shuffle=True, rng_seed=2020)
-    expected = (found["inception_score_mean"], found["inception_score_std"])
-    assert inception_score(logits) == pytest.approx(expected, rel=1e-12)
-    ordered = metric(logits, splits=3, shuffle=False)["inception_score_mean"]
-    assert inception_score(logits, 3, None)[0] == pytest.approx(ordered, rel=1e-12)
-    assert inception_score(torch.zeros(20, 4)) == pytest.approx((1.0, 0.0))
-    parts = [metric(part, splits=1, shuffle=False)["inception_score_mean"] for part in logits.split(100)]
-    ours = _mean_and_deviation(_parts(logits, [0, 100, 200, 237], None))[0]
-    assert ours == pytest.approx(np.mean(parts), rel=1e-12)
-    sure = 1000 * torch.eye(4).repeat(5, 1)
-    assert inception_score(sure, 1)[0] == pytest.approx(4.0)
-    with pytest.raises(ValueError, match="splits is 30 for 20 rows"):
-        inception_score(torch.zeros(20, 4), 30)
 
 
 def test_images_are_read_once_and_each_network_runs_once(tmp_path):
@@ -156,88 +84,7 @@ def test_protocols_change_what_is_computed():
     assert "subsets of 1000 rows from 60 images; pass kid_subset_size=60" in strict.left_out[0].reason
 
 
-# --- uncertainty -------------------------------------------------------------------------------------------------
-
-
-def test_leave_one_out_and_jackknife_against_brute_force():
-    fake, real = features(30, 1, 0.3).double(), features(40, 2).double()
-    whole = frechet_distance(FeatureMoments.from_features(fake), FeatureMoments.from_features(real))
-
-    def without(x, other, i):
-        kept = torch.cat([x[:i], x[i + 1 :]])
-        return frechet_distance(FeatureMoments.from_features(kept), FeatureMoments.from_features(other)) - whole
-
-    changes = {}
-    for name, x, other in (("fake", fake, real), ("real", real, fake)):
-        changes[name] = torch.tensor([without(x, other, i) for i in range(len(x))], dtype=torch.float64)
-        moments = [FeatureMoments.from_features(rows) for rows in (x.float(), other)]
-        ours = LeaveOneOut(*moments).without_first(x.float())
-        torch.testing.assert_close(ours, changes[name], rtol=1e-3, atol=2e-5)  # float32 rows
-    expected = sum(  # the textbook's formula, from the leave-one-out distances themselves
-        (len(c) - 1) / len(c) * ((whole + c) - (whole + c).mean()).square().sum() for c in changes.values()
-    )
-    score = evaluate(fake.float(), real.float(), metrics=["fd"])["fd"]
-    assert score.standard_error == pytest.approx(expected.sqrt().item(), rel=1e-3)
-    low, high = score.interval
-    assert high - score.value == pytest.approx(1.959964 * score.standard_error) == score.value - low
-    assert score.method.startswith("jackknife over samples and reference;")
-    assert score.details["jackknife_bias_samples"] == pytest.approx(29 * changes["fake"].mean().item(), rel=1e-2)
-    assert score.details["jackknife_bias_reference"] == pytest.approx(39 * changes["real"].mean().item(), rel=1e-2)
-
-
-def test_standard_error_is_the_spread_of_repeated_draws():
-    """60 independent draws of both sides: their spread against the mean of the jackknife's errors, within 25%."""
-    scores = [evaluate(features(300, 1000 + i, 0.3), features(300, 5000 + i), metrics=["fd"])["fd"] for i in range(60)]
-    spread = np.std([score.value for score in scores], ddof=1)
-    assert np.mean([score.standard_error for score in scores]) == pytest.approx(spread, rel=0.25)  # of 60: ± 9%
-
-
-def test_outliers_and_neighbours_are_found():
-    real = features(200, 1)
-    fake = torch.cat([features(100, 2), 40 * torch.ones(1, D), real[7:8]])
-    result = evaluate(fake, real, metrics=["fd", "outliers"])
-    (found,) = result.outliers
-    worst = found["hurt"][0]
-    assert worst["index"] == 100 and worst["name"] == "row 100" and worst["change_if_left_out"] < 0
-    kept = evaluate(torch.cat([fake[:100], fake[101:]]), real, metrics=["fd"])
-    assert kept["fd"].value - result["fd"].value == pytest.approx(worst["change_if_left_out"], rel=1e-4)
-    assert all(entry["change_if_left_out"] > 0 for entry in found["help"])
-    copied = next(entry for entry in result.neighbours if entry["index"] == 101)  # the last one is among the spaced
-    assert copied["nearest"][0]["index"] == 7 and copied["nearest"][0]["distance"] == 0
-
-
-def test_nearest_rows_are_exact():
-    queries, rows = features(5, 1), features(1300, 2)  # three blocks
-    distances, indices = nearest_rows(queries, rows, 4)
-    full = (queries.double()[:, None] - rows.double()).square().sum(-1).sqrt()
-    assert torch.equal(indices, full.argsort(dim=1)[:, :4])
-    torch.testing.assert_close(distances, full.sort(dim=1).values[:, :4])
-    assert nearest_rows(queries, rows[:2], 4)[0].shape == (5, 2)
-
-
-def test_fd_infinity_removes_the_bias_of_finite_n():
-    """Two sets of one distribution: FD_N falls like 1/N, its limit is 0."""
-    fake, real = features(2000, 1), features(40000, 2)
-    result = evaluate(fake, real, metrics=["fd", "fd_infinity"])
-    infinity = result["fd_infinity"]
-    assert abs(infinity.value) < 0.3 * result["fd"].value and infinity.details["slope"] > 0
-    assert infinity.details["sizes"][0] == 200 and infinity.details["sizes"][-1] == 2000
-    assert infinity.details["distances"][-1] == pytest.approx(result["fd"].value, rel=1e-9)
-    few = evaluate(features(20, 1), real, metrics=["fd_infinity"]).left_out[0]
-    assert few.reason == "20 samples are too few for subsets of 16 and more; d = 8 needs at least 32"
-
-
-def test_fd_infinity_measures_the_subsets_it_draws():
-    """Large subsets take the others' rows out of the whole: equal up to rounding, far below 1e-9."""
-    fake, real = features(400, 1), features(500, 2)
-    details = evaluate(fake, real, metrics=["fd_infinity"])["fd_infinity"].details
-    rng, reference = np.random.RandomState(2020), FeatureMoments.from_features(real)
-    for size, distance in zip(details["sizes"], details["distances"], strict=True):
-        chosen = fake[torch.from_numpy(rng.choice(400, size, replace=False))]
-        assert distance == pytest.approx(frechet_distance(FeatureMoments.from_features(chosen), reference), rel=1e-9)
-
-
-# --- what statistics can and cannot give -------------------------------------------------------------------------
+# --- what statistics can and cannot give -----------------------------------------------------------------------------
 
 
 def test_statistics_only_reference_gives_what_it_can(tmp_path):
@@ -363,212 +210,7 @@ def test_edm2_pickle_serves_the_network_asked_for(tmp_path):
         evaluate(fake, tmp_path / "x.pkl")
 
 
-# --- mismatches and mistakes -------------------------------------------------------------------------------------
-
-
-def test_provenance_mismatch_is_an_error_before_images_are_read_and_a_warning_when_forced():
-    extractor, module = small()
-    foreign = Statistics.from_features(features(90, 1), {"extractor": "small", "weights_sha256": "0" * 64}, name="old")
-    images = pixels(60, 1)
-    with pytest.raises(ValueError, match=r"of old is 000.*, that of the network small is .*force=True \(--force\)"):
-        evaluate(images, foreign, features=extractor)
-    assert module.calls == 0
-    result = evaluate(images, foreign, features=extractor, force=True)
-    assert any("compared regardless of a mismatch: the weights sha256 of" in warning for warning in result.warnings)
-    assert any("mismatch" in warning for warning in json.loads(result.to_json())["warnings"])
-    narrow = Statistics.from_features(features(90, 1, d=3), name="narrow")
-    with pytest.raises(ValueError, match="narrow has d = 3 features, the network small has d = 8"):
-        evaluate(images, narrow, features=extractor, force=True)
-    named = Statistics.from_features(features(90, 1), {"extractor": "fashion-a"}, name="theirs")
-    with pytest.raises(ValueError, match="theirs holds features of fashion-a, not of inception"):
-        evaluate(named, named, features="inception")
-
-
-def test_mistakes_are_one_sentence(tmp_path):
-    extractor, _ = small()
-    for call, message in [
-        (lambda: evaluate(features(9, 1), features(9, 2), metrics=["fid"]), "unknown metric 'fid'; choose of fd, sfid"),
-        (lambda: evaluate(features(9, 1), features(9, 2), metrics=[]), "unknown metric"),
-        (lambda: evaluate(features(9, 1), features(9, 2), features=[]), "features is empty; name a network"),
-        (lambda: evaluate(features(9, 1), features(9, 2), protocol="x"), "unknown protocol 'x'"),
-        (lambda: evaluate(pixels(1, 1), pixels(9, 2), features=extractor), "the samples holds 1 usable image;"),
-        (lambda: evaluate(pixels(9, 1), pixels(9, 2), features=extractor, batch_size=0), "the batch size is 0"),
-        (lambda: evaluate(torch.rand(4, 3, 8, 8), pixels(9, 2)), "does not tell its range; pass value_range"),
-        (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2)), "nowhere does not exist"),
-        (lambda: evaluate(pixels(9, 1), pixels(9, 2), features=nn.Flatten()), "features is a bare Flatten; say its"),
-        (lambda: evaluate(features(9, 1), features(9, 2), metrics=["recall"], nearest_k=0), "nearest_k is 0; it"),
-        (lambda: evaluate(features(9, 1), features(9, 2), metrics=["kid"], kid_subset_size=0), "subset_size is 0"),
-        (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2), nearest_k=-1), "nearest_k is -1; it counts"),
-        (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2), kid_subset_size=1), "kid_subset_size is 1; an unbiased"),
-        (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2), batch_size=2.5), "the batch size is 2.5; it must"),
-        (lambda: evaluate(tmp_path / "nowhere", pixels(9, 2), seed=-1), "seed is -1; NumPy's"),
-        (lambda: evaluate(torch.zeros(8, 9, 3, dtype=torch.uint8), pixels(9, 2)), "one colour image or 8 grey ones"),
-        (lambda: diff(features(2, 1), features(9, 2), features(9, 3)), "^A holds 2 images; an interval needs 3"),
-    ]:
-        with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-            call()
-        assert "\n" not in str(error.value)
-
-
-def test_an_unknown_setting_is_named():
-    with pytest.raises(TypeError, match="unknown argument nearest; the settings are weights, device"):
-        evaluate(features(9, 1), features(9, 2), nearest=3)
-
-
-def test_statistics_without_features_are_refused_before_images_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastfid.evaluation.sides.extract", lambda *_: pytest.fail("an image was read"))
-    extractor, _ = small()
-    moments = FeatureMoments.from_features(features(50, 1))
-    torch.save({"mu": moments.mean, "sigma": moments.cov}, tmp_path / "moments.pt")
-    for source in (moments, tmp_path / "moments.pt"):
-        for sides in ((source, pixels(9, 1)), (pixels(9, 1), source)):
-            with pytest.raises(ValueError, match="holds statistics only, and an interval needs its images"):
-                diff(*sides, pixels(9, 2), features=extractor)
-
-
-def test_the_same_images_on_both_sides_are_told():
-    told = [w for w in evaluate(features(50, 1), features(50, 1)).warnings if "hold the same images" in w]
-    assert told == [
-        "the samples and the reference hold the same images: unbiased KID and MMD² fall below 0, and no interval is "
-        "that of two independent draws"
-    ]
-    assert not any("same images" in w for w in evaluate(features(50, 1), features(50, 2)).warnings)
-
-
-def test_one_reason_is_one_line_of_the_table():
-    fixed = FeatureMoments.from_features(features(50, 2))
-    table = evaluate(features(50, 1), fixed).table()
-    assert "left out: kid, mmd, precision, recall, density, coverage (unknown network): the reference holds" in table
-    assert table.count("left out:") == 3  # sfid, is and these
-
-
-def test_weights_of_several_networks(tmp_path):
-    images, both = pixels(9, 1, side=28), ["fashion-a", "fashion-b"]
-    with pytest.raises(ValueError, match=r"one weights file for 2 networks; pass weights={network: path}"):
-        evaluate(images, images, features=both, weights="x.safetensors")
-    with pytest.raises(FileNotFoundError, match="the weights of fashion-b are missing .*none.safetensors"):
-        evaluate(images, images, features=both, weights={"fashion-b": tmp_path / "none.safetensors"})
-
-
-def test_repairs_are_told(tmp_path):
-    extractor, _ = small()
-    folder = write_images(tmp_path / "fake", pixels(30, 1))
-    (folder / "0005.png").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="0005.png in"):
-        evaluate(folder, pixels(40, 2), features=extractor)
-    result = evaluate(folder, pixels(40, 2), features=extractor, skip_corrupt=True)
-    assert any(": 1 unreadable image, the first: 0005" in w and "0005.png in" in w for w in result.warnings)
-    assert result.provenance["samples"]["count"] == 29 and len(result.provenance["samples"]["skipped"]) == 1
-    few = evaluate(pixels(6, 1), pixels(40, 2), features=extractor, metrics=["fd", "outliers"])
-    assert "the samples: 6 images for d = 8 features: the distance is biased upwards, use more" in few.warnings
-    two = evaluate(features(2, 1), features(40, 2), metrics=["fd", "outliers"])  # leaving one out leaves no covariance
-    assert two.left_out[0].metric == "outliers" and "reference, samples taken as fixed" in two["fd"].method
-
-
-# --- output ------------------------------------------------------------------------------------------------------
-
-
-def test_json_schema(tmp_path):
-    extractor, _ = small()
-    result = evaluate(write_images(tmp_path / "fake", pixels(60, 1)), pixels(70, 2), features=extractor)
-    report = json.loads(result.to_json())
-    assert report["schema"] == "fastfid.evaluation/1"
-    assert set(report) == {
-        "schema", "samples", "reference", "networks", "protocol", "settings", "seconds", "version",
-        "scores", "classes", "left_out", "warnings", "outliers", "neighbours",
-    }  # fmt: skip
-    assert set(report["samples"]) == {"name", "count", "images", "source_sha256", "skipped"}
-    assert set(report["networks"][0]) == {"name", "dim", "preprocessing", "weights_sha256"}
-    keys = {"metric", "label", "network", "value", "standard_error", "interval", "method", "details"}
-    assert all(set(score) == keys for score in report["scores"])
-    assert set(report["left_out"][0]) == {"metric", "network", "reason"}
-    assert set(report["outliers"][0]) == {"network", "hurt", "help"}
-    assert set(report["outliers"][0]["hurt"][0]) == {"index", "name", "change_if_left_out"}
-    assert set(report["neighbours"][0]["nearest"][0]) == {"index", "name", "distance"}
-    result.scores[0].details["bad"] = float("nan")
-    assert json.loads(result.to_json())["scores"][0]["details"]["bad"] is None  # strict JSON has no NaN
-    table = result.table()
-    assert "FD (small)" in table and "95% " in table and "left out: sfid (small):" in table
-    assert "samples: 60 images" in table
-
-
-def class_entry(name, precision, recall):
-    return {
-        "network": "<b>net</b>", "class": name, "samples": 20, "reference": 30, "nearest_k": 5, "inclusive": False,
-        "precision": precision, "precision_interval": (precision - 0.1, precision + 0.1), "recall": recall,
-        "recall_interval": (recall - 0.1, recall + 0.1), "density": 1.0, "coverage": 0.5,
-    }  # fmt: skip
-
-
-def test_html_report(tmp_path):
-    extractor, _ = small("<b>net</b>")
-    hostile = tmp_path / "<script>alert(1)<"
-    write_images(hostile, pixels(60, 1))
-    (hostile / "0000.png").rename(hostile / "'onload='x.png")
-    result = evaluate(hostile, write_images(tmp_path / "real", pixels(70, 2)), features=extractor)
-    result.classes = [class_entry("<i>cat", 0.9, 0.2), class_entry("dog", 0.8, 0.1)]
-    page = write_report(result, tmp_path / "report.html").read_text()
-    assert page == report_html(result)
-    assert "<script" not in page and "<b>net" not in page and "'onload=" not in page
-    assert "&lt;script&gt;alert(1)&lt;" in page and "&lt;b&gt;net" in page
-    assert "http" not in page.replace("https://arxiv", "")  # nothing is fetched
-    entries = result.outliers[0]
-    pictures = len(entries["hurt"]) + len(entries["help"]) + sum(1 + len(n["nearest"]) for n in result.neighbours)
-    assert page.count("<img alt='' src='data:image/png;base64,") == pictures > 40
-    assert f"<b>{result['fd'].value:.5g}</b>" in page and f"{result['fd'].interval[0]:.4g} to" in page
-    assert page.count("<svg") == len(result.scores)  # an interval beside each
-    assert "<i>cat" not in page and page.index("dog</td>") < page.index("&lt;i&gt;cat</td>")  # the worst class first
-    assert "<b>0.800</b> <small>0.700 to 0.900</small>" in page
-    assert all(f"{left.metric} (" in page for left in result.left_out)
-    (hostile / entries["hurt"][0]["name"]).unlink()  # gone since: told, not fatal
-    assert "cannot be shown" in report_html(result)
-    without = report_html(evaluate(features(40, 1), features(40, 2)))
-    assert "<img" not in without and "row " in without
-
-
-# --- diff --------------------------------------------------------------------------------------------------------
-
-
-def test_diff_tells_the_better_one():
-    real = features(300, 1)
-    near, far = features(250, 2, 0.02), features(260, 3, 0.5)
-    result = diff(near, far, real)
-    assert result.better == "A" and result.interval[1] < 0 and diff(far, near, real).better == "B"
-    a, b = (evaluate(x, real, metrics=["fd"])["fd"] for x in (near, far))
-    assert (result.a, result.b) == pytest.approx((a.value, b.value), rel=1e-12)
-    assert result.difference == pytest.approx(a.value - b.value) and "is nearer to the reference" in result.table()
-    same = diff(features(250, 4), features(250, 5), real)
-    assert same.better is None and same.interval[0] < 0 < same.interval[1]
-    assert "no difference can be told" in same.table()
-    report = json.loads(result.to_json())
-    assert report["schema"] == "fastfid.difference/1" and set(report["provenance"]) >= {"A", "B", "reference"}
-
-
-def test_diff_interval_pairs_what_the_sides_share():
-    """Against 40 independent draws of all three sides: the spread of the difference, within a third."""
-    results = [
-        diff(features(200, 100 + i, 0.3), features(200, 300 + i, 0.3), features(200, 500 + i)) for i in range(40)
-    ]
-    spread = np.std([r.difference for r in results], ddof=1)
-    assert np.mean([r.standard_error for r in results]) == pytest.approx(spread, rel=0.33)  # of 40: ± 11%
-    fake, real = features(200, 1, 0.3), features(200, 2)
-    assert diff(fake, fake, real, same_noise=True).standard_error == pytest.approx(0, abs=1e-12)
-    assert diff(fake, fake, real).standard_error > 0.01
-    fixed = diff(fake, features(200, 3), FeatureMoments.from_features(real))
-    assert "reference taken as fixed" in fixed.method
-
-
-def test_diff_mistakes():
-    fake, real = features(20, 1), features(30, 2)
-    with pytest.raises(ValueError, match="same_noise pairs images, but A has 20 and B 30; pass equal numbers"):
-        diff(fake, real, real, same_noise=True)
-    with pytest.raises(ValueError, match="^A holds statistics only, and an interval needs its images"):
-        diff(FeatureMoments.from_features(fake), fake, real)
-    with pytest.raises(ValueError, match="diff compares in one network, 2 were given"):
-        diff(pixels(9, 1), pixels(9, 2), pixels(9, 3), features=[small("x")[0], small("y")[0]])
-
-
-# --- the embedded network ----------------------------------------------------------------------------------------
+# --- the embedded network --------------------------------------------------------------------------------------------
 
 
 def test_embedded_network_end_to_end(tmp_path):

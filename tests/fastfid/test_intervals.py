@@ -1,8 +1,4 @@
-"""Variances against brute force and against the spread of repeated draws; intervals hold as often as they say.
-
-Of R independent intervals that each hold with probability p, a share within 4√(p(1 − p)/R) of p do, but for 6 in 10⁵
-cases; the ratio of a variance over R draws to its expectation is 1 ± 4√(2/R) for near-normal scores.  Seeds are fixed.
-"""
+"""Variances against brute force and against the spread of repeated draws; intervals hold as often as they say."""
 
 import math
 
@@ -10,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastfid import evaluate, frechet_distance
+from fastfid import evaluate
 from fastfid.distances.kernel_sums import gaussian_kernel, polynomial_kernel
 from fastfid.distances.kid_mmd import kid_and_mmd, mmd
-from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import prdc
-from fastfid.evaluation import inception_score as inception_score_module
-from fastfid.evaluation.inception_score import ClassProbabilities, inception_score
 from fastfid.evaluation.intervals import (
     JACKKNIFE_ROWS,
     density_error,
@@ -24,30 +17,12 @@ from fastfid.evaluation.intervals import (
     line_through,
     mmd_variance,
     mmd_variance_of_sums,
-    normal_interval,
     share_spread,
     wilson_interval,
 )
-from fastfid.evaluation.pair import Pair
-from fastfid.evaluation.scores import compute
-from fastfid.evaluation.settings import Settings
-from fastfid.evaluation.sides import SideInNetwork
-from fastfid.protocols import protocol_named
+from tests.support.repeated_draws import held, lower_limit, rows
 
-
-def lower_limit(repeats, p=0.95):
-    return p - 4 * math.sqrt(p * (1 - p) / repeats)
-
-
-def rows(n, rng, shift=0.0, d=4):
-    return torch.from_numpy(rng.normal(size=(n, d)) + shift).float()
-
-
-def held(truth, intervals):
-    return np.mean([low <= truth <= high for low, high in intervals])
-
-
-# --- jackknife ---------------------------------------------------------------------------------------------------
+# --- jackknife -------------------------------------------------------------------------------------------------------
 
 
 def test_jackknife_of_a_mean_is_its_textbook_variance():
@@ -97,28 +72,7 @@ def mmd_variance_of_all_rows(a, b, kernel):
     return total
 
 
-def test_inception_score_variance_is_the_jackknife_by_brute_force():
-    logits = 2 * rows(40, np.random.default_rng(3), d=6).double()
-    without = [inception_score(torch.cat([logits[:i], logits[i + 1 :]]), 1, None)[0] for i in range(40)]
-    expected = 39 / 40 * np.square(np.array(without) - np.mean(without)).sum()
-    assert ClassProbabilities(logits).variance() == pytest.approx(expected, rel=1e-9)
-    assert ClassProbabilities(logits[:1]).variance() is None
-    sure = torch.full((5, 3), -1e30, dtype=torch.float64)
-    sure[[0, 1, 2, 3, 4], [0, 1, 2, 0, 1]] = 0.0  # p of 0 and 1
-    assert ClassProbabilities(sure).variance() > 0
-
-
-def test_the_inception_score_is_made_block_by_block(monkeypatch):
-    """No copy of all logits: the same numbers, to the rounding of a sum of 100 terms, from blocks of 7 rows."""
-    logits, order = rows(100, np.random.default_rng(3), d=6), torch.randperm(100)
-    whole = ClassProbabilities(logits, order)
-    monkeypatch.setattr(inception_score_module, "ENTROPY_ROWS", 7)
-    parts = ClassProbabilities(logits, order)
-    assert max(len(block) for block in parts.blocks()) == 7
-    assert (parts.score(), parts.variance()) == pytest.approx((whole.score(), whole.variance()), rel=1e-12)
-
-
-# --- repeated draws ----------------------------------------------------------------------------------------------
+# --- repeated draws --------------------------------------------------------------------------------------------------
 
 
 def test_kernel_intervals_hold():
@@ -146,49 +100,6 @@ def test_kernel_intervals_of_equal_distributions_are_wide():
     ratio = np.mean([s.standard_error**2 for s in scores]) / np.var([s.value for s in scores], ddof=1)
     assert 1.3 < ratio < 4  # 2 ± 4·√(2/60)·2, and the tail of a sum of squares
     assert held(0.0, [s.interval for s in scores]) > lower_limit(repeats)
-
-
-def test_inception_score_intervals_hold():
-    repeats, found = 200, []
-    for i in range(repeats):
-        probabilities = ClassProbabilities(2 * rows(300, np.random.default_rng([6, i]), d=5))
-        found.append((probabilities.score(), math.sqrt(probabilities.variance())))
-    values = np.array([value for value, _ in found])
-    ratio = np.mean([error**2 for _, error in found]) / values.var(ddof=1)
-    assert abs(ratio - 1) < 4 * math.sqrt(2 / repeats)
-    assert held(values.mean(), [normal_interval(*pair) for pair in found]) > lower_limit(repeats)
-
-
-def test_fd_infinity_intervals_hold_the_distance_of_the_distributions():
-    """N(0, I) against N(½, 2I) in two dimensions: FD = 2·¼ + 2(√2 − 1)² exactly."""
-    truth = 2 * 0.25 + 2 * (math.sqrt(2) - 1) ** 2
-    repeats, scores = 60, []
-    for i in range(repeats):
-        rng = np.random.default_rng([7, i])
-        fake = 0.5 + math.sqrt(2) * rows(200, rng, d=2)
-        scores.append(evaluate(fake, rows(2000, rng, d=2), metrics=["fd_infinity"])["fd_infinity"])
-    assert held(truth, [score.interval for score in scores]) > lower_limit(repeats)
-    spread = np.std([score.value for score in scores], ddof=1)
-    assert np.mean([score.standard_error for score in scores]) < 2 * spread  # wide by the line's part, not useless
-
-
-def test_subsets_side_by_side_are_subsets_in_turn():
-    """FD∞ takes its subsets in threads where torch has several: the same distances, and torch keeps its threads."""
-    rng, threads = np.random.default_rng(12), torch.get_num_threads()
-    fake, real, found = rows(200, rng, 0.3, d=6), rows(150, rng, d=6), []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            found.append(evaluate(fake, real, metrics=["fd_infinity"])["fd_infinity"].details)
-            assert torch.get_num_threads() == count
-    finally:
-        torch.set_num_threads(threads)
-    assert found[1]["distances"] == pytest.approx(found[0]["distances"], rel=1e-12)
-    generator = np.random.RandomState(2020)
-    subsets = [fake[generator.choice(200, size, replace=False)] for size in found[0]["sizes"]]
-    reference = FeatureMoments.from_features(real)
-    expected = [frechet_distance(FeatureMoments.from_features(subset), reference) for subset in subsets]
-    assert found[0]["distances"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("d, k, shift", [(2, 5, 0.8), (8, 3, 0.2)])
@@ -230,25 +141,6 @@ def test_density_error_is_the_first_order_variance_of_both_draws():
     assert found**2 == pytest.approx(jackknife, rel=1e-12)
 
 
-def test_sfid_intervals_hold():
-    def material(rng, n, shift):
-        spatial = rows(n, rng, shift, d=6) * torch.tensor([1, 1, 1, 1, 0.5, 2.0])
-        moments = FeatureMoments.from_features(spatial)
-        return SideInNetwork("x", "inception", moments, {}, spatial, spatial=moments, spatial_features=spatial)
-
-    repeats, scores = 100, []
-    for i in range(repeats):
-        rng = np.random.default_rng([9, i])
-        (found,), _ = compute(
-            Pair(material(rng, 200, 0.4), material(rng, 250, 0.0), protocol_named(None), Settings()), ["sfid"], []
-        )
-        scores.append(found)
-    values = np.array([score.value for score in scores])
-    ratio = np.mean([score.standard_error**2 for score in scores]) / values.var(ddof=1)
-    assert 1 - 4 * math.sqrt(2 / repeats) < ratio < 1.25 + 4 * math.sqrt(2 / repeats)
-    assert held(values.mean(), [score.interval for score in scores]) > lower_limit(repeats)
-
-
 def test_shares_of_few_images():
     rng = np.random.default_rng(0)
     assert share_spread(rows(49, rng), rows(60, rng), 5) is None
@@ -266,7 +158,7 @@ def test_shares_of_few_images():
     assert error == 0 and low < high == 1
 
 
-# --- closed forms ------------------------------------------------------------------------------------------------
+# --- closed forms ----------------------------------------------------------------------------------------------------
 
 
 def test_wilson_interval():

@@ -1,0 +1,42 @@
+"""JSON and text of a result."""
+
+import json
+
+import pytest
+
+from fastfid import FeatureMoments
+from fastfid.evaluation.evaluate import evaluate
+from tests.support.small_network import features, pixels, small, write_images
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_json_schema(tmp_path):
+    extractor, _ = small()
+    result = evaluate(write_images(tmp_path / "fake", pixels(60, 1)), pixels(70, 2), features=extractor)
+    report = json.loads(result.to_json())
+    assert report["schema"] == "fastfid.evaluation/1"
+    assert set(report) == {
+        "schema", "samples", "reference", "networks", "protocol", "settings", "seconds", "version",
+        "scores", "classes", "left_out", "warnings", "outliers", "neighbours",
+    }  # fmt: skip
+    assert set(report["samples"]) == {"name", "count", "images", "source_sha256", "skipped"}
+    assert set(report["networks"][0]) == {"name", "dim", "preprocessing", "weights_sha256"}
+    keys = {"metric", "label", "network", "value", "standard_error", "interval", "method", "details"}
+    assert all(set(score) == keys for score in report["scores"])
+    assert set(report["left_out"][0]) == {"metric", "network", "reason"}
+    assert set(report["outliers"][0]) == {"network", "hurt", "help"}
+    assert set(report["outliers"][0]["hurt"][0]) == {"index", "name", "change_if_left_out"}
+    assert set(report["neighbours"][0]["nearest"][0]) == {"index", "name", "distance"}
+    result.scores[0].details["bad"] = float("nan")
+    assert json.loads(result.to_json())["scores"][0]["details"]["bad"] is None  # strict JSON has no NaN
+    table = result.table()
+    assert "FD (small)" in table and "95% " in table and "left out: sfid (small):" in table
+    assert "samples: 60 images" in table
+
+
+def test_one_reason_is_one_line_of_the_table():
+    fixed = FeatureMoments.from_features(features(50, 2))
+    table = evaluate(features(50, 1), fixed).table()
+    assert "left out: kid, mmd, precision, recall, density, coverage (unknown network): the reference holds" in table
+    assert table.count("left out:") == 3  # sfid, is and these
