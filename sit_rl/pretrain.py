@@ -44,7 +44,7 @@ from sit_rl.models.averages import EMA
 from sit_rl.models.loading import save_model
 from sit_rl.models.pixels import to_float, to_uint8
 from sit_rl.models.sit import SiT
-from sit_rl.ranks.collectives import gather_owned, owned, sum_gradients
+from sit_rl.ranks.collectives import gather_owned, owned_samples, sum_gradients
 from sit_rl.ranks.process_group import is_main, process_group, rank, world_size
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.interpolant import interpolate, target_velocity
@@ -206,7 +206,7 @@ def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], 
     net = load_fashion_net(extractor)
     real = FeatureMoments.from_features(_features(net, load_embedded("heldout").images))
     labels, shape = balanced_labels(images, NUM_CLASSES), FASHION_SIT.image_shape
-    mine = owned(images, CURVE_BATCH)
+    mine = owned_samples(images, CURVE_BATCH)
     noise, labels = sample_normal(seed, Stream.PRETRAIN, 1, mine, shape), labels[mine.start : mine.stop]
 
     @torch.no_grad()

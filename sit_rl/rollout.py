@@ -10,7 +10,7 @@ from tqdm import tqdm
 from sit_rl.components.build import Components
 from sit_rl.components.image_sets import check_labels
 from sit_rl.models.sit import SiT
-from sit_rl.ranks.collectives import owned
+from sit_rl.ranks.collectives import owned_samples
 from sit_rl.ranks.cpu_batches import map_in_two_stages
 from sit_rl.ranks.preemption import overdue, stop_if_overdue
 from sit_rl.ranks.process_group import is_main
@@ -63,7 +63,7 @@ def generate(
     told to stop.
     """
     check_labels(labels, components.num_classes, "the model's classes")
-    mine = owned(len(labels), batch)
+    mine = owned_samples(len(labels), batch)
 
     def draw(rows: range) -> tuple:
         y = labels[rows.start : rows.stop].to(components.device)

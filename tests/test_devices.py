@@ -301,7 +301,7 @@ def test_a_training(command, statistics, tmp_path, estimator):
 
 def test_a_rank_without_samples_has_them_on_its_device(command, tmp_path, monkeypatch):
     """Else it would send what it has not by another back end than the others receive by, and all would wait."""
-    monkeypatch.setattr("sit_rl.rollout.owned", lambda count, batch: range(0))
+    monkeypatch.setattr("sit_rl.rollout.owned_samples", lambda count, batch: range(0))
     with pretended() as cuda:
         config = train.parse([*command(tmp_path / "run"), "--compile", "off"])
         components = build_components(config, cuda, progress=False)

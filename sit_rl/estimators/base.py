@@ -19,7 +19,7 @@ from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.learner.guards import require_finite_gradient, require_finite_weights
 from sit_rl.learner.learner import Learner
-from sit_rl.ranks.collectives import owned, sum_scalars
+from sit_rl.ranks.collectives import owned_samples, sum_scalars
 from sit_rl.ranks.preemption import stop_if_overdue
 from sit_rl.ranks.process_group import is_main, rank, world_size
 from sit_rl.rollout import Rollout
@@ -71,7 +71,7 @@ class Estimator(ABC):
 
     def share(self, indices: list[int], of_rank: int) -> list[int]:
         """Members of a global minibatch that a rank computes: those it generated."""
-        made = owned(self.config.reward.images_per_step, self.config.rollout.batch, of_rank)
+        made = owned_samples(self.config.reward.images_per_step, self.config.rollout.batch, of_rank)
         return [i for i in indices if i in made]
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:

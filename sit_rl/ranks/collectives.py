@@ -1,7 +1,7 @@
-"""The few collective operations a run needs; all of them are the identity on a single rank.
+"""The collective operations of a run. On a single rank each of them returns its argument.
 
-Work is divided by global sample index: chunk i of a list belongs to rank i·world // chunks, so the samples, their
-grouping into batches and their order are the same whatever the number of ranks.
+Work is divided by global sample index, in whole chunks: chunk i belongs to rank i·world // chunks. So the samples,
+their batches and their order do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ from sit_rl.ranks.process_group import rank, world_size
 
 
 def any_rank(here: bool) -> bool:
-    """Whether `here` is true on any rank; every rank calls it."""
+    """Whether `here` is true on any rank. All ranks call it."""
     return sum_scalars({"any": float(here)})["any"] > 0
 
 
-def owned(count: int, chunk: int, of_rank: int | None = None) -> range:
-    """Global indices of the samples that a rank (default: this one) makes out of `count` cut into chunks."""
+def owned_samples(count: int, chunk: int, of_rank: int | None = None) -> range:
+    """Global indices of the samples, out of `count`, that a rank (default: this one) makes, in whole chunks."""
     chunks, r = -(-count // chunk), rank() if of_rank is None else of_rank
     first, last = (-(-(r + i) * chunks // world_size()) for i in (0, 1))
     return range(min(count, first * chunk), min(count, last * chunk))
 
 
 def gather_owned(x: torch.Tensor, count: int, chunk: int, first: int | None = None) -> torch.Tensor:
-    """Concatenate every rank's rows [len(owned), ...] into [count, ...] in global order, on every rank.
+    """Concatenate the rows [n_rank, ...] of all ranks into [count, ...] in global order, on every rank.
 
-    `first` gathers the first so many alone.
+    first  gather only the first so many rows
     """
     stop = count if first is None else min(first, count)
     if world_size() == 1:
         return x[:stop]
     sizes = [
-        max(0, min(stop, rows.stop) - rows.start) for rows in (owned(count, chunk, r) for r in range(world_size()))
+        max(0, min(stop, rows.stop) - rows.start)
+        for rows in (owned_samples(count, chunk, r) for r in range(world_size()))
     ]
     parts = [x.new_empty((size, *x.shape[1:])) for size in sizes]
-    # Ranks own different numbers of rows, which all_gather does not allow on every back end: broadcast each part.
+    # Ranks own different numbers of rows, and not every back end gathers unequal parts: broadcast each part.
     for r, part in enumerate(parts):
         if r == rank():
             part.copy_(x[: sizes[r]])
@@ -45,8 +46,8 @@ def gather_owned(x: torch.Tensor, count: int, chunk: int, first: int | None = No
     return torch.cat(parts)
 
 
-def from_main(x: torch.Tensor) -> torch.Tensor:
-    """The main rank's `x`, on every rank: what decides how often they meet must not differ by a last bit."""
+def broadcast_from_main(x: torch.Tensor) -> torch.Tensor:
+    """The main rank's `x` on every rank. Values that decide how often ranks meet must agree to the last bit."""
     if world_size() > 1:
         x = x.clone()
         dist.broadcast(x, src=0)
@@ -54,7 +55,7 @@ def from_main(x: torch.Tensor) -> torch.Tensor:
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Replace every gradient by its sum over the ranks, in one collective."""
+    """Replace every gradient by its sum over the ranks, in one all-reduce."""
     if world_size() == 1:
         return
     gradients = []
@@ -69,7 +70,7 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def sum_scalars(values: dict[str, float]) -> dict[str, float]:
-    """Sum each value over the ranks, in float64; every rank passes the same keys."""
+    """Sum each value over the ranks in float64. All ranks pass the same keys."""
     if world_size() == 1:
         return values
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

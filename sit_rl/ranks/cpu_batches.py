@@ -1,9 +1,9 @@
-"""Batches side by side on a CPU's cores: each batch on one thread, several batches at a time.
+"""Several batches at a time on the cores of a CPU, each batch on one thread.
 
-Small matrix products share badly among threads. Two one-thread streams of the default model ran 1.2 times as fast as
-one two-thread stream on two idle cores, and 2.8 times as fast beside another busy process, where threads that meet at
-every product wait for the slower one (200 images a batch). A batch on one thread also has the same bits whatever the
-number of cores.
+Small matrix products gain little from several threads. With 200 images per batch, two streams of one thread were 1.2
+times as fast as one stream of two threads on two idle cores. Beside another busy process they were 2.8 times as fast,
+because threads that meet at every product wait for the slowest. On one thread, the bits of a batch also do not depend
+on the number of cores.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Out = TypeVar("Out")
 
 
 def map_batches(work: Callable[[In], Out], batches: Sequence[In], device: torch.device) -> Iterator[Out]:
-    """work(batch) of every batch, in order, without gradients; in parallel on a CPU, one after the other elsewhere.
+    """work(batch) of every batch, in order, without gradients: in parallel on a CPU, one after the other elsewhere.
 
-    Fewer batches than threads share the threads among them. The first exception ends the iteration, and batches that
-    have not begun are dropped.
+    If there are fewer batches than threads, each batch gets several threads. The first exception ends the iteration,
+    and batches that have not begun are dropped.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     workers = min(threads, len(batches))
@@ -36,33 +36,33 @@ def map_batches(work: Callable[[In], Out], batches: Sequence[In], device: torch.
         yield from pool.map(_without_gradients(work), batches)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # the count that threads not yet begun will take
+        torch.set_num_threads(threads)  # new threads take this count
 
 
 def map_in_two_stages(
     first: Callable[[In], Mid], second: Callable[[Mid], Out], batches: Sequence[In], device: torch.device
 ) -> Iterator[Out]:
-    """second(first(batch)) of every batch, in order, without gradients; the stages of different batches overlap.
+    """second(first(batch)) of every batch, in order, without gradients. The stages of different batches overlap.
 
-    On a CPU whole batches run side by side. Elsewhere `second` works in a thread, and on a GPU in a stream, of its own
-    on one batch while `first` works on the next.
+    On a CPU whole batches run in parallel. Elsewhere `second` runs in a thread of its own (on a GPU also in a stream of
+    its own) while `first` works on the next batch.
     """
     if device.type == "cpu":
         yield from map_batches(lambda batch: second(first(batch)), batches, device)
     else:
-        yield from overlap(first, second, batches, _Stream(device))
+        yield from overlap(first, second, batches, _SecondStream(device))
 
 
 def overlap(
-    first: Callable[[In], Mid], second: Callable[[Mid], Out], batches: Sequence[In], side: Side
+    first: Callable[[In], Mid], second: Callable[[Mid], Out], batches: Sequence[In], lane: Lane
 ) -> Iterator[Out]:
-    """The two stages with one batch in each; `side` orders their work where they are on a GPU."""
+    """The two stages, one batch in each. `lane` is where the second stage runs."""
     with ThreadPoolExecutor(1) as pool:
         waiting = None
         for batch in batches:
             with torch.no_grad():
                 made = first(batch)
-            following = pool.submit(_without_gradients(side.work), (second, made, side.mark()))
+            following = pool.submit(_without_gradients(lane.work), (second, made, lane.mark()))
             if waiting is not None:
                 yield waiting.result()
             waiting = following
@@ -70,18 +70,18 @@ def overlap(
             yield waiting.result()
 
 
-class Side(Protocol):
-    """Where the second stage works: its own place in the order of the device's work."""
+class Lane(Protocol):
+    """Where the second stage runs: on a GPU a stream of its own."""
 
     def mark(self) -> torch.cuda.Event:
-        """The point in the first stage's work that the second one waits for."""
+        """The point in the first stage's work that the second stage waits for."""
 
     def work(self, call: tuple[Callable[[Mid], Out], Mid, torch.cuda.Event]) -> Out:
-        """(second, made, ready) → second(made), begun after `ready`."""
+        """(second, made, ready) → second(made), started after `ready`."""
 
 
-class _Stream:
-    """A second CUDA stream: its work begins after a mark in the first, and is done when `work` returns."""
+class _SecondStream:
+    """A second CUDA stream. Its work starts after a mark in the first stream and is finished when `work` returns."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device)
@@ -95,18 +95,18 @@ class _Stream:
         with torch.cuda.device(self.stream.device), torch.cuda.stream(self.stream):
             self.stream.wait_event(ready)
             out = second(made)
-        self.stream.synchronize()  # this thread alone waits; then no other stream can come too early
+        self.stream.synchronize()  # only this thread waits; after it any stream may use `out`
         return out
 
 
 def enter_worker(threads: int) -> None:
-    """Settings that belong to a thread: how many it may use, and no slow arithmetic far below float32's range."""
+    """Set what belongs to a thread: how many threads it may use, and denormal numbers as zero, which are slow."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
 
 
 def _without_gradients(work: Callable[[In], Out]) -> Callable[[In], Out]:
-    """`work` under no_grad, which belongs to a thread too."""
+    """`work` under no_grad, which each thread must set for itself."""
 
     def call(batch: In) -> Out:
         with torch.no_grad():

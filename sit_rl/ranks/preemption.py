@@ -1,8 +1,8 @@
-"""A polite end: SIGTERM or SIGUSR1 lets the run save what it has and exit 0; the same command goes on from there.
+"""Preemption: after SIGTERM or SIGUSR1 a run saves and exits with status 0. The same command resumes it.
 
-The step under way is finished and saved if that takes no longer than `--grace` seconds. A longer one is dropped at the
-end of the batch under way and repeated on resume, so a run ends within the grace, one batch, and the save in progress.
-Before the first step, while features of real images are computed, it ends after the batch under way.
+The current step is finished and saved if that takes at most `--grace` seconds. A longer step is dropped after its
+current batch and repeated on resume. So a run ends within the grace period, one batch, and the save in progress. Before
+the first step, while features of real images are computed, it ends after the current batch.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from sit_rl.ranks.collectives import any_rank
 from sit_rl.ranks.process_group import is_main
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# When a signal came, of which the state belongs to the process as the signal does: its name, and the time to stop by.
+# Name of the signal that came, and the time to stop by. Global, because a signal belongs to the whole process.
 _notice: tuple[str, float] | None = None
 
 
 class Preempted(Exception):
-    """Raised on every rank at once where a run stops for a signal."""
+    """Raised on all ranks at the same point when a run stops because of a signal."""
 
 
 @contextmanager
 def watch(grace: float) -> Iterator[None]:
-    """Listen for SIGTERM and SIGUSR1 inside a with-block (main thread); `grace` in seconds."""
+    """Listen for SIGTERM and SIGUSR1 inside a with-block, in the main thread; `grace` in seconds."""
     global _notice
     _notice = None
 
@@ -53,22 +53,22 @@ def watch(grace: float) -> Iterator[None]:
 
 
 def overdue() -> bool:
-    """Whether this rank was told to stop and its grace is over."""
+    """Whether this rank was told to stop and its grace period is over."""
     return _notice is not None and time.monotonic() >= _notice[1]
 
 
 def stop_if_overdue() -> None:
-    """Raise Preempted on all ranks if any is overdue; every rank calls it."""
+    """Raise Preempted on all ranks if any rank is overdue. All ranks call it."""
     if any_rank(overdue()):
         raise Preempted
 
 
 def stop_if_told() -> None:
-    """Raise Preempted on all ranks if any was told to stop, for work of which nothing is kept; every rank calls it."""
+    """Raise Preempted on all ranks if any rank was told to stop: for work that is not saved. All ranks call it."""
     if told_to_stop():
         raise Preempted
 
 
 def told_to_stop() -> bool:
-    """Whether any rank was told to stop; every rank calls it."""
+    """Whether any rank was told to stop. All ranks call it."""
     return any_rank(_notice is not None)

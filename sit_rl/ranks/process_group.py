@@ -1,4 +1,4 @@
-"""The process group of a run: how ranks meet, how they notice that one has died, and how they leave."""
+"""The process group of a run: how ranks join, how they notice a dead rank, and how they leave."""
 
 from __future__ import annotations
 
@@ -8,32 +8,37 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 
-# Longest wait in a collective while all ranks are alive: one may compute for the others, such as KID of 50,000 images.
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+# Longest wait in a collective while all ranks are alive: one rank may compute for the others (KID of 50,000 images).
 TIMEOUT = timedelta(minutes=30)
-# Seconds without a sign of life after which a rank counts as dead; signs come ten times as often.
+# Seconds without a heartbeat after which a rank counts as dead; a rank sends ten heartbeats in this time.
 DEAD_AFTER = 45.0
-# Exit code of a rank that stops because another is dead.
+# Exit status of a rank that stops because another one is dead.
 LOST_RANK = 3
 
-# What gloo and NCCL say when a rank that a collective waits for is gone.
+# Words in the errors of gloo and NCCL when a rank that a collective waits for is gone.
 LOST_CONTACT = re.compile(r"[Cc]onnection (closed|reset|refused)|[Tt]imed? ?out|peer|NCCL|gloo", re.ASCII)
-# Seconds between two looks for ranks that have not been heard of yet.
+# Seconds between two checks for ranks that have not joined yet.
 GREETING_INTERVAL = 0.05
 
-# Ranks' group for checkpoints, which are written while the training uses the default one.
+# A group of its own for checkpoints, which are written while training uses the default group.
 _checkpoint_group: dist.ProcessGroup | None = None
-# What the keys of this start begin with in the store that the ranks share.
+# Prefix of this start's keys in the store that the ranks share.
 _start = ""
 
 
 def initialise(threads: int = 0) -> torch.device:
-    """Join the process group that torchrun describes, if any; returns this rank's device and sets its CPU threads."""
+    """Join the process group that torchrun describes, if any. Sets the CPU threads and returns this rank's device."""
     global _checkpoint_group, _start
     if threads < 0:
         raise ValueError(f"--threads is {threads}; it must not be negative, 0 divides the cores among the ranks")
@@ -50,27 +55,28 @@ def initialise(threads: int = 0) -> torch.device:
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
     torch.set_flush_denormal(True)  # gradients far below float32's range would otherwise slow a CPU ten times
     if world > 1 and not dist.is_initialized():
-        store, number, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store, number, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]  # not marked as exported
         _start = agree_on_start(store, number, world)
+        own_store = dist.PrefixStore(_start, store)  # type: ignore[attr-defined]  # as above
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=dist.PrefixStore(_start, store), rank=number, world_size=world, timeout=TIMEOUT,
+            store=own_store, rank=number, world_size=world, timeout=TIMEOUT,
         )  # fmt: skip
-        _checkpoint_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _checkpoint_group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=TIMEOUT))
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 
 
-def agree_on_start(store: dist.Store, number: int, world: int) -> str:
-    """A word that the ranks of this start share and no earlier one has used; `number` of `world` ranks calls it.
+def agree_on_start(store: Store, number: int, world: int) -> str:
+    """A word shared by the ranks of this start and used by no earlier start. Rank `number` of `world` ranks calls it.
 
-    torchrun keeps its store over `--max-restarts`, with the addresses of processes that are gone: ranks that read those
-    could not connect. Its restart count tells starts apart on one machine alone, so the ranks agree themselves: each
-    greets with a word of its own, and takes the main rank's once that has answered it.
+    torchrun keeps its store over `--max-restarts`, with the addresses of dead processes, to which nobody can connect.
+    Its restart count distinguishes starts only within one machine. So each rank writes a random word of its own, and
+    takes the main rank's word after that rank has answered.
     """
     word = f"sit_rl/{uuid.uuid4().hex}"
     if number:
         store.set(f"sit_rl/greeting/{number}", word)
-        start = store.get(f"{word}/answer").decode()  # waits
+        start: str = store.get(f"{word}/answer").decode()  # waits
         store.add(f"{start}/met", 1)
         return start
     deadline = time.monotonic() + TIMEOUT.total_seconds()
@@ -78,17 +84,17 @@ def agree_on_start(store: dist.Store, number: int, world: int) -> str:
         if time.monotonic() > deadline:
             raise dist.DistStoreError(f"timed out: not all of {world} ranks have come within {TIMEOUT}")
         for r in range(1, world):
-            if store.check([f"sit_rl/greeting/{r}"]):  # perhaps an earlier start's, which nobody waits for
+            if store.check([f"sit_rl/greeting/{r}"]):  # may be of an earlier start, then nobody reads the answer
                 store.set(f"{store.get(f'sit_rl/greeting/{r}').decode()}/answer", word)
         time.sleep(GREETING_INTERVAL)
     return word
 
 
 @contextmanager
-def process_group(threads: int = 0, dead_after: float = DEAD_AFTER):
-    """Yield this rank's device; at the end leave the process group and undo `initialise`'s other settings.
+def process_group(threads: int = 0, dead_after: float = DEAD_AFTER) -> Iterator[torch.device]:
+    """Yield this rank's device. At the end leave the process group and restore the settings that `initialise` changed.
 
-    A rank that shows no sign of life for `dead_after` seconds ends the others with an error.
+    dead_after  seconds without a heartbeat of a rank after which all others end with an error
     """
     global _checkpoint_group
     threads_before, heartbeat = torch.get_num_threads(), None
@@ -112,34 +118,34 @@ def process_group(threads: int = 0, dead_after: float = DEAD_AFTER):
 
 
 class Heartbeat:
-    """Each rank counts up in the store that torchrun keeps; one whose count stands still is dead.
+    """Each rank increments a counter in torchrun's store. A rank whose counter stands still counts as dead.
 
-    Beside the collectives' own timeout, which must outlast honest waiting, and without which the death of a process
-    that is not being waited for shows only at the next collective, on some back ends as a hang.
+    torch's own timeout cannot replace it. It must be longer than the longest regular wait in a collective, and it
+    detects a dead rank only in the next collective. docs/performance.md has the measurement.
     """
 
     def __init__(self, dead_after: float):
         self.dead_after, self._ended = dead_after, threading.Event()
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not mark its stores as exported
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             timeout=timedelta(seconds=dead_after),
         )
-        self._store = dist.PrefixStore(_start, store)
+        self._store = dist.PrefixStore(_start, store)  # type: ignore[attr-defined]  # as above
         self._store.set(self._key(rank()), "0")
         dist.barrier()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def stop(self, last_word: str) -> None:
-        """End with "gone", so that nobody misses this rank, or "failed", so that nobody waits for it."""
+        """Stop with the last word "gone", so that nobody misses this rank, or "failed", so that nobody waits for it."""
         self._ended.set()
         self._thread.join()
         try:
             self._store.set(self._key(rank()), last_word)
         except dist.DistError:
-            pass  # the store went with the rank that held it
+            pass  # the store ended with the rank that held it
 
     @staticmethod
     def _key(of_rank: int) -> str:
@@ -168,13 +174,13 @@ class Heartbeat:
 
     @staticmethod
     def _give_up(what: str) -> None:
-        """End this process from its thread: the main one may be waiting for the dead rank without end."""
+        """End this process from the heartbeat thread: the main thread may wait for the dead rank forever."""
         print(f"error: {what}; run the same command again, it resumes", file=sys.stderr, flush=True)
         os._exit(LOST_RANK)
 
 
 def checkpoint_group() -> dist.ProcessGroup | None:
-    """The group that checkpoints talk in, None on a single rank."""
+    """The process group of checkpoints, None on a single rank."""
     return _checkpoint_group
 
 

@@ -10,7 +10,7 @@ from sit_rl.config import Config
 from sit_rl.config_groups import RewardOptions
 from sit_rl.estimators.base import Estimator, update
 from sit_rl.learner import guards
-from sit_rl.ranks.collectives import from_main, gather_owned
+from sit_rl.ranks.collectives import broadcast_from_main, gather_owned
 from sit_rl.ranks.preemption import Preempted, told_to_stop
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.advantages import advantages, select
@@ -77,7 +77,7 @@ def train_step(config: Config, components: Components, state: State, estimator: 
             scores = state.reward.score(removed, features)
             advantage = advantages(scores.image, labels, config.reward.normalise, config.reward.advantage_clip)
             advantage = advantage * fade(config.reward, state, float(scores.image.std()))
-            advantage = from_main(advantage)
+            advantage = broadcast_from_main(advantage)
             kept = select(advantage, config.reward.kept_fraction)
         state.first_reference_fd = state.first_reference_fd or state.reward.distance
         record |= describe(state.reward.distance, scores, advantage, kept)
