@@ -1,6 +1,6 @@
-"""What the commands of sit_rl share: an expected error is one sentence, and the exit status says how a command ended.
+"""The frame of sit_rl's commands: expected errors in one sentence, exit statuses, a process group.
 
-The sentences and the statuses are those of `fastfid.cli.command_line`.
+Sentences and statuses are those of `fastfid.cli.command_line`.
 """
 
 from __future__ import annotations

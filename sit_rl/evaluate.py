@@ -5,10 +5,11 @@
     python -m sit_rl.evaluate --samples A.npz B.npz --reference REF.npz --protocol adm
     torchrun --nproc-per-node 8 -m sit_rl.evaluate …
 
-A checkpoint is a weights file (SiT or DiT, .pt or .safetensors) or a run folder, of which the averaged weights. It is
-sampled first, into --out, as `sit_rl.sample` does: resumable, the same images on any number of ranks. Then all rows,
-samples of other programs included, go through fastfid, which has the metrics, protocols and networks
-(`fastfid eval --help`). The table is printed; --out/evaluation.json keeps it with everything it depends on.
+A checkpoint is a weights file (SiT or DiT, .pt or .safetensors), or a run folder, whose averaged weights are used. Its
+samples are made first, in --out, as `sit_rl.sample` makes them: an interrupted command resumes, and the images do not
+depend on the number of ranks. Then fastfid measures all rows, also those with samples of other programs. It has the
+metrics, protocols and networks (`fastfid eval --help`). The table is printed. --out/evaluation.json keeps it with
+everything that it depends on.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -38,8 +40,9 @@ from sit_rl.files.weights import weights_files, weights_of
 from sit_rl.generation.generator import Generator, load_generator
 from sit_rl.generation.make_samples import make_samples
 from sit_rl.generation.recipe import (
+    GeneratorOptions,
     Recipe,
-    check_recipe,
+    check_options,
     check_sampler,
     choose_labels,
     default_samplers,
@@ -53,25 +56,27 @@ from sit_rl.runs.log import say
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
-# The value of --reference that stands for the package's own held-out images, and what is measured against them: as many
-# images as there are, through both networks, the paper's second table.
+# Value of --reference for the embedded held-out images, and what is measured against them: as many samples as there
+# are images, through both networks, with the metrics of the paper's second table.
 EMBEDDED = Path("embedded")
 EMBEDDED_IMAGES, EMBEDDED_NETWORKS = 5_000, ("fashion-a", "fashion-b")
 EMBEDDED_METRICS = ("fd", "kid", "mmd", "precision", "recall", "density", "coverage")
 PROBE = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)  # a black image of ImageNet's size
-PAPER_IMAGES = 50_000  # of everybody's ImageNet rows
+PAPER_IMAGES = 50_000  # samples behind every published ImageNet result
 NEEDS_REFERENCE = (
     "--reference is missing: pass real images or their statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz, or "
     "`embedded` for the held-out Fashion-MNIST images"
 )
+# Images of one side: a file or folder, or images uint8 [n, C, H, W] with their labels int64 [n].
+Images = Path | tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Recipe):
+class EvaluateConfig(GeneratorOptions):
     """What is measured against what, and how."""
 
     images: int | None = None
-    """to sample; default 5,000 against the embedded images, 50,000 else"""
+    """to sample; default 5,000 against the embedded images, else 50,000"""
     samplers: tuple[str, ...] = ()
     """as --sampler of sit_rl.sample; default: ode and sde for 1×28×28 images, else sit-sde and sit-ode, or dit-ddpm"""
     steps: int | None = None
@@ -93,51 +98,74 @@ class EvaluateConfig(Recipe):
     out: Path = Path("runs/evaluation")
     """folder for the samples and evaluation.json"""
     cache: bool = True
-    """keep features, so that an interrupted evaluation goes on"""
+    """keep features, so that an interrupted evaluation resumes"""
     force: bool = False
     """compare what does not match, with a warning"""
     threads: int = 0
     """CPU threads of a rank; 0: the cores divided among the ranks"""
 
 
+@dataclass(frozen=True)
+class Task:
+    """An evaluation with every default filled in.
+
+    recipe     of the samples of every row
+    reference  a path, or EMBEDDED
+    samplers   as words of --samplers
+    networks, metrics  empty for those of the protocol
+    """
+
+    recipe: Recipe
+    reference: Path
+    samplers: tuple[str, ...]
+    networks: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Samples of one sampler: the row's name, and their file."""
+
+    name: str
+    sampler: SamplerConfig
+    file: Path
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Parse, run, and turn an expected failure into one sentence and exit code 2."""
+    """Parse and run. An expected error is one sentence and exit status 2."""
     run_on_ranks(lambda: parse(EvaluateConfig, argv, description=__doc__), run)
 
 
 def run(config: EvaluateConfig, device: torch.device) -> None:
-    """Sample what there is to sample, measure every row, print the table and write evaluation.json."""
+    """Make the samples that are asked for, measure every row, print the table and write evaluation.json."""
     check(config)
     made = None if config.samples else load_generator(config, device)
-    config = with_defaults(config, made)
+    task = with_defaults(config, made)
     if made is not None:
-        check_rows(config, made)
+        check_rows(config, task, made)
     with folder(config.out):
-        measure(config, made, device)
+        measure_rows(config, task, made, device)
 
 
-def measure(config: EvaluateConfig, made: Generator | None, device: torch.device) -> None:
-    """Every row against the reference, into --out, which is there; the config has its defaults filled in."""
-    reference = config.reference
-    if reference == EMBEDDED:
-        heldout = load_embedded("heldout")
-        reference = heldout.images, heldout.labels
+def measure_rows(config: EvaluateConfig, task: Task, made: Generator | None, device: torch.device) -> None:
+    """Measure every row against the reference and write evaluation.json to --out, which exists."""
     settings = Settings(
         weights=weights_of(config.weights), device=str(device), cache=config.cache, force=config.force, progress=True
     )
-    networks = list(config.network) or None
+    reference = reference_images(task)
+    networks: list[str] | list[FeatureExtractor] | None = list(task.networks) or None
     if made is not None:
-        networks = load_networks(config, reference, settings)
-    rows = {}
-    for name, source, about in sources(config, made):
+        networks = read_before_sampling(config, task, reference, settings)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, source, about in sources(config, task, made):
         say(f"measure     {name}")
-        with reading_files(config):
+        with reading_files(config, task):
             result = fastfid.evaluate(
-                source, reference, metrics=config.metrics or None, features=networks, protocol=config.protocol,
+                source, reference, metrics=task.metrics or None, features=networks, protocol=config.protocol,
                 **vars(settings),
             )  # fmt: skip
         rows[name] = {"sampling": about} | json.loads(result.to_json())
-        if is_main():  # after every row: hours lie between them
+        if is_main():  # after every row, because hours may lie between two rows
             write_json(config.out / "evaluation.json", {"schema": SCHEMA, "rows": rows})
     if is_main():
         print(f"\n{table(rows)}\n\nevaluation  {config.out / 'evaluation.json'}", flush=True)
@@ -152,119 +180,137 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError(NEEDS_REFERENCE)
     reference = None if config.reference == EMBEDDED else config.reference
     files = [("--samples", path) for path in config.samples] + weights_files(config.weights)
-    check_recipe(config, [*files, ("--reference", reference)])
+    check_options(config, [*files, ("--reference", reference)])
     for text in config.samplers:
         parse_sampler(text, config.steps, config.guidance)
 
 
-def with_defaults(config: EvaluateConfig, made: Generator | None) -> EvaluateConfig:
-    """The config with everything filled in that depends on the model and the reference."""
+def with_defaults(config: EvaluateConfig, made: Generator | None) -> Task:
+    """Fill in the defaults, which depend on the model and the reference; ValueError without a reference."""
     reference = config.reference
     if reference is None:
-        if not is_small(made.model):
+        if made is None or not is_small(made.model):
             raise ValueError(NEEDS_REFERENCE)
         reference = EMBEDDED
-    filled = {"reference": reference, "images": config.images or PAPER_IMAGES}
-    if reference == EMBEDDED:
-        filled["images"] = config.images or EMBEDDED_IMAGES
-        if config.protocol is None:
-            filled["network"] = config.network or EMBEDDED_NETWORKS
-            filled["metrics"] = config.metrics or EMBEDDED_METRICS
-    if made is not None:
-        filled["samplers"] = config.samplers or default_samplers(made.model)
-    return replace(config, **filled)
+    networks, metrics = config.network, config.metrics
+    if reference == EMBEDDED and config.protocol is None:
+        networks, metrics = networks or EMBEDDED_NETWORKS, metrics or EMBEDDED_METRICS
+    options = {field.name: getattr(config, field.name) for field in fields(GeneratorOptions)}
+    images = config.images or (EMBEDDED_IMAGES if reference == EMBEDDED else PAPER_IMAGES)
+    samplers = config.samplers if made is None else config.samplers or default_samplers(made.model)
+    return Task(Recipe(**options | {"images": images}), reference, samplers, networks, metrics)
 
 
-def check_rows(config: EvaluateConfig, made: Generator) -> None:
-    """ValueError for what would stop a row, of which the second comes hours after the first."""
-    choose_labels(config, made.num_classes)
-    for _, sampler, path in sampled_rows(config):
-        check_sampler(made.model, sampler)
-        files = open_files(path, config.images, made.image_shape)
-        record = recipe_record(made, config, sampler)
+def check_rows(config: EvaluateConfig, task: Task, made: Generator) -> None:
+    """ValueError for what would stop a row, before the first row, because the second one may start hours later."""
+    choose_labels(task.recipe, made.num_classes)
+    for row in sampled_rows(config, task):
+        check_sampler(made.model, row.sampler)
+        files = open_files(row.file, task.recipe.images, made.image_shape)
+        record = recipe_record(made, task.recipe, row.sampler)
         from_main(lambda files=files, record=record: check_output(files, record))
 
 
-def sampled_rows(config: EvaluateConfig) -> list[tuple[str, SamplerConfig, Path]]:
-    """Name, sampler and file of samples of every sampler; two that read alike are told apart by what was asked for."""
-    samplers = {text: parse_sampler(text, config.steps, config.guidance) for text in config.samplers}
+def sampled_rows(config: EvaluateConfig, task: Task) -> list[Row]:
+    """A row for each sampler. Samplers with the same description get the word of --samplers added to their names."""
+    samplers = {text: parse_sampler(text, config.steps, config.guidance) for text in task.samplers}
     names = [str(sampler) for sampler in samplers.values()]
     return [
-        (name if names.count(name) == 1 else f"{name} ({text})", sampler,
-         config.out / f"{sample_name(config, text, sampler)}.npz")
+        Row(
+            name if names.count(name) == 1 else f"{name} ({text})",
+            sampler,
+            config.out / f"{sample_name(task.recipe, text, sampler)}.npz",
+        )
         for name, (text, sampler) in zip(names, samplers.items(), strict=True)
-    ]  # fmt: skip
+    ]
 
 
-def load_networks(config: EvaluateConfig, reference: Path | tuple, settings: Settings) -> list[FeatureExtractor]:
-    """The feature networks, tried on one image, and the reference read through them: what can fail does so here.
+def reference_images(task: Task) -> Images:
+    """The reference as fastfid takes it: a path, or the embedded held-out images with their labels."""
+    if task.reference != EMBEDDED:
+        return task.reference
+    heldout = load_embedded("heldout")
+    return heldout.images, heldout.labels
 
-    Hours of sampling come next. The reference's features are kept for the rows, unless --no-cache.
+
+def read_before_sampling(
+    config: EvaluateConfig, task: Task, reference: Images, settings: Settings
+) -> list[FeatureExtractor]:
+    """The feature networks, tried on one image and on the reference, so that errors show before hours of sampling.
+
+    The features of the reference are kept for the rows, unless --no-cache.
     """
-    chosen, metrics = protocol_named(config.protocol), config.metrics or None
-    spatial = "sfid" in checked_metrics(metrics, chosen)
-    with agreement(), reading_files(config):
-        with reading("--reference", config.reference):
+    chosen = protocol_named(config.protocol)
+    spatial = "sfid" in checked_metrics(task.metrics or None, chosen)
+    with agreement(), reading_files(config, task):
+        with reading("--reference", task.reference):
             side = open_side(reference, "reference", settings)
-        samples = Side("samples", "the samples", images=settings.open_images(PROBE))  # stands for those to come
-        networks = networks_of(list(config.network) or None, chosen, [samples, side], settings, spatial)
+        samples = Side("samples", "the samples", images=settings.open_images(PROBE))  # in place of the real ones
+        built = networks_of(list(task.networks) or None, chosen, [samples, side], settings, spatial)
+        networks = cast(list[FeatureExtractor], built)  # not names, because the samples are images
         for network in networks:
             network(PROBE)
     if config.cache or side.images is None:
-        with reading("--reference", config.reference):
+        with reading("--reference", task.reference):
             gather([side], networks, settings, [])
     return networks
 
 
 @contextmanager
-def reading_files(config: EvaluateConfig) -> Iterator[None]:
-    """Failures within that tell the path of a given file name its flag."""
-    samples = [("--samples", path) for path in config.samples]
+def reading_files(config: EvaluateConfig, task: Task) -> Iterator[None]:
+    """Errors within this block that contain the path of a given file also name its flag."""
+    files: list[tuple[str, Path | str]] = [("--samples", path) for path in config.samples]
+    files += [("--reference", task.reference), *weights_files(config.weights)]
     with ExitStack() as stack:
-        for flag, path in [*samples, ("--reference", config.reference), *weights_files(config.weights)]:
+        for flag, path in files:
             stack.enter_context(reading(flag, path, alone=False))
         yield
 
 
-def sources(config: EvaluateConfig, made: Generator | None) -> list[tuple[str, Path | tuple, dict | None]]:
-    """Rows to measure: name, images, and how they were sampled where that is known."""
-    rows = [(name, path, None) for name, path in zip(short_names(config.samples), config.samples, strict=True)]
-    for name, sampler, path in sampled_rows(config) if made is not None else ():
-        rows.append((name, path, make_samples(made, config, sampler, path).read_record()))
-    if config.reference == EMBEDDED:
-        rows.append(("real images", real_images(config.images), None))
+def sources(
+    config: EvaluateConfig, task: Task, made: Generator | None
+) -> list[tuple[str, Images, dict[str, Any] | None]]:
+    """Make the missing samples. Returns name and images of each row, and the record of its samples or None."""
+    rows: list[tuple[str, Images, dict[str, Any] | None]] = []
+    for name, path in zip(short_names(config.samples), config.samples, strict=True):
+        rows.append((name, path, None))
+    if made is not None:
+        for row in sampled_rows(config, task):
+            rows.append((row.name, row.file, make_samples(made, task.recipe, row.sampler, row.file).read_record()))
+    if task.reference == EMBEDDED:
+        rows.append(("real images", real_images(task.recipe.images), None))
     return rows
 
 
-def sample_name(config: EvaluateConfig, text: str, sampler: SamplerConfig) -> str:
-    """Name of a row's file of samples: tells the rows of one command apart, and most commands."""
-    model = "embedded" if config.checkpoint is None else config.checkpoint.resolve().stem
+def sample_name(recipe: Recipe, text: str, sampler: SamplerConfig) -> str:
+    """Name of the file of a row's samples. It differs between the rows of a command and between most commands."""
+    model = "embedded" if recipe.checkpoint is None else recipe.checkpoint.resolve().stem
     words = re.sub(r"[^\w.-]", "-", text)
-    return f"{model}-{words}-{sampler.steps}-{config.images}-seed{config.seed}"
+    return f"{model}-{words}-{sampler.steps}-{recipe.images}-seed{recipe.seed}"
 
 
 def short_names(paths: tuple[Path, ...]) -> list[str]:
-    """File names, or whole paths where two names are alike."""
+    """File names; the whole path where two names are equal."""
     names = [path.name for path in paths]
     return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 
 
 def real_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most `count` embedded training images with labels, evenly spaced: the floor below which no generator gets."""
+    """At most `count` embedded training images with labels, evenly spaced: their distance is the best to expect."""
     real = embedded("train", count)
     return real.images, real.labels
 
 
-def table(rows: dict[str, dict]) -> str:
-    """A metric a line and a row of `rows` a column, as aligned text; ± is half of the 95% interval."""
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Aligned text with one line per metric and one column per entry of `rows`; ± is half of the 95% interval."""
     keys = dict.fromkeys((s["metric"], s["network"], s["label"]) for row in rows.values() for s in row["scores"])
     networks = {network for _, network, _ in keys}
     lines = [["", *rows]]
     for metric, network, label in keys:
         found = [next((s for s in row["scores"] if (s["metric"], s["network"]) == (metric, network)), None)
                  for row in rows.values()]  # fmt: skip
-        told = network in label or len(networks) == 1
-        lines.append([label if told else f"{label} ({network})", *map(_cell, found)])
+        has_network = network in label or len(networks) == 1
+        lines.append([label if has_network else f"{label} ({network})", *map(_cell, found)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
     notes: dict[str, list[str]] = {}
@@ -274,7 +320,7 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join(text + [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()])
 
 
-def _cell(score: dict | None) -> str:
+def _cell(score: dict[str, Any] | None) -> str:
     if score is None or score["value"] is None:
         return "–"
     if score["interval"] is None:
@@ -283,7 +329,7 @@ def _cell(score: dict | None) -> str:
     return f"{score['value']:.4f} ± {(high - low) / 2:.4f}"
 
 
-def _notes(row: dict) -> list[str]:
+def _notes(row: dict[str, Any]) -> list[str]:
     left = [f"{x['metric']} ({x['network']}) left out: {x['reason']}" for x in row["left_out"]]
     return left + [f"warning: {text}" for text in row["warnings"]]
 

@@ -6,10 +6,12 @@
     torchrun --nproc-per-node 8 -m sit_rl.sample …                  the same images, divided among GPUs
     python -m sit_rl.sample --checkpoint runs/NAME …                a run's averaged weights
 
-Image i has the noise of (seed, i), whatever the number of ranks, and is the image i of an evaluation with that seed.
-The same command goes on where an interrupted one stopped. --sampler is a name or KIND-METHOD, with fields of
-SamplerConfig after commas: ode, sde (steps of second order, converged in few on the embedded model), sit-ode, sit-sde,
-dit-ddpm (the official samplers' defaults), sde-euler,steps=100,diffusion=constant.
+Image i depends on (seed, i) and not on the number of ranks. It is image i of an evaluation with the same seed. After an
+interruption, the same command resumes.
+
+--sampler is a name or KIND-METHOD, with fields of SamplerConfig after commas. Names: ode and sde (second order; few
+steps suffice for the embedded model), sit-ode, sit-sde and dit-ddpm (the official samplers). Example:
+sde-euler,steps=100,diffusion=constant
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from sit_rl.generation.generator import load_generator
 from sit_rl.generation.make_samples import make_samples
 from sit_rl.generation.recipe import (
     Recipe,
-    check_recipe,
+    check_options,
     default_samplers,
     parse_sampler,
 )
@@ -56,15 +58,15 @@ class SampleConfig(Recipe):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, run, and turn an expected failure into one sentence and exit code 2."""
+    """Parse and run. An expected error is one sentence and exit status 2."""
     run_on_ranks(lambda: parse(SampleConfig, argv, description=__doc__), run)
 
 
 def run(config: SampleConfig, device: torch.device) -> None:
-    """Check everything, then sample what is missing, and finish the output."""
-    check_recipe(config)
+    """Check everything, sample the missing images and complete the output."""
+    check_options(config)
     if config.sampler is not None:
-        parse_sampler(config.sampler, config.steps, config.guidance)  # its errors before the model is read
+        parse_sampler(config.sampler, config.steps, config.guidance)  # so that its errors come before the model is read
     if config.grid is not None:
         check_grid(config.grid)
     made = load_generator(config, device)
@@ -76,7 +78,7 @@ def run(config: SampleConfig, device: torch.device) -> None:
 
 
 def check_grid(path: Path) -> None:
-    """ValueError for a picture that could not be written once the images are there."""
+    """ValueError for a path of --grid that could not be written at the end."""
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ValueError(f"--grid {path} is not the name of a .png file; choose one")
     if not path.resolve().parent.is_dir():
@@ -84,7 +86,7 @@ def check_grid(path: Path) -> None:
 
 
 def write_grid(path: Path, files: SampleFiles) -> None:
-    """A PNG of the first images, GRID_COLUMNS in a row."""
+    """Write a PNG of the first images, GRID_COLUMNS per row."""
     picture = tile(files.first(min(GRID_COLUMNS**2, files.count)).transpose(0, 3, 1, 2), GRID_COLUMNS)
     write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
 

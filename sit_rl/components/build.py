@@ -55,7 +55,8 @@ def build_components(config: Config, device: torch.device, progress: bool = True
         model = load_model(path, architecture=config.files.architecture)
     check_predictions(config, model)
     model = model.to(device).requires_grad_(False)
-    model.set_attention(attention.choose(*attention.case(config.run.attention, model, config.run.precision, device)))
+    arguments = attention.attention_arguments(config.run.attention, model, config.run.precision, device)
+    model.set_attention(attention.choose(*arguments))
     prepare(model, config.run, device)
     check_classes(config, model)
     fast = config.run.precision != "float32"

@@ -1,11 +1,11 @@
-"""The generator that images are made with: its weights, autoencoder and precision, loaded and tried."""
+"""The generator that makes images: weights, autoencoder and precision, loaded and tried on one sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from fastfid.runtime.hashes import file_sha256, sha256
 from sit_rl.config import Config, load_config
 from sit_rl.config_groups import RunOptions
 from sit_rl.files.paths import reading
-from sit_rl.generation.recipe import EMBEDDED, Recipe
+from sit_rl.generation.recipe import EMBEDDED, GeneratorOptions
 from sit_rl.learner import checkpoint
 from sit_rl.learner.learner import prepare
 from sit_rl.models import attention
@@ -27,12 +27,12 @@ from sit_rl.models.sit import SiT
 
 @dataclass(frozen=True)
 class Generator:
-    """A loaded model with all it takes to make images of it.
+    """A loaded model and what turns its samples into images.
 
     decode       samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
     image_shape  (c, h, w)
-    about        what the record says of the weights
-    attention    the back end, and why not a faster one
+    about        name and SHA-256 of the weights and the autoencoder, for the record
+    attention    the attention back end, and why no faster one is used
     """
 
     model: SiT
@@ -40,46 +40,54 @@ class Generator:
     image_shape: tuple[int, int, int]
     device: torch.device
     precision: str
-    about: dict
+    about: dict[str, Any]
     attention: str
 
     @property
     def num_classes(self) -> int:
-        """Classes the model knows."""
+        """Number of classes of the model."""
         return self.model.config.num_classes
 
 
-def load_generator(config: Recipe, device: torch.device) -> Generator:
-    """Load weights and autoencoder, and decode one blank sample: what does not fit is told before hours of work."""
+def load_generator(config: GeneratorOptions, device: torch.device) -> Generator:
+    """Load weights and autoencoder and decode one sample of zeros, so that a mismatch shows before hours of work."""
     with reading("--checkpoint", config.checkpoint or EMBEDDED):
         model, about, vae = _load_weights(config)
     model = model.to(device).eval().requires_grad_(False)
     _check_finite(model, config.checkpoint or EMBEDDED)
-    case = attention.case(config.attention, model, config.precision, device)
-    model.set_attention(attention.choose(*case))
+    arguments = attention.attention_arguments(config.attention, model, config.precision, device)
+    model.set_attention(attention.choose(*arguments))
     precision: Literal["float32", "bf16"] = "bf16" if config.precision == "bf16" else "float32"
     prepare(model, RunOptions(precision=precision, compile=config.compile), device)
     fast = config.precision != "float32"
-    if device.type == "cuda":  # torch's default is TF32 in the autoencoder's convolutions alone
+    if device.type == "cuda":  # by default torch allows TF32 only in convolutions
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
     decode = to_uint8 if vae is None else load_decoder(vae, device, tf32=fast)
     about["vae"] = None if vae is None else {"folder": vae.resolve().name, "sha256": content_hash(vae)}
+    shape = _decoded_shape(decode, model, vae, device)
+    return Generator(model, decode, shape, device, config.precision, about, attention.explain(*arguments))
+
+
+def _decoded_shape(
+    decode: Callable[[torch.Tensor], torch.Tensor], model: SiT, vae: Path | None, device: torch.device
+) -> tuple[int, int, int]:
+    """Shape (c, h, w) of a decoded sample. ValueError if the autoencoder is not one for this model."""
     blank = torch.zeros((1, *model.config.image_shape), device=device)
     try:
-        shape = tuple(decode(blank).shape[1:])
+        channels, height, width = decode(blank).shape[1:]
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"--vae {vae} does not decode the model's samples of {shape_text(blank.shape[1:])} ({reason}); pass the "
             "autoencoder that it was trained with, or none for a model of pixels"
         ) from None
-    if vae is not None and shape[0] not in (1, 3):
-        raise ValueError(f"--vae {vae} decodes to images of {shape[0]} channels, not 1 or 3; pass another autoencoder")
-    return Generator(model, decode, shape, device, config.precision, about, attention.explain(*case))
+    if vae is not None and channels not in (1, 3):
+        raise ValueError(f"--vae {vae} decodes to images of {channels} channels, not 1 or 3; pass another autoencoder")
+    return channels, height, width
 
 
 def _check_finite(model: SiT, path: Path) -> None:
-    """ValueError, on every rank alike, naming the first weight that is NaN or infinite."""
+    """ValueError that names the first weight that is NaN or infinite; the same on every rank."""
     try:
         require_finite_start(model.named_parameters(), f"--checkpoint {path}")
     except FloatingPointError as error:
@@ -91,8 +99,8 @@ def shape_text(shape: Iterable[int]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _load_weights(config: Recipe) -> tuple[SiT, dict, Path | None]:
-    """Model, what the record says of it, and the autoencoder's folder, which a run may know."""
+def _load_weights(config: GeneratorOptions) -> tuple[SiT, dict[str, Any], Path | None]:
+    """The model, its part of the record, and the folder of the autoencoder: the given one, or that of the run."""
     path = config.checkpoint or EMBEDDED
     if not path.is_dir():
         model = load_model(path, architecture=config.architecture)
@@ -108,13 +116,13 @@ def _load_weights(config: Recipe) -> tuple[SiT, dict, Path | None]:
 
 
 def _require_trained(run_folder: Path, name: str, path: Path | None, remedy: str) -> None:
-    """FileNotFoundError where what a run was trained with is not at the path, perhaps relative, that it was given."""
+    """FileNotFoundError if a file that a run was trained with is no longer at its path, which may be relative."""
     if path is not None and not path.exists():
         raise FileNotFoundError(f"--checkpoint {run_folder} was trained with --{name} {path}, not here now; {remedy}")
 
 
 def _averaged_weights(run_folder: Path, trained: Config) -> tuple[SiT, str]:
-    """A run's averaged weights, LoRA terms added in, and which they are: the last ones, or those of its checkpoint."""
+    """The averaged weights of a run, with LoRA terms merged, and a text that says after which step they are."""
     if (run_folder / "ema.safetensors").is_file():
         return load_model(run_folder / "ema.safetensors"), f"EMA of the finished run, {trained.steps} steps"
     saved = checkpoint.latest(run_folder / "checkpoints")
@@ -129,7 +137,7 @@ def _averaged_weights(run_folder: Path, trained: Config) -> tuple[SiT, str]:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file, or of the names and hashes of a folder's files, hexadecimal."""
+    """SHA-256 (hexadecimal) of a file, or of the names and hashes of the files in a folder."""
     if path.is_file():
         return file_sha256(path)
     files = sorted(p for p in path.rglob("*") if p.is_file())
@@ -137,5 +145,5 @@ def content_hash(path: Path) -> str:
 
 
 def tensor_hash(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of names and values of a state dict, whatever the file it came from."""
+    """SHA-256 of the names and values of a state dict, the same for every file format."""
     return sha256(part for name in sorted(state) for part in (name, state[name]))

@@ -1,4 +1,4 @@
-"""Make the images of a recipe that are missing, divided among the ranks."""
+"""Make the missing images of a recipe. The ranks share the work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sit_rl.sampling.solvers import sample
 
 
 def make_samples(made: Generator, config: Recipe, sampler: SamplerConfig, out: Path) -> SampleFiles:
-    """Write the recipe's images to `out`, on all ranks together, keeping those already there; returns the files."""
+    """Write the images of a recipe to `out` and return the files; images already there are kept. All ranks call it."""
     labels = choose_labels(config, made.num_classes)
     check_sampler(made.model, sampler)
     files = open_files(out, config.images, made.image_shape)
@@ -46,7 +46,7 @@ def make_samples(made: Generator, config: Recipe, sampler: SamplerConfig, out: P
 
 
 def missing_batches(made: Generator, files: SampleFiles, record: dict[str, Any], batches: list[range]) -> list[range]:
-    """Check the output and its record, and return the batches that are missing; nothing has been sampled yet."""
+    """Check the output and its record before any sampling, and return the batches that are missing."""
     earlier = check_output(files, record)
     if earlier is not None:
         record = record | {"runs": earlier.get("runs", [])}
@@ -68,7 +68,7 @@ def missing_batches(made: Generator, files: SampleFiles, record: dict[str, Any],
 def describe(made: Generator, record: dict[str, Any], files: SampleFiles, missing: list[range]) -> None:
     """Print the plan."""
     todo, done = sum(map(len, missing)), files.count - sum(map(len, missing))
-    about = "about " if record["sampler"]["method"] == "dopri5" else ""  # which stops where its tolerance is met
+    about = "about " if record["sampler"]["method"] == "dopri5" else ""  # its tolerance decides
     lines = {
         "output": f"{files.path}, {files.count} images of {shape_text(files.shape)}",
         "model": f"{record['model']['checkpoint']}, SHA-256 {record['model']['sha256'][:12]}…",
@@ -84,7 +84,7 @@ def describe(made: Generator, record: dict[str, Any], files: SampleFiles, missin
 def sample_missing(
     made: Generator, labels: torch.Tensor, sampler: SamplerConfig, seed: int, files: SampleFiles, missing: list[range]
 ) -> int:
-    """Sample and write this rank's share of the missing batches; returns its number of images."""
+    """Sample and write this rank's share of the missing batches, and return the number of its images."""
     mine = missing[rank() :: world_size()]
     name = "sample" if world_size() == 1 else f"sample, rank 0 of {world_size()}"
     total = sum(map(len, mine))
@@ -108,7 +108,7 @@ def sample_missing(
 
 @contextmanager
 def one_thread_a_batch(device: torch.device, batches: int) -> Iterator[None]:
-    """On a CPU no batch gets two threads, whose sums have other last bits: images do not depend on the cores."""
+    """One thread per batch on a CPU. Two threads would add in another order, so last bits would depend on the cores."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(max(1, min(threads, batches)))
@@ -120,7 +120,7 @@ def one_thread_a_batch(device: torch.device, batches: int) -> Iterator[None]:
 
 @torch.no_grad()
 def sample_batch(made: Generator, labels: torch.Tensor, sampler: SamplerConfig, seed: int, rows: range) -> torch.Tensor:
-    """Samples float32 [n, C, H, W], not yet decoded, of global numbers `rows` and classes `labels` [n]."""
+    """Undecoded samples float32 [n, C, H, W] with the global numbers `rows` and the classes `labels` int64 [n]."""
     noise = sample_normal(seed, Stream.EVALUATE, EVALUATION_STEP, rows, made.model.config.image_shape).to(made.device)
     step_noise = None
     if noise_draws(sampler):
@@ -139,7 +139,7 @@ def sample_batch(made: Generator, labels: torch.Tensor, sampler: SamplerConfig, 
 def finish(
     made: Generator, files: SampleFiles, batches: list[range], labels: torch.Tensor, sampled: bool, seconds: float
 ) -> None:
-    """Join and complete the record, once every rank is done; OSError if a rank's images cannot be seen from here."""
+    """Finish files and record after all ranks are done; OSError if this rank cannot see the images of another rank."""
     lost = next((rows for rows in batches if not files.has(rows)), None)
     if lost is not None:
         raise OSError(
@@ -154,7 +154,7 @@ def finish(
 
 
 def count_text(count: int, missing: list[range]) -> str:
-    """What this command added, for the last line."""
+    """What this command added, for its last line."""
     if not missing:
         return "all of them there already"
     return f"{sum(map(len, missing))} made now" + (f", {count} by this rank" if world_size() > 1 else "")

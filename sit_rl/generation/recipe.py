@@ -1,4 +1,4 @@
-"""What images are asked for: the recipe, its samplers, labels and batches, checked before any work."""
+"""The recipe of a set of images: generator, samplers, labels, batches. All of it is checked before any work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,41 +19,51 @@ from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, balanced_lab
 from sit_rl.sampling.sampler_config import METHODS, OFFICIAL, SamplerConfig
 
 EMBEDDED = ASSETS / "base.safetensors"
-# The embedded model's preset and the official checkpoint's: their samplers and batches are these commands' defaults.
+# Presets of the embedded model and of the official checkpoint. Their samplers and batches are the defaults here.
 SMALL, LARGE = PRESETS["fashion"][1], PRESETS["sit-xl-imagenet256"][1]
 SMALL_SHAPE = (1, 28, 28)
 SAMPLERS = {"ode": SMALL.evaluation.ode, "sde": SMALL.evaluation.sde} | OFFICIAL
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything an image depends on but its number and the sampler."""
+class GeneratorOptions:
+    """Which generator makes images, how many of them, and in which arithmetic."""
 
     checkpoint: Path | None = None
-    """weights (.safetensors, .pt) or a run folder, of which the averaged weights; default: the embedded model"""
+    """weights (.safetensors, .pt), or a run folder, whose averaged weights are used; default: the embedded model"""
     architecture: Literal["auto", "sit", "dit"] = "auto"
-    """what the weights are of; auto: what the file says of itself, else DiT for a name DiT-…, else SiT"""
+    """of the weights; auto: as the file's metadata say, else DiT for a name that begins with DiT-, else SiT"""
     vae: Path | None = None
     """folder of a diffusers AutoencoderKL, for models of latents"""
-    images: int = 100
+    images: int | None = None
     labels: str = "balanced"
     """balanced (class i mod classes), random, or the number of one class"""
     seed: int = 0
     batch: int | None = None
-    """images sampled at once; default 200 for 1×28×28, 50 else; it decides last bits, and digits within dopri5's
-    tolerance, as images sampled together share its steps"""
+    """images sampled at once; default 200 for 1×28×28 images, else 50. The last bits depend on it; with dopri5 also
+    digits within its tolerance, because images of a batch share their steps"""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
-    """tf32: products on a GPU; bf16: the network's products, and the autoencoder in tf32 (the solver stays float32)"""
+    """tf32: matrix products on a GPU; bf16: the network's products, the autoencoder in tf32. The solver is float32"""
     attention: Literal["auto", "flash", "sdpa", "math"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the blocks; auto: on a GPU"""
 
 
-def check_recipe(config: Recipe, further: Iterable[tuple[str, Path | str | None]] = ()) -> None:
-    """ValueError for numbers that cannot be, FileNotFoundError for the paths that are not there, all at once."""
-    for name in ("images", "batch"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise ValueError(f"--{name} is {getattr(config, name)}; it must be at least 1")
+@dataclass(frozen=True)
+class Recipe(GeneratorOptions):
+    """Everything that an image depends on, except its number and the sampler."""
+
+    images: int = 100
+
+
+def check_options(config: GeneratorOptions, further: Iterable[tuple[str, Path | str | None]] = ()) -> None:
+    """ValueError for an impossible number. FileNotFoundError that names every missing path.
+
+    further  more (flag, path) pairs to check
+    """
+    for name, value in (("images", config.images), ("batch", config.batch)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1")
     if config.seed < 0:
         raise ValueError(f"--seed is {config.seed}; it must not be negative")
     require_paths([("--checkpoint", config.checkpoint), ("--vae", config.vae), *further])
@@ -62,28 +72,28 @@ def check_recipe(config: Recipe, further: Iterable[tuple[str, Path | str | None]
 
 
 def default_samplers(model: SiT) -> tuple[str, ...]:
-    """Names of the samplers that a model is judged by, the usual one first."""
+    """Names of the samplers that a model is evaluated with. The first one is the default of sit_rl.sample."""
     if model.predicts == "noise":
         return ("dit-ddpm",)
     return ("ode", "sde") if is_small(model) else ("sit-sde", "sit-ode")
 
 
 def is_small(model: SiT) -> bool:
-    """Whether the model makes the embedded images' kind: their defaults apply."""
+    """Whether the model makes 1×28×28 images, for which other defaults apply."""
     return model.config.image_shape == SMALL_SHAPE
 
 
 def parse_sampler(text: str, steps: int | None = None, guidance: float | None = None) -> SamplerConfig:
-    """NAME or KIND-METHOD, then field=value after commas → SamplerConfig; `steps` and `guidance` override its own.
+    """NAME or KIND-METHOD, then field=value after commas → SamplerConfig; `steps` and `guidance` replace its own.
 
-    ValueError, naming what there is, for an unknown name or field.
+    ValueError, with the known names, for an unknown name or field.
     """
     name, *changes = text.split(",")
     kind, _, method = name.partition("-")
     if name not in SAMPLERS and kind not in METHODS:
         raise ValueError(f"--sampler {name!r} does not exist; choose {', '.join(SAMPLERS)}, or KIND-METHOD: sde-euler")
     known = {f.name: type(f.default) for f in fields(SamplerConfig)}
-    values = {}
+    values: dict[str, Any] = {}
     for change in changes:
         field, equals, value = change.partition("=")
         if field not in known or not equals:
@@ -91,38 +101,40 @@ def parse_sampler(text: str, steps: int | None = None, guidance: float | None = 
         values[field] = _converted(field, value, known[field])
     values |= {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
     try:
-        return replace(SAMPLERS.get(name) or SamplerConfig(kind, method), **values)
+        method_alone: dict[str, Any] = {"kind": kind, "method": method}
+        return replace(SAMPLERS.get(name) or SamplerConfig(**method_alone), **values)
     except ValueError as error:
         raise ValueError(f"--sampler {text}: {error}") from None
 
 
-def _converted(field: str, value: str, kind: type) -> str | int | float:
-    """Text as a field's type; ValueError naming the field."""
+def _converted(field: str, value: str, kind: type[Any]) -> str | int | float:
+    """Text as a field's type; ValueError that names the field."""
     try:
-        return kind(value)
+        converted: str | int | float = kind(value)
+        return converted
     except ValueError:
         expected = "a whole number" if kind is int else "a number"
         raise ValueError(f"--sampler has {field}={value}, which is not {expected}") from None
 
 
 def check_sampler(model: SiT, sampler: SamplerConfig) -> None:
-    """ValueError where the sampler is not one for what the model predicts, or guides channels that it lacks."""
+    """ValueError if the sampler needs another kind of model, or guides more channels than the model has."""
     if sampler.needs != model.predicts:
         other = "sit" if model.predicts == "noise" else "dit"
         raise ValueError(
             f"--sampler {sampler} is for a model that predicts {sampler.needs}; this one predicts {model.predicts}: "
-            f"choose {default_samplers(model)[0]}, or --architecture {other} if the weights are of a {other}"
+            f"choose {default_samplers(model)[0]}, or --architecture {other} if the weights are those of a {other}"
         )
     bind(model, torch.zeros(0, dtype=torch.int64), sampler)
 
 
-def batch_of(config: Recipe, model: SiT) -> int:
+def batch_of(config: GeneratorOptions, model: SiT) -> int:
     """Images sampled at once."""
     return config.batch or (SMALL if is_small(model) else LARGE).rollout.batch
 
 
 def choose_labels(config: Recipe, classes: int) -> torch.Tensor:
-    """int64 [images]; a random label belongs to (seed, i), as the noise does. ValueError for a class out of range."""
+    """int64 [images]. A random label depends only on (seed, i), like the noise. ValueError for a class out of range."""
     if config.labels == "balanced":
         return balanced_labels(config.images, classes)
     if config.labels == "random":

@@ -1,4 +1,4 @@
-"""The record beside the images: how they are made, and whether images already there are of the same recipe."""
+"""The record beside the images: how they are made, and the check that images already there have the same recipe."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sit_rl.ranks.process_group import world_size
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SCHEMA = "sit_rl.samples/1"  # of the record; the number grows when a key changes its meaning
-# Parts of the record that say how and where a run went, not what the images are: another run may differ in them.
+# Keys that describe a run and not its images: they may differ between two runs of the same recipe.
 RUN_KEYS = ("schema", "complete", "runs")
 # The text of version 0.1.0, word for word: another text would refuse to continue the samples that it began.
 NOISE = "Philox of (seed, image, stream, step 0), sit_rl/noise.py"
 
 
 def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> dict[str, Any]:
-    """What the images are, as plain values, as JSON gives them back."""
+    """The record of a recipe as plain values, as they come back from JSON."""
     record = {
         "schema": SCHEMA,
         "model": made.about,
@@ -46,7 +46,7 @@ def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> di
 
 
 def check_output(files: SampleFiles, record: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of the images already there, None without; ValueError for another recipe or for foreign files."""
+    """The record of the images already there, or None; ValueError for another recipe or a file of another program."""
     earlier = files.read_record()
     if earlier is not None:
         check_same_recipe(earlier, record, files)
@@ -57,7 +57,7 @@ def check_output(files: SampleFiles, record: dict[str, Any]) -> dict[str, Any] |
 
 
 def check_same_recipe(earlier: dict[str, Any], now: dict[str, Any], files: SampleFiles) -> None:
-    """ValueError naming the first thing in which the images already there differ from those asked for."""
+    """ValueError that names the first difference between the images already there and the images asked for."""
     for key, asked in now.items():
         there, what = earlier.get(key), {"images": "number", "model": ""}.get(key, key)
         if key in RUN_KEYS or there == asked:
@@ -70,7 +70,7 @@ def check_same_recipe(earlier: dict[str, Any], now: dict[str, Any], files: Sampl
 
 
 def run_facts(made: Generator, seconds: float) -> dict[str, Any]:
-    """Where and how this process ran."""
+    """Device, ranks, versions and seconds of this process."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = {"fastfid": __version__, "torch": torch.__version__, "numpy": np.__version__}
     return {

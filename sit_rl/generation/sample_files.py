@@ -1,8 +1,8 @@
-"""Where samples are written: a folder of PNG files, or one .npz as ADM's evaluator reads it.
+"""Files of samples: a folder of PNG files, or one .npz as ADM's evaluator reads it.
 
-Both take batches in any order, from any rank on one file system, and outlive a kill: every file appears under its name
-only when it is complete, so what is there is kept and what is missing is made again. A record, JSON beside the
-images, says how they are made; another recipe is refused instead of mixed in.
+Both take batches in any order from any rank, if all ranks share a file system. A file gets its name only when it is
+complete. So after a kill, complete files are kept and missing ones are made again. A JSON record beside the images says
+how they are made; images of another recipe are refused.
 
 Legend: n images of a batch, C channels, H×W pixels.
 """
@@ -27,19 +27,19 @@ from PIL import Image
 from fastfid.runtime.atomic_files import write_atomically
 from sit_rl.files.atomic import write_json
 
-# PNG (ISO/IEC 15948): signature, then the IHDR chunk with width and height as its first eight bytes; IEND ends a file.
+# PNG (ISO/IEC 15948): a signature, then the IHDR chunk, which begins with width and height. IEND is the last chunk.
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB\x60\x82"
 PNG_HEADER_BYTES = 24  # signature 8, length 4, "IHDR" 4, width 4, height 4
-# Bytes a PNG file may need beyond its pixels: chunk headers, a filter byte a row, and zlib's stored blocks, with the
-# file system's 4 KiB blocks the largest of them.
+# Most bytes of a PNG file beyond its pixels: chunk headers, one filter byte per row, headers of zlib's stored blocks,
+# and rounding up to the file system's blocks of 4 KiB, which is the largest part.
 PNG_OVERHEAD = 4096
-# What else a run writes: labels at 8 bytes an image, and the record. Left free besides, so that a disk is never filled.
+# Bytes left free on the disk, for labels (8 bytes per image), the record, and other programs.
 DISK_MARGIN = 64e6
 
 
 class SampleFiles(ABC):
-    """Images 0 … count − 1 of shape (C, H, W) on disk, and the record of how they are made."""
+    """Images 0 … count − 1 of shape (C, H, W) on disk, with their record."""
 
     record_path: Path
 
@@ -48,23 +48,23 @@ class SampleFiles(ABC):
 
     @abstractmethod
     def foreign(self) -> Path | None:
-        """A file in the way that this command did not write."""
+        """A file at the output path that this command did not write, or None."""
 
     @abstractmethod
     def has(self, rows: range) -> bool:
-        """Whether every image of a batch is there and complete."""
+        """Whether all images of a batch are there and complete."""
 
     @abstractmethod
     def write(self, rows: range, images: torch.Tensor) -> None:
-        """Write images uint8 [n, C, H, W] of global numbers `rows`; those that are complete stay untouched."""
+        """Write images uint8 [n, C, H, W] with the global numbers `rows`; complete images are not written again."""
 
     @abstractmethod
     def finish(self, labels: torch.Tensor) -> None:
-        """Write what follows the last image, once every batch is there: labels int64 [count]."""
+        """Write the labels int64 [count], after all batches are there."""
 
     @abstractmethod
     def bytes_needed(self, missing: int) -> float:
-        """Largest disk space that `missing` further images and the finish can take."""
+        """Most bytes that `missing` more images and `finish` can need."""
 
     @abstractmethod
     def first(self, n: int) -> npt.NDArray[np.uint8]:
@@ -72,10 +72,10 @@ class SampleFiles(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Make the folder that batches are written to, without leftovers of a killed run."""
+        """Make the folder for the batches, and delete temporary files of a killed run."""
 
     def read_record(self) -> dict[str, Any] | None:
-        """The record of an earlier run, None where there is none; ValueError for one that cannot be read."""
+        """The record of an earlier run, or None; ValueError if it cannot be read."""
         if not self.record_path.is_file():
             return None
         try:
@@ -91,7 +91,7 @@ class SampleFiles(ABC):
         write_json(self.record_path, record)
 
     def check_space(self, missing: int) -> None:
-        """OSError, before any work, if the disk cannot hold `missing` further images."""
+        """OSError, before any work, if the disk has no room for `missing` more images."""
         needed = self.bytes_needed(missing) + DISK_MARGIN
         free = shutil.disk_usage(self.path.parent).free
         if missing and free < needed:
@@ -102,7 +102,7 @@ class SampleFiles(ABC):
 
 
 class PngFolder(SampleFiles):
-    """NNNNNN.png, image i under its global number, with labels.npy (int64 [count]) and sampling.json."""
+    """NNNNNN.png named by the global number of the image, labels.npy (int64 [count]) and sampling.json."""
 
     def __init__(self, path: Path, count: int, shape: tuple[int, int, int]):
         super().__init__(path, count, shape)
@@ -110,7 +110,7 @@ class PngFolder(SampleFiles):
         self.record_path, self.labels_path = path / "sampling.json", path / "labels.npy"
 
     def image_path(self, i: int) -> Path:
-        """Where image i is."""
+        """Path of image i."""
         return self.path / f"{i:0{self.digits}d}.png"
 
     def foreign(self) -> Path | None:  # noqa: D102
@@ -132,7 +132,7 @@ class PngFolder(SampleFiles):
         return all(self._complete(i) for i in rows)
 
     def _complete(self, i: int) -> bool:
-        """Begins as a PNG of the right size and ends as one: a truncated file does not."""
+        """Whether the file begins as a PNG of the right size and ends as one, which a truncated file does not."""
         try:
             with open(self.image_path(i), "rb") as file:
                 head = file.read(PNG_HEADER_BYTES)
@@ -164,8 +164,8 @@ class PngFolder(SampleFiles):
 class AdmNpz(SampleFiles):
     """FILE.npz with arr_0 uint8 [count, H, W, C] and arr_1 int64 [count], as guided-diffusion's image_sample.py.
 
-    Batches wait in FILE.npz.parts/ until the last is there; the record is FILE.npz.json. The arrays are joined a
-    batch at a time: memory does not grow with their number, the disk holds them twice for a moment.
+    Batches are kept in FILE.npz.parts/ until all are there; the record is FILE.npz.json. The arrays are joined batch by
+    batch, so memory does not grow with their number, but the disk holds them twice for a short time.
     """
 
     def __init__(self, path: Path, count: int, shape: tuple[int, int, int]):
@@ -173,7 +173,7 @@ class AdmNpz(SampleFiles):
         self.record_path, self.parts = path.with_name(path.name + ".json"), path.with_name(path.name + ".parts")
 
     def part_path(self, start: int, stop: int) -> Path:
-        """Where the batch of images start … stop − 1 waits."""
+        """Path of the batch of images start … stop − 1."""
         return self.parts / f"{start:08d}-{stop:08d}.npy"
 
     def foreign(self) -> Path | None:  # noqa: D102
@@ -190,7 +190,7 @@ class AdmNpz(SampleFiles):
             _remove_temporaries(self.parts)
 
     def _joined(self) -> bool:
-        """Whether the .npz is there and complete: a zip file's directory is at its end, so a cut one has none."""
+        """Whether the .npz is complete: the directory of a zip file is at its end, so a truncated file has none."""
         try:
             with zipfile.ZipFile(self.path) as archive:
                 sizes = {member.filename: member.file_size for member in archive.infolist()}
@@ -242,7 +242,7 @@ class AdmNpz(SampleFiles):
 
 
 def open_files(path: Path, count: int, shape: tuple[int, int, int]) -> SampleFiles:
-    """A folder of PNG files, or one .npz by its name; ValueError for another kind of file or unprintable images."""
+    """PngFolder, or AdmNpz for a name that ends in .npz; ValueError for other file names or numbers of channels."""
     if shape[0] not in (1, 3):
         raise ValueError(f"samples have {shape[0]} channels, images 1 or 3; a model of latents needs --vae")
     if path.suffix.lower() == ".npz":
@@ -253,7 +253,7 @@ def open_files(path: Path, count: int, shape: tuple[int, int, int]) -> SampleFil
 
 
 def _is_temporary(name: str) -> bool:
-    """A file that `write_atomically` had not renamed yet when its process was killed."""
+    """Whether this is a temporary file of `write_atomically`, left by a killed process."""
     return re.fullmatch(r"\.(\d+\.png|[\d-]+\.npy|labels\.npy)\.\w+", name) is not None
 
 

@@ -110,7 +110,7 @@ def explain(
     return f"{name}{kernel}, {head_dim} channels a head, {str(dtype).removeprefix('torch.')} on {where}: {reason}"
 
 
-def case(
+def attention_arguments(
     backend: str, model: HasHeads, precision: str, device: torch.device
 ) -> tuple[str, int, torch.dtype, torch.device]:
     """The arguments of `choose` and `explain` for a model and the precision that it runs in."""

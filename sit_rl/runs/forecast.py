@@ -32,13 +32,13 @@ def describe_plan(config: Config, components: Components) -> str:
     keep = "all samples" if config.reward.kept_fraction == 1 else f"best {config.reward.kept_fraction:.0%} of samples"
     c, shape = config, components.sample_shape
     reward = f"−FD ({components.reward_net.name}) of {c.reward.reference_size} images with {c.reward.replace} replaced"
-    case = attention.case(c.run.attention, components.model, c.run.precision, components.device)
+    arguments = attention.attention_arguments(c.run.attention, components.model, c.run.precision, components.device)
     images = f"{c.reward.candidates} × {c.reward.replace} images"
     lines = {
         "outputs": c.run_folder,
         "generator": f"{type(components.model).__name__}, {size:.2f}M parameters, samples {shape}, "
         f"on {components.device} × {world_size()}",
-        "attention": attention.explain(*case),
+        "attention": attention.explain(*arguments),
         "reward": f"{reward}, against {known(components.real.moments.count, 'real')}; {c.reward.reference} reference",
         "step": f"{images}, credit per {c.reward.credit}; {keep} train; {c.update.estimator}",
         "judge": judged_against(components, c.evaluation.images),
