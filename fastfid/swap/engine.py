@@ -53,7 +53,6 @@ import numpy as np
 import torch
 
 from fastfid import backend as backends
-from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.real_side import RealFactor, named_tensor
 from fastfid.linalg.iterative_roots import MATRICES_PER_PAIR
 from fastfid.linalg.quadrature import error_bound, node_count, sqrt_nodes
@@ -71,12 +70,9 @@ from fastfid.swap.checks import (
 )
 from fastfid.swap.log_determinants import TRACE_CHANGES
 from fastfid.swap.nodes import Nodes
+from fastfid.swap.prepared_reference import prepare
 from fastfid.swap.single_swaps import single_swaps_by_cpp, single_swaps_by_torch
 from fastfid.swap.whole_matrices import trace_change_by_eigenvalues, trace_change_by_products
-
-# Λ counts as singular below this share of λ_max: a symmetric eigensolver's absolute error, some 1e-16·λ_max, would then
-# exceed 1e-5 of the eigenvalue.  Such references get a singular value decomposition and float64 throughout.
-SINGULAR = 1e-11
 
 # Shift of a singular spectrum, of a direction's variance v: w·w/(s + τ²) ≤ v/s of all new rows keeps a digit in float64
 # (ε = 2e-16), and so does a removed row's 1 − w·w/(v + s).
@@ -174,21 +170,21 @@ class SwapEngine:
     @property
     def distance(self) -> float:
         """Fréchet distance of the reference set from the real moments (equation 1)."""
-        return self._distance
+        return self.prepared.distance
 
     @property
     def count(self) -> int:
         """Number N of reference samples."""
-        return self._reference.shape[0]
+        return self.prepared.count
 
     @property
     def reference(self) -> torch.Tensor:
         """The reference features [N, d] in the dtype they came in; read-only by convention, see `replace`."""
-        return self._reference
+        return self.prepared.features
 
     def score(self, removed, added) -> torch.Tensor:
         """Fréchet distance of each candidate [B] float64; arguments as in `change`."""
-        return self._distance + self.change(removed, added)
+        return self.prepared.distance + self.change(removed, added)
 
     def change(self, removed, added) -> torch.Tensor:
         """Change of the Fréchet distance for each candidate [B] float64; negative is closer to the real set (eq. 4).
@@ -198,7 +194,7 @@ class SwapEngine:
 
         Neighbours of the batch that remove the same rows in the same order share what these cost (backend "cpp").
         """
-        removed, added = checked_swap(removed, added, self._reference)
+        removed, added = checked_swap(removed, added, self.prepared.features)
         needs_grad = added.requires_grad and torch.is_grad_enabled()
         step = self._candidates_per_chunk(len(removed), removed.shape[1], added.shape[1], needs_grad)
         with self._turn, torch.set_grad_enabled(needs_grad), full_float32(added.device):
@@ -226,8 +222,8 @@ class SwapEngine:
 
     def leave_one_out(self) -> torch.Tensor:
         """Exact change of the distance when one reference row is left out, for each of them: [N] float64."""
-        every = torch.arange(self.count, device=self._reference.device)[:, None]
-        return self.change(every, self._reference.new_zeros((self.count, 0, self.real.dim)))
+        every = torch.arange(self.count, device=self.prepared.device)[:, None]
+        return self.change(every, self.prepared.features.new_zeros((self.count, 0, self.real.dim)))
 
     @torch.no_grad()
     def influence(self, features) -> torch.Tensor:
@@ -238,9 +234,9 @@ class SwapEngine:
         """
         features = named_tensor(features, "features")
         check_rows(features, "features", self.real.dim, at_least=0)
-        check_device(features, "features", self._reference.device)
-        shift = 0.0 if self._resolved else SHIFT
-        curvature = (self.count - 1) * math.sqrt(self._scale) * (self._spectrum + shift).rsqrt()
+        check_device(features, "features", self.prepared.device)
+        shift = 0.0 if self.prepared.resolved else SHIFT
+        curvature = (self.count - 1) * math.sqrt(self.prepared.scale) * (self.prepared.spectrum + shift).rsqrt()
         nothing = torch.empty((1, 0), dtype=torch.int64, device=features.device)
         step = max(1, min(self.workspace, HOST_CHUNK) // (8 * (self.real.dim + self.real.rank)))
         parts = [features.new_zeros(0, dtype=torch.float64)]
@@ -266,11 +262,11 @@ class SwapEngine:
                 "replace takes one swap, removed [m_r] and added [m_a, d], "
                 f"got {tuple(removed.shape)} and {tuple(added.shape)}; commit candidates one after the other"
             )
-        removed, added = checked_swap(removed[None], added[None], self._reference)
-        removed, added = removed[0], added[0].to(self._reference.dtype)
+        removed, added = checked_swap(removed[None], added[None], self.prepared.features)
+        removed, added = removed[0], added[0].to(self.prepared.features.dtype)
         check_rows(added, "added", self.real.dim, at_least=0)
         both = min(len(removed), len(added))
-        rows = self._reference.clone()
+        rows = self.prepared.features.clone()
         rows[removed[:both]] = added[:both]
         kept = torch.ones(self.count, dtype=torch.bool, device=rows.device)
         kept[removed[both:]] = False
@@ -288,17 +284,17 @@ class SwapEngine:
             "count": self.count,
             "dim": self.real.dim,
             "real_rank": self.real.rank,
-            "lambda_min": self._lambda_min * self._scale,
-            "lambda_max": self._lambda_max * self._scale,
+            "lambda_min": self.prepared.lambda_min * self.prepared.scale,
+            "lambda_max": self.prepared.lambda_max * self.prepared.scale,
             "real_eigenvalues_clipped": self.real.clipped,
-            "reference_eigenvalues_clipped": self._clipped,
+            "reference_eigenvalues_clipped": self.prepared.clipped,
             "nodes": self._last["nodes"],
             "quadrature_bound": self._bound(),
-            "node_range": (self._last["lo"] * self._scale, self._last["hi"] * self._scale),
-            "shift": self._last["shift"] * self._scale,
+            "node_range": (self._last["lo"] * self.prepared.scale, self._last["hi"] * self.prepared.scale),
+            "shift": self._last["shift"] * self.prepared.scale,
             "recomputed": self._last["recomputed"],
             "changed_eigenvalues_clipped": self._last["clipped"],
-            "dtype": str(self._prepared_dtype).removeprefix("torch."),
+            "dtype": str(self.prepared.projected.dtype).removeprefix("torch."),
             "method": self.method,
             "backend": self._choice.name,
             "backend_why": self._choice.why,
@@ -309,81 +305,22 @@ class SwapEngine:
     def _bound(self) -> float:
         """Bound on the rule's error for one root eigenvalue, in units of features; nan before the first swap."""
         nodes, lo, hi = (self._last[name] for name in ("nodes", "lo", "hi"))
-        return error_bound(nodes, lo, hi) * math.sqrt(hi * self._scale) if nodes else math.nan
+        return error_bound(nodes, lo, hi) * math.sqrt(hi * self.prepared.scale) if nodes else math.nan
 
     # ------------------------------------------------------------------------------------------------------- prepare
 
-    @torch.no_grad()
-    def _prepare(self, reference: torch.Tensor) -> None:
-        """Eigenbasis, projected rows and distance of the reference (equation 1)."""
-        with self._phase("prepare"), full_float32(reference.device):
-            self._reference = reference
-            self._node_cache = {}  # of the spectrum that is about to change
-            self._rows = reference if reference.dtype in (torch.float32, torch.float64) else reference.float()
-            moments = FeatureMoments.from_features(reference)
-            self._mean, self._trace = moments.mean, moments.cov.trace().item()
-            self._gap = self.real.mean - self._mean
-            spectrum, basis = self._eigenbasis(moments.cov)
-            self._scale = spectrum.max().item() if spectrum.numel() and spectrum.max() > 0 else 1.0
-            self._spectrum = (spectrum / self._scale).contiguous()  # λ/λ_max: float32 sees numbers of order one
-            self._lambda_min = self._spectrum.min().item() if spectrum.numel() else 0.0
-            self._lambda_max = self._spectrum.max().item() if spectrum.numel() else 0.0
-            self._resolved = self._lambda_min > SINGULAR
-            self._prepared_dtype = self.dtype if self._lambda_min >= SINGULAR else torch.float64
-            self._root_trace = math.sqrt(self._scale) * self._spectrum.sqrt().sum().item()
-            weights = (self.real.root.T @ basis).div_(math.sqrt((self.count - 1) * self._scale))
-            self._weights = {torch.float64: weights}  # [d, r]: w = y @ weights
-            self._weights.setdefault(self.dtype, self._weights[torch.float64].to(self.dtype))
-            self._projected = self._project_reference()
-            self._distance = self._gap.square().sum().item() + self.real.trace + self._trace - 2 * self._root_trace
-
-    def _eigenbasis(self, cov: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """λ [r] ≥ 0 and U [r, r] of R Σ_g Rᵀ, Σ_g = cov [d, d]; from the rows themselves where it is singular."""
-        root = self.real.root
-        self._clipped = 0
-        if self.count - 1 >= root.shape[0]:
-            spectrum, basis = torch.linalg.eigh(root @ cov @ root.T)
-            if spectrum.numel() == 0 or spectrum[0] > SINGULAR * spectrum[-1]:
-                return spectrum, basis
-        return self._singular_basis(root.T / math.sqrt(self.count - 1))
-
-    def _singular_basis(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same from Z = (X − μ_g) Rᵀ/√(N−1) = V √Λ Uᵀ by singular values, whose small ones keep their digits.
-
-        `weights` Rᵀ/√(N−1) [d, r]; Z has the singular values of its QR triangle, made block of rows by block of rows.
-        """
-        triangle = weights.new_zeros(0, weights.shape[1])
-        for rows in self._reference.split(max(1024, 2 * weights.shape[1])):
-            block = (rows.to(torch.float64) - self._mean) @ weights
-            triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
-        _, values, basis_t = torch.linalg.svd(triangle, full_matrices=True)
-        largest = values.max() if values.numel() else values.new_zeros(())
-        noise = max(self.count, len(basis_t)) * torch.finfo(torch.float64).eps * largest
-        spectrum = triangle.new_zeros(triangle.shape[1])
-        spectrum[: values.numel()] = torch.where(values > noise, values, 0.0).square()
-        self._clipped = int((spectrum == 0).sum())
-        return spectrum, basis_t.T
-
-    def _project_reference(self) -> torch.Tensor:
-        """Projected reference rows [N, r], exactly zero along directions the reference has lost."""
-        dtype = self._prepared_dtype
-        weights = self._weights_of(dtype)
-        projected = weights.new_empty(self.count, self.real.rank)
-        step = max(1, min(self.workspace, HOST_CHUNK) // (16 * self.real.dim))
-        for rows, out in zip(self._reference.split(step), projected.split(step), strict=True):
-            torch.mm((rows.to(torch.float64) - self._mean).to(dtype), weights, out=out)
-        return projected.mul_((self._spectrum > 0).to(dtype)) if self._clipped else projected
-
-    def _weights_of(self, dtype: torch.dtype) -> torch.Tensor:
-        """[d, r] with w = y @ weights."""
-        return self._weights[dtype]
+    def _prepare(self, features: torch.Tensor) -> None:
+        """Make [N, d] features the reference."""
+        with self._phase("prepare"), full_float32(features.device):
+            self.prepared = prepare(self.real, features, self.dtype, min(self.workspace, HOST_CHUNK))
+            self._node_cache = {}  # of the spectrum before
 
     # -------------------------------------------------------------------------------------------------------- change
 
     def _change_chunk(self, removed, added, needs_grad: bool, candidate_ids: Sequence[int]) -> torch.Tensor:
         """Equation 4 for candidates that fit the workspace: removed [b, m_r], added [b, m_a, d] → [b] float64."""
         m_r, m_a = removed.shape[1], added.shape[1]
-        singular = self._is_singular(m_r)
+        singular = self.prepared.is_singular(m_r)
         if needs_grad and self._fused_gradient(m_r, m_a):
             change, remaining = _Change.apply(added, self, removed, candidate_ids)
         else:
@@ -415,15 +352,11 @@ class SwapEngine:
         self._last = once | {"shift": self._last["shift"], "recomputed": once["recomputed"] + len(rare)}
         return change.index_put((rare,), torch.cat(again))
 
-    def _is_singular(self, removed: int) -> bool:
-        """Whether Λ has lost a direction, or the removal of so many rows must."""
-        return not self._resolved or self.count - 1 - removed < self.real.rank
-
     def _least_remaining(self, singular: bool) -> float:
         """What a removal must leave: for the last nodes, a share of λ_min; for unpivoted LDLᵀ to keep its digits."""
         if singular:
             return LEAST_REMAINING[torch.float64]
-        return max(LEAST_REMAINING[self.dtype], REMAINING_MARGIN * self._last["lo"] / self._lambda_min)
+        return max(LEAST_REMAINING[self.dtype], REMAINING_MARGIN * self._last["lo"] / self.prepared.lambda_min)
 
     def _combine(self, moments: FeatureSums, trace_change, m_r: int, m_a: int) -> torch.Tensor:
         """Equation 4 [b] from its parts."""
@@ -431,16 +364,16 @@ class SwapEngine:
         shrink = math.sqrt((self.count - 1) / (final - 1))  # √c
         delta_square, delta_gap = moments.sum_square / final**2, moments.sum_gap / final
         size_change = self.count - final
-        traces = (size_change * self._trace + moments.norm_change - final * delta_square) / (final - 1)
-        roots = shrink * trace_change + (shrink - 1) * self._root_trace
+        traces = (size_change * self.prepared.trace + moments.norm_change - final * delta_square) / (final - 1)
+        roots = shrink * trace_change + (shrink - 1) * self.prepared.root_trace
         return delta_square - 2 * delta_gap + traces - 2 * roots
 
     def _fused_gradient(self, m_r: int, m_a: int) -> bool:
         """Whether the extension computes this change together with its gradient; single rows are left to autograd."""
-        exhausting = self.count - 1 - m_r < self.real.rank
+        exhausting = self.prepared.is_exhausted_by(m_r)
         if not self._fused(False) or max(m_r, m_a) <= 1 or m_a == 0 or self.real.rank == 0:
             return False
-        return backends.choose(self.requested_backend, self._mean.device, m_r + m_a, exhausting).name == "cpp"
+        return backends.choose(self.requested_backend, self.prepared.mean.device, m_r + m_a, exhausting).name == "cpp"
 
     def _fused(self, needs_grad: bool) -> bool:
         """Whether the extension may do what surrounds the determinants too."""
@@ -457,8 +390,9 @@ class SwapEngine:
             added = added.contiguous()
         centred = torch.empty(added.shape, dtype=dtype) if with_totals else self._buffer("centred", added.shape, dtype)
         norms, sums, totals = backends.extension().centre_rows(
-            self._rows.numpy(), removed.contiguous().numpy(), added.detach().numpy(), self._mean.numpy(),
-            self._gap.numpy(), centred.numpy(), with_totals, torch.get_num_threads(),
+            self.prepared.rows.numpy(), removed.contiguous().numpy(), added.detach().numpy(),
+            self.prepared.mean.numpy(), self.prepared.gap.numpy(), centred.numpy(), with_totals,
+            torch.get_num_threads(),
         )  # fmt: skip
         check_finite_added(torch.from_numpy(norms), candidate_ids)
         moments = FeatureSums(*torch.from_numpy(sums).unbind(1))
@@ -466,17 +400,17 @@ class SwapEngine:
 
     def _centre_torch(self, removed, added, dtype, candidate_ids: Sequence[int]):
         """The same in torch operations, differentiable in `added`."""
-        y_r = self._rows[removed].to(torch.float64) - self._mean
-        y_a = added.to(torch.float64) - self._mean
+        y_r = self.prepared.rows[removed].to(torch.float64) - self.prepared.mean
+        y_a = added.to(torch.float64) - self.prepared.mean
         norms = y_a.square().sum(-1)
         check_finite_added(norms, candidate_ids)
         total = y_a.sum(1) - y_r.sum(1)
         norm_change = norms.sum(-1) - y_r.square().sum((1, 2))
-        return y_a.to(dtype), FeatureSums(total.square().sum(-1), total @ self._gap, norm_change)
+        return y_a.to(dtype), FeatureSums(total.square().sum(-1), total @ self.prepared.gap, norm_change)
 
     def _project(self, centred: torch.Tensor, needs_grad: bool) -> torch.Tensor:
         """y [b, m_a, d] → w = P y/√(N−1) [b, m_a, r]: one product for all rows."""
-        weights = self._weights_of(centred.dtype)
+        weights = self.prepared.projections[centred.dtype]
         if needs_grad:
             return centred @ weights
         flat = centred.reshape(-1, self.real.dim)
@@ -489,22 +423,22 @@ class SwapEngine:
         size = math.prod(shape)
         held = self._buffers.get(name)
         if held is None or held.dtype != dtype or held.numel() < size:
-            held = self._buffers[name] = torch.empty(size, dtype=dtype, device=self._mean.device)
+            held = self._buffers[name] = torch.empty(size, dtype=dtype, device=self.prepared.mean.device)
         return held[:size].view(shape)
 
     def _release_buffers(self) -> None:
         """Memory of a device goes back to its allocator; the host's pages are kept, see HOST_CHUNK."""
-        if self._mean.device.type != "cpu":
+        if self.prepared.mean.device.type != "cpu":
             self._buffers.clear()
 
     def _changed_rows(self, removed: torch.Tensor, w_a: torch.Tensor) -> CandidateRows:
         """Projected rows of the candidates: removed ones looked up, or projected anew when more digits are wanted."""
         spread = spread_of(self.count, removed.shape[1], w_a.shape[1])
-        if w_a.dtype == self._projected.dtype:
-            return CandidateRows(self._projected, removed, w_a, spread)
-        y_r = self._rows[removed.flatten()].to(torch.float64) - self._mean
+        if w_a.dtype == self.prepared.projected.dtype:
+            return CandidateRows(self.prepared.projected, removed, w_a, spread)
+        y_r = self.prepared.rows[removed.flatten()].to(torch.float64) - self.prepared.mean
         places = torch.arange(removed.numel(), device=removed.device).view(removed.shape)
-        return CandidateRows(y_r.to(w_a.dtype) @ self._weights_of(w_a.dtype), places, w_a, spread)
+        return CandidateRows(y_r.to(w_a.dtype) @ self.prepared.projections[w_a.dtype], places, w_a, spread)
 
     def _trace_change(
         self, rows: CandidateRows, needs_grad: bool, candidate_ids: Sequence[int], singular: bool, pivoted: bool
@@ -513,15 +447,15 @@ class SwapEngine:
 
         `pivoted`: by torch's LU whatever the backend.
         """
-        scale = math.sqrt(self._scale)
+        scale = math.sqrt(self.prepared.scale)
         if self.method == "eigh":
-            change, clipped = trace_change_by_eigenvalues(*rows.spread_out(), self._spectrum)
+            change, clipped = trace_change_by_eigenvalues(*rows.spread_out(), self.prepared.spectrum)
             self._last["clipped"] += clipped
             return scale * change, None
         if self.method != "logdet":
             return scale * self._trace_change_products(rows, needs_grad), None
         energy = self._energy(rows)
-        if self.real.rank == 0 or self._lambda_max + energy == 0:
+        if self.real.rank == 0 or self.prepared.lambda_max + energy == 0:
             return rows.added.sum((1, 2), dtype=torch.float64) * 0, None  # nothing to change, and a gradient of zero
         m_r, m_a = rows.index.shape[1], rows.added.shape[1]
         if m_r + m_a == 0:
@@ -538,12 +472,14 @@ class SwapEngine:
         """Δ/√scale [b] by the products of `method`, on the backend that has them."""
         precision, device = str(rows.added.dtype).removeprefix("torch."), rows.added.device
         self._choice = backends.choose_products(self.requested_backend, device, self.method, precision, needs_grad)
-        return trace_change_by_products(*rows.spread_out(), self._spectrum, self.method, precision, self._choice.name)
+        return trace_change_by_products(
+            *rows.spread_out(), self.prepared.spectrum, self.method, precision, self._choice.name
+        )
 
     def _choose(self, rows: CandidateRows, needs_grad: bool) -> str:
         """The backend of these candidates, noted for the report."""
         m_r, rank = rows.index.shape[1], rows.index.shape[1] + rows.added.shape[1]
-        exhausting = self.count - 1 - m_r < self.real.rank
+        exhausting = self.prepared.is_exhausted_by(m_r)
         device, dtype = rows.added.device, rows.added.dtype
         self._choice = backends.choose(self.requested_backend, device, rank, exhausting, dtype, needs_grad)
         if needs_grad and self._choice.name == "cpp":
@@ -559,7 +495,7 @@ class SwapEngine:
         largest = torch.linalg.vector_norm(added, dim=(1, 2)).max().item()
         if not math.isfinite(largest):  # squares that only float64 holds, and at ten times the cost
             largest = torch.linalg.vector_norm(added, dim=(1, 2), dtype=torch.float64).max().item()
-        drift = rows.spread.gamma * math.sqrt(m_a * self._lambda_max / m_r) if m_r else 0.0
+        drift = rows.spread.gamma * math.sqrt(m_a * self.prepared.lambda_max / m_r) if m_r else 0.0
         return (largest + drift) ** 2
 
     def _nodes(self, energy: float, removed: int) -> Nodes:
@@ -568,23 +504,23 @@ class SwapEngine:
         The lower end is a choice (`_remaining_share`), which every removal is held against (`_least_remaining`).
         """
         hi = self._highest(energy)
-        lo = max(SHIFT * hi, self._lambda_min * self._remaining_share(removed) / 2)
+        lo = max(SHIFT * hi, self.prepared.lambda_min * self._remaining_share(removed) / 2)
         nodes = node_count(self.tol, lo, hi)
         self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": 0.0}
-        return self._kept_nodes((nodes, lo, hi), self._spectrum, PLAN_TOL * self.tol, self.dtype)
+        return self._kept_nodes((nodes, lo, hi), self.prepared.spectrum, PLAN_TOL * self.tol, self.dtype)
 
     def _singular_nodes(self, rows: CandidateRows, energy: float) -> Nodes:
         """The shifted spectrum Λ + S and its nodes."""
         new = torch.linalg.vector_norm(rows.added.detach(), dim=1).to(torch.float64).square()
-        gained = new.amax(0) if new.numel() else torch.zeros_like(self._spectrum)
+        gained = new.amax(0) if new.numel() else torch.zeros_like(self.prepared.spectrum)
         # rounded up to 4^j, so that one kind of new rows keeps one set of nodes
-        gained = torch.where(gained > GAINED * self._spectrum, 4 ** gained.log2().div(2).ceil(), 0.0)
-        shift, hi = SHIFT * torch.maximum(self._spectrum, gained), self._highest(energy)
+        gained = torch.where(gained > GAINED * self.prepared.spectrum, 4 ** gained.log2().div(2).ceil(), 0.0)
+        shift, hi = SHIFT * torch.maximum(self.prepared.spectrum, gained), self._highest(energy)
         lo = max((RESOLVED * self.tol) ** 2 * hi, shift[shift > 0].min().item())
         nodes = node_count(self.tol, lo, hi)
         self._last |= {"nodes": nodes, "lo": lo, "hi": hi, "shift": shift.max().item()}
         key = (nodes, lo, hi, shift.cpu().numpy().tobytes())
-        return self._kept_nodes(key, self._spectrum + shift, SINGULAR_PLAN_TOL, torch.float64)
+        return self._kept_nodes(key, self.prepared.spectrum + shift, SINGULAR_PLAN_TOL, torch.float64)
 
     def _kept_nodes(self, key: tuple, spectrum: torch.Tensor, tol: float, dtype: torch.dtype) -> Nodes:
         """The nodes of a range, key = (Q, lo, hi, …), with their weight plan; made once."""
@@ -599,14 +535,14 @@ class SwapEngine:
 
     def _highest(self, energy: float) -> float:
         """λ_max + energy rounded up to 2·4^j, so that one typical size of change keeps one set of nodes."""
-        hi = 2.0 if self._lambda_max else 4.0 ** math.ceil(math.log(energy, 4))
-        while hi < self._lambda_max + energy:
+        hi = 2.0 if self.prepared.lambda_max else 4.0 ** math.ceil(math.log(energy, 4))
+        while hi < self.prepared.lambda_max + energy:
             hi *= 4
         return hi
 
     def _rule(self, nodes: int, lo: float, hi: float) -> list[torch.Tensor]:
         """τ [Q] and ω [Q] on the engine's device."""
-        return [torch.from_numpy(values).to(self._mean.device) for values in sqrt_nodes(nodes, lo, hi)]
+        return [torch.from_numpy(values).to(self.prepared.mean.device) for values in sqrt_nodes(nodes, lo, hi)]
 
     def _remaining_share(self, removed: int) -> float:
         """What a removal of m_r random rows leaves of the smallest eigenvalue, at least 0.
@@ -627,7 +563,7 @@ class SwapEngine:
 
         Chunks are of one size, or the last would be too small for a fast product.
         """
-        itemsize = 8 if self._is_singular(removed) else torch.finfo(self.dtype).bits // 8
+        itemsize = 8 if self.prepared.is_singular(removed) else torch.finfo(self.dtype).bits // 8
         per_candidate = itemsize * added * (self.real.dim + self.real.rank) + CANDIDATE_BYTES
         if pivoted or not self._fused(needs_grad) and not (needs_grad and self._fused_gradient(removed, added)):
             per_candidate = 8 * (removed + added) * (3 * self.real.dim + 3 * self.real.rank)
@@ -635,7 +571,7 @@ class SwapEngine:
             per_candidate += 8 * self.real.dim + itemsize * added * self.real.rank  # totals and slope
         if self.method != "logdet":
             per_candidate += 8 * MATRICES_PER_PAIR * self.real.rank**2
-        host = self._reference.device.type == "cpu"
+        host = self.prepared.device.type == "cpu"
         most = max(1, (min(self.workspace, HOST_CHUNK) if host else self.workspace) // max(1, per_candidate))
         return math.ceil(candidates / math.ceil(candidates / most)) if candidates else 1
 
@@ -658,7 +594,7 @@ class _Change(torch.autograd.Function):
     @staticmethod
     def forward(ctx, added, engine: SwapEngine, removed, candidate_ids: Sequence[int]):
         m_r, m_a = removed.shape[1], added.shape[1]
-        singular = engine._is_singular(m_r)
+        singular = engine.prepared.is_singular(m_r)
         with engine._phase("project"):
             dtype = torch.float64 if singular else engine.dtype
             centred, moments, totals = engine._centre_cpp(removed, added, dtype, candidate_ids, True)
@@ -668,9 +604,9 @@ class _Change(torch.autograd.Function):
             nodes = engine._singular_nodes(rows, energy) if singular else engine._nodes(energy, m_r)
             trace_change, remaining, slope = _swap_trace_slope(rows, nodes)
         ctx.engine, ctx.removed_count, ctx.dtype = engine, m_r, added.dtype
-        ctx.save_for_backward(centred, totals, slope, engine._weights_of(centred.dtype), engine._gap)
+        ctx.save_for_backward(centred, totals, slope, engine.prepared.projections[centred.dtype], engine.prepared.gap)
         ctx.mark_non_differentiable(remaining)
-        return engine._combine(moments, math.sqrt(engine._scale) * trace_change, m_r, m_a), remaining
+        return engine._combine(moments, math.sqrt(engine.prepared.scale) * trace_change, m_r, m_a), remaining
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -678,7 +614,7 @@ class _Change(torch.autograd.Function):
         centred, totals, slope, weights, gap = ctx.saved_tensors
         engine, (batch, m_a, dim) = ctx.engine, centred.shape
         final = engine.count - ctx.removed_count + m_a
-        shrink = math.sqrt((engine.count - 1) / (final - 1) * engine._scale)
+        shrink = math.sqrt((engine.count - 1) / (final - 1) * engine.prepared.scale)
         with full_float32(centred.device):
             gradient = torch.addmm(
                 centred.view(-1, dim), slope.view(batch * m_a, -1), weights.T, beta=2 / (final - 1), alpha=-2 * shrink

@@ -87,7 +87,7 @@ def allowance(engine, m_r, m_a):
     rule = engine.tol * math.sqrt(report["node_range"][1]) if report["nodes"] else 0.0
     rounding = 1e-8 * math.sqrt(report["lambda_max"]) if report["lambda_min"] < 1e-8 * report["lambda_max"] else 0.0
     bound = 2 * root_c * (m_r + m_a) * (math.sqrt(report["shift"]) + rule + rounding)
-    return bound + 1e-12 * (engine.distance + engine._trace + engine.real.trace)
+    return bound + 1e-12 * (engine.distance + engine.prepared.trace + engine.real.trace)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -362,7 +362,7 @@ def engine_of(shape, **changed):
 def test_rows_swapped_for_themselves_change_nothing(shape):
     engine, _, reference, removed, _ = engine_of(shape)
     change = engine.change(removed, reference[removed])
-    scale = engine.distance + engine.real.trace + engine._trace
+    scale = engine.distance + engine.real.trace + engine.prepared.trace
     assert abs(change).max() <= 1e-12 * scale
     # asked for by name, the unpivoted kernel meets the same unless the removal alone empties a direction
     if shape[0] - 1 - shape[2] >= engine.real.rank:
@@ -669,7 +669,7 @@ def test_cpp_says_why_it_cannot():
 def test_rows_that_are_not_part_of_the_reference_are_noticed(backend):
     real, reference, removed, added = make()
     engine = SwapEngine(moments(real), reference, backend=backend, dtype=torch.float64)
-    engine._projected[int(removed[2, 0])] *= 50  # as if that row had been another one when the basis was made
+    engine.prepared.projected[int(removed[2, 0])] *= 50  # as if that row had been another one when the basis was made
     with pytest.raises(ValueError, match=r"in candidate \d+ .* not part of the reference"):
         engine.change(removed, added)
 
