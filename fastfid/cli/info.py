@@ -57,8 +57,8 @@ def _extra(name: str, purpose: str, modules: tuple[str, ...]) -> dict[str, Any]:
 def _backends() -> dict[str, str]:
     """What computes the swap engine's log-determinants: each back end, and why it cannot where it cannot."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    cpp = backend._cpp_obstacle(cpu, rank=0) or f"{backend.extension().instruction_sets()[0]} kernel"
-    triton = backend._triton_obstacle(cuda, torch.float32, needs_grad=False)
+    cpp = backend.cpp_obstacle(cpu) or f"{backend.extension().instruction_sets()[0]} kernel"
+    triton = backend.triton_obstacle(cuda, torch.float32, needs_grad=False)
     if not triton and not torch.cuda.is_available():
         triton = "no CUDA device"
     return {"cpp": cpp, "triton": triton or "ready", "torch": "ready"}

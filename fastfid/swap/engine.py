@@ -71,6 +71,7 @@ from fastfid.swap.checks import (
 from fastfid.swap.log_determinants import TRACE_CHANGES
 from fastfid.swap.nodes import Nodes
 from fastfid.swap.prepared_reference import prepare
+from fastfid.swap.routes import choose
 from fastfid.swap.single_swaps import single_swaps_by_cpp, single_swaps_by_torch
 from fastfid.swap.whole_matrices import trace_change_by_eigenvalues, trace_change_by_products
 
@@ -156,7 +157,7 @@ class SwapEngine:
             raise ValueError(
                 f"real is on {self.real.mean.device}, reference_features on {reference.device}; move both to one device"
             )
-        self._choice = backends.choose(backend, reference.device)
+        self._choice = choose(backend, reference.device)
         self._extension = self._choice.name == "cpp"
         self._seconds: dict[str, float] = {}
         self._last = {"nodes": 0, "lo": math.nan, "hi": math.nan, "shift": 0.0, "recomputed": 0, "clipped": 0}
@@ -373,7 +374,7 @@ class SwapEngine:
         exhausting = self.prepared.is_exhausted_by(m_r)
         if not self._fused(False) or max(m_r, m_a) <= 1 or m_a == 0 or self.real.rank == 0:
             return False
-        return backends.choose(self.requested_backend, self.prepared.mean.device, m_r + m_a, exhausting).name == "cpp"
+        return choose(self.requested_backend, self.prepared.mean.device, m_r + m_a, exhausting).name == "cpp"
 
     def _fused(self, needs_grad: bool) -> bool:
         """Whether the extension may do what surrounds the determinants too."""
@@ -481,7 +482,7 @@ class SwapEngine:
         m_r, rank = rows.index.shape[1], rows.index.shape[1] + rows.added.shape[1]
         exhausting = self.prepared.is_exhausted_by(m_r)
         device, dtype = rows.added.device, rows.added.dtype
-        self._choice = backends.choose(self.requested_backend, device, rank, exhausting, dtype, needs_grad)
+        self._choice = choose(self.requested_backend, device, rank, exhausting, dtype, needs_grad)
         if needs_grad and self._choice.name == "cpp":
             self._choice = backends.Choice("torch", "gradients of single rows are left to autograd")
         return self._choice.name

@@ -10,6 +10,7 @@ from fastfid import triton_kernels
 from fastfid.swap.candidate_rows import CandidateRows
 from fastfid.swap.checks import LEVERAGE_SLACK, check_leverage, raise_inconsistent
 from fastfid.swap.nodes import Nodes
+from fastfid.swap.routes import choose
 
 REMAINING_STEPS = 3  # as in csrc/cpu/factor_kernel.h
 
@@ -21,7 +22,7 @@ def swap_trace_change(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol
     `Nodes`.  Differentiable, which takes the torch route.
     """
     needs_grad = w_r.requires_grad or w_a.requires_grad
-    choice = backends.choose(backend, w_a.device, w_r.shape[1] + w_a.shape[1], False, w_a.dtype, needs_grad)
+    choice = choose(backend, w_a.device, w_r.shape[1] + w_a.shape[1], False, w_a.dtype, needs_grad)
     compute = TRACE_CHANGES["torch" if needs_grad else choice.name]
     candidate_ids = range(w_r.shape[0])
     found, _ = compute(CandidateRows.of(w_r, w_a), Nodes(spectrum, tau, omega, tol), candidate_ids)

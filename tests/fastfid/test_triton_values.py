@@ -17,6 +17,7 @@ import torch
 import fastfid.triton_kernels as kernels
 from fastfid import backend
 from fastfid.linalg.iterative_roots import trace_sqrt_product
+from fastfid.swap import routes
 
 HERE = Path(__file__).resolve().parent
 CHILD = HERE / "triton_interpreted.py"
@@ -187,7 +188,7 @@ def test_the_cuda_factor_is_left_where_it_cannot_serve(monkeypatch):
     )
     assert swap.factor_obstacle(257, torch.float32, CUDA) == "257 rows exceed the CUDA kernel's 256"
     assert swap.factor_obstacle(200, torch.float32, CPU) == "data lives on cpu"
-    why = backend.choose("auto", CUDA, rank=200).why
+    why = routes.choose("auto", CUDA, rank=200).why
     assert why == "data on cuda:0; 200 rows exceed a program's 128: Gram matrices by torch, factors by csrc/cuda"
     monkeypatch.setattr(swap, "_cuda_kernel", lambda: None)
-    assert "torch's Cholesky, as fastfid._C was built without CUDA" in backend.choose("auto", CUDA, rank=200).why
+    assert "torch's Cholesky, as fastfid._C was built without CUDA" in routes.choose("auto", CUDA, rank=200).why

@@ -514,13 +514,13 @@ def test_the_engine_takes_roots_by_the_kernels(method, monkeypatch):
 def test_auto_takes_the_kernels_on_a_cuda_device(method, monkeypatch):
     """The device is pretended (tests/pretend_cuda.py), its kernels are interpreted."""
     monkeypatch.setattr("fastfid.swap.whole_matrices.PRODUCT_STEPS", {"newton_schulz": 8, "polar_express": 5})
-    obstacle = backend._triton_obstacle  # which the pretended device replaces
+    obstacle = backend.triton_obstacle  # which the pretended device replaces
     launched = [counted(monkeypatch, swap_logdet, "swap_logdet"), counted(monkeypatch, newton_schulz, "fused_product")]
     real, reference, added = normal(60, 7), normal(50, 7, seed=1), normal(2, 3, 7, seed=2)
     removed = torch.tensor([[0, 7, 9], [1, 2, 3]])
     options = {"method": method, "tol": 1e-3}
     plain = SwapEngine(FeatureMoments.from_features(real), reference, backend="torch", **options).change(removed, added)
-    with pretended() as cuda, mock.patch.object(backend, "_triton_obstacle", obstacle):
+    with pretended() as cuda, mock.patch.object(backend, "triton_obstacle", obstacle):
         engine = SwapEngine(FeatureMoments.from_features(real.to(cuda)), reference.to(cuda), **options)
         change = engine.change(removed.to(cuda), added.to(cuda))
         report = engine.report()

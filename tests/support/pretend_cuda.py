@@ -189,6 +189,6 @@ def pretended():
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))
         stack.enter_context(mock.patch("sit_rl.ranks.cpu_batches._Stream", lambda device: HostStream(account)))
         # no kernel runs here: what the pretended device has are torch's own routes
-        stack.enter_context(mock.patch("fastfid.backend._triton_obstacle", lambda *_: "the device is pretended"))
+        stack.enter_context(mock.patch("fastfid.backend.triton_obstacle", lambda *_: "the device is pretended"))
         stack.enter_context(entered(account))
         yield CUDA

@@ -1,0 +1,72 @@
+"""Which code computes the candidates of a call, and why; chosen once, before the first of them.
+
+cpp      fused C++ kernels of csrc/cpu: host memory
+triton   fused Triton kernel, one program a candidate and node: CUDA devices, float32, no gradient
+torch    batched torch operations: any device, differentiable in the added rows
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fastfid import backend, triton_kernels
+from fastfid.backend import Choice
+
+BACKENDS = ("auto", "cpp", "triton", "torch")
+
+# The kernel factors one Gram matrix per thread inside its cache; wider changes are left to torch's blocked LU.
+MAX_KERNEL_RANK = 512
+
+
+def choose(
+    requested: str,
+    device: torch.device,
+    rank: int = 0,
+    exhausting: bool = False,
+    dtype: torch.dtype = torch.float32,
+    needs_grad: bool = False,
+) -> Choice:
+    """Backend for changes of this rank on this device; ValueError when the one asked for cannot do it.
+
+    `exhausting`: the removal alone may empty a direction.  LDLᵀ without pivoting then divides by pivots near zero and
+    loses digits (measured in float64: 1e-11 of the distance's terms) that pivoted LU keeps (5e-15): auto prefers torch.
+    """
+    if requested not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {requested!r}")
+    if requested == "torch":
+        return Choice("torch", "asked for")
+    name = requested if requested != "auto" else "cpp" if device.type == "cpu" else "triton"
+    obstacle = _cpp_obstacle(device, rank) if name == "cpp" else backend.triton_obstacle(device, dtype, needs_grad)
+    if obstacle and requested != "auto":
+        raise ValueError(f"backend={requested!r} cannot be used: {obstacle}; pass backend='auto' or 'torch'")
+    if obstacle:
+        return Choice("torch", obstacle)
+    if exhausting and requested == "auto":
+        return Choice("torch", "the removal may empty a direction, where pivoted LU keeps more digits")
+    home = _cpp_home() if name == "cpp" else _triton_home(device, rank)
+    return Choice(name, home if requested == "auto" else home.replace("data in host memory", "asked for"))
+
+
+def _cpp_obstacle(device: torch.device, rank: int) -> str:
+    """Why the C++ kernel cannot serve changes of this rank, or an empty string."""
+    if device.type == "cpu" and rank > MAX_KERNEL_RANK:
+        return f"rank {rank} of the change exceeds the kernel's {MAX_KERNEL_RANK}"
+    return backend.cpp_obstacle(device)
+
+
+def _cpp_home() -> str:
+    """Where the C++ route works."""
+    return f"data in host memory; {backend.extension().instruction_sets()[0]} kernel"
+
+
+def _triton_home(device: torch.device, rank: int) -> str:
+    """Where the Triton route works, and what factors changes too wide for one of its programs."""
+    home = f"data on {device}"
+    if not rank:
+        return home
+    kernel = triton_kernels.load("swap_logdet")
+    if rank <= kernel.MAX_K:
+        return home
+    obstacle = kernel.factor_obstacle(rank, torch.float32, device)
+    factored = f"torch's Cholesky, as {obstacle}" if obstacle else "csrc/cuda"
+    return f"{home}; {rank} rows exceed a program's {kernel.MAX_K}: Gram matrices by torch, factors by {factored}"
