@@ -94,7 +94,7 @@ def bench_engine_gradient(benchmark, d):
     removed, added = p.removed[:GRADIENTS], p.added[:GRADIENTS]
     gradient = measure(benchmark, lambda: gradient_of(p.engine, removed, added))
     # without the extension, autograd goes through the torch route, which is not counted
-    flops = score_flops(p.engine) + gradient_flops(p.engine) if p.engine._extension else None
+    flops = score_flops(p.engine) + gradient_flops(p.engine) if p.engine.options.cpp else None
     moved = score_bytes(d, GRADIENTS) + SINGLE * added.numel()
     record_gradient(benchmark, p, gradient, flops and {F32: GRADIENTS * flops}, moved)
 

@@ -93,7 +93,7 @@ def check(distances, p):
 
 def last_nodes(engine):
     """The nodes of the engine's last call."""
-    return engine._node_cache[tuple(engine._last[name] for name in ("nodes", "lo", "hi"))]
+    return engine.last_report.nodes
 
 
 def weighted_positions(engine):
@@ -102,7 +102,7 @@ def weighted_positions(engine):
     Without the extension there is no plan, and the number is Q d.
     """
     nodes = last_nodes(engine)
-    if not engine._extension:
+    if not engine.options.cpp:
         return len(nodes.tau) * engine.real.dim
     plan = nodes.plan(np.dtype(np.float32))
     return int((plan.terms * np.diff(plan.bounds)).sum())
@@ -110,7 +110,7 @@ def weighted_positions(engine):
 
 def score_flops(engine):
     """Per candidate: projection 2 m d², Gram matrices k² per position (2 k² without the extension), LDLᵀ Q k³/3."""
-    d, k, halves = engine.real.dim, 2 * M, 1 if engine._extension else 2
+    d, k, halves = engine.real.dim, 2 * M, 1 if engine.options.cpp else 2
     return 2 * M * d**2 + halves * k**2 * weighted_positions(engine) + len(last_nodes(engine).tau) * k**3 / 3
 
 

@@ -6,28 +6,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from fastfid.distances.real_side import named_tensor
-
-METHODS = ("logdet", "eigh", "newton_schulz", "polar_express")
-
-# Chosen so that the error stays below 1e-4 (float32) and 1e-7 (float64) of the standard deviation over candidates.
-DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-10}
-
 # Slack on a removed row's leverage w(Λ+τ²)⁻¹wᵀ, which is below 1 in exact arithmetic.  Chosen: rounding a float32 sum
 # of 2048 products adds up to 2048·6e-8 = 1.2e-4.
 LEVERAGE_SLACK = 1e-3
-
-
-def check_options(tol: float, dtype: torch.dtype, method: str, workspace: int) -> None:
-    """ValueError for an option of `SwapEngine` that is out of its range."""
-    if dtype not in DEFAULT_TOL:
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; less cannot resolve a swap")
-    if not 0 < tol < 1:
-        raise ValueError(f"tol must lie strictly between 0 and 1, got {tol}; None takes the default of the dtype")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if workspace < 1:
-        raise ValueError(f"workspace must be a positive number of bytes, got {workspace}; 256 MiB is the default")
 
 
 def check_rows(rows: Tensor, name: str, dim: int, at_least: int = 2) -> None:
@@ -49,21 +30,20 @@ def check_device(tensor: Tensor, name: str, device: torch.device) -> None:
         raise ValueError(f"{name} is on {tensor.device} and the reference on {device}; move {name} there first")
 
 
-def row_indices(removed: object) -> Tensor:
+def _row_indices(removed: Tensor) -> Tensor:
     """`removed` as int64; ValueError unless it holds integers."""
-    removed = named_tensor(removed, "removed")
     if removed.is_floating_point() or removed.is_complex() or removed.dtype == torch.bool:
         if removed.numel():
             raise ValueError(f"removed must hold integer row indices, got dtype {removed.dtype}; pass int64")
     return removed.to(torch.int64)
 
 
-def checked_swap(removed: object, added: object, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Tensors removed [B, m_r] int64 and added [B, m_a, d] for a reference [N, d].
+def checked_swap(removed: Tensor, added: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """removed [B, m_r] as int64, and added [B, m_a, d], for a reference [N, d].
 
     ValueError where equation 4 has no meaning.
     """
-    removed, added = row_indices(removed), named_tensor(added, "added")
+    removed = _row_indices(removed)
     check_device(removed, "removed", reference.device)
     check_device(added, "added", reference.device)
     count, dim = reference.shape
@@ -99,17 +79,6 @@ def _check_indices(removed: Tensor, count: int) -> None:
         candidate, place = repeated[0].tolist()
         raise ValueError(
             f"removed repeats row {ordered[candidate, place].item()} in candidate {candidate}; name each row once"
-        )
-
-
-def check_finite_added(square_norms: Tensor, candidate_ids: Sequence[int]) -> None:
-    """ValueError unless |y_a|² [b, m_a] are finite; `candidate_ids`: the candidates' places in the caller's batch."""
-    bad = (~torch.isfinite(square_norms.detach())).nonzero()
-    if len(bad):
-        places = [(candidate_ids[candidate], row) for candidate, row in bad[:5].tolist()]
-        raise ValueError(
-            f"added has NaN or inf, or squares that overflow, in {len(bad)} rows, first (candidate, row) {places}; "
-            "drop them"
         )
 
 

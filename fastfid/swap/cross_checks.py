@@ -1,14 +1,18 @@
-"""The swap engine's results computed again without its algebra."""
+"""The swap engine's results computed again from the features, without its algebra."""
+
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from fastfid.distances.real_side import RealFactor
+from fastfid.distances.real_side import RealFactor, named_tensor
 from fastfid.swap.checks import checked_swap
 from fastfid.swap.engine import SwapEngine
 
 
-def swap_change_ref(engine: SwapEngine, removed, added) -> torch.Tensor:
+def swap_change_ref(engine: SwapEngine, removed: Any, added: Any) -> Tensor:
     """`engine.change(removed, added)` from scratch: each changed set, its float64 covariance, its whole spectrum."""
+    removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
     changes = []
     for rows_out, rows_in in zip(*checked_swap(removed, added, engine.reference), strict=True):
         kept = torch.ones(engine.count, dtype=torch.bool)
@@ -18,9 +22,10 @@ def swap_change_ref(engine: SwapEngine, removed, added) -> torch.Tensor:
     return torch.stack(changes) if changes else engine.real.mean.new_zeros(0)
 
 
-def _distance_ref(real: RealFactor, rows: torch.Tensor) -> torch.Tensor:
-    """Equation 1 from the rows [n, d], float64."""
+def _distance_ref(real: RealFactor, rows: Tensor) -> Tensor:
+    """Equation 1 from the rows [n, d], 0-d float64."""
     rows = rows.to(torch.float64)
     cov = torch.atleast_2d(torch.cov(rows.T))
-    roots = torch.linalg.eigvalsh(real.root @ cov @ real.root.T).clamp(min=0).sqrt().sum()
-    return (real.mean - rows.mean(0)).square().sum() + real.trace + cov.diagonal().sum() - 2 * roots
+    roots: Tensor = torch.linalg.eigvalsh(real.root @ cov @ real.root.T).clamp(min=0).sqrt().sum()
+    distance: Tensor = (real.mean - rows.mean(0)).square().sum() + real.trace + cov.diagonal().sum() - 2 * roots
+    return distance

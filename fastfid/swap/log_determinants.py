@@ -1,9 +1,27 @@
-"""Equation 3 by log-determinants of k×k matrices."""
+"""Equation 3: the change of tr √ under a swap, by log-determinants of k×k matrices.
+
+With c = (N−1)/(n'−1) and the rows w = P z/√(N−1) of W_r (removed) and W_a (added), the matrix R Σ' Rᵀ of the changed
+set has the eigenvalues of c(Λ − W_rᵀW_r + W_aᵀW_a), and
+
+    Δ = tr √(Λ − W_rᵀW_r + W_aᵀW_a) − tr √Λ = (1/π) ∫₀^∞ log |det(J + G(τ))| dτ,                                (3)
+    G(τ) = W (Λ + τ²)⁻¹ Wᵀ,   W = [W_r; W_a],   J = diag(−1 … −1, +1 … +1),
+
+a k×k determinant, k = m_r + m_a (linalg/quadrature.py derives the integral and its nodes).  J + G is quasi-definite.
+Its leading block −(I − G_rr) is negative definite, because what is left after the removal is still a covariance, and
+the Schur complement of that block is I + G_aa plus a positive term.  So LDLᵀ exists without pivoting: m_r negative
+pivots, then m_a positive ones.  It is accurate while I − G_rr is not nearly singular, that is while the rows that are
+left span what Λ spans.  Every route therefore also returns the smallest eigenvalue of I − G_rr at the first node.
+
+Legend: b candidates, k = m_r + m_a changed rows of a candidate, r rank of Λ, Q nodes τ with weights ω.
+"""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastfid import backend as backends
 from fastfid import triton_kernels
@@ -12,27 +30,43 @@ from fastfid.swap.checks import LEVERAGE_SLACK, check_leverage, raise_inconsiste
 from fastfid.swap.nodes import Nodes
 from fastfid.swap.routes import choose
 
-REMAINING_STEPS = 3  # as in csrc/cpu/factor_kernel.h
+REMAINING_STEPS = 3  # of inverse iteration, as in csrc/cpu/factor_kernel.h
 
 
-def swap_trace_change(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol: float = 1e-6) -> torch.Tensor:
+class TraceChange(NamedTuple):
+    """Δ of equation 3 and what the removal leaves.
+
+    change     [b] float64
+    remaining  [b] float64 smallest eigenvalue of I − G_rr at the first node; None where it is not known
+    slope      [b, m_a, r] gradient ∂Δ/∂w_a, from the route that computes it too
+    """
+
+    change: Tensor
+    remaining: Tensor | None = None
+    slope: Tensor | None = None
+
+
+def swap_trace_change(
+    w_r: Tensor, w_a: Tensor, spectrum: Tensor, tau: Tensor, omega: Tensor, backend: str = "auto", tol: float = 1e-6
+) -> Tensor:
     """Δ of equation 3 [b] float64 by log-determinants.
 
     w_r [b, m_r, r], w_a [b, m_a, r] float32 or float64; spectrum λ [r], nodes τ [Q], weights ω [Q] float64; `tol`: see
-    `Nodes`.  Differentiable, which takes the torch route.
+    `Nodes`.  Differentiable, which takes the torch route.  ValueError for rows that are no part of the spectrum.
     """
-    needs_grad = w_r.requires_grad or w_a.requires_grad
-    choice = choose(backend, w_a.device, w_r.shape[1] + w_a.shape[1], False, w_a.dtype, needs_grad)
-    compute = TRACE_CHANGES["torch" if needs_grad else choice.name]
-    candidate_ids = range(w_r.shape[0])
-    found, _ = compute(CandidateRows.of(w_r, w_a), Nodes(spectrum, tau, omega, tol), candidate_ids)
+    rows, needs_grad = CandidateRows.of(w_r, w_a), w_r.requires_grad or w_a.requires_grad
+    choice = choose(backend, w_a.device, sum(rows.sizes), False, w_a.dtype, needs_grad)
+    name, nodes = "torch" if needs_grad else choice.name, Nodes(spectrum, tau, omega, tol)
+    found = trace_change_by_log_determinants(rows, nodes, name).change
     wrong = found.detach().isnan().nonzero()
     if len(wrong):
-        raise_inconsistent(candidate_ids[wrong[0, 0].item()], "a pivot has the wrong sign")
+        raise_inconsistent(int(wrong[0, 0]), "a pivot has the wrong sign")
     return found
 
 
-def swap_trace_change_ref(w_r, w_a, spectrum, tau, omega, backend: str = "auto", tol: float = 1e-6) -> torch.Tensor:
+def swap_trace_change_ref(
+    w_r: Tensor, w_a: Tensor, spectrum: Tensor, tau: Tensor, omega: Tensor, backend: str = "auto", tol: float = 1e-6
+) -> Tensor:
     """Δ of equation 3 as it is written, float64, LU with pivoting: the reference of `swap_trace_change`."""
     w = torch.cat([w_r, w_a], 1).to(torch.float64)
     signs = torch.cat([-w.new_ones(w_r.shape[1]), w.new_ones(w_a.shape[1])])
@@ -43,63 +77,60 @@ def swap_trace_change_ref(w_r, w_a, spectrum, tau, omega, backend: str = "auto",
     return total / math.pi
 
 
-# Δ of equation 3 [b] and the smallest eigenvalue of I − G_rr at the first node [b], None without removed rows.
-TraceChange = tuple[torch.Tensor, torch.Tensor | None]
+def trace_change_by_log_determinants(rows: CandidateRows, nodes: Nodes, backend: str) -> TraceChange:
+    """Equation 3 by "torch", "cpp" or "triton"; torch's route is differentiable and pivots."""
+    if backend == "cpp":
+        return trace_change_by_cpp(rows, nodes)
+    return trace_change_by_triton(rows, nodes) if backend == "triton" else trace_change_by_torch(rows, nodes)
 
 
-def by_torch(rows: CandidateRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
+def trace_change_by_torch(rows: CandidateRows, nodes: Nodes) -> TraceChange:
     """Batched torch: Gram matrices in the rows' dtype, determinants in float64, one node at a time."""
     w_r, w_a = rows.spread_out()
-    removed = w_r.shape[1]
+    m_r = w_r.shape[1]
     w = torch.cat([w_r, w_a], 1)
     signs = torch.ones(w.shape[1], dtype=torch.float64, device=w.device)
-    signs[:removed] = -1
+    signs[:m_r] = -1
     total, remaining = torch.zeros(w.shape[0], dtype=torch.float64, device=w.device), None
     least = nodes.tau.min().item()
     for node, weight in zip(nodes.tau.tolist(), nodes.omega.tolist(), strict=True):
         scaled = w * (nodes.spectrum + node**2).rsqrt().to(w.dtype)
         gram = (scaled @ scaled.mT).to(torch.float64)  # G = (W D^½)(W D^½)ᵀ
-        if removed and node == least:  # leverages fall with τ
-            remaining = _remaining_of(gram.detach()[:, :removed, :removed], candidate_ids)
+        if m_r and node == least:  # leverages fall with τ
+            remaining = _remaining_of(gram.detach()[:, :m_r, :m_r], rows)
         total = total + weight * torch.linalg.slogdet(gram + signs.diag()).logabsdet
-    return total / math.pi, remaining
+    return TraceChange(total / math.pi, remaining)
 
 
-def by_cpp(rows: CandidateRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
+def trace_change_by_cpp(rows: CandidateRows, nodes: Nodes) -> TraceChange:
     """The fused kernel of csrc/cpu: Gram, LDLᵀ and log-determinant without writing G."""
     arrays = rows.arrays()
     plan = nodes.plan(arrays[2].dtype)
     logdets, remaining, _, _ = backends.extension().swap_logdet(*arrays, plan, LEVERAGE_SLACK, torch.get_num_threads())
-    return torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining)
+    return TraceChange(torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining))
 
 
-def by_triton(rows: CandidateRows, nodes: Nodes, candidate_ids: Sequence[int]) -> TraceChange:
+def trace_change_by_triton(rows: CandidateRows, nodes: Nodes) -> TraceChange:
     """One program of fastfid/triton_kernels/swap_logdet.py a candidate and node, float32."""
     kernel, (w_r, w_a) = triton_kernels.load("swap_logdet"), rows.spread_out()
     logdets, wrong = kernel.swap_logdet(w_r, w_a, nodes.spectrum, nodes.tau.square(), LEVERAGE_SLACK)
     logdets = logdets.where(wrong == 0, math.nan)
     scaled = w_r * (nodes.spectrum + nodes.tau[0].square()).rsqrt().to(w_r.dtype)
-    remaining = _remaining_of((scaled @ scaled.mT).to(torch.float64), candidate_ids) if w_r.shape[1] else None
-    return logdets @ nodes.omega / math.pi, remaining
+    remaining = _remaining_of((scaled @ scaled.mT).to(torch.float64), rows) if w_r.shape[1] else None
+    return TraceChange(logdets @ nodes.omega / math.pi, remaining)
 
 
-TRACE_CHANGES = {
-    "torch": by_torch,
-    "cpp": by_cpp,
-    "triton": by_triton,
-}
+def _remaining_of(gram: Tensor, rows: CandidateRows) -> Tensor:
+    """Smallest eigenvalue of I − G_rr [b] for G_rr [b, m_r, m_r] float64, from above; 0 if none is above 0.
 
-
-def _remaining_of(gram: torch.Tensor, candidate_ids: Sequence[int]) -> torch.Tensor:
-    """Smallest eigenvalue of I − G_rr [b] for G_rr [b, m_r, m_r] float64, from above, 0 where it is none above 0.
-
-    Inverse iteration as in csrc/cpu/factor_kernel.h; ValueError where rounding does not explain what is below 0.
+    Inverse iteration as in csrc/cpu/factor_kernel.h.  ValueError if rounding does not explain an eigenvalue below 0.
     """
     size = gram.shape[-1]
     lower, failed = torch.linalg.cholesky_ex(torch.eye(size, dtype=gram.dtype, device=gram.device) - gram)
     if failed.any():
-        check_leverage(torch.linalg.eigvalsh(gram)[:, -1], candidate_ids)
+        check_leverage(torch.linalg.eigvalsh(gram)[:, -1], rows.ids)
     places = torch.arange(1, size + 1, dtype=gram.dtype, device=gram.device)
+    # a start without symmetry: fractional parts of the golden ratio's multiples, at the squares 1, 4, 9 …
     x = (0.6180339887498949 * places.square()).remainder(1)[:, None].expand(len(gram), -1, 1)
     for _ in range(REMAINING_STEPS):
         x = torch.cholesky_solve(x / torch.linalg.vector_norm(x, dim=1, keepdim=True), lower)

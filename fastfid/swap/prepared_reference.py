@@ -169,3 +169,14 @@ def _project_reference(features: Tensor, mean: Tensor, projection: Tensor, chunk
     for rows, out in zip(features.split(step), projected.split(step), strict=True):
         torch.mm((rows.to(torch.float64) - mean).to(projection.dtype), projection, out=out)
     return projected
+
+
+def replaced_rows(features: Tensor, removed: Tensor, added: Tensor) -> Tensor:
+    """Features [N, d] after one swap, removed [m_r] int64 for added [m_a, d], as `SwapEngine.replace` orders them."""
+    added = added.to(features.dtype)
+    both = min(len(removed), len(added))
+    rows = features.clone()
+    rows[removed[:both]] = added[:both]
+    kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    kept[removed[both:]] = False
+    return torch.cat([rows[kept], added[both:]])

@@ -7,15 +7,76 @@ torch    batched torch operations: any device, differentiable in the added rows
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 
 from fastfid import backend, triton_kernels
-from fastfid.backend import Choice
+from fastfid.backend import Choice, choose_products
+from fastfid.swap.options import EngineOptions
+from fastfid.swap.prepared_reference import PreparedReference
 
 BACKENDS = ("auto", "cpp", "triton", "torch")
 
 # The kernel factors one Gram matrix per thread inside its cache; wider changes are left to torch's blocked LU.
 MAX_KERNEL_RANK = 512
+
+
+@dataclass(frozen=True)
+class Route:
+    """How the candidates of one call are computed.
+
+    method           as in `EngineOptions`
+    backend          "cpp" | "triton" | "torch", of the log-determinants or of whole d×d products
+    dtype            of the projected rows: float64 where `singular`
+    singular         shift the spectrum (swap/nodes.py): Λ has lost a direction, or the removal must lose one
+    rows_by_cpp      the extension centres the rows
+    gradient_by_cpp  the extension computes the gradient along with the change
+    choice           what the report tells of the backend; None: nothing new
+    pivoted          by torch's pivoted LU, with room for its copies
+    """
+
+    method: str
+    backend: str
+    dtype: torch.dtype
+    singular: bool
+    rows_by_cpp: bool
+    gradient_by_cpp: bool
+    choice: Choice | None
+    pivoted: bool = False
+
+    def for_rare(self) -> Route:
+        """The route of candidates that lose a rare direction: singular, and by pivoted LU."""
+        return replace(
+            self,
+            backend="torch",
+            dtype=torch.float64,
+            singular=True,
+            rows_by_cpp=self.rows_by_cpp and not self.gradient_by_cpp,
+            gradient_by_cpp=False,
+            choice=None,
+            pivoted=True,
+        )
+
+
+def route_of(options: EngineOptions, prepared: PreparedReference, m_r: int, m_a: int, needs_grad: bool) -> Route:
+    """The route of swaps of m_r rows for m_a; ValueError where the requested backend cannot take it."""
+    singular = prepared.is_singular(m_r)
+    dtype = torch.float64 if singular else options.dtype
+    if options.method == "eigh":
+        return Route(options.method, "torch", dtype, singular, False, False, None)
+    if options.method != "logdet":
+        precision = str(dtype).removeprefix("torch.")
+        choice = choose_products(options.backend, prepared.device, options.method, precision, needs_grad)
+        return Route(options.method, choice.name, dtype, singular, False, False, choice)
+    exhausting = prepared.is_exhausted_by(m_r)
+    choice = choose(options.backend, prepared.device, m_r + m_a, exhausting, dtype, needs_grad)
+    # autograd takes the gradients of single rows, for which the extension has other kernels
+    fused = needs_grad and choice.name == "cpp" and max(m_r, m_a) > 1 and m_a > 0 and prepared.rank > 0
+    if needs_grad and choice.name == "cpp" and not fused:
+        choice = Choice("torch", "gradients of single rows are left to autograd")
+    rows_by_cpp = options.cpp and not needs_grad or fused
+    return Route(options.method, choice.name, dtype, singular, rows_by_cpp, fused, None if fused else choice)
 
 
 def choose(
