@@ -8,11 +8,13 @@ and more.  The derivation, one equation a file:
     (2)  removed and added rows whose scatter is exact                       swap/candidate_rows.py
     (3)  the change of tr √ as an integral of k×k log-determinants           swap/log_determinants.py
          its nodes, and the shift of a spectrum that has lost directions     swap/nodes.py, linalg/quadrature.py
-         for a single row removed and added                                  swap/single_swaps.py
+    (7)  the same for a single row removed and added                         swap/single_swaps.py
     (4)  the change of the distance from its parts                           swap/distance_change.py
          candidates that lose a rare direction                               swap/chunks.py
-    (5)  the gradient in the added rows                                      swap/gradient.py
-    (6)  first-order influence                                               swap/influence.py
+         the gradient in the added rows                                      swap/gradient.py
+         first-order influence                                               swap/influence.py
+
+docs/mathematics.md has the same equations with their proofs.
 
 Legend: N reference samples, d features, B candidates, m_r rows removed and m_a added a candidate.
 """
@@ -172,7 +174,7 @@ class SwapEngine:
 
     @torch.no_grad()
     def influence(self, features: Any) -> Tensor:
-        """First-order influence I(x) [n] float64 of features [n, d] (equation 6).
+        """First-order influence I(x) [n] float64 of features [n, d] (swap/influence.py).
 
         Replacing x_i by x changes the distance by about (I(x) − I(x_i))/N.
         """

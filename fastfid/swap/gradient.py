@@ -1,6 +1,6 @@
-"""Equation 5: the gradient of a change in the added rows, by the compiled extension.
+"""The gradient of a change in the added rows, by the compiled extension.
 
-    ∂(FD' − FD)/∂y_a = 2 y_a/(n'−1) − (2/n')(δ/(n'−1) + μ_r − μ_g) − 2√c ∂Δ/∂w_a P/√(N−1)                      (5)
+    ∂(FD' − FD)/∂y_a = 2 y_a/(n'−1) − (2/n')(δ/(n'−1) + μ_r − μ_g) − 2√c ∂Δ/∂w_a P/√(N−1)
 
 follows from equation 4: |y_a|² enters tr Σ' over n' − 1, δ moves by 1/n' with each added row, and w_a = P y_a/√(N−1).
 The extension returns ∂Δ/∂w_a beside Δ.  Other routes leave the gradient to autograd.
@@ -41,7 +41,7 @@ def trace_change_with_slope(rows: CandidateRows, nodes: Nodes) -> TraceChange:
 def with_gradient(
     added: Tensor, change: Tensor, centred: Centred, slope: Tensor, m_r: int, prepared: PreparedReference
 ) -> Tensor:
-    """`change` [b] of equation 4 with equation 5 as its gradient in `added` [b, m_a, d].
+    """`change` [b] of equation 4 with the gradient above in `added` [b, m_a, d].
 
     centred  the added rows and Σ y_a − Σ y_r
     slope    ∂Δ/∂w_a [b, m_a, r]

@@ -1,6 +1,6 @@
 """First-order influence of a row on the Fréchet distance: one projection and no node.
 
-    I(x) = −2(μ_r−μ_g)·y + |y|² − Σ_i (P y)_i²/√λ_i,      y = x − μ_g.                                         (6)
+    I(x) = −2(μ_r−μ_g)·y + |y|² − Σ_i (P y)_i²/√λ_i,      y = x − μ_g.
 
 Replacing x_i by x changes the distance by about (I(x) − I(x_i))/N.  A lost direction has no derivative: there the root
 of the shift of swap/nodes.py stands for √λ_i.
@@ -22,7 +22,7 @@ ROWS_IN_CACHE = 64  # float64 rows squared and then summed before the next ones:
 def influence_of(
     features: Tensor, prepared: PreparedReference, options: EngineOptions, buffers: RowBuffers, chunk_bytes: int
 ) -> Tensor:
-    """Equation 6 [n] float64 of features [n, d], in chunks of at most `chunk_bytes` of temporary memory."""
+    """I(x) [n] float64 of features [n, d], in chunks of at most `chunk_bytes` of temporary memory."""
     shift = 0.0 if prepared.resolved else SHIFT
     curvature = (prepared.count - 1) * math.sqrt(prepared.scale) * (prepared.spectrum + shift).rsqrt()
     nothing = torch.empty((1, 0), dtype=torch.int64, device=features.device)

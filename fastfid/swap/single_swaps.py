@@ -1,6 +1,10 @@
 """Equation 3 where a candidate removes and adds at most one row: three products of rows instead of a Gram matrix.
 
-At k = 2 the determinant is −[(1 + g_aa)(1 − g_rr) + g_ra²].  Each g at all nodes is one product of rows, [b, r], times
+With one row removed and one added
+
+    −det(J + G) = (1 + g_aa)(1 − g_rr) + g_ra² = 1 + (g_aa − g_rr − g_aa g_rr + g_ra²).                        (7)
+
+Each g at all nodes is one product of rows, [b, r], times
 the weights 1/(λ + τ²), [r, Q]: next to nothing beside the projection of the rows.
 
 Legend: as in swap/log_determinants.py.
@@ -57,7 +61,7 @@ def _trace_change_of(
 ) -> TraceChange:
     """Δ and 1 − g_rr at the first node from the entries of G, each [b, Q] float64, or 0 for a missing row.
 
-    The determinant's bracket minus one is summed and passed to log1p, which keeps the digits of a small change.
+    Equation 7 without its 1 is passed to log1p, which keeps the digits of a small change.
     """
     remaining = None
     if isinstance(g_rr, Tensor):

@@ -4,11 +4,11 @@ A swap changes the matrix M (Λ, or R Σ_g Rᵀ in any basis) to
 
     C_b = c_b (M + W_bᵀ J W_b) = c_b (M − W_rᵀ W_r + W_aᵀ W_a).
 
-This is the matrix of equation 3 in swap/engine.py.  The Newton–Schulz route takes its square root.  All candidates
-share M.  Each candidate reads a tile of M once, mostly from cache, because consecutive programs work on the same tile
-for different candidates.  The kernel never stores WᵀJW or the unscaled sum.  Removed and added rows stay in their own
-tensors; J is the sign of their dot product.  C is symmetric, so the kernel computes only tiles on and below the
-diagonal and stores each together with its transpose.
+This is the matrix of equation 3 in swap/log_determinants.py.  The Newton–Schulz route takes its square root.  All
+candidates share M.  Each candidate reads a tile of M once, mostly from cache, because consecutive programs work on the
+same tile for different candidates.  The kernel never stores WᵀJW or the unscaled sum.  Removed and added rows stay in
+their own tensors; J is the sign of their dot product.  C is symmetric, so the kernel computes only tiles on and below
+the diagonal and stores each together with its transpose.
 
 The update is small compared with M.  The kernel sums it in float32 on its own and adds it to M last.  The rounding of
 the sum is then relative to the update, and only one rounding is relative to M.
@@ -106,7 +106,7 @@ def rank_update(
     input_precision: str = "tf32x3",
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """c (M + WᵀJW) [b, n, n] of `dtype` for every candidate (equation 3 of fastfid/swap/engine.py).
+    """c (M + WᵀJW) [b, n, n] of `dtype` for every candidate (equation 3 of fastfid/swap/log_determinants.py).
 
     matrix  M [n, n] float32, symmetric; only its lower triangle is read      w_r [b, m_r, n], w_a [b, m_a, n] float32
     scale   c, a number or [b]                                           input_precision  "tf32x3" | "ieee"

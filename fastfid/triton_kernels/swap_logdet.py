@@ -1,6 +1,6 @@
 """log|det(J + G)| of every candidate at every node. One program computes one of them, entirely in registers.
 
-For the rows W = [W_r; W_a] of a candidate and a node τ, equation 3 of fastfid/swap/engine.py needs
+For the rows W = [W_r; W_a] of a candidate and a node τ, equation 3 of fastfid/swap/log_determinants.py needs
 
     G = W (Λ + τ²)⁻¹ Wᵀ = S Sᵀ,   S = W D^½,   D = (Λ + τ²)⁻¹,   J = diag(−1 … −1, +1 … +1),   log|det(J + G)|.
 
@@ -10,7 +10,8 @@ operands are the same tile, and G is symmetric.  W_r and W_a are not copied: a r
 tensor, the others read the second.  Products are float32 ("ieee") or three tensor-core products of tf32 halves
 ("tf32x3", error about 2⁻²²).  Plain tf32 keeps 2⁻¹¹ of G, too little for the change of one swap, and is an error.
 
-LDLᵀ.  The removed rows come first, so J + G is quasi-definite (swap/engine.py) and needs no pivoting.  For j = 0 … k−1
+LDLᵀ.  The removed rows come first, so J + G is quasi-definite and needs no pivoting
+(swap/log_determinants.py).  For j = 0 … k−1
 
     d_j = J_j + G_jj,   G −= g gᵀ/d_j   with g = G[:, j],   log|det(J + G)| = Σ_j log|d_j|.
 
@@ -178,7 +179,7 @@ def swap_logdet(
     slack: float = 1e-3,
     input_precision: str = "tf32x3",
 ) -> Logdets:
-    """log|det(J + G)| [b, Q] float64 of equation 3 in swap/engine.py, and the wrong-signed pivots [b, Q] float64.
+    """log|det(J + G)| [b, Q] float64 (equation 3 of swap/log_determinants.py) and wrong-signed pivots [b, Q] float64.
 
     w_r          [b, m_r, r] float32, any strides: removed rows          w_a  [b, m_a, r] likewise: added rows
     spectrum     λ [r] and tau_squares τ² [Q] float64, λ + τ² > 0

@@ -76,7 +76,7 @@ CASES = {
 
 
 def allowance(engine, m_r, m_a):
-    """What a change of distance may be off in float64, from the bounds of swap/engine.py and linalg/quadrature.py.
+    """What a change of distance may be off in float64, from the bounds of swap/nodes.py and linalg/quadrature.py.
 
     Each of the k rank-one terms moves interlacing eigenvalues: the shift costs at most √s and the rule at most tol·√hi,
     both times 2√c.  Moments and eigenvalues are rounded at 1e-16 of the largest, and a root of such an error is 1e-8 of
