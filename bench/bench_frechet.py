@@ -26,10 +26,11 @@ import pytest
 import scipy.linalg
 import torch
 
-import fastfid.distances.frechet
+import fastfid.linalg.factors
 from bench.measuring import CHOLESKY, DEVICE, EIGH, EIGVALS, EIGVALSH, SQRTM, finished, installed, record, rival
 from fastfid import FeatureMoments
-from fastfid.distances.frechet import frechet_distance, prepare
+from fastfid.distances.frechet import frechet_distance
+from fastfid.distances.real_side import prepare
 
 DIMS = (512, 2048)
 
@@ -71,7 +72,7 @@ def exact(samples):
 
 
 def without_cholesky(patch):
-    patch.setattr(fastfid.distances.frechet, "_cholesky_root", lambda cov: None)
+    patch.setattr(fastfid.linalg.factors, "cholesky_root", lambda cov: None)
 
 
 def measure(benchmark, moments, exact, call, flops, rounds=None):

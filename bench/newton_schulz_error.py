@@ -24,16 +24,16 @@ from pathlib import Path
 import torch
 
 from fastfid import FeatureMoments
+from fastfid.linalg.factors import factor_by_eigh
 from fastfid.linalg.iterative_roots import (
     corrected_trace,
     iterates,
     newton_schulz,
     normalised,
     polar_express,
-    symmetric,
-    symmetric_factor,
     trace_of,
 )
+from fastfid.linalg.symmetric import NOISE, symmetric
 
 SWAPPED = 50
 SETTINGS = [(256, 1000, 1.0), (256, 2500, 1.0), (256, 2500, 2.0), (512, 2500, 1.0)]  # d, N, power
@@ -77,7 +77,7 @@ def rows_of(d: int, n: int, power: float, candidates: int):
     reference = samples(n, basis, power, 0.3, seed=2)
     added = samples(candidates * SWAPPED, basis, power, 0.3, seed=3).reshape(candidates, SWAPPED, d)
     sets = changed_sets(reference, added, seed=4)
-    factor = symmetric_factor(real.cov)
+    factor = factor_by_eigh(symmetric(real.cov), NOISE).root
     under_root = symmetric(factor @ torch.stack([s.cov for s in sets]) @ factor.T)
     exact = torch.linalg.eigvalsh(under_root).clamp(min=0).sqrt().sum(dim=-1)
     spread = exact_changes(real, sets, exact).std().item()

@@ -1,10 +1,10 @@
 """Everything that `import fastfid` offers by name; imported when the first of these names is used."""
 
-from fastfid.distances.frechet import PreparedMoments, frechet_distance, frechet_terms, prepare
+from fastfid.distances.frechet import frechet_distance, frechet_terms
 from fastfid.distances.kid_mmd import kid, mmd
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import prdc, precision_recall
-from fastfid.distances.real_side import RealFactor
+from fastfid.distances.real_side import PreparedMoments, RealFactor, prepare
 from fastfid.distances.window import FeatureWindow
 from fastfid.evaluation.difference import diff
 from fastfid.evaluation.evaluate import evaluate

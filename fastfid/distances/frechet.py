@@ -37,21 +37,14 @@ import torch
 from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments, check_same_features
+from fastfid.distances.real_side import HasMoments, Pair, PreparedMoments, checked_moments, rank_bound
 from fastfid.linalg import banded_trace
-from fastfid.linalg.symmetric import ASYMMETRY, EPS, NOISE, refuse_indefinite, symmetric_factor
+from fastfid.linalg.factors import factor_covariance, pseudo_inverse_times, varying_columns
+from fastfid.linalg.symmetric import NOISE, refuse_indefinite
 
 # Columns of M = Lᵀ Σ L made at a time.  Measured at d = 2048: 0.28, 0.25 and 0.29 s with 128, 256 and 512, beside 0.67
 # for two full products and 0.32 for LAPACK's dsygst.
 COLUMNS = 256
-
-# Most that rounding makes of (Σ − Σᵀ)x, in ε √Σ_ii Σ_j √Σ_jj |x_j|.  Measured for d = 3 … 4,096 and a spread of spectra
-# 1.2 at most; an asymmetry this small is far below what the distance resolves.
-SYMMETRIC = 8
-
-# Vectors and steps of the inverse iteration that looks for a covariance's smallest eigenvalue.  It finds it exactly
-# where it stands apart, as a singular matrix's does, and in the dense spectra of features within a factor 1.2 (measured
-# at d = 300 and 2048).
-PROBES, PROBE_STEPS = 4, 4
 
 
 @dataclass(frozen=True)
@@ -84,32 +77,7 @@ class FrechetTerms:
         return self.mean_term + self.trace_term - self.root_term
 
 
-@dataclass(frozen=True)
-class PreparedMoments:
-    """Moments with their covariance factored, for many distances to one reference; `prepare` makes it.
-
-    moments  FeatureMoments, constants
-    root     R [r, d] float64 with Σ = RᵀR
-    route    "cholesky" (R is upper triangular but for columns of zeros, features that never vary) or "eigh"
-    """
-
-    moments: FeatureMoments
-    root: Tensor
-    route: str
-
-
-Side = FeatureMoments | PreparedMoments | tuple
-
-
-def prepare(moments: FeatureMoments | tuple) -> PreparedMoments:
-    """Factor one side once, FeatureMoments or (mean [d], cov [d, d]), for any number of `frechet_distance`s to it.
-
-    ValueError as for `frechet_distance`, and for moments that require a gradient.
-    """
-    moments = _as_moments(moments, "prepared")
-    if moments.mean.requires_grad or moments.cov.requires_grad:
-        raise ValueError("the prepared moments require a gradient, which a cached factor cannot carry; detach() them")
-    return PreparedMoments(moments, *_factor(moments.cov, moments.count))
+Side = PreparedMoments | HasMoments | Pair
 
 
 def frechet_distance(a: Side, b: Side) -> float | Tensor:
@@ -150,11 +118,14 @@ class FactoredPair:
 def factored_pair(a: Side, b: Side) -> FactoredPair:
     """Both sides checked, and the one factored that suits better; ValueError as for `frechet_distance`."""
     prepared = [side for side in (a, b) if isinstance(side, PreparedMoments)]
-    a, b = _as_moments(a, "first"), _as_moments(b, "second")
+    a, b = checked_moments(a, "first"), checked_moments(b, "second")
     check_same_features(a, b)
     factored, other = _choose_factored(a, b, [side.moments for side in prepared])
     ready = next(((side.root, side.route) for side in prepared if side.moments is factored), None)
-    root, route = ready or _factor(factored.cov.detach(), factored.count)
+    if ready is None:
+        root, route, _ = factor_covariance(factored.cov.detach(), rank_bound(factored.count, factored.dim))
+    else:
+        root, route = ready
     return FactoredPair(factored, other, root, route, swapped=factored is not a)
 
 
@@ -168,15 +139,10 @@ def _choose_factored(
     """
     if a.cov.requires_grad != b.cov.requires_grad:
         return (b, a) if a.cov.requires_grad else (a, b)
-    bounds = [_rank_bound(side.count, side.dim) for side in (a, b)]
+    bounds = [rank_bound(side.count, side.dim) for side in (a, b)]
     if bounds[0] != bounds[1]:
         return (b, a) if bounds[1] < bounds[0] else (a, b)
     return (b, a) if any(side is b for side in prepared) and not any(side is a for side in prepared) else (a, b)
-
-
-def _rank_bound(count: int | None, dim: int) -> int:
-    """n rows span at most n − 1 directions about their mean."""
-    return dim if count is None else min(dim, max(count - 1, 0))
 
 
 def trace_of_roots(eigenvalues: Tensor) -> tuple[Tensor, int, float]:
@@ -225,69 +191,12 @@ class _TraceRoot(torch.autograd.Function):
         root, roots, vectors = ctx.saved_tensors
         grad_factored = grad_other = None
         if ctx.needs_input_grad[0]:  # ½ R⁺ M^{1/2} R⁺ᵀ
-            half = _pseudo_inverse_times(root, vectors * roots.sqrt(), ctx.route)
+            half = pseudo_inverse_times(root, vectors * roots.sqrt(), ctx.route)
             grad_factored = 0.5 * grad * (half @ half.T)
         if ctx.needs_input_grad[1]:  # ½ Rᵀ M^{-1/2} R
             half = root.T @ (vectors / roots.sqrt())
             grad_other = 0.5 * grad * (half @ half.T)
         return grad_factored, grad_other, None, None
-
-
-# --- R -----------------------------------------------------------------------------------------------------------
-
-
-def _factor(cov: Tensor, count: int | None) -> tuple[Tensor, str]:
-    """R [r, d] of cov = RᵀR and its route: Cholesky's if count and float64 find cov regular, else eigh's."""
-    rank = _rank_bound(count, len(cov))
-    root = _root_of_varying(cov) if rank == len(cov) else None
-    return (symmetric_factor(cov, rank), "eigh") if root is None else (root, "cholesky")
-
-
-def _root_of_varying(cov: Tensor) -> Tensor | None:
-    """`_cholesky_root` of the features with a variance, with columns of zeros for the others; None as there."""
-    varies = cov.diagonal() != 0
-    if varies.all():
-        return _cholesky_root(cov)
-    if not varies.any() or cov[~varies].any():  # nothing to factor; or no covariance
-        return None
-    root = _cholesky_root(cov[varies][:, varies])
-    return None if root is None else root.new_zeros(len(root), len(cov)).index_copy_(1, varies.nonzero()[:, 0], root)
-
-
-def _cholesky_root(cov: Tensor) -> Tensor | None:
-    """Lᵀ of cov = L Lᵀ, or None if cov is singular to float64.
-
-    L is the exact factor of a matrix within d·ε·λ_max of cov (Higham, Accuracy and Stability of Numerical Algorithms,
-    2002, theorem 10.3), so it tells nothing of eigenvalues below that; the Frobenius norm stands for λ_max.
-    """
-    lower, failed = torch.linalg.cholesky_ex(cov)
-    regular = not failed and _smallest_eigenvalue(lower) > len(cov) * EPS * torch.linalg.matrix_norm(cov)
-    return lower.T if regular else None
-
-
-def _smallest_eigenvalue(lower: Tensor) -> Tensor:
-    """Estimate from above of the smallest eigenvalue of L Lᵀ [d, d], by inverse iteration from fixed random vectors."""
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(len(lower), PROBES, generator=generator, dtype=lower.dtype).to(lower.device)
-    for _ in range(PROBE_STEPS):  # x ← Σ⁻¹ x/|x|
-        probes = probes / torch.linalg.vector_norm(probes, dim=0)
-        probes = torch.linalg.solve_triangular(lower, probes, upper=False)
-        probes = torch.linalg.solve_triangular(lower.T, probes, upper=True)
-    return 1 / torch.linalg.vector_norm(probes, dim=0).max()
-
-
-def _pseudo_inverse_times(root: Tensor, x: Tensor, route: str) -> Tensor:
-    """R⁺ x: by substitution for a triangular R, else Rᵀ diag(1/|R_i|²) for one with orthogonal rows."""
-    if route == "cholesky":
-        varies = _varying(root)
-        solved = torch.linalg.solve_triangular(root[:, varies], x, upper=True)
-        return solved.new_zeros(root.shape[1], x.shape[1]).index_copy_(0, varies, solved)
-    return root.T @ (x / root.square().sum(dim=1, keepdim=True))
-
-
-def _varying(root: Tensor) -> Tensor:
-    """Columns int64 [r] of Cholesky's R [r, d] that are not of zeros; on a factored diagonal nothing is zero."""
-    return root.any(dim=0).nonzero()[:, 0]
 
 
 def under_root(root: Tensor, cov: Tensor, route: str) -> Tensor:
@@ -298,7 +207,7 @@ def under_root(root: Tensor, cov: Tensor, route: str) -> Tensor:
     if route != "cholesky":
         return root @ cov @ root.T
     if root.shape[0] < root.shape[1]:
-        varies = _varying(root)
+        varies = varying_columns(root)
         root, cov = root[:, varies], cov[varies][:, varies]
     dim, product = len(cov), cov.new_zeros(cov.shape).T  # column by column, as LAPACK wants it
     for j in range(0, dim, COLUMNS):
@@ -306,44 +215,3 @@ def under_root(root: Tensor, cov: Tensor, route: str) -> Tensor:
         for i in range(j, dim, COLUMNS):
             product[i : i + COLUMNS, j : j + COLUMNS] = root[i : i + COLUMNS, i:] @ columns[i - j :]
     return product
-
-
-# --- checks ------------------------------------------------------------------------------------------------------
-
-
-def _as_moments(side: Side, which: str) -> FeatureMoments:
-    if isinstance(side, PreparedMoments):
-        return side.moments
-    if not isinstance(side, FeatureMoments) and not (isinstance(side, tuple | list) and len(side) == 2):
-        raise ValueError(
-            f"the {which} moments are of type {type(side).__name__}; pass FeatureMoments.from_features(features) or a "
-            "pair (mean, cov)"
-        )
-    moments = side if isinstance(side, FeatureMoments) else FeatureMoments(None, *side)
-    if moments.count is not None and moments.count < 2:
-        raise ValueError(f"the {which} moments hold {moments.count} rows; a covariance needs at least 2")
-    mean, cov = moments.mean.detach(), moments.cov.detach()
-    if not (_all_finite(mean) and _all_finite(cov)):
-        raise ValueError(f"the {which} moments hold NaN or infinity; check the features they came from")
-    if _is_symmetric(cov):
-        return moments
-    if (cov - cov.T).abs().max() > ASYMMETRY * cov.abs().max():
-        raise ValueError(f"the {which} covariance is not symmetric; pass Σ with ddof = 1, as FeatureMoments makes it")
-    return FeatureMoments(moments.count, moments.mean, (moments.cov + moments.cov.T) / 2, moments.provenance)
-
-
-def _is_symmetric(cov: Tensor) -> bool:
-    """Whether Σ [d, d] equals its transpose to rounding, by a random vector x: for no other Σ does (Σ − Σᵀ)x vanish.
-
-    A covariance has |Σ_ij| ≤ √(Σ_ii Σ_jj), so that row i of either product errs by a few ε √Σ_ii Σ_j √Σ_jj |x_j|.
-    Two such products take 4 ms at d = 2048, comparing every pair of entries 20.
-    """
-    x = torch.randn(len(cov), generator=torch.Generator().manual_seed(0), dtype=cov.dtype).to(cov.device)
-    deviations = cov.diagonal().clamp(min=0).sqrt()
-    rounding = SYMMETRIC * EPS * deviations * (deviations @ x.abs())
-    return bool(((cov @ x - cov.T @ x).abs() <= rounding).all())
-
-
-def _all_finite(x: Tensor) -> bool:
-    """A finite sum has finite terms, and costs a tenth of asking each; an infinite one may have overflowed only."""
-    return bool(torch.isfinite(x.sum()) or torch.isfinite(x).all())

@@ -1,130 +1,221 @@
-"""The real side of a distance, factored once: mean, trace and R with RᵀR = Σ_r."""
+"""One side of a distance, checked and factored once for any number of distances and engines."""
 
+from __future__ import annotations
+
+import os
 import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from fastfid.distances.moments import FeatureMoments
+from fastfid.linalg.factors import factor_by_eigh, factor_covariance
+from fastfid.linalg.symmetric import is_asymmetric, is_symmetric, solver_noise
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.hashes import moments_sha256
 
-# Covariances may differ from their transpose by float32 accumulation error, not by more.
-SYMMETRY = 1e-6
+
+class HasMoments(Protocol):
+    """Anything with a mean [d] and a covariance [d, d]; a `count` is taken into account."""
+
+    @property
+    def mean(self) -> object:
+        """Mean [d], a tensor or an array."""
+
+    @property
+    def cov(self) -> object:
+        """Covariance [d, d], a tensor or an array."""
 
 
-class RealFactor:
-    """The real side, factored once for any number of engines: mean [d], trace, R [r, d] with RᵀR = Σ_r, float64.
+# (mean [d], cov [d, d]), tensors or arrays
+Pair = tuple[object, object] | list[object]
 
-    `real` is anything with `.mean` and `.cov` (such as `FeatureMoments`) or a pair (mean [d], cov [d, d]); one eigh.
-    ValueError for wrong shapes, NaN, a count below 2, an asymmetric or indefinite covariance.
+
+@dataclass(frozen=True, eq=False)
+class PreparedMoments:
+    """Moments and the factor R of their covariance, for many distances to one reference; `prepare` makes it.
+
+    moments  FeatureMoments, constants
+    root     R [r, d] float64 with Σ = RᵀR
+    route    "cholesky" or "eigh", how R was made (linalg/factors.py)
+    clipped  number of negative eigenvalues that were left out
     """
 
-    def __init__(self, real, device=None):
-        count, mean, cov = _moments_of(real)
-        if count is not None and count < 2:
-            raise ValueError(f"real.count must be at least 2 for a covariance, got {count}; use more real samples")
-        mean, cov = named_tensor(mean, "real mean"), named_tensor(cov, "real covariance")
-        if mean.device != cov.device:
-            raise ValueError(f"real mean is on {mean.device}, its covariance on {cov.device}; move both to one device")
-        device = cov.device if device is None else device
-        self.mean = mean.detach().to(device, torch.float64)
-        cov = cov.detach().to(device, torch.float64)
-        _check_moments(self.mean, cov)
-        self.trace = cov.diagonal().sum().item()
-        self.root, self.clipped = _symmetric_root(cov)
+    moments: FeatureMoments
+    root: Tensor
+    route: str
+    clipped: int = 0
 
-    @classmethod
-    def of(cls, real, device=None) -> "RealFactor":
-        """`real` itself if it is factored already, else its factor."""
-        return real if isinstance(real, cls) else cls(real, device)
+    @property
+    def mean(self) -> Tensor:
+        """Mean, float64 [d]."""
+        return self.moments.mean
 
-    @classmethod
-    def kept(cls, real, path, device=None) -> "RealFactor":
-        """The factor of `real`: read from `path` (.npz) if written there for the same moments, else made and written.
-
-        The file tells the moments by their SHA-256; one of others, or a damaged one, is replaced.
-        """
-        _, mean, cov = _moments_of(real)
-        mean, cov = named_tensor(mean, "real mean"), named_tensor(cov, "real covariance")
-        digest = moments_sha256(mean, cov)
-        try:
-            with np.load(path, allow_pickle=False) as held:
-                if str(held["moments_sha256"]) == digest:
-                    return cls._from_arrays(
-                        held, named_tensor(cov, "real covariance").device if device is None else device
-                    )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            pass
-        factor = cls(real, device)
-        kept = {"mean": factor.mean.cpu().numpy(), "root": factor.root.cpu().numpy()}
-        kept |= {"trace": factor.trace, "clipped": factor.clipped, "moments_sha256": digest}
-        write_atomically(path, lambda file: np.savez(file, **kept))
-        return factor
-
-    @classmethod
-    def _from_arrays(cls, held, device) -> "RealFactor":
-        factor = cls.__new__(cls)
-        factor.mean, factor.root = (torch.from_numpy(held[name]).to(device) for name in ("mean", "root"))
-        factor.trace, factor.clipped = float(held["trace"]), int(held["clipped"])
-        return factor
+    @cached_property
+    def trace(self) -> float:
+        """Trace of the covariance."""
+        return float(self.moments.cov.diagonal().sum().item())
 
     @property
     def dim(self) -> int:
         """Feature dimension d."""
-        return self.mean.numel()
+        return self.moments.dim
 
     @property
     def rank(self) -> int:
-        """Rank r of the real covariance."""
-        return self.root.shape[0]
+        """Rank r of the covariance."""
+        return len(self.root)
 
 
-def _moments_of(real):
-    """(count or None, mean, cov) of a moments object or a pair."""
-    if hasattr(real, "mean") and hasattr(real, "cov"):
-        return getattr(real, "count", None), real.mean, real.cov
-    if isinstance(real, (tuple, list)) and len(real) == 2:
-        return None, *real
-    raise ValueError(
-        f"real must be FeatureMoments, a pair (mean, cov) or a RealFactor, got {type(real).__name__}; "
-        "use FeatureMoments.from_features for raw features"
-    )
+class RealFactor(PreparedMoments):
+    """The real side of `SwapEngine`, factored once for any number of engines.
+
+    `real` is FeatureMoments, another object with `mean` and `cov`, or a pair (mean [d], cov [d, d]).  R has orthogonal
+    rows; directions that an eigensolver does not resolve are left out.
+
+    ValueError for wrong shapes, values that are not finite, a count below 2, and a covariance that is not symmetric or
+    clearly indefinite.
+    """
+
+    def __init__(self, real: HasMoments | Pair, device: torch.device | str | None = None):
+        moments = _moved(checked_moments(real, "real"), device)
+        root, route, clipped = factor_by_eigh(moments.cov, solver_noise(moments.dim))
+        super().__init__(moments, root.contiguous(), route, clipped)
+
+    @classmethod
+    def of(cls, real: PreparedMoments | HasMoments | Pair, device: torch.device | str | None = None) -> PreparedMoments:
+        """`real` itself if it is factored already, else its factor."""
+        return real if isinstance(real, PreparedMoments) else cls(real, device)
+
+    @classmethod
+    def kept(
+        cls, real: HasMoments | Pair, path: str | os.PathLike[str], device: torch.device | str | None = None
+    ) -> RealFactor:
+        """The factor of `real`, read from the file `path` (.npz), or made and written there.
+
+        The file stores the moments' SHA-256.  If it differs, or the file is damaged, the file is rewritten.
+        """
+        moments = _constants(_as_moments(real, "real"))
+        digest = moments_sha256(moments.mean, moments.cov)
+        try:
+            with np.load(path, allow_pickle=False) as held:
+                if str(held["moments_sha256"]) == digest:
+                    return cls._from_file(held, _moved(moments, device))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            pass
+        factor = cls(real, device)
+        write_atomically(
+            path,
+            lambda file: np.savez(
+                file,
+                mean=factor.mean.cpu().numpy(),
+                root=factor.root.cpu().numpy(),
+                trace=factor.trace,
+                clipped=factor.clipped,
+                moments_sha256=digest,
+            ),
+        )
+        return factor
+
+    @classmethod
+    def _from_file(cls, held: np.lib.npyio.NpzFile, moments: FeatureMoments) -> RealFactor:
+        factor = cls.__new__(cls)
+        root = torch.from_numpy(held["root"]).to(moments.mean.device)
+        PreparedMoments.__init__(factor, moments, root, "eigh", int(held["clipped"]))
+        return factor
 
 
-def named_tensor(value, name: str) -> torch.Tensor:
-    """The value as a tensor without a copy where its maker allows one; ValueError where it is none."""
+def prepare(moments: HasMoments | Pair) -> PreparedMoments:
+    """Factor one side once, FeatureMoments or (mean [d], cov [d, d]), for any number of `frechet_distance`s to it.
+
+    ValueError as for `frechet_distance`, and for moments that require a gradient.
+    """
+    checked = checked_moments(moments, "prepared")
+    if checked.mean.requires_grad or checked.cov.requires_grad:
+        raise ValueError("the prepared moments require a gradient, which a cached factor cannot carry; detach() them")
+    checked = _constants(checked)
+    return PreparedMoments(checked, *factor_covariance(checked.cov, rank_bound(checked.count, checked.dim)))
+
+
+def rank_bound(count: int | None, dim: int) -> int:
+    """Largest rank of a covariance [d, d] of `count` rows: n rows span at most n − 1 directions about their mean."""
+    return dim if count is None else min(dim, max(count - 1, 0))
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def checked_moments(side: PreparedMoments | HasMoments | Pair, which: str) -> FeatureMoments:
+    """Moments of a side that may enter a distance, float64, with gradient; `which` names the side in messages.
+
+    A covariance that differs from its transpose by more than rounding is replaced by its symmetric part.  ValueError
+    for fewer than two rows, values that are not finite, and a covariance beyond the limits of linalg/symmetric.py.
+    """
+    if isinstance(side, PreparedMoments):
+        return side.moments
+    moments = _as_moments(side, which)
+    if moments.count is not None and moments.count < 2:
+        raise ValueError(f"the {which} moments hold {moments.count} rows; a covariance needs at least 2")
+    mean, cov = moments.mean.detach(), moments.cov.detach()
+    if not (_all_finite(mean) and _all_finite(cov)):
+        raise ValueError(f"the {which} moments hold NaN or infinity; check the features they came from")
+    if is_symmetric(cov):
+        return moments
+    if is_asymmetric(cov):
+        raise ValueError(
+            f"the {which} covariance is not symmetric; pass Σ with ddof = 1, as FeatureMoments makes it, or (Σ + Σᵀ)/2"
+        )
+    return FeatureMoments(moments.count, moments.mean, (moments.cov + moments.cov.T) / 2, moments.provenance)
+
+
+def _as_moments(side: HasMoments | Pair, which: str) -> FeatureMoments:
+    """FeatureMoments of a side; ValueError for other types and shapes."""
+    if isinstance(side, FeatureMoments):
+        return side
+    if isinstance(side, tuple | list) and len(side) == 2:
+        count, (mean, cov) = None, side
+    elif hasattr(side, "mean") and hasattr(side, "cov") and not isinstance(side, Tensor | np.ndarray):
+        count, mean, cov = getattr(side, "count", None), side.mean, side.cov
+    else:
+        raise ValueError(
+            f"the {which} moments are of type {type(side).__name__}; pass FeatureMoments.from_features(features) or a "
+            "pair (mean, cov)"
+        )
+    mean, cov = named_tensor(mean, f"{which} mean"), named_tensor(cov, f"{which} covariance")
+    if mean.device != cov.device:
+        raise ValueError(f"the {which} mean is on {mean.device}, its covariance on {cov.device}; move one of them")
+    if mean.ndim != 1 or mean.numel() == 0 or cov.shape != (mean.numel(), mean.numel()):
+        raise ValueError(
+            f"the {which} moments must be mean [d] and covariance [d, d], in this order; got {tuple(mean.shape)} and "
+            f"{tuple(cov.shape)}"
+        )
+    return FeatureMoments(count, mean, cov)
+
+
+def _constants(moments: FeatureMoments) -> FeatureMoments:
+    """The same moments without gradient."""
+    return FeatureMoments(moments.count, moments.mean.detach(), moments.cov.detach(), moments.provenance)
+
+
+def _moved(moments: FeatureMoments, device: torch.device | str | None) -> FeatureMoments:
+    """The same moments without gradient, on `device` unless that is None."""
+    moments = _constants(moments)
+    return moments if device is None else moments.to(device)
+
+
+def named_tensor(value: object, name: str) -> Tensor:
+    """The value as a tensor, without a copy where possible; ValueError with `name` for anything else."""
     try:
         return as_tensor(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise ValueError(f"{name} cannot be read as a tensor ({error}); pass a tensor or a numeric array") from error
 
 
-def _symmetric_root(cov: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """R [r, d] with RᵀR = cov, null directions dropped, and the number of negative eigenvalues dropped with them."""
-    values, vectors = torch.linalg.eigh(cov)
-    largest = values[-1].item()
-    noise = len(values) * torch.finfo(torch.float64).eps * max(largest, 0.0)
-    # a covariance accumulated in float32 shows eigenvalues of about −1e-7·largest; more is not a covariance
-    if values[0].item() < -1e-3 * abs(largest):
-        raise ValueError(
-            f"real covariance has an eigenvalue of {values[0].item():.3e} beside a largest of {largest:.3e}; "
-            "a covariance has none below zero: recompute it in float64"
-        )
-    kept = values > noise
-    return (vectors[:, kept] * values[kept].sqrt()).T.contiguous(), int((values < 0).sum())
-
-
-def _check_moments(mean: torch.Tensor, cov: torch.Tensor) -> None:
-    if mean.ndim != 1 or mean.numel() == 0 or cov.shape != (mean.numel(), mean.numel()):
-        raise ValueError(
-            f"real must have mean [d] and covariance [d, d], got {tuple(mean.shape)} and {tuple(cov.shape)}; "
-            "pass (mean, cov) in this order"
-        )
-    if not (torch.isfinite(mean).all() and torch.isfinite(cov).all()):
-        raise ValueError("real moments contain NaN or inf; look for bad rows in the real features")
-    asymmetry = (cov - cov.T).abs().max().item()
-    if asymmetry > SYMMETRY * cov.abs().max().item():
-        raise ValueError(
-            f"real covariance is not symmetric: it is {asymmetry:.3e} off its transpose; pass (C + C.T)/2 if meant"
-        )
+def _all_finite(x: Tensor) -> bool:
+    """Whether all values are finite.  A finite sum has finite terms, and is ten times as fast; it may overflow."""
+    return bool(torch.isfinite(x.sum()) or torch.isfinite(x).all())

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastfid.distances.frechet import FrechetTerms, PreparedMoments, frechet_terms, prepare
+from fastfid.distances.frechet import FrechetTerms, frechet_terms
 from fastfid.distances.kernel_sums import gaussian_kernel, polynomial_kernel
 from fastfid.distances.kid_mmd import KidEstimate, MaximumMeanDiscrepancy, kid, kid_and_mmd, mmd
 from fastfid.distances.leave_one_out import LeaveOneOut
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import BallCounts, ball_counts, prdc, precision_recall
+from fastfid.distances.real_side import PreparedMoments, prepare
 from fastfid.distances.rows import mean_row
 from fastfid.evaluation.intervals import ShareSpread, mmd_variance, mmd_variance_of_sums, share_spread
 from fastfid.evaluation.settings import Settings

@@ -57,7 +57,8 @@ from torch import Tensor
 
 from fastfid import backend as backends
 from fastfid import triton_kernels
-from fastfid.linalg.symmetric import ASYMMETRY, NOISE, refuse_indefinite, symmetric, symmetric_factor
+from fastfid.linalg.factors import factor_by_eigh
+from fastfid.linalg.symmetric import NOISE, is_asymmetric, refuse_indefinite, symmetric
 from fastfid.runtime.devices import as_tensor, float32_products
 
 METHODS = ("eigh", "newton_schulz", "polar_express")
@@ -155,7 +156,7 @@ def trace_sqrt_terms(
     parts = []
     for start in range(0, batch, size):
         if start == 0 or len(a) > 1:
-            factor = symmetric_factor(a[start].double())
+            factor = factor_by_eigh(symmetric(a[start].double()), NOISE).root
         parts.append(root_of(symmetric(factor @ b[start : start + size].double() @ factor.T)))
     fields = [torch.cat(field) for field in zip(*parts, strict=True)] if parts else _nothing(a.device)
     if cov_a.ndim == cov_b.ndim == 2:
@@ -354,7 +355,7 @@ def _checked_covariances(cov: Tensor, name: str) -> Tensor:
     for i, matrix in enumerate(cov):
         if not torch.isfinite(matrix).all():
             raise ValueError(f"{name} holds NaN or infinity in matrix {i}; check the features it came from")
-        if (matrix - matrix.mT).abs().max() > ASYMMETRY * matrix.abs().max():
+        if is_asymmetric(matrix):
             raise ValueError(f"{name} is not symmetric in matrix {i}; pass Σ as FeatureMoments makes it")
     return cov
 

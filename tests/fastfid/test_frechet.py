@@ -10,7 +10,8 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 import fastfid.distances.frechet
 from fastfid import FeatureMoments, frechet_distance, frechet_terms
-from fastfid.distances.frechet import prepare
+from fastfid.distances.real_side import prepare
+from fastfid.linalg import factors
 
 # Where both covariances have rank d and condition κ, the roots of M's eigenvalues carry an error of ε·κ·√λ_max at most;
 # with κ ≤ 1e3 that is 2e-13 of the trace, and 1e-11 leaves room for SciPy's own error.
@@ -105,7 +106,7 @@ def test_constant_features_leave_the_other_trace():
 
 def by_eigh(monkeypatch, *sides):
     with monkeypatch.context() as patch:
-        patch.setattr(fastfid.distances.frechet, "_cholesky_root", lambda cov: None)
+        patch.setattr(factors, "cholesky_root", lambda cov: None)
         return frechet_terms(*sides)
 
 
@@ -115,7 +116,7 @@ def moments_of(x):
 
 def prepare_by_eigh(monkeypatch, side):
     with monkeypatch.context() as patch:
-        patch.setattr(fastfid.distances.frechet, "_cholesky_root", lambda cov: None)
+        patch.setattr(factors, "cholesky_root", lambda cov: None)
         return prepare(side)
 
 
@@ -165,7 +166,7 @@ def test_features_that_never_vary_are_left_out_of_the_factor(monkeypatch):
     covs = [side.cov.clone().requires_grad_() for side in sides]
     pairs = [(side.mean, cov) for side, cov in zip(sides, covs, strict=True)]
     found = torch.autograd.grad(frechet_distance(*pairs), covs)
-    monkeypatch.setattr(fastfid.distances.frechet, "_cholesky_root", lambda cov: None)
+    monkeypatch.setattr(factors, "cholesky_root", lambda cov: None)
     for ours, known in zip(found, torch.autograd.grad(frechet_distance(*pairs), covs), strict=True):
         torch.testing.assert_close(ours, known, rtol=1e-8, atol=1e-10)
     broken = sides[0].cov.clone()
@@ -188,7 +189,7 @@ def test_a_prepared_side_changes_nothing(n, m, route):
 
 def test_a_prepared_side_is_not_factored_again(monkeypatch):
     reference, other = prepare(moments(300, 20, 1)), moments(400, 20, 2)
-    monkeypatch.setattr(fastfid.distances.frechet, "_factor", None)  # calling it would fail
+    monkeypatch.setattr(fastfid.distances.frechet, "factor_covariance", None)  # calling it would fail
     for sides in ((reference, other), (other, reference)):
         assert frechet_terms(*sides).route == "cholesky"
 
@@ -203,7 +204,7 @@ def test_gradient_against_a_prepared_side():
 def test_both_routes_have_the_same_gradient(monkeypatch):
     x, y = features(40, 6, 1).requires_grad_(), features(50, 6, 2, offset=0.3).requires_grad_()
     expected = torch.autograd.grad(distance_of(x, y), (x, y))
-    monkeypatch.setattr(fastfid.distances.frechet, "_cholesky_root", lambda cov: None)
+    monkeypatch.setattr(factors, "cholesky_root", lambda cov: None)
     for found, known in zip(torch.autograd.grad(distance_of(x, y), (x, y)), expected, strict=True):
         torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-12)
 

@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from fastfid.linalg import iterative_roots, symmetric
+from fastfid.linalg import factors, iterative_roots, symmetric
 from fastfid.linalg.iterative_roots import polar_express, round_mantissa, trace_sqrt_product, trace_sqrt_terms
 from tests.support import oracles
 
@@ -105,7 +105,7 @@ def test_coarse_operands_cost_digits_and_the_correction_gives_them_back(method, 
 
 def test_the_correction_is_exact_to_first_order():
     a, b = covariances(2, 20, seed=5)
-    factor = symmetric.symmetric_factor(a)
+    factor = factors.factor_by_eigh(a, symmetric.NOISE).root
     under_root = factor @ b @ factor.T
     values, vectors = torch.linalg.eigh(under_root)
     y, z = (vectors * values**0.5) @ vectors.T, (vectors * values**-0.5) @ vectors.T

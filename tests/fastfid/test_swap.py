@@ -631,11 +631,11 @@ def test_bad_real_moments_are_named():
     skew[0, 1] += 1
     for side, message in [
         ((mean, skew), "not symmetric"),
-        ((mean, -cov), "an eigenvalue of -"),
+        ((mean, -cov), "positive semidefinite"),
         ((mean[:5], cov), r"mean \[d\] and covariance \[d, d\]"),
-        ((mean * math.nan, cov), "NaN or inf"),
-        (FeatureMoments(1, mean, cov * 0), "count must be at least 2"),
-        (reference, "must be FeatureMoments, a pair"),
+        ((mean * math.nan, cov), "NaN or infinity"),
+        (FeatureMoments(1, mean, cov * 0), "real moments hold 1 rows"),
+        (reference, "of type ndarray; pass FeatureMoments"),
     ]:
         with pytest.raises(ValueError, match=message):
             SwapEngine(side, reference)
@@ -686,7 +686,7 @@ def test_the_real_factor_is_kept_on_disk(tmp_path, monkeypatch):
         raise AssertionError("the factor was made again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fastfid.distances.real_side._symmetric_root", no_eigh)
+        patched.setattr("fastfid.distances.real_side.factor_by_eigh", no_eigh)
         again = RealFactor.kept(moments(real), path)
         assert torch.equal(SwapEngine(again, reference).score(removed, added), expected)
     other = RealFactor.kept(moments(real * 2), path)  # of other moments: replaced

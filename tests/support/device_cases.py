@@ -3,9 +3,8 @@
 import torch
 
 from fastfid import FeatureMoments, SwapEngine, frechet_distance, kid, mmd, prdc
-from fastfid.distances.frechet import prepare
 from fastfid.distances.precision_recall import precision_recall
-from fastfid.distances.real_side import RealFactor
+from fastfid.distances.real_side import RealFactor, prepare
 from fastfid.distances.window import FeatureWindow
 from fastfid.linalg.iterative_roots import METHODS, trace_sqrt_product
 from fastfid.swap.cross_checks import swap_change_ref
