@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple, Protocol
 
+# What a statistics file records of its features' origin, by name; the fields of Identity and others.
+Provenance = dict[str, str | None]
+
 
 class Difference(NamedTuple):
     """A field of two identities that differs: its name and both values."""

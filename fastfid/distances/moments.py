@@ -10,10 +10,8 @@ Legend: n samples, d feature dimension; scatter S = Σ (x − μ)(x − μ)ᵀ =
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastfid import triton_kernels
+from fastfid.distances.moments_file import StoredMoments, open_arrays, read_moments, readable, write_moments
 from fastfid.distances.rows import checked_features
 from fastfid.distances.scatter import (
     RowBuffer,
@@ -31,7 +30,6 @@ from fastfid.distances.scatter import (
     moments_with_gradient,
 )
 from fastfid.identity import Identity
-from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import as_tensor
 
 
@@ -222,35 +220,29 @@ class FeatureMoments:
         mean, cov = (t.to(self._mean.device) for t in (mean, scatter / max(total - 1, 1)))
         return FeatureMoments(total, mean, cov, dict(self.provenance))
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write npz with `mu`, `sigma`, `count` and a JSON `provenance`; pytorch-fid reads its first two.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an npz with `mu`, `sigma`, `count` and a JSON `provenance`; pytorch-fid reads the first two.
 
-        The file appears whole or not at all: it is written under a temporary name and renamed.
+        The file appears whole or not at all.
         """
-        from fastfid import __version__
-
-        arrays = {"mu": self.mean.detach().cpu().numpy(), "sigma": self.cov.detach().cpu().numpy()}
-        if self.count is not None:
-            arrays["count"] = np.int64(self.count)
-        arrays["provenance"] = np.array(json.dumps({"version": f"fastfid {__version__}", **self.provenance}))
-        write_atomically(path, lambda file: np.savez(file, **arrays))
+        write_moments(path, StoredMoments(self.count, self.mean, self.cov, self.provenance))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> FeatureMoments:
-        """Read npz statistics: our own or any with `mu` and `sigma` (pytorch-fid, clean-fid, EDM, ADM).
+    def load(cls, path: str | os.PathLike[str]) -> FeatureMoments:
+        """Read an npz with `mu` and `sigma` of fastfid or another tool (pytorch-fid, clean-fid, EDM, ADM).
 
-        Count is None and provenance {} where the file lacks them.  FileNotFoundError or ValueError names the file.
+        The count is None and the provenance {} if the file does not hold them.  FileNotFoundError or ValueError names
+        the file.
         """
-        with _open_npz(path) as arrays:
-            missing = {"mu", "sigma"} - set(arrays.files)
-            if missing:
-                raise ValueError(
-                    f"{path} has no {' or '.join(sorted(missing))} (only {', '.join(arrays.files)}); "
-                    "statistics need mu and sigma"
-                )
-            count = int(arrays["count"]) if "count" in arrays.files else None
-            provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays.files else {}
-            return cls(count, torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]), provenance)
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no statistics file at {path}")
+        with readable(path):
+            content = open_arrays(path)
+            if isinstance(content, np.ndarray):
+                raise ValueError(f"{path} is a single array, not statistics; save mu and sigma together with np.savez")
+            with content:
+                return cls(*read_moments(path, content))
 
     def _known_count(self) -> int:
         if self.count is None:
@@ -325,18 +317,3 @@ def reducing_device(device: torch.device, group) -> torch.device:
     if "cpu:" in dist.get_backend_config(group):
         return torch.device("cpu")
     return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
-
-
-# --- files -------------------------------------------------------------------------------------------------------
-
-
-def _open_npz(path: str | os.PathLike) -> np.lib.npyio.NpzFile:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no statistics file at {path}")
-    try:
-        arrays = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as unreadable:
-        raise ValueError(f"{path} is not an npz of statistics ({unreadable}); save mu and sigma by np.savez") from None
-    if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} is a single array, not statistics; save mu and sigma together with np.savez")
-    return arrays

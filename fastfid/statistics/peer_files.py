@@ -18,10 +18,8 @@ Legend: n images, d feature dimension.
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +28,13 @@ import torch
 from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
+from fastfid.distances.moments_file import entry, moments_of_arrays, open_arrays, read_moments, readable, real_numbers
 from fastfid.distances.rows import BLOCK_ROWS
 from fastfid.features.registry import preprocessing_of
 from fastfid.images.open import ARRAY_NAMES
 from fastfid.protocols import PROTOCOLS
-from fastfid.runtime.mapped_arrays import NoRoom, npz_array, npz_shape, writable
-from fastfid.statistics.safe_pickle import first_line, load_pickle, load_torch
+from fastfid.runtime.mapped_arrays import npz_shape, writable
+from fastfid.statistics.safe_pickle import load_pickle, load_torch
 
 FEATURE_NAMES = ("features", "feats", "reps")  # fastfid; clean-fid; dgm-eval
 
@@ -108,34 +107,12 @@ def holds_statistics(path: str | os.PathLike) -> bool:
 
 
 def _from_numpy(path: Path) -> FileContent:
-    try:
-        content = _loaded(path)
+    with readable(path):
+        content = open_arrays(path)
         if isinstance(content, np.ndarray):
             return FileContent("features", {}, features=_checked_features(path, content))
         with content:
             return _from_npz(path, content)
-    except NoRoom:
-        raise
-    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, _NumPyRefusal) as damaged:
-        raise ValueError(f"{path} cannot be read by NumPy ({first_line(damaged)}); save it again") from None
-
-
-class _NumPyRefusal(Exception):
-    """NumPy would not read an entry: a damaged one, or one that holds pickled objects."""
-
-
-def _loaded(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # which maps an npy
-    except ValueError as refusal:
-        raise _NumPyRefusal(first_line(refusal)) from None
-
-
-def _entry(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    try:
-        return npz_array(path, arrays, name)
-    except ValueError as refusal:
-        raise _NumPyRefusal(f"{name}: {first_line(refusal)}") from None
 
 
 def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> FileContent:
@@ -146,10 +123,10 @@ def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> FileContent:
         if name in names:
             form = {"features": "fastfid", "feats": "clean-fid", "reps": "dgm-eval"}[name]
             told = name == "reps" and "model" in names
-            provenance = _made_by("dgm-dinov2", str(_entry(path, arrays, "model"))) if told else {}
-            return FileContent(form, provenance, features=_checked_features(path, _entry(path, arrays, name)))
+            provenance = _made_by("dgm-dinov2", str(entry(path, arrays, "model"))) if told else {}
+            return FileContent(form, provenance, features=_checked_features(path, entry(path, arrays, name)))
     if len(names) == 1 and not names & {"mu", "sigma"}:
-        array = _entry(path, arrays, arrays.files[0])
+        array = entry(path, arrays, arrays.files[0])
         if array.ndim == 2 or not names & set(ARRAY_NAMES):  # arr_0 is np.savez(path, features), too
             return FileContent("features", {}, features=_checked_features(path, array))
     missing = sorted({"mu", "sigma"} - names)
@@ -160,18 +137,18 @@ def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> FileContent:
 
 
 def _from_moments_npz(path: Path, arrays: np.lib.npyio.NpzFile, names: set[str]) -> FileContent:
-    provenance = _read_provenance(path, _entry(path, arrays, "provenance")) if "provenance" in names else {}
-    adm = {"mu_s", "sigma_s"} <= names and not provenance
-    if adm:
-        provenance = _made_by("adm", "inception")  # its evaluator knows no other network
-    count = int(_entry(path, arrays, "count")) if "count" in names else None
-    moments = _moments(path, _entry(path, arrays, "mu"), _entry(path, arrays, "sigma"), count, provenance)
+    stored = read_moments(path, arrays)
+    of_adm = {"mu_s", "sigma_s"} <= names and not stored.provenance
+    if of_adm:
+        stored = stored._replace(provenance=_made_by("adm", "inception"))  # its evaluator knows no other network
     spatial = None
     if {"mu_s", "sigma_s"} <= names:
-        spatial = _moments(path, _entry(path, arrays, "mu_s"), _entry(path, arrays, "sigma_s"), count, {})
-    features = _checked_features(path, _entry(path, arrays, "features")) if "features" in names else None
-    form = "fastfid" if "provenance" in names else "ADM" if adm else "mu, sigma (pytorch-fid, clean-fid, EDM)"
-    return FileContent(form, provenance, moments, features, spatial, images=bool(names & set(ARRAY_NAMES)))
+        mu_s, sigma_s = entry(path, arrays, "mu_s"), entry(path, arrays, "sigma_s")
+        spatial = FeatureMoments(*moments_of_arrays(path, mu_s, sigma_s, stored.rows, {}))
+    features = _checked_features(path, entry(path, arrays, "features")) if "features" in names else None
+    form = "fastfid" if "provenance" in names else "ADM" if of_adm else "mu, sigma (pytorch-fid, clean-fid, EDM)"
+    images = bool(names & set(ARRAY_NAMES))
+    return FileContent(form, stored.provenance, FeatureMoments(*stored), features, spatial, images)
 
 
 def _made_by(protocol: str, network: str) -> dict:
@@ -182,19 +159,9 @@ def _made_by(protocol: str, network: str) -> dict:
     return {"extractor": network, **prepared}
 
 
-def _read_provenance(path: Path, recorded: np.ndarray) -> dict:
-    try:
-        provenance = json.loads(str(recorded))
-    except json.JSONDecodeError as damaged:
-        raise ValueError(f"the provenance in {path} is no JSON ({damaged}); write the file again") from None
-    if not isinstance(provenance, dict):
-        raise ValueError(f"the provenance in {path} is a {type(provenance).__name__}; it must be a JSON object")
-    return {str(key): value if value is None else str(value) for key, value in provenance.items()}
-
-
 def _checked_features(path: Path, array: np.ndarray | Tensor) -> Tensor:
     """Features [n ≥ 2, d] of a finite float dtype, or ValueError naming the file."""
-    features = array if isinstance(array, Tensor) else torch.from_numpy(writable(_numbers(path, array)))
+    features = array if isinstance(array, Tensor) else torch.from_numpy(writable(real_numbers(path, array)))
     if features.dim() != 2 or not features.is_floating_point():
         raise ValueError(
             f"{path} holds an array {tuple(features.shape)} of {str(features.dtype).removeprefix('torch.')}; features "
@@ -209,24 +176,6 @@ def _checked_features(path: Path, array: np.ndarray | Tensor) -> Tensor:
     return features
 
 
-def _moments(path: Path, mu, sigma, count: int | None, provenance: dict) -> FeatureMoments:
-    """Moments in float64, whatever float types mu [d] and sigma [d, d] have."""
-    mu, sigma = (torch.from_numpy(writable(_numbers(path, x))) for x in (mu, sigma))
-    if mu.dim() != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"{path} has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; they must be [d] and [d, d]")
-    if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
-        raise ValueError(f"{path} holds NaN or infinity in mu or sigma; compute the statistics again")
-    return FeatureMoments(count, mu.double(), sigma.double(), provenance)
-
-
-def _numbers(path: Path, array) -> np.ndarray:
-    """The array; ValueError unless it holds real numbers."""
-    array = np.asarray(array)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{path} holds an array of {array.dtype}, not of real numbers; save float arrays")
-    return array
-
-
 def _from_edm2(path: Path, content, network: str | None) -> FileContent:
     """One entry of {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}}."""
     if not isinstance(content, dict):
@@ -237,10 +186,9 @@ def _from_edm2(path: Path, content, network: str | None) -> FileContent:
     key = _edm2_entry(path, list(entries), network)
     provenance = _made_by("edm2", EDM2_ENTRIES.get(key, str(key)))
     count = content.get("num_images")
-    moments = _moments(
-        path, entries[key]["mu"], entries[key]["sigma"], None if count is None else int(count), provenance
-    )
-    return FileContent(f"EDM2 ({key})", provenance, moments)
+    count = None if count is None else int(count)
+    stored = moments_of_arrays(path, entries[key]["mu"], entries[key]["sigma"], count, provenance)
+    return FileContent(f"EDM2 ({key})", provenance, FeatureMoments(*stored))
 
 
 def _edm2_entry(path: Path, keys: list[str], network: str | None) -> str:
@@ -260,7 +208,8 @@ def _from_torch(path: Path) -> FileContent:
     """torch-fidelity's cache: features, one tensor or a dict with one, or statistics {mu, sigma}."""
     content = load_torch(path)
     if isinstance(content, dict) and {"mu", "sigma"} <= set(content):
-        return FileContent("torch-fidelity statistics", {}, _moments(path, content["mu"], content["sigma"], None, {}))
+        stored = moments_of_arrays(path, content["mu"], content["sigma"], None, {})
+        return FileContent("torch-fidelity statistics", {}, FeatureMoments(*stored))
     if isinstance(content, dict) and len(content) == 1:
         content = next(iter(content.values()))
     if not isinstance(content, Tensor):

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastfid.runtime.errors import first_line
+
 NUMBER_CODES = re.compile(r"[biufc]\d{1,2}")  # NumPy's codes of booleans, integers, floats and complex numbers
 
 
@@ -132,8 +134,3 @@ def load_torch(path: Path):
             f"{path} asks for more than tensors and arrays, which is refused because it could run code; save the "
             "features alone with torch.save"
         ) from None
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error, or the name of its class."""
-    return (str(error).splitlines() or [type(error).__name__])[0].strip()

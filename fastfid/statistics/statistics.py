@@ -5,17 +5,15 @@ Legend: n images, d feature dimension, s spatial feature dimension.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
+from fastfid.distances.moments_file import StoredMoments, as_array, write_moments
 from fastfid.identity import Identity
-from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import as_tensor
 from fastfid.statistics.peer_files import read_file
 
@@ -81,20 +79,16 @@ class Statistics:
 
         No pickle; the file appears whole or not at all.  ValueError unless `path` ends in .npz, as NumPy would add it.
         """
-        from fastfid import __version__
-
         path = Path(path)
         if path.suffix.lower() != ".npz":
             raise ValueError(f"{path} does not end in .npz; statistics are written as one .npz")
-        arrays = {"mu": _array(self.moments.mean), "sigma": _array(self.moments.cov)}
-        if self.count is not None:
-            arrays["count"] = np.int64(self.count)
-        arrays["provenance"] = np.array(json.dumps({"version": f"fastfid {__version__}", **self.provenance}))
+        more = {}
         if self.spatial is not None:
-            arrays |= {"mu_s": _array(self.spatial.mean), "sigma_s": _array(self.spatial.cov)}
+            more |= {"mu_s": as_array(self.spatial.mean), "sigma_s": as_array(self.spatial.cov)}
         if keep_features and self.features is not None:
-            arrays["features"] = _array(self.features)
-        write_atomically(path, lambda file: np.savez(file, **arrays))
+            more["features"] = as_array(self.features)
+        moments = self.moments
+        write_moments(path, StoredMoments(moments.count, moments.mean, moments.cov, moments.provenance), more)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Statistics:
@@ -121,7 +115,3 @@ def read_statistics(path: str | os.PathLike, network: str | None = None) -> Stat
 def without_provenance(moments: FeatureMoments) -> FeatureMoments:
     """The same moments with no provenance, for arithmetic on sides that `check_comparable` has let pass."""
     return FeatureMoments(moments.count, moments.mean, moments.cov, {})
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from fastfid import FeatureExtractor, FeatureMoments
 from fastfid.identity import NetworkFeatures, mismatch
 from fastfid.images.open import open_images
+from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import Statistics
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.preemption import stop_if_told
@@ -61,12 +62,9 @@ def validate_real(source: Path, nets: list[FeatureExtractor]) -> None:
 
 def saved_moments(source: torch.Tensor | Path) -> FeatureMoments | None:
     """The moments of a statistics file, None for images."""
-    if not isinstance(source, Path) or source.suffix != ".npz":
+    if not isinstance(source, Path) or source.suffix != ".npz" or not holds_statistics(source):
         return None
-    try:
-        return FeatureMoments.load(source)
-    except ValueError:
-        return None  # an npz of images, not of statistics
+    return FeatureMoments.load(source)
 
 
 def check_statistics(statistics: Statistics, net: FeatureExtractor) -> None:

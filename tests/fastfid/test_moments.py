@@ -353,7 +353,7 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "text.npz").write_text("not a zip")
     with pytest.raises(FileNotFoundError, match=r"no statistics file at .*missing\.npz"):
         FeatureMoments.load(tmp_path / "missing.npz")
-    for name, message in [("features", "no mu or sigma .only feats"), ("text", "is not an npz")]:
+    for name, message in [("features", "no mu and no sigma .only feats"), ("text", "cannot be read by NumPy")]:
         with pytest.raises(ValueError, match=rf"{name}\.npz.*{message}"):
             FeatureMoments.load(tmp_path / f"{name}.npz")
     with pytest.raises(ValueError, match="is a single array"):

@@ -51,6 +51,46 @@ def equal(statistics, mu=MU, sigma=SIGMA, tolerance=1e-12):
     np.testing.assert_allclose(statistics.moments.cov, sigma, rtol=tolerance, atol=tolerance)
 
 
+# --- one reader and one writer -----------------------------------------------------------------------------------
+
+
+def test_moments_and_statistics_write_the_same_file(tmp_path):
+    moments = FeatureMoments.from_features(torch.from_numpy(rows()), PROVENANCE)
+    moments.save(tmp_path / "moments.npz")
+    Statistics(moments).save(tmp_path / "statistics.npz")
+    with np.load(tmp_path / "moments.npz") as one, np.load(tmp_path / "statistics.npz") as other:
+        assert one.files == other.files == ["mu", "sigma", "count", "provenance"]
+        assert all(np.array_equal(one[name], other[name]) for name in one.files)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+def test_moments_and_statistics_read_the_same(tmp_path, save, dtype):
+    path = tmp_path / "x.npz"
+    save(path, mu=MU.astype(dtype), sigma=SIGMA.astype(dtype), count=7, provenance=np.array(json.dumps(PROVENANCE)))
+    loaded, read = FeatureMoments.load(path), read_statistics(path).moments
+    assert loaded.count == read.count == 7 and loaded.provenance == read.provenance == PROVENANCE
+    assert torch.equal(loaded.mean, read.mean) and torch.equal(loaded.cov, read.cov)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": MU}, "no sigma"),
+        ({"mu": MU * np.nan, "sigma": SIGMA}, "NaN or infinity in mu or sigma"),
+        ({"mu": MU[:3], "sigma": SIGMA}, r"mu \(3,\) and sigma \(6, 6\)"),
+        ({"mu": MU.astype(str), "sigma": SIGMA}, "not of real numbers"),
+        ({"mu": MU, "sigma": SIGMA, "provenance": np.array("{")}, "is no JSON"),
+    ],
+)
+def test_moments_and_statistics_refuse_the_same(tmp_path, arrays, message):
+    path = tmp_path / "x.npz"
+    np.savez(path, **arrays)
+    for read in (FeatureMoments.load, read_statistics):
+        with pytest.raises(ValueError, match=rf"x\.npz.*{message}"):
+            read(path)
+
+
 # --- our own file ------------------------------------------------------------------------------------------------
 
 
