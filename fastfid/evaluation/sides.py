@@ -261,7 +261,8 @@ def _side_in_networks(
         ]
     extractors = [network for network in networks if not isinstance(network, str)]
     extracted = _extracted(side, extractors, settings, warnings, keep)  # empty on ranks above 0
-    found = [_from_images(side, *of_network) for of_network in zip(extractors, extracted, strict=False)]
+    with distributed.agreement():
+        found = [_from_images(side, *of_network) for of_network in zip(extractors, extracted, strict=False)]
     for in_network, statistics in zip(found, given, strict=False):
         if statistics is not None:
             _take_moments_of(statistics, in_network, warnings)
@@ -270,11 +271,12 @@ def _side_in_networks(
 
 def _extracted(
     side: Side, extractors: list[FeatureExtractor], settings: Settings, warnings: list[str], keep: bool
-) -> list[Extracted]:
+) -> list[Extracted[FeatureMoments]]:
     """What every network makes of the side's images; problems of the cache and skipped images are warned about."""
     assert side.images is not None
     cache = settings.open_cache()
-    extracted = extract(side.images, extractors, cache, settings.batch_size, settings.progress, keep)
+    accumulate = None if keep else FeatureMoments.empty
+    extracted = extract(side.images, extractors, cache, settings.batch_size, settings.progress, accumulate)
     problems = distributed.gather_objects(cache.problem if cache is not None else None)
     warnings += list(dict.fromkeys(problem for problem in problems if problem))
     if extracted and extracted[0].skipped:
@@ -296,16 +298,20 @@ def _take_moments_of(statistics: Statistics, in_network: SideInNetwork, warnings
     )
 
 
-def _from_images(side: Side, extractor: FeatureExtractor, extracted: Extracted) -> SideInNetwork:
+def _from_images(side: Side, extractor: FeatureExtractor, extracted: Extracted[FeatureMoments]) -> SideInNetwork:
+    """Moments of all outputs but the logits, with the rows where they were kept."""
+    moments = extracted.accumulated or {
+        name: FeatureMoments.from_features(rows) for name, rows in extracted.outputs.items() if name != "logits"
+    }
     source = {"source": side.name, "source_sha256": extracted.source_sha256, "dtype": "float32"}
     return SideInNetwork(
         side.name,
         extractor.name,
-        extracted.moments,
+        moments["features"],
         {**extractor.identity.provenance(), **source},
         features=extracted.outputs.get("features"),
         logits=extracted.outputs.get("logits"),
-        spatial=extracted.spatial,
+        spatial=moments.get("spatial"),
         spatial_features=extracted.outputs.get("spatial"),
         names=extracted.names,
         indices=extracted.indices,

@@ -1,23 +1,26 @@
-"""One pass over a source: every image read and decoded once, sent through every network, its features kept.
+"""One pass over a source: every image is read and decoded once and goes through every network.
 
-Images are worked through in shards of SHARD_IMAGES, each looked up in the cache and set decoding while the one before
-it is in the networks, and saved as soon as its features are there: a late bad image or an interruption loses nothing.
-Rows that are kept, which intervals, KID and neighbours need, are in memory up to a GiB, above it in a temporary file.
+Images are handled in shards of SHARD_IMAGES.  While one shard is in the networks, the next is looked up in the cache
+and decoded.  A shard is saved as soon as its features are computed, so a bad image or an interruption loses nothing.
 
-Under a process group the shards are divided among the ranks and the features gathered on rank 0 (distributed.py).
+Features are kept as rows (for intervals, KID and neighbours), in memory up to a GiB and above that in a temporary file.
+Or they go to accumulators, such as moments, and no row is kept.
+
+Under a process group the shards are divided among the ranks, and rank 0 receives the result (runtime/distributed.py).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.distances.moments import FeatureMoments
 from fastfid.features.cache import FeatureCache
 from fastfid.features.extractor import FeatureExtractor, outputs_of
 from fastfid.features.names import BATCH_SIZE
@@ -26,29 +29,50 @@ from fastfid.runtime import distributed
 from fastfid.runtime.hashes import sha256
 from fastfid.runtime.mapped_arrays import room
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 SHARD_IMAGES = BATCH_SIZE  # 2 MiB of 2048 float32 features
-PROGRESS_DELAY = 2.0  # seconds before a progress bar shows itself: what ends sooner needs none
-FIRST_ROWS = 4096  # room for features of a source of unknown length, doubled whenever it is full
+PROGRESS_DELAY = 2.0  # seconds before a progress bar appears; shorter work needs none
+FIRST_ROWS = 4096  # room for features of a source of unknown length, doubled when it is full
+
+Shape = tuple[int, ...]
+Shard = tuple[dict[str, Tensor], Shape]  # outputs by name, and the shape [C, H, W] of the images
+
+
+class Accumulator(Protocol):
+    """What takes feature rows [m, d] without keeping them, such as FeatureMoments."""
+
+    @property
+    def dim(self) -> int:
+        """Width d of the rows."""
+
+    def update(self, x: Tensor) -> object:
+        """Add rows [m, d], m ≥ 0."""
+
+    def all_reduce(self: A, group: Any) -> A:
+        """The sum over all ranks of the torch.distributed `group`, which has no type in torch's stubs."""
+
+
+A = TypeVar("A", bound=Accumulator)
 
 
 @dataclass
-class Extracted:
+class Extracted(Generic[A]):
     """What one network gave for one source.
 
-    outputs        features [n, d] and, where the network has them, logits [n, C], spatial [n, s]; float32, mapped
-                   from a temporary file where they are large (large_arrays.py), empty if only moments were asked for
-    moments        FeatureMoments of the features
-    spatial        those of the spatial features, or None
+    outputs        features [n, d] and, if the network has them, logits [n, C] and spatial [n, s]; float32, mapped
+                   from a temporary file if they are large (runtime/mapped_arrays.py).  Empty with accumulators
+    accumulated    accumulators of the features and the spatial features, by name.  Empty without
     names          of the images, n
-    indices        their numbers in the source, n; skipped images are missing
+    indices        their numbers in the source, n; numbers of skipped images are missing
     labels         their classes, n, or None
-    source_sha256  digest of the content of all images, hexadecimal
-    skipped        a sentence for every unreadable image that was left out
+    source_sha256  SHA-256 of the content of all images, hexadecimal
+    skipped        one sentence for every unreadable image that was left out
     """
 
     outputs: dict[str, Tensor]
-    moments: FeatureMoments
-    spatial: FeatureMoments | None
+    accumulated: dict[str, A]
     names: list[str] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
     labels: list[str] | None = None
@@ -62,22 +86,22 @@ def extract(
     cache: FeatureCache | None = None,
     batch_size: int = SHARD_IMAGES,
     progress: bool = False,
-    keep: bool = True,
-) -> list[Extracted]:
-    """Features of all images of `source` in every network, each image read and decoded once.
+    accumulate: Callable[[int], A] | None = None,
+) -> list[Extracted[A]]:
+    """Features of all images of `source` in every network; each image is read and decoded once.
 
-    batch_size  256  images a network sees at once, at most SHARD_IMAGES
-    progress         a bar with rate and estimate on stderr for whatever takes longer than two seconds
-    keep             False: only moments are kept, no rows
+    batch_size  256    images a network sees at once, at most SHARD_IMAGES
+    progress    False  a bar on stderr for what takes longer than two seconds
+    accumulate  None   makes the empty accumulator for rows of a width, such as FeatureMoments.empty; None keeps rows
 
-    ValueError names an unfit image, or the first whose features are not finite; shards before it stay in the cache.
-    All ranks of a process group call it together; those above 0 get an empty list, or the same error.
+    ValueError names an unsuitable image, or the first image whose features are not finite; shards before it stay in the
+    cache.  All ranks of a process group call it together; those above 0 get an empty list, or the same error.
     """
     if batch_size < 1:
         raise ValueError(f"the batch size is {batch_size}; it must be at least 1")
-    part = (0, None) if source.once else distributed.owned(len(source), SHARD_IMAGES)
-    expected = source.expected if source.once else part[1] - part[0]
-    gathered = [_Gatherer(extractor, expected, keep) for extractor in extractors]
+    part: tuple[int, int | None] = (0, None) if source.once else distributed.owned(len(source), SHARD_IMAGES)
+    expected = source.expected if part[1] is None else part[1] - part[0]
+    gathered = [_Gatherer(extractor, expected, accumulate) for extractor in extractors]
     with distributed.agreement(), progress_bar(source, expected, progress) as bar:
         run = _Run(source, gathered, cache, batch_size, bar)
         run.through(source.blocks(SHARD_IMAGES, *part))
@@ -87,8 +111,8 @@ def extract(
         return [seen.extracted(*found) for found in collected] if distributed.is_main() else []
 
 
-def progress_bar(source: ImageSource, expected: int | None, shown: bool):
-    """A tqdm bar over the images of `source`, on rank 0; silent below PROGRESS_DELAY seconds or unless `shown`."""
+def progress_bar(source: ImageSource, expected: int | None, shown: bool) -> tqdm[Any]:
+    """A tqdm bar over the images of `source`, on rank 0, after PROGRESS_DELAY seconds; silent unless `shown`."""
     from tqdm import tqdm
 
     hidden = not (shown and distributed.is_main())
@@ -99,60 +123,77 @@ def progress_bar(source: ImageSource, expected: int | None, shown: bool):
 # --- one rank's shards -------------------------------------------------------------------------------------------
 
 
-class _Run:
+class _Run(Generic[A]):
     """One pass over a rank's part of a source."""
 
-    def __init__(self, source: ImageSource, gathered: list[_Gatherer], cache, batch_size: int, bar):
+    def __init__(
+        self,
+        source: ImageSource,
+        gathered: list[_Gatherer[A]],
+        cache: FeatureCache | None,
+        batch_size: int,
+        bar: tqdm[Any],
+    ):
         self.source, self.gathered, self.cache, self.batch_size, self.bar = source, gathered, cache, batch_size, bar
-        self.shape: tuple | None = None  # of every image, [C, H, W]
+        self.shape: Shape | None = None  # of every image, [C, H, W]
         self.digests: list[str] = []
         self.names: list[str] = []
         self.indices: list[int] = []
         self.labels: list[str] | None = []
 
-    def through(self, blocks) -> None:
-        """Work through all blocks, each looked up and set decoding while the one before it is in the networks."""
-        blocks, waiting = iter(blocks), None
+    def through(self, blocks: Iterable[ImageBlock]) -> None:
+        """Work through all blocks; each is looked up and decoded while the one before it is in the networks."""
+        upcoming: Iterator[ImageBlock] = iter(blocks)
+        waiting: tuple[ImageBlock, list[Shard | None]] | None = None
         while True:
             try:
-                block = next(blocks, None)
+                block = next(upcoming, None)
             except Exception:
-                if waiting:  # reading failed further on: what is at hand is worth keeping
+                if waiting:  # reading a later block failed: finish the one at hand
                     self._work(*waiting)
                 raise
-            upcoming = block and (block, self._look_up(block))
+            looked_up = None if block is None else (block, self._look_up(block))
             if waiting:
                 self._work(*waiting)
-            if upcoming is None:
+            if looked_up is None:
                 return
-            waiting = upcoming
+            waiting = looked_up
 
-    def _look_up(self, block: ImageBlock) -> list:
-        """The block's shard in every network, None where it has to be extracted."""
+    def _look_up(self, block: ImageBlock) -> list[Shard | None]:
+        """The block's cached shard in every network, None where it has to be extracted."""
         count = len(block.names)
-        load = self.cache.load if self.cache is not None else lambda *_: None
-        found = [load(gatherer.extractor, block.digest, count) for gatherer in self.gathered]
+        found: list[Shard | None] = [None] * len(self.gathered)
+        if self.cache is not None:
+            found = [self.cache.load(gatherer.extractor, block.digest, count) for gatherer in self.gathered]
         if None in found:
             block.prefetch()
         return found
 
-    def _work(self, block: ImageBlock, found: list) -> None:
+    def _work(self, block: ImageBlock, found: list[Shard | None]) -> None:
         kept = list(range(len(block.names)))
-        images = None
-        if None in found or any(shape != (self.shape or shape) for _, shape in found):
+        images: Tensor | None = None
+        if any(shard is None or shard[1] != (self.shape or shard[1]) for shard in found):
             images, kept = block.decode(self.shape)  # which also refuses another shape, naming the image
-        whole = len(kept) == len(block.names)
-        self.shape = self.shape or (tuple(images.shape[1:]) if images is not None and len(images) else None)
+            if len(images) and self.shape is None:
+                self.shape = tuple(images.shape[1:])
         for gatherer, shard in zip(self.gathered, found, strict=True):
             if shard is None:
-                outputs = self._extract(gatherer.extractor, images, [block.names[i] for i in kept])
-                if self.cache is not None and whole:
-                    self.cache.save(gatherer.extractor, block.digest, outputs, self.shape)
+                assert images is not None  # decoded above
+                gatherer.add(self._extract_shard(gatherer.extractor, block, images, kept))
             else:
                 outputs, shape = shard
                 self.shape = self.shape or shape
-            gatherer.add(outputs)
+                gatherer.add(outputs)
         self._note(block, kept)
+
+    def _extract_shard(
+        self, extractor: FeatureExtractor, block: ImageBlock, images: Tensor, kept: list[int]
+    ) -> dict[str, Tensor]:
+        """The outputs of one network for the images of a block, cached if none was left out."""
+        outputs = self._extract(extractor, images, [block.names[i] for i in kept])
+        if self.cache is not None and self.shape is not None and len(kept) == len(block.names):
+            self.cache.save(extractor, block.digest, outputs, self.shape)
+        return outputs
 
     def _note(self, block: ImageBlock, kept: list[int]) -> None:
         self.names += [block.names[i] for i in kept]
@@ -167,7 +208,8 @@ class _Run:
     def _extract(self, extractor: FeatureExtractor, images: Tensor, names: list[str]) -> dict[str, Tensor]:
         if not len(images):
             return {"features": torch.empty(0, extractor.dim)}
-        parts = [outputs_of(extractor, batch) for batch in images.split(min(self.batch_size, SHARD_IMAGES))]
+        size = min(self.batch_size, SHARD_IMAGES)
+        parts = [outputs_of(extractor, images[start : start + size]) for start in range(0, len(images), size)]
         outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         for name, values in outputs.items():
             finite = torch.isfinite(values).all(dim=1)
@@ -179,22 +221,25 @@ class _Run:
         return outputs
 
 
-class _Gatherer:
-    """Collects one network's outputs of this rank, as rows or as moments only."""
+class _Gatherer(Generic[A]):
+    """Collects one network's outputs of this rank, as rows or in accumulators."""
 
-    def __init__(self, extractor: FeatureExtractor, expected: int | None, keep: bool):
-        self.extractor, self.keep = extractor, keep
+    def __init__(self, extractor: FeatureExtractor, expected: int | None, accumulate: Callable[[int], A] | None):
+        self.extractor, self.accumulate = extractor, accumulate
         self.expected = FIRST_ROWS if expected is None else expected
         self.count = 0
         self.stores: dict[str, Tensor] = {}
-        self.moments: dict[str, FeatureMoments] = {}
+        self.accumulated: dict[str, A] = {}
 
     def add(self, outputs: dict[str, Tensor]) -> None:
+        """Take in the outputs of one shard, by name."""
         for name, values in outputs.items():
-            if self.keep:
+            if self.accumulate is None:
                 self._store(name, values)
             elif name != "logits":
-                self.moments.setdefault(name, FeatureMoments.empty(values.shape[1])).update(values)
+                if name not in self.accumulated:
+                    self.accumulated[name] = self.accumulate(values.shape[1])
+                self.accumulated[name].update(values)
         self.count += len(outputs["features"])
 
     def _store(self, name: str, values: Tensor) -> None:
@@ -207,24 +252,28 @@ class _Gatherer:
             self.stores[name] = grown
         self.stores[name][self.count : needed] = values
 
-    def of_all_ranks(self) -> tuple[dict[str, Tensor], dict[str, FeatureMoments]]:
-        """Rows by name, on rank 0, or moments by name, of all ranks together."""
-        here = {name: x.shape[1] for name, x in self.stores.items()} | {n: m.dim for n, m in self.moments.items()}
+    def of_all_ranks(self) -> tuple[dict[str, Tensor], dict[str, A]]:
+        """Rows by name, on rank 0, or accumulators by name, of all ranks together."""
+        here = {name: x.shape[1] for name, x in self.stores.items()}
+        here |= {name: found.dim for name, found in self.accumulated.items()}
         widths = {name: width for there in distributed.gather_objects(here) for name, width in there.items()}
-        if self.keep:
-            return {name: distributed.gather_rows(self._filled(name, width)) for name, width in widths.items()}, {}
-        if distributed.world_size() == 1:  # also one that works for itself beside others: nothing is reduced
-            return {}, self.moments
-        moments = {name: self.moments.get(name) or FeatureMoments.empty(width) for name, width in widths.items()}
+        if self.accumulate is None:
+            rows = {name: distributed.gather_rows(self._filled(name, width)) for name, width in widths.items()}
+            return {name: gathered for name, gathered in rows.items() if gathered is not None}, {}
+        if distributed.world_size() == 1:  # also a rank that works alone: nothing is reduced
+            return {}, self.accumulated
+        for name, width in widths.items():
+            if name not in self.accumulated:
+                self.accumulated[name] = self.accumulate(width)
         group = distributed.host_group()
-        return {}, {name: found.all_reduce(group) for name, found in moments.items()}
+        return {}, {name: self.accumulated[name].all_reduce(group) for name in widths}
 
     def _filled(self, name: str, width: int) -> Tensor:
         return self.stores[name][: self.count] if name in self.stores else torch.empty(0, width)
 
 
 def _rows(count: int, width: int) -> Tensor:
-    """float32 [count, width] to fill, in memory or, above LARGE bytes, in a mapped file."""
+    """float32 [count, width] to fill, in memory or, if large, in a mapped file."""
     return torch.from_numpy(room((count, width), np.float32))
 
 
@@ -241,20 +290,21 @@ class _Seen:
     labels: list[str] | None
     digests: list[str]
     skipped: list[str]
-    shapes: list[tuple[tuple, str]]  # of each rank's images, with the name of its first
+    shapes: list[tuple[Shape | None, str]]  # of each rank's images, with the name of its first
 
     @classmethod
-    def of_all_ranks(cls, run: _Run) -> _Seen:
+    def of_all_ranks(cls, run: _Run[Any]) -> _Seen:
+        """The concatenation over the ranks; labels only if every rank has them."""
         shape = [(run.shape, run.names[0])] if run.names else []
         here = (run.names, run.indices, run.labels, run.digests, list(run.source.skipped), shape)
         names, indices, labels, digests, skipped, shapes = (
             None if None in parts else [item for part in parts for item in part]
             for parts in zip(*distributed.gather_objects(here), strict=True)
         )
-        return cls(run.source, names, indices, labels, digests, skipped, shapes)
+        return cls(run.source, names or [], indices or [], labels, digests or [], skipped or [], shapes or [])
 
-    def extracted(self, outputs: dict[str, Tensor], moments: dict[str, FeatureMoments]) -> Extracted:
-        """The record of one network, of the rows or moments `_Gatherer.of_all_ranks` gave."""
+    def extracted(self, outputs: dict[str, Tensor], accumulated: dict[str, A]) -> Extracted[A]:
+        """The record of one network, of what `_Gatherer.of_all_ranks` gave."""
         if len(self.names) < 2:
             usable = counted(len(self.names), "usable image")
             raise ValueError(f"{self.source.name} holds {usable}; a covariance needs at least 2")
@@ -264,11 +314,5 @@ class _Seen:
                     f"{name} in {self.source.name} has shape {shape}, {self.shapes[0][1]} has {self.shapes[0][0]}; "
                     "resize all images to one size and convert them to one mode"
                 )
-        moments = moments or {
-            name: FeatureMoments.from_features(rows) for name, rows in outputs.items() if name != "logits"
-        }
-        digest = sha256(self.digests)
-        return Extracted(
-            outputs, moments["features"], moments.get("spatial"), self.names, self.indices, self.labels or None,
-            digest, self.skipped,
-        )  # fmt: skip
+        labels = self.labels or None
+        return Extracted(outputs, accumulated, self.names, self.indices, labels, sha256(self.digests), self.skipped)

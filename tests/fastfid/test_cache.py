@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import fastfid.features.extraction as extraction
-from fastfid import FeatureExtractor, open_images
+from fastfid import FeatureExtractor, FeatureMoments, open_images
 from fastfid.features.cache import FeatureCache, cache_folder
 from fastfid.features.extraction import extract
 
@@ -121,7 +121,7 @@ def test_a_late_bad_image_loses_nothing(tmp_path):
         run(folder, made)
     assert module.seen == 16
     (folder / "018.png").unlink()
-    assert run(folder, made).moments.count == 19 and module.seen == 19
+    assert len(run(folder, made).names) == 19 and module.seen == 19
 
 
 def test_the_first_of_several_bad_images_is_named(tmp_path):
@@ -150,7 +150,7 @@ def test_skipped_images_are_counted_and_their_shard_not_cached(tmp_path):
     for seen in (19, 26):  # the first shard's seven good images are extracted again
         source = open_images(folder, skip_corrupt=True)
         (found,) = extract(source, [made], FeatureCache())
-        assert module.seen == seen and found.moments.count == 19
+        assert module.seen == seen and len(found.outputs["features"]) == 19
         assert found.indices == [i for i in range(20) if i != 3] and found.names[3] == "004.png"
         assert len(source.skipped) == 1 and "003.png in" in source.skipped[0]
 
@@ -202,7 +202,7 @@ def test_a_cache_that_cannot_be_written_is_told_and_survived(tmp_path, monkeypat
     cache = FeatureCache()
     made, module = extractor()
     (found,) = extract(open_images(write_images(tmp_path / "a")), [made], cache)
-    assert found.moments.count == 20 and "features are not cached any more" in cache.problem
+    assert len(found.outputs["features"]) == 20 and "features are not cached any more" in cache.problem
 
 
 def test_features_that_are_not_finite_name_the_image(tmp_path):
@@ -229,9 +229,11 @@ class Poisoned(nn.Module):
 def test_moments_alone_equal_those_of_kept_features(tmp_path):
     folder = write_images(tmp_path / "a", 30)
     made, _ = extractor()
-    kept, streamed = run(folder, made), run(folder, made, keep=False)
-    assert streamed.outputs == {} and streamed.moments.count == 30
-    torch.testing.assert_close(streamed.moments.cov, kept.moments.cov, rtol=1e-12, atol=1e-12)
+    kept, streamed = run(folder, made), run(folder, made, accumulate=FeatureMoments.empty)
+    moments = streamed.accumulated["features"]
+    assert streamed.outputs == kept.accumulated == {} and moments.count == 30
+    expected = FeatureMoments.from_features(kept.outputs["features"])
+    torch.testing.assert_close(moments.cov, expected.cov, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
