@@ -181,6 +181,10 @@ class FeatureMoments:
         """Moments of the same rows that go their own way."""
         return FeatureMoments(self.count, self.mean.clone(), self.cov.clone(), dict(self.provenance))
 
+    def without_provenance(self) -> FeatureMoments:
+        """The same moments with an unknown origin, which may be compared with any other moments of d features."""
+        return FeatureMoments(self.count, self.mean, self.cov)
+
     def state_dict(self) -> dict:
         """`count`, `mean`, `cov` and `provenance`, for torch.save."""
         return {"count": self.count, "mean": self.mean, "cov": self.cov, "provenance": dict(self.provenance)}

@@ -34,7 +34,7 @@ from fastfid.evaluation.sides import Network, NetworkChoice, SideInNetwork, gath
 from fastfid.identity import check_comparable
 from fastfid.protocols import METRICS, Protocol, protocol_named
 from fastfid.runtime import distributed
-from fastfid.statistics.statistics import Statistics, without_provenance
+from fastfid.statistics.statistics import Statistics
 
 CLASS_METRICS = {"precision", "recall", "density", "coverage"}  # each of them is also computed within each class
 
@@ -146,7 +146,7 @@ def compare(
         (first,), (second,) = in_networks
         warnings.extend(check_comparable(first, second, options.force))
         warnings.extend(unrecorded(first, second) + few_images(first, second))
-        terms = frechet_terms(without_provenance(first.moments), without_provenance(second.moments))
+        terms = frechet_terms(first.moments, second.moments)
         return first, second, terms, warnings
 
     found: tuple[SideInNetwork, SideInNetwork, FrechetTerms, list[str]] = distributed.from_main(compared)

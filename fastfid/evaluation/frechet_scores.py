@@ -21,7 +21,6 @@ from fastfid.distances.moments import FeatureMoments
 from fastfid.evaluation.intervals import jackknife_variance, line_through, normal_interval
 from fastfid.evaluation.pair import Distance, Pair, distance_of, rows_behind
 from fastfid.evaluation.results import Details, Score
-from fastfid.statistics.statistics import without_provenance
 
 INFINITY_POINTS = 15  # subset sizes of FD∞, as in Chong & Forsyth (2020)
 INFINITY_SMALLEST = 5000  # their smallest subset; a tenth of the images where there are fewer than 50,000
@@ -47,7 +46,7 @@ def sfid_score(pair: Pair) -> Score | str:
         name = mine.name if mine.spatial is None else theirs.name
         return f"no spatial features of {name}; they come from images through inception, or ADM's mu_s, sigma_s"
     rows = rows_behind(mine.spatial, mine.spatial_features), rows_behind(theirs.spatial, theirs.spatial_features)
-    found = distance_of(without_provenance(mine.spatial), without_provenance(theirs.spatial), *rows)
+    found = distance_of(mine.spatial, theirs.spatial, *rows)
     return _frechet_score("sfid", "sFID", pair.network, found)
 
 
@@ -108,7 +107,7 @@ def _score_of_line(pair: Pair, sizes: npt.NDArray[np.int_], distances: npt.NDArr
 def _distances_of_subsets(pair: Pair, features: Tensor, rows: Sequence[Tensor]) -> list[float]:
     """Fréchet distances of subsets of the samples' features [N, d], each given by the numbers of its rows [size]."""
     reference, of_all = pair.prepared, float(pair.terms.total)
-    moments = without_provenance(pair.samples.moments)
+    moments = pair.samples.moments
     whole = None if rows_behind(moments, features) is None else moments
 
     def distance(of_subset: Tensor) -> float:

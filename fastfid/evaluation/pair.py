@@ -24,7 +24,6 @@ from fastfid.evaluation.intervals import ShareSpread, mmd_variance, mmd_variance
 from fastfid.evaluation.settings import Settings
 from fastfid.evaluation.sides import SideInNetwork
 from fastfid.protocols import METRICS, Protocol
-from fastfid.statistics.statistics import without_provenance
 
 # Moments and features are of the same images if their means agree to this part of the features' size.  Moments kept in
 # float32 differ by 1e-7; those of other images or of another preparation by 1/√N and more.
@@ -94,14 +93,14 @@ class Pair:
     @cached_property
     def prepared(self) -> PreparedMoments:
         """The reference's moments, factored."""
-        return prepare(without_provenance(self.reference.moments))
+        return prepare(self.reference.moments)
 
     @cached_property
     def distance(self) -> Distance:
         """The Fréchet distance of the moments, and its changes without each sample and each reference image."""
         mine, theirs = self.samples, self.reference
         rows = rows_behind(mine.moments, mine.features), rows_behind(theirs.moments, theirs.features)
-        return distance_of(without_provenance(mine.moments), self.prepared, *rows)
+        return distance_of(mine.moments, self.prepared, *rows)
 
     @property
     def terms(self) -> FrechetTerms:

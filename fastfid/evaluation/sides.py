@@ -59,6 +59,7 @@ class Side:
 class SideInNetwork:
     """One side in one network: always its moments; the rest where there are images or saved features.
 
+    moments                             without provenance; `identity` says which network they are of
     features, logits, spatial_features  float32 [n, d], [n, C] and [n, s], or None
     spatial                             moments of the spatial features, or None
     names, indices, labels              of the n images, or None; an index counts skipped images
@@ -289,9 +290,9 @@ def _extracted(
 
 def _take_moments_of(statistics: Statistics, in_network: SideInNetwork, warnings: list[str]) -> None:
     """Replace the moments of images by those of a file that holds both, as ADM's references do."""
-    in_network.moments = statistics.moments
+    in_network.moments = statistics.moments.without_provenance()
     if statistics.spatial is not None:
-        in_network.spatial, in_network.spatial_features = statistics.spatial, None
+        in_network.spatial, in_network.spatial_features = statistics.spatial.without_provenance(), None
     warnings.append(
         f"FD and sFID use the mu and sigma in {in_network.name}; its {len(in_network.names or [])} images serve the "
         "other metrics"
@@ -324,5 +325,10 @@ def _from_statistics(side: Side, network: str, statistics: Statistics) -> SideIn
     if network == UNKNOWN:
         network = statistics.identity.extractor or network
     return SideInNetwork(
-        side.name, network, statistics.moments, statistics.provenance, statistics.features, spatial=statistics.spatial
+        side.name,
+        network,
+        statistics.moments.without_provenance(),
+        statistics.provenance,
+        features=statistics.features,
+        spatial=None if statistics.spatial is None else statistics.spatial.without_provenance(),
     )

@@ -110,8 +110,3 @@ def read_statistics(path: str | os.PathLike, network: str | None = None) -> Stat
         statistics.form = content.form
         return statistics
     return Statistics(content.moments, str(Path(path)), content.features, content.spatial, content.form, content.images)
-
-
-def without_provenance(moments: FeatureMoments) -> FeatureMoments:
-    """The same moments with no provenance, for arithmetic on sides that `check_comparable` has let pass."""
-    return FeatureMoments(moments.count, moments.mean, moments.cov, {})
