@@ -1,12 +1,12 @@
 """fastfid: exact Fréchet distances of many sample swaps at once, and the distribution metrics around them.
 
-The names are those of api.py, which is imported when the first of them is used: torch takes seconds to load, and
-neither the command line's help nor its word on a mistyped option needs it.
+The public names are those of api.py.  It is imported when the first of them is used, because torch takes seconds to
+load and the command line's help and its errors about arguments do not need it.
 """
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastfid.api import *  # noqa: F403
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def __getattr__(name: str):
-    """A module of the package or a name of its interface, imported on first use (PEP 562)."""
+def __getattr__(name: str) -> Any:
+    """A module of the package or a public name, imported on first use (PEP 562)."""
     if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
         return import_module(f"{__name__}.{name}")
     if name == "__all__" or not name.startswith("_"):

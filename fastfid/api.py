@@ -1,4 +1,4 @@
-"""Everything that `import fastfid` offers by name; imported when the first of these names is used."""
+"""The public names of fastfid; imported when the first of them is used."""
 
 from fastfid.distances.frechet import frechet_distance, frechet_terms
 from fastfid.distances.kid_mmd import kid, mmd

@@ -1,8 +1,8 @@
-"""Named protocols: what each peer computes, so that its numbers can be compared with ours.
+"""Named protocols: what other evaluation tools compute, so that their numbers and fastfid's can be compared.
 
-A protocol sets the network, how images are resized and quantised before it, and the defaults of the metrics together;
-`evaluate(…, protocol="adm")` and `--protocol adm` choose one.  None of them changes the arithmetic of a distance, which
-is float64 and free of constants on the diagonal everywhere.
+A protocol sets the network, the resizing and rounding of images before it, and the defaults of the metrics.
+`evaluate(…, protocol="adm")` and `--protocol adm` choose one.  No protocol changes the arithmetic of a distance: it is
+float64, and no constant is added to a diagonal.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a peer does between the images and the number.
+    """What a tool does between the images and the number.
 
-    network          network used unless another is asked for
+    name             as `protocol=` and `--protocol` take it
+    source           the tool and the version of it that was read
+    network          used unless another is asked for
     inception        how images reach Inception: a name of fastfid.features.inception.INCEPTION_INPUTS
     dinov2           how images reach DINOv2: a name of fastfid.features.vision_transformers.DINOV2_INPUTS
     clip             how images reach CLIP: a name of fastfid.features.vision_transformers.CLIP_INPUTS
     metrics          computed unless others are asked for
     nearest_k        neighbour whose distance is a point's radius (precision, recall, density, coverage)
-    inclusive        precision and recall count a distance equal to the radius (<=); else strictly below (<)
+    inclusive        precision and recall count a distance equal to the radius (<=); else only smaller ones (<)
     distances        how precision and recall measure: a name of fastfid.distances.precision_recall.DISTANCES
-    kid_subsets      subsets of the KID estimate
+    kid_subsets      number of subsets of the KID estimate
     kid_subset_size  rows of a subset
-    kid_caps         fewer rows than that shrink the subsets; else KID is left out
+    kid_caps         with fewer rows than that, the subsets shrink; else KID is left out
     kid_seed         of the subsets' RandomState
     is_splits        parts whose scores the Inception Score averages
-    is_split_size    images of a part instead, the last one shorter; None: is_splits equal parts
+    is_split_size    images of a part, the last one shorter; None: is_splits equal parts
     is_shuffle       permute the images before splitting (RandomState(kid_seed), as torch-fidelity)
-    source           whose behaviour this is, and which version of it was read
     """
 
     name: str
@@ -55,7 +56,7 @@ class Protocol:
     is_shuffle: bool = True
 
     def input_of(self, network: str) -> str | None:
-        """How images reach `network` under this protocol: a name of features.registry, None where it has one way."""
+        """How images reach `network`: a name in its table of inputs, None where there is only one way."""
         if network == "inception":
             return self.inception
         if network.startswith("dinov2"):
@@ -64,11 +65,11 @@ class Protocol:
 
 
 _ALL = (
-    # No peer: the embedded network, prdc's strict neighbours with k = 5, KID subsets that shrink to fit.
+    # No other tool's: the embedded network, prdc's strict neighbours with k = 5, KID subsets that shrink to fit.
     Protocol("fastfid", "this package's own defaults", "fashion-a", inception="tf1", dinov2="pil"),
-    # The TensorFlow graph: TF-1 bilinear, (x − 128)/128; k = 3 excluding the point itself, <=, k-th distance of each
-    # side's manifold; Inception Score over parts of 5,000 images in file order.  Its distances are squared in float16
-    # (spacing 0.25 between 256 and 512), and so are these; exact ones move precision and recall by up to 3e-3.
+    # The TensorFlow graph: TF-1 bilinear, (x − 128)/128; k = 3 without the point itself, <=; Inception Score over parts
+    # of 5,000 images in file order.  Its squared distances are float16 (spacing 0.25 between 256 and 512), and so are
+    # these; exact distances change precision and recall by up to 3e-3.
     Protocol(
         "adm",
         "openai/guided-diffusion evaluations/evaluator.py",
@@ -91,8 +92,8 @@ _ALL = (
         dinov2="pil",
         metrics=("fd",),
     ),
-    # PIL bicubic on float channels, clipped to 0…255 and not rounded; KID of min(n, 1000) rows, from NumPy's unseeded
-    # global generator there, so KID agrees in distribution only.
+    # PIL bicubic on float channels, clipped to 0…255 and not rounded; KID of min(n, 1000) rows.  The tool draws them
+    # from NumPy's unseeded global generator, so KID agrees in distribution only.
     Protocol(
         "clean",
         "GaParmar/clean-fid 0.1.35, mode clean",
@@ -101,8 +102,8 @@ _ALL = (
         dinov2="pil",
         metrics=("fd", "kid"),
     ),
-    # TF-1 bilinear, (x − 128)/128; KID raises below 1000 images; IS shuffled by RandomState(2020), 10 splits; its
-    # precision and recall take VGG-16 features unless told otherwise, here the chosen network's; k = 3, <=.
+    # TF-1 bilinear, (x − 128)/128; KID raises below 1000 images; IS shuffled by RandomState(2020), 10 splits.  Its
+    # precision and recall (k = 3, <=) use VGG-16 by default; here they use the chosen network.
     Protocol(
         "torch-fidelity",
         "toshas/torch-fidelity 0.4.0",
@@ -125,7 +126,7 @@ _ALL = (
         metrics=("fd",),
     ),
     # PIL bicubic to 224 on uint8 (rounded, no crop), /255, ImageNet mean and deviation, CLS token of ViT-L/14; k = 5.
-    # It subsamples 10,000 images a side for the neighbours, unseeded; here all images count.
+    # The tool draws 10,000 images a side for the neighbours, without a seed; here all images count.
     Protocol(
         "dgm-dinov2",
         "layer6ai-labs/dgm-eval",

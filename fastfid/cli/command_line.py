@@ -1,4 +1,4 @@
-"""One frame for every command of fastfid and sit_rl: how it parses, how it reports an error, its exit status.
+"""The frame that all commands of fastfid and sit_rl share: parsing, errors in one sentence, exit statuses.
 
     0    done
     1    a check does not hold
@@ -28,17 +28,17 @@ Form = TypeVar("Form")
 
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-# Errors that the input causes, so that every rank meets them alike: one rank of each machine prints them.
+# Errors that the input causes.  Every rank raises the same one, so only the first rank of each machine prints it.
 SAME_ON_EVERY_RANK = (ValueError, ImportError, FileNotFoundError)
 
 
 class CommandError(Exception):
-    """Ends a command with one sentence and an exit status; every rank that raises it prints it.
+    """Ends a command with one sentence and an exit status; every rank that raises it prints the sentence.
 
     status  BAD_INPUT, or CHECK_FAILED where a check does not hold
     """
 
-    def __init__(self, sentence: str, status: int = BAD_INPUT):
+    def __init__(self, sentence: str, status: int = BAD_INPUT) -> None:
         super().__init__(sentence)
         self.status = status
 
@@ -49,7 +49,7 @@ def run(program: str, work: Callable[[], object], *, interrupted: str) -> int:
     program      word before the sentence, such as "fastfid"
     interrupted  what to print after Ctrl-C: one sentence that says how to go on
 
-    Expected are ValueError, ImportError, OSError, FloatingPointError and `CommandError`.  Any other exception passes.
+    Expected errors are ValueError, ImportError, OSError, FloatingPointError and `CommandError`.  Others are raised.
     """
     try:
         work()

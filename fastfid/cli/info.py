@@ -16,7 +16,7 @@ from fastfid.protocols import PROTOCOLS
 from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import read_statistics
 
-# Of each extra what it is for and the modules it brings.
+# Extra → what it is for, and the modules that it installs.
 EXTRAS = {
     "inception": ("the Inception network", ("torch_fidelity", "torchvision")),
     "dinov2": ("the DINOv2 networks", ("timm",)),
@@ -32,7 +32,7 @@ EXTRAS = {
 def facts() -> dict[str, Any]:
     """What this installation can do, ready for JSON.
 
-    extras  of each: what it is for, whether its modules are installed, and the command that installs it
+    An extra has its purpose ("for"), whether its modules are installed, and the command that installs it.
     """
     from fastfid import __version__
 
@@ -55,7 +55,7 @@ def _extra(name: str, purpose: str, modules: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _backends() -> dict[str, str]:
-    """What computes the swap engine's log-determinants: each back end, and why it cannot where it cannot."""
+    """The swap engine's back ends: that each is ready, or why it cannot be used."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     cpp = backend.cpp_obstacle(cpu) or f"{backend.extension().instruction_sets()[0]} kernel"
     triton = backend.triton_obstacle(cuda, torch.float32, needs_grad=False)
@@ -65,7 +65,7 @@ def _backends() -> dict[str, str]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """The facts as lines for people."""
+    """The facts about the installation as lines of text."""
     lines = [
         f"fastfid {found['version']}, torch {found['torch']}, GPU: {found['cuda'] or 'none'}",
         f"networks   {', '.join(found['networks'])}",
@@ -86,7 +86,7 @@ def text(found: dict[str, Any]) -> str:
 
 # --- a file ------------------------------------------------------------------------------------------------------
 
-# Provenance that is shown of a file of statistics, known or not.
+# Provenance of a file of statistics that is shown, also where it is unknown.
 PROVENANCE_SHOWN = (
     "extractor", "weights_sha256", "preprocessing", "protocol", "dtype", "source", "source_sha256", "version",
 )  # fmt: skip
@@ -120,6 +120,6 @@ def _statistics_facts(path: str, network: str | None) -> dict[str, Any]:
 
 
 def file_text(found: dict[str, Any]) -> str:
-    """The facts of a file as lines for people."""
+    """The facts about a file as lines of text."""
     width = max(map(len, found))
     return "\n".join(f"{name.ljust(width)}  {'unknown' if value is None else value}" for name, value in found.items())
