@@ -149,7 +149,7 @@ def resolve(config: Config) -> Config:
 def parse_config(argv: list[str], default: Config, description: str | None) -> Config:
     """The config of a command line, whose defaults are those of `default`; every flat name is a flag."""
     form = make_dataclass("Config", [_flag(name, place, default[name]) for name, place in places().items()])
-    parsed = tyro.cli(form, args=argv, description=description)
+    parsed: Any = tyro.cli(form, args=argv, description=description)
     return default.changed(**{name: getattr(parsed, name) for name in places()})
 
 

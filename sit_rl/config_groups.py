@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sit_rl.models.averages import gamma_of
 from sit_rl.sampling.sampler_config import SamplerConfig, noisy_steps
 
 Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]
+Value = TypeVar("Value")
 
 
 def option(
@@ -47,6 +48,13 @@ def flag_of(f: Field[Any]) -> str:
 def dashed(flag: str) -> str:
     """The flag as it is typed: --reference-size."""
     return "--" + flag.replace("_", "-")
+
+
+def given(value: Value | None) -> Value:
+    """The value of a field whose default depends on the estimator; ValueError before `resolve` has filled it in."""
+    if value is None:
+        raise ValueError("a value of the config is still the estimator's default; call resolve first")
+    return value
 
 
 def check_bounds(group: Any) -> None:

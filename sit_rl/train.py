@@ -14,9 +14,12 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from fastfid.cli.command_line import CommandError
+from sit_rl.command_line import run_command
 from sit_rl.components.build import Components, build_components
 from sit_rl.components.checks import check_inputs
 from sit_rl.config import Config, parse_config, resolve
@@ -45,41 +48,34 @@ GRID = 100
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, run, and turn an expected failure into one sentence and exit code 2; a preempted run exits 0."""
-    config, clock = None, Clock()
-    try:
+    """Parse the command line and train.  A preempted run returns; SystemExit as in `sit_rl.command_line`."""
+
+    def work() -> None:
         config = parse(sys.argv[1:] if argv is None else argv)
         if config.run.dry_run:
-            return print(dry_run(config))
+            print(dry_run(config))
+        else:
+            run_on_ranks(config)
+
+    run_command(work, interrupted="interrupted; the same command goes on from the last checkpoint")
+
+
+def run_on_ranks(config: Config) -> None:
+    """`run` on this process's rank.  CommandError where a GPU's memory is full or another rank has died."""
+    clock = Clock()
+    try:
         with process_group(config.run.threads, config.run.dead_after) as device, watch(config.run.grace):
             run(config, device, clock)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        raise SystemExit(130) from None  # 128 + SIGINT, as a shell has it
     except torch.OutOfMemoryError as error:
-        fail(out_of_memory(config, clock.running, error), everywhere=False)
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        fail(str(error), everywhere=True)
-    except (FloatingPointError, OSError) as error:
-        fail(str(error), everywhere=False)
+        raise CommandError(out_of_memory(config, clock.running, error)) from None
     except RuntimeError as error:
-        if world_size() == 1 and "WORLD_SIZE" not in os.environ:
+        if "WORLD_SIZE" not in os.environ or not LOST_CONTACT.search(str(error)):
             raise
-        if not LOST_CONTACT.search(str(error)):
-            raise
-        fail(
-            f"lost contact with another rank ({' '.join(str(error).split())[:160]}): it has died, its own message may "
-            "say why; run the same command again, it resumes",
-            everywhere=False,
-        )
-
-
-def fail(message: str, everywhere: bool) -> None:
-    """End with one sentence and exit code 2; an error that every rank has alike is printed once a machine."""
-    number = int(os.environ.get("RANK", 0))
-    if int(os.environ.get("LOCAL_RANK", number)) == 0 or not everywhere:
-        print(f"error{f' on rank {number}' if number else ''}: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(2) from None
+        reason = " ".join(str(error).split())[:160]
+        raise CommandError(
+            f"lost contact with another rank ({reason}): it has died, its own message may say why; run the same "
+            "command again, it resumes"
+        ) from None
 
 
 def parse(argv: list[str]) -> Config:
@@ -107,7 +103,7 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
             remote = start_wandb(config) if config.run.wandb and is_main() else None
             components = build_components(config, device, progress=is_main())
             estimator, state = build_estimator(config, components), start(config, components, path, values, clock)
-            if path is None:  # one checkpoint is under way; those that are replaced make room
+            if path is None:  # room for one checkpoint more, which is being written; replaced ones free theirs
                 replaced = checkpoint.bytes_of(config.run_folder / "checkpoints")
                 checkpoint.require_space(config.run_folder, (config.run.keep_checkpoints + 1) * state.size() - replaced)
             prepare_folder(config, fresh=path is None)
@@ -135,21 +131,16 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
 
 
 def evaluate_both(config: Config, components: Components, state: State, when: str) -> None:
-    """Full evaluation under each sampler that has none yet, saved as it is made; first images to the run folder."""
+    """Evaluate under each sampler that has no result yet; save the result, and the first images in the run folder."""
     done = state.evaluations.setdefault(when, {})
     for name, sampler in (("ode", config.evaluation.ode), ("sde", config.evaluation.sde)):
         if name in done:
             continue
         with state.clock.phase("evaluate"):
             result = evaluate_model(
-                config,
-                components,
-                state.learner.averaged(),
-                sampler,
-                config.evaluation.images,
-                GRID,
-                f"evaluate {name} {when}",
-            )
+                components, state.learner.averaged(), sampler, config.evaluation.images,
+                seed=config.seed, batch=config.rollout.batch, grid=GRID, label=f"evaluate {name} {when}",
+            )  # fmt: skip
             done[name] = result.metrics
             if is_main():
                 save_samples(config.run_folder, f"{when}_{name}", result.images)
@@ -182,8 +173,8 @@ def finish(config: Config, components: Components, state: State, model: SiT) -> 
     )
 
 
-def protocol(config: Config, components: Components) -> dict:
-    """Everything a reader needs to know what the numbers are."""
+def protocol(config: Config, components: Components) -> dict[str, Any]:
+    """How the numbers of summary.json were measured: metrics, networks, images, samplers, weights."""
     nets = {"fd": components.reward_net, "fd_b": components.judge_net}
     return {
         "metrics": list(METRICS),
@@ -201,7 +192,6 @@ def protocol(config: Config, components: Components) -> dict:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(
-        Path(__file__).resolve().parent.parent
-    )  # torchrun puts sit_rl/ itself here, whose names are not top-level
+    # torchrun sit_rl/train.py puts sit_rl/ here, whose modules are imported as sit_rl.…
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
     main()

@@ -280,7 +280,9 @@ def trained(device, arguments):
     path = checkpoint.latest(config.run_folder / "checkpoints")
     state = start(config, components, path, checkpoint.load_values(path), Clock())
     second = train_step(config, components, state, estimator)
-    return first, second, evaluate_model(config, components, state.learner.averaged(), config.evaluation.sde, 20, 5)
+    model, sampler = state.learner.averaged(), config.evaluation.sde
+    last = evaluate_model(components, model, sampler, 20, seed=config.seed, batch=config.rollout.batch, grid=5)
+    return first, second, last
 
 
 @pytest.mark.parametrize("estimator", ["advantage_matching", "sde_policy_gradient"])

@@ -1,4 +1,4 @@
-"""How good a model is: the paper's table on held-out real images, under both samplers, from fixed noise and labels."""
+"""Evaluation on held-out real images, from fixed noise and labels: the metrics of the paper's table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, prdc
 from sit_rl.components.build import Components
 from sit_rl.components.real_side import RealSide
-from sit_rl.config import Config
 from sit_rl.learner.guards import require_finite
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.collectives import gather_owned
@@ -33,38 +32,41 @@ class Evaluation:
 
 
 def evaluate_model(
-    config: Config,
     components: Components,
     model: SiT,
     sampler: SamplerConfig,
     count: int,
+    *,
+    seed: int,
+    batch: int,
     grid: int = 0,
     label: str = "evaluate",
 ) -> Evaluation:
-    """Sample `count` images and compare them with the held-out real ones.
+    """Sample `count` images, `batch` at a time, and compare them with the held-out real images.
 
     Image i always has the noise of (seed, i) and class i mod classes, so two models are compared like for like, and
-    a smaller count uses the first of the same images. Metrics a statistics file cannot give are None.
+    a smaller count uses the first of the same images. Returns the first `grid` images as well. Metrics that need real
+    features are None where the real side is a statistics file.
     """
     labels = balanced_labels(count, components.num_classes)
     made = generate(
-        components, model, labels, sampler, seed=config.seed, step=EVALUATION_STEP, batch=config.rollout.batch,
+        components, model, labels, sampler, seed=seed, step=EVALUATION_STEP, batch=batch,
         initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label,
     )  # fmt: skip
     require_finite(f"samples of '{label}'", made.samples)
-    features = gather_owned(made.features, count, config.rollout.batch)
-    features_b = None
-    if components.judge_net is not None:
-        features_b = gather_owned(_in_batches(components.judge_net, made.images), count, config.rollout.batch)
-    metrics = measure(components.heldout, features) | {
-        "fd_b": None if features_b is None else distance(components.heldout_b, features_b)
-    }
-    images = gather_owned(made.images, count, config.rollout.batch, first=grid)
+    features = gather_owned(made.features, count, batch)
+    fd_b = None
+    if components.judge_net is not None and components.heldout_b is not None:
+        fd_b = distance(
+            components.heldout_b, gather_owned(_in_batches(components.judge_net, made.images), count, batch)
+        )
+    metrics = measure(components.heldout, features) | {"fd_b": fd_b}
+    images = gather_owned(made.images, count, batch, first=grid)
     return Evaluation({name: metrics[name] for name in METRICS}, images)
 
 
 def measure(heldout: RealSide, features: torch.Tensor) -> dict[str, float | None]:
-    """Every metric of one network but fd_b. Subsets of KID shrink to the smaller set where that is below 1,000."""
+    """The metrics of features [n, d] of one network, None for fd_b. KID's subsets have at most n images."""
     out: dict[str, float | None] = dict.fromkeys(METRICS)
     out["fd"] = distance(heldout, features)
     if heldout.features is None or not is_main():
@@ -82,15 +84,16 @@ def distance(real: RealSide, features: torch.Tensor) -> float:
 
 
 def floor(components: Components) -> dict[str, float | None]:
-    """Real against real: the reward's real images against the held-out ones, through both networks; None without."""
+    """FD between the reward's real images and the held-out ones, through both networks; None where they are the same.
+
+    It is what a perfect generator would reach, within the noise of the two samples.
+    """
     if components.heldout is components.real:
         return {"fd": None, "fd_b": None}
-    return {
-        "fd": float(frechet_distance(components.heldout.moments, components.real.moments)),
-        "fd_b": None
-        if components.real_b is None
-        else float(frechet_distance(components.heldout_b.moments, components.real_b.moments)),
-    }
+    fd_b = None
+    if components.real_b is not None and components.heldout_b is not None:
+        fd_b = float(frechet_distance(components.heldout_b.moments, components.real_b.moments))
+    return {"fd": float(frechet_distance(components.heldout.moments, components.real.moments)), "fd_b": fd_b}
 
 
 def _in_batches(net: FeatureExtractor, images: torch.Tensor, size: int = 250) -> torch.Tensor:

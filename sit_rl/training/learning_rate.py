@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from sit_rl.config_groups import UpdateOptions
+from sit_rl.config_groups import UpdateOptions, given
 
 
 def warmup_cosine(progress: float, warmup: float = 0.02) -> float:
@@ -23,4 +23,4 @@ def set_learning_rate(update: UpdateOptions, optimizer: torch.optim.Optimizer, s
     else:
         factor = min(1.0, (step + 1) / max(1, update.warmup))
     for group in optimizer.param_groups:
-        group["lr"] = update.lr * factor
+        group["lr"] = given(update.lr) * factor

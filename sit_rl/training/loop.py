@@ -1,6 +1,8 @@
-"""The whole method on one screen: roll out → score → select → update → log → save, with a reference kept fresh."""
+"""The whole method on one screen: renew the reference set → roll out → score → select → update → log → save."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -49,19 +51,17 @@ def train(config: Config, components: Components, state: State, estimator: Estim
             bar.set_postfix({k: f"{record[k]:.3f}" for k in ("reference_fd", "loss") if record.get(k) is not None})
 
 
-def train_step(config: Config, components: Components, state: State, estimator: Estimator) -> dict:
+def train_step(config: Config, components: Components, state: State, estimator: Estimator) -> dict[str, Any]:
     """One step of the method; returns its line of metrics.jsonl."""
-    step, clock, record = state.step, state.clock, {"step": state.step}
+    step, clock = state.step, state.clock
+    record: dict[str, Any] = {"step": step}
     set_learning_rate(config.update, state.learner.optimizer, step, config.steps)
     rollout, advantage, kept = None, torch.ones(0), torch.arange(0)
     if estimator.rolls_out:
         with clock.phase("refresh"):
-            if state.reward is None or (
-                config.reward.reference == "refresh" and step % config.reward.refresh_every == 0
-            ):
-                refresh(config, components, state, estimator)
-        removed = state.reward.propose(step)
-        labels = state.reward.reference.labels[removed.flatten()]
+            reward = refreshed(config, components, state, estimator)
+        removed = reward.propose(step)
+        labels = reward.reference.labels[removed.flatten()]
         with clock.phase("rollout"):
             rollout = generate(
                 components, state.learner.sampler(), labels, estimator.sampler(step),
@@ -74,16 +74,16 @@ def train_step(config: Config, components: Components, state: State, estimator: 
             guards.require_finite("samples", rollout.samples, step)
             guards.require_finite("features", features, step)
             features = features.view(*removed.shape, -1)
-            scores = state.reward.score(removed, features)
+            scores = reward.score(removed, features)
             advantage = advantages(scores.image, labels, config.reward.normalise, config.reward.advantage_clip)
             advantage = advantage * fade(config.reward, state, float(scores.image.std()))
             advantage = broadcast_from_main(advantage)
             kept = select(advantage, config.reward.kept_fraction)
-        state.first_reference_fd = state.first_reference_fd or state.reward.distance
-        record |= describe(state.reward.distance, scores, advantage, kept)
+        state.first_reference_fd = state.first_reference_fd or reward.distance
+        record |= describe(reward.distance, scores, advantage, kept)
         if config.reward.reference == "rolling":
             with clock.phase("reward"):
-                state.reward.roll(removed, features)
+                reward.roll(removed, features)
     with clock.phase("update"):
         record |= update(estimator, state.learner, rollout, advantage, kept, step)
     state.step += 1
@@ -91,8 +91,14 @@ def train_step(config: Config, components: Components, state: State, estimator: 
     return record | {"lr": rate, "images_generated": state.images_generated}
 
 
-def refresh(config: Config, components: Components, state: State, estimator: Estimator) -> None:
-    """Regenerate the whole reference set with the current model and the rollouts' own sampler, divided among ranks."""
+def refreshed(config: Config, components: Components, state: State, estimator: Estimator) -> SwapReward:
+    """The reward with a reference set that is recent enough: the same, or one that the current model generates now.
+
+    Ranks share the work. The sampler is that of the rollouts.
+    """
+    due = config.reward.reference == "refresh" and state.step % config.reward.refresh_every == 0
+    if state.reward is not None and not due:
+        return state.reward
     labels = balanced_labels(config.reward.reference_size, components.num_classes)
     made = generate(
         components, state.learner.sampler(), labels, estimator.sampler(state.step),
@@ -108,19 +114,20 @@ def refresh(config: Config, components: Components, state: State, estimator: Est
         state.reward = SwapReward(config.reward, config.seed, components.real.moments, reference)
     else:
         state.reward.renew(reference)
+    return state.reward
 
 
 def fade(options: RewardOptions, state: State, reward_std: float) -> float:
     """Factor of the advantages: the spread of this step's rewards relative to the first step's, at most 1.
 
-    Rewards differ less as the distribution is met: at FD 0 no image could improve it. Standardising every step on its
-    own hides that and pushes with the same force across the optimum, which the reference shows some steps late.
+    Rewards differ less as the distribution approaches the real one: at FD 0 no image could improve it. Advantages that
+    are standardised step by step hide this, and push with the same force beyond the optimum.
     """
     state.first_reward_std = state.first_reward_std or reward_std
     return min(1.0, reward_std / state.first_reward_std) if options.fade else 1.0
 
 
-def describe(reference_fd: float, scores: Scores, advantage: torch.Tensor, kept: torch.Tensor) -> dict:
+def describe(reference_fd: float, scores: Scores, advantage: torch.Tensor, kept: torch.Tensor) -> dict[str, Any]:
     """The reward's part of a step's record."""
     change = -scores.subset - reference_fd
     return {
@@ -139,20 +146,24 @@ def describe(reference_fd: float, scores: Scores, advantage: torch.Tensor, kept:
     }
 
 
-def timing(seconds: dict[str, float], predicted: float | None) -> dict:
+def timing(seconds: dict[str, float], predicted: float | None) -> dict[str, Any]:
     """The clock's part of a step's record: seconds of each phase, their shares, and what had been predicted."""
     total = seconds["total"]
     share = {phase: round(s / total, 4) for phase, s in seconds.items() if phase != "total" and s}
     return {"seconds": seconds, "share": share, "predicted_seconds": predicted}
 
 
-def quick_evaluation(config: Config, components: Components, state: State, log: RunLog) -> dict:
+def quick_evaluation(
+    config: Config, components: Components, state: State, log: RunLog
+) -> dict[str, dict[str, float | None]]:
     """Both samplers on fewer images, for the curve; distances of few images are biased upwards, all points alike."""
-    samplers, model, out = {"ode": config.evaluation.ode, "sde": config.evaluation.sde}, state.learner.averaged(), {}
+    samplers, model = {"ode": config.evaluation.ode, "sde": config.evaluation.sde}, state.learner.averaged()
+    out = {}
     for name, sampler in samplers.items():
         done = evaluate_model(
-            config, components, model, sampler, config.evaluation.every_images, GRID_COLUMNS**2, f"evaluate {name}"
-        )
+            components, model, sampler, config.evaluation.every_images,
+            seed=config.seed, batch=config.rollout.batch, grid=GRID_COLUMNS**2, label=f"evaluate {name}",
+        )  # fmt: skip
         log.images(f"samples/{name}", done.images, state.step)
         out[name] = done.metrics
     return out

@@ -1,9 +1,10 @@
-"""All that changes during a run, and its way to the disk and back."""
+"""Everything that changes during a run; saved to a checkpoint and loaded from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,8 +28,8 @@ VALUE_KINDS = {
 }  # fmt: skip
 
 
-def read_values(path: Path) -> dict:
-    """The plain values of a run's checkpoint `path`; ValueError where one lacks or is not of its kind."""
+def read_values(path: Path) -> dict[str, Any]:
+    """The plain values of a run's checkpoint `path`; ValueError if one is missing or of another kind."""
     values = checkpoint.load_values(path)
     for name, kind in VALUE_KINDS.items():
         if name not in values:
@@ -43,7 +44,7 @@ def read_values(path: Path) -> dict:
 
 @dataclass
 class State:
-    """All that changes during a run; saved whole, so that a resumed run goes on bit for bit.
+    """Everything that changes during a run; saved whole, so that a resumed run has the same bits as an unbroken one.
 
     Random draws are addressed by (seed, step, sample) and need no saving; the learning rate follows from the step.
     """
@@ -55,7 +56,7 @@ class State:
     step: int = 0
     reward: SwapReward | None = None
     images_generated: int = 0
-    evaluations: dict = field(default_factory=dict)  # the full ones, before and after, as they are made
+    evaluations: dict[str, Any] = field(default_factory=dict)  # the full ones, before and after, as they are made
     first_reward_std: float | None = None  # of the first step's images
     first_reference_fd: float | None = None
 
@@ -76,7 +77,7 @@ class State:
         trained = sum(p.numel() * p.element_size() for p in self.learner.parameters)
         return weights + 2 * trained
 
-    def values(self) -> dict:
+    def values(self) -> dict[str, Any]:
         """The plain values of a checkpoint."""
         return {
             "step": self.step,
@@ -89,7 +90,7 @@ class State:
             "config": self.config.to_dict(),
         }
 
-    def load(self, path: Path, values: dict, components: Components) -> None:
+    def load(self, path: Path, values: dict[str, Any], components: Components) -> None:
         """Become what checkpoint `path`, whose plain values (`read_values`) are given, holds."""
         for name in ("step", "images_generated", "evaluations", "first_reward_std", "first_reference_fd"):
             setattr(self, name, values[name])
@@ -110,11 +111,13 @@ class State:
             self.reward = SwapReward(self.config.reward, self.config.seed, components.real.moments, whole)
 
 
-def start(config: Config, components: Components, path: Path | None, values: dict | None, clock: Clock) -> State:
+def start(
+    config: Config, components: Components, path: Path | None, values: dict[str, Any] | None, clock: Clock
+) -> State:
     """A fresh state, or the one that checkpoint `path` holds."""
     writer = checkpoint.Writer(config.run_folder / "checkpoints", config.run.keep_checkpoints)
     state = State(config, Learner(components.model, config), writer, clock)
-    if path is not None:
+    if path is not None and values is not None:
         state.load(path, values, components)
     source = path or (f"--checkpoint {config.files.checkpoint}" if config.files.checkpoint else "the embedded model")
     require_finite_start(state.learner.sampler().named_parameters(), str(source))
@@ -123,7 +126,7 @@ def start(config: Config, components: Components, path: Path | None, values: dic
 
 
 def save_snapshots(config: Config, state: State) -> None:
-    """Every `ema_snapshot_every` steps, the power-function averages as safetensors, for sit_rl.ema."""
+    """Every `ema_snapshot_every` steps, write the power-function averages as safetensors, for sit_rl.ema."""
     if not config.update.ema_snapshot_every or state.step % config.update.ema_snapshot_every:
         return
     folder = config.run_folder / "ema"

@@ -65,7 +65,9 @@ def test_numbers_are_the_training_loops(two_rows):
     samplers = SamplerConfig("ode", "adams", 3, power=1.5), SamplerConfig("sde", "euler", 3)
     for (name, row), sampler in zip(rows.items(), samplers, strict=True):
         assert name == str(sampler)
-        theirs = evaluate_model(config, components, components.model, sampler, IMAGES, grid=IMAGES)
+        theirs = evaluate_model(
+            components, components.model, sampler, IMAGES, seed=config.seed, batch=config.rollout.batch, grid=IMAGES
+        )
         file = next(folder.glob(f"out/embedded-{sampler.kind}*-{IMAGES}-seed0.npz"))
         np.testing.assert_array_equal(np.load(file)["arr_0"][..., 0], theirs.images[:, 0].numpy())
         assert value(row, "fd", "fashion-a") == pytest.approx(theirs.metrics["fd"], rel=1e-6)
