@@ -17,7 +17,18 @@ from sit_rl.ranks.process_group import is_main
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.random_streams import Stream, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig, noise_draws, noisy_steps
-from sit_rl.sampling.solvers import sample, sample_path
+from sit_rl.sampling.solvers import NoiseSource, sample, sample_path
+
+
+@dataclass
+class Drawn:
+    """A batch that the sampler has made, before decoding; fields as in `Rollout`."""
+
+    indices: range
+    labels: torch.Tensor
+    samples: torch.Tensor
+    states: torch.Tensor | None = None
+    log_prob: torch.Tensor | None = None
 
 
 @dataclass
@@ -58,34 +69,37 @@ def generate(
 ) -> Rollout:
     """Sample image i of class labels[i] from the noise of (seed, step, i), for this rank's share of len(labels) images.
 
-    Batches are `batch` consecutive global indices, whatever the number of ranks, so that every matrix product has
-    the same shape and a sample the same bits on one rank and on many. Preempted between two of them where the run was
-    told to stop.
+    A batch is `batch` consecutive global indices, whatever the number of ranks. Every matrix product therefore has the
+    same shape, and a sample the same bits, on one rank and on many. Preempted between two batches if the run was told
+    to stop.
     """
     check_labels(labels, components.num_classes, "the model's classes")
     mine = owned_samples(len(labels), batch)
 
-    def draw(rows: range) -> tuple:
+    def draw(rows: range) -> Drawn:
         y = labels[rows.start : rows.stop].to(components.device)
         noise = sample_normal(seed, initial, step, rows, components.sample_shape).to(components.device)
         step_noise = noise_source(seed, noisy, step, rows, sampler, noise) if noise_draws(sampler) else None
-        velocity, states, log_prob = bind(model, y, sampler), None, None
-        if keep_path:
-            path = sample_path(velocity, noise, sampler, step_noise)
-            states, log_prob, x = torch.stack(path.states, dim=1), torch.stack(path.log_prob, dim=1), path.states[-1]
-        else:
-            x = sample(velocity, noise, sampler, step_noise)
-        return rows, y, x, states, log_prob
+        velocity = bind(model, y, sampler)
+        if not keep_path:
+            return Drawn(rows, y, sample(velocity, noise, sampler, step_noise))
+        if step_noise is None:
+            raise ValueError(f"sampler {sampler} draws no noise, so its path has no log-probabilities")
+        path = sample_path(velocity, noise, sampler, step_noise)
+        states, log_prob = torch.stack(path.states, dim=1), torch.stack(path.log_prob, dim=1)
+        return Drawn(rows, y, path.states[-1], states, log_prob)
 
-    def look(drawn: tuple) -> Rollout:
-        rows, y, x, states, log_prob = drawn
-        images = components.decode(x)
-        return Rollout(rows, y, x, images.cpu(), components.reward_net(images), states, log_prob)
+    def decode(drawn: Drawn) -> Rollout:
+        images = components.decode(drawn.samples)
+        return Rollout(
+            drawn.indices, drawn.labels, drawn.samples, images.cpu(), components.reward_net(images),
+            drawn.states, drawn.log_prob,
+        )  # fmt: skip
 
     parts = []
     batches = [range(start, min(start + batch, mine.stop)) for start in range(mine.start, mine.stop, batch)]
     with tqdm(total=len(mine), desc=label, unit="image", leave=False, disable=not is_main()) as bar:
-        for part in map_in_two_stages(draw, look, batches, components.device):
+        for part in map_in_two_stages(draw, decode, batches, components.device):
             parts.append(part)
             bar.update(len(part.indices))
             if overdue():
@@ -94,8 +108,10 @@ def generate(
     return _join(parts) if parts else _nothing(mine, components, sampler if keep_path else None)
 
 
-def noise_source(seed: int, stream: Stream, step: int, rows: range, sampler: SamplerConfig, like: torch.Tensor):
-    """All noise of a batch of random paths, drawn a sample at a time."""
+def noise_source(
+    seed: int, stream: Stream, step: int, rows: range, sampler: SamplerConfig, like: torch.Tensor
+) -> NoiseSource:
+    """All noise of a batch of random paths, drawn one sample after the other; the source gives step i's."""
     draws = sample_normal(seed, stream, step, rows, (noise_draws(sampler), *like.shape[1:]))
     return lambda i: draws[:, i].to(like.device)
 
@@ -120,10 +136,18 @@ def _nothing(indices: range, components: Components, path_of: SamplerConfig | No
 
 def _join(parts: list[Rollout]) -> Rollout:
     """Concatenate batches in their order."""
+    return Rollout(
+        range(parts[0].indices.start, parts[-1].indices.stop),
+        torch.cat([p.labels for p in parts]),
+        torch.cat([p.samples for p in parts]),
+        torch.cat([p.images for p in parts]),
+        torch.cat([p.features for p in parts]),
+        _join_paths([p.states for p in parts]),
+        _join_paths([p.log_prob for p in parts]),
+    )
 
-    def cat(name: str) -> torch.Tensor | None:
-        values = [getattr(p, name) for p in parts]
-        return None if values[0] is None else torch.cat(values)
 
-    whole = range(parts[0].indices.start, parts[-1].indices.stop)
-    return Rollout(whole, cat("labels"), cat("samples"), cat("images"), cat("features"), cat("states"), cat("log_prob"))
+def _join_paths(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Concatenate what the batches kept of their paths; None where they kept nothing."""
+    kept = [part for part in parts if part is not None]
+    return torch.cat(kept) if kept else None

@@ -1,4 +1,4 @@
-"""What a run stands on: the generator, the feature networks, the reward's real moments and the judge's real images."""
+"""What a run reads: the generator, the feature networks, the reward's real moments and the judge's real images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Components:
     real_b: RealSide | None  # through judge_net: for the floor alone
     heldout: RealSide  # through reward_net: the judge's; `real` itself where no others were given
     heldout_b: RealSide | None  # through judge_net
-    real_images: ImageSet | None  # with labels, for the control that goes on pretraining
+    real_images: ImageSet | None  # with labels, for the estimator `pretraining`
     device: torch.device
 
     @property
@@ -63,20 +63,21 @@ def build_components(config: Config, device: torch.device, progress: bool = True
     decode = to_uint8 if config.files.vae is None else load_decoder(config.files.vae, device, tf32=fast)
     reward_net, judge_net = load_networks(config.files, device)
     train = embedded("train", config.files.embedded_images) if config.files.real is None else None
-    for split, path in (("real", config.files.real), ("heldout", config.files.heldout)):
-        if path is not None:
-            with reading(f"--{split}", path):
-                validate_real(path, [net for net in (reward_net, judge_net) if net])
-    sides = {}
-    for split, path in (("real", config.files.real), ("heldout", config.files.heldout)):
-        if split == "heldout" and path is None and not like_embedded(model):
-            sides |= {"heldout": sides["real"], "heldout_b": sides["real_b"]}
-            continue
-        name = "train" if split == "real" else "heldout"
-        source = embedded(name, config.files.embedded_images).images if path is None else path
-        for key, net in ((split, reward_net), (f"{split}_b", judge_net)):
-            with reading(f"--{split}", path or ASSETS):
-                sides[key] = (
-                    None if net is None else extract_real(source, net, f"{split} images → {net.name}", progress)
-                )
-    return Components(model, decode, reward_net, judge_net, real_images=train, device=device, **sides)
+    for flag, file in (("--real", config.files.real), ("--heldout", config.files.heldout)):
+        if file is not None:
+            with reading(flag, file):
+                validate_real(file, [net for net in (reward_net, judge_net) if net])
+
+    def side(split: str, net: FeatureExtractor) -> RealSide:
+        file = config.files.real if split == "real" else config.files.heldout
+        source = file or embedded("train" if split == "real" else "heldout", config.files.embedded_images).images
+        with reading(f"--{split}", file or ASSETS):
+            return extract_real(source, net, f"{split} images → {net.name}", progress)
+
+    real = side("real", reward_net)
+    real_b = None if judge_net is None else side("real", judge_net)
+    heldout, heldout_b = real, real_b
+    if config.files.heldout is not None or like_embedded(model):
+        heldout = side("heldout", reward_net)
+        heldout_b = None if judge_net is None else side("heldout", judge_net)
+    return Components(model, decode, reward_net, judge_net, real, real_b, heldout, heldout_b, train, device)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sit_rl.models.pixels import to_float
@@ -35,7 +36,7 @@ class ImageSet:
     images: torch.Tensor
     labels: torch.Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuse labels that do not belong to the images or to a class."""
         if len(self.labels) != len(self.images):
             raise ValueError(f"{len(self.labels)} labels do not belong to {len(self.images)} images; give one for each")
@@ -56,14 +57,14 @@ def check_labels(labels: torch.Tensor, classes: int, whose: str) -> None:
         raise ValueError(f"label {int(wrong[0])} is out of range: {whose} are numbered 0 to {classes - 1}")
 
 
-def tile(images: np.ndarray, columns: int) -> np.ndarray:
+def tile(images: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.uint8]:
     """uint8 [n, C, H, W] → one picture of full rows and a last one filled up with white: [rows·H, columns·W(, 3)]."""
     n, channels, height, width = images.shape
     columns = min(columns, n)
     blank = np.full((-n % columns, channels, height, width), 255, images.dtype)
     tiled = np.concatenate([images, blank]).reshape(-1, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    tiled = tiled.reshape(-1, columns * width, channels)
-    return tiled[..., 0] if channels == 1 else tiled
+    picture: npt.NDArray[np.uint8] = tiled.reshape(-1, columns * width, channels)
+    return picture[..., 0] if channels == 1 else picture
 
 
 def load_embedded(split: str) -> ImageSet:
@@ -89,7 +90,8 @@ def load_official(folder: Path, split: str) -> ImageSet:
     return ImageSet(torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy()), torch.from_numpy(labels.astype(np.int64)))
 
 
-def _read_idx(path: Path, header: int) -> np.ndarray:
+def _read_idx(path: Path, header: int) -> npt.NDArray[np.uint8]:
+    """The bytes after the header of a gzipped idx file."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; point --source at a folder with Fashion-MNIST's four .gz files"

@@ -14,24 +14,24 @@ from collections.abc import Iterator
 
 import torch
 
-from sit_rl.estimators.base import Estimator, Minibatch, Model
+from sit_rl.estimators.base import Estimator, Minibatch, Term
 from sit_rl.estimators.matching import matching_points, squared_error
 from sit_rl.rollout import Rollout
+from sit_rl.sampling.guidance import Model
 
 
 class AdvantageMatching(Estimator):
     """One term a minibatch: advantage-weighted matching with an anchor on the base velocity."""
 
-    def losses(self, model: Model, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
+    def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
         """See the module's equation."""
+        assert rollout is not None  # rolls_out
         samples, labels = rollout.samples[batch.rows], rollout.labels[batch.rows]
         t, x_t, target = matching_points(samples, batch.indices, self.config.seed, batch.draw)
         v = model(x_t, t, labels)
         with torch.no_grad():
             v_base = self.components.model(x_t, t, labels)
         matching, drift = squared_error(v, target), squared_error(v, v_base)
-        weight = torch.where(batch.advantage < 0, self.config.update.negative * batch.advantage, batch.advantage)
-        yield (
-            weight * matching + self.config.update.anchor * drift,
-            {"matching": matching.detach(), "drift": drift.detach()},
-        )
+        update = self.config.update
+        weight = torch.where(batch.advantage < 0, update.negative * batch.advantage, batch.advantage)
+        yield weight * matching + update.anchor * drift, {"matching": matching.detach(), "drift": drift.detach()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +17,19 @@ from tqdm import tqdm
 
 from sit_rl.components.build import Components
 from sit_rl.config import Config
+from sit_rl.config_groups import given
 from sit_rl.learner.guards import require_finite_gradient, require_finite_weights
 from sit_rl.learner.learner import Learner
 from sit_rl.ranks.collectives import owned_samples, sum_scalars
 from sit_rl.ranks.preemption import stop_if_overdue
 from sit_rl.ranks.process_group import is_main, rank, world_size
 from sit_rl.rollout import Rollout
+from sit_rl.sampling.guidance import Model
 from sit_rl.sampling.random_streams import Stream, generator
 from sit_rl.sampling.sampler_config import SamplerConfig
 
-# (x [n, C, H, W], t [n], labels [n]) → velocity, or a DiT's two outputs, with gradients
-Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# (losses [n], statistics to log by name, each [n])
+Term = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -41,9 +43,9 @@ class Minibatch:
 
 
 class Estimator(ABC):
-    """Gives losses whose gradient improves the reward; see the four files beside this one."""
+    """Gives losses whose gradient improves the reward; the files beside this one are the four kinds."""
 
-    rolls_out = True  # whether it learns from generated samples at all
+    rolls_out = True  # whether it learns from generated samples
     keeps_path = False  # whether it needs the states of the sampler's steps
 
     def __init__(self, config: Config, components: Components):
@@ -56,17 +58,22 @@ class Estimator(ABC):
     @property
     def updates(self) -> int:
         """Optimiser steps a training step."""
-        return self.config.update.updates
+        return given(self.config.update.updates)
+
+    @property
+    def minibatch_size(self) -> int:
+        """Images of a minibatch, over all ranks."""
+        return given(self.config.update.minibatch)
 
     def terms(self, step: int) -> int:
         """How many terms `losses` yields in a training step."""
         return 1
 
     @abstractmethod
-    def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
-        """Yield (loss [n], statistics [n]) terms; their losses add up, and each is back-propagated as it comes.
+    def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
+        """Yield the terms of a loss, which is their sum; the gradient of each is taken before the next is made.
 
-        The same terms on every rank, also where a rank owns none of the minibatch (n = 0).
+        Every rank yields equally many, also one that owns none of the minibatch (n = 0).
         """
 
     def share(self, indices: list[int], of_rank: int) -> list[int]:
@@ -76,7 +83,7 @@ class Estimator(ABC):
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:
         """`updates` lists of global indices, walking through shuffles of `kept`."""
-        size = min(self.config.update.minibatch, len(kept))
+        size = min(self.minibatch_size, len(kept))
         queue: list[int] = []
         for u in range(self.updates):
             while len(queue) < size:
@@ -100,7 +107,7 @@ def update(
     gradient that is not finite.
     """
     sums: dict[str, float] = defaultdict(float)
-    named = list(learner.module.named_parameters())
+    named, lr = list(learner.module.named_parameters()), given(estimator.config.update.lr)
     with tqdm(total=estimator.updates, desc="update", unit="update", leave=False, disable=not is_main()) as bar:
         for u, indices in enumerate(estimator.minibatches(kept, step)):
             stop_if_overdue()
@@ -109,11 +116,11 @@ def update(
             for name, value in accumulate(estimator, learner, rollout, advantage, indices, draw).items():
                 sums[name] += value
             norm = learner.clip()
-            require_finite_gradient(norm, named, f"update {u} of step {step}", estimator.config.update.lr)
+            require_finite_gradient(norm, named, f"update {u} of step {step}", lr)
             sums["gradient_norm"] += norm
             learner.step(draw + 1)
             bar.update()
-    require_finite_weights(named, step, estimator.config.update.lr)
+    require_finite_weights(named, step, lr)
     return {name: value / estimator.updates for name, value in sums.items()}
 
 
@@ -127,8 +134,9 @@ def accumulate(
 ) -> dict[str, float]:
     """Gradients of one global minibatch, micro-batch by micro-batch; returns the sums over ranks of its statistics."""
     parts = micro_batches(estimator, rollout, advantage, indices, draw)
-    # sums stay tensors until the end: a GPU is not waited for at every term
-    local, count = defaultdict(float), estimator.terms(draw // estimator.updates)
+    count = estimator.terms(draw // estimator.updates)
+    # The sums stay tensors until the end: reading one would make the host wait for the GPU at every term.
+    local: dict[str, torch.Tensor] = {}
     for i, batch in enumerate(parts):
         terms = estimator.losses(learner, rollout, batch)
         for k in range(count):
@@ -136,7 +144,8 @@ def accumulate(
                 loss, statistics = next(terms)
                 (loss.sum() * learner.gradient_scale / len(indices)).backward()
             for name, value in {"loss": loss.detach(), **statistics}.items():
-                local[name] += value.double().sum() / len(indices)
+                part = value.double().sum() / len(indices)
+                local[name] = local[name] + part if name in local else part
     return sum_scalars({name: float(total) for name, total in local.items()})
 
 

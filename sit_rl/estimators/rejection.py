@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
-from sit_rl.estimators.base import Estimator, Minibatch, Model
+from sit_rl.estimators.base import Estimator, Minibatch, Term
 from sit_rl.estimators.matching import matching_points, squared_error
 from sit_rl.rollout import Rollout
+from sit_rl.sampling.guidance import Model
 
 
 class Rejection(Estimator):
     """One flow-matching term a minibatch; selection has already dropped the rest."""
 
-    def losses(self, model: Model, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
+    def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
         """See the module's equation."""
+        assert rollout is not None  # rolls_out
         t, x_t, target = matching_points(rollout.samples[batch.rows], batch.indices, self.config.seed, batch.draw)
         matching = squared_error(model(x_t, t, rollout.labels[batch.rows]), target)
         yield matching, {"matching": matching.detach()}

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 
 import torch
 
-from sit_rl.estimators.base import Estimator, Minibatch, Model
+from sit_rl.estimators.base import Estimator, Minibatch, Term
 from sit_rl.rollout import Rollout
-from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.guidance import Model, bind
 from sit_rl.sampling.sampler_config import SamplerConfig, slide_window, time_grid, trained_steps
 from sit_rl.sampling.solvers import transition
 
@@ -52,8 +52,9 @@ class SDEPolicyGradient(Estimator):
         """Half-width of the ratio's trust interval at this sample dimension."""
         return self.config.update.clip_range * math.sqrt(PAPER_DIMENSIONS / math.prod(self.components.sample_shape))
 
-    def losses(self, model: Model, rollout: Rollout, batch: Minibatch) -> Iterator[tuple[torch.Tensor, dict]]:
+    def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
         """See the module's equation."""
+        assert rollout is not None and rollout.states is not None and rollout.log_prob is not None  # keeps_path
         sampler = self.sampler(batch.draw // self.updates)
         states, old = rollout.states[batch.rows], rollout.log_prob[batch.rows]
         velocity = bind(model, rollout.labels[batch.rows], sampler)

@@ -19,10 +19,13 @@ import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sit_rl.ranks.collectives import sum_scalars
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, checkpoint_group, is_main
@@ -45,9 +48,10 @@ class Writer:
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
-        self._thread, self._pending = ThreadPoolExecutor(1, "checkpoint"), None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
 
-    def save(self, step: int, tensors: dict[str, torch.Tensor], values: dict) -> None:
+    def save(self, step: int, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         """Begin to write `tensors` and JSON-able `values` as step-NNNNNN, on all ranks; first ends the save before.
 
         OSError, before anything is written, where the disk has no room.
@@ -61,13 +65,14 @@ class Writer:
             temporary.mkdir(parents=True, exist_ok=True)
         barrier()
         try:
-            written = dcp.async_save(
+            written = state_dict_saver.async_save(
                 tensors,
                 storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True),
                 process_group=checkpoint_group(),
             )
         except FAILURES as error:
             raise self._failure(path, error) from None
+        assert isinstance(written, Future)  # a thread's, not a process's
         text = json.dumps(values)  # now: the training goes on and changes them
         self._pending = self._thread.submit(self._publish, written, temporary, path, text)
 
@@ -77,7 +82,7 @@ class Writer:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _publish(self, written: Future, temporary: Path, path: Path, values: str) -> None:
+    def _publish(self, written: Future[None], temporary: Path, path: Path, values: str) -> None:
         """Once every rank has written: the values, one rename, and the oldest checkpoints go (main rank)."""
         try:
             written.result()
@@ -137,9 +142,11 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _order(path: Path) -> tuple[int, int]:
-    """A checkpoint's step and its number among that step's."""
-    step, number = NAME.fullmatch(path.name).groups()
-    return int(step), int(number or 0)
+    """Sort key of a checkpoint: its step, and its number among the saves of that step."""
+    match = NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not named like a checkpoint")
+    return int(match[1]), int(match[2] or 0)
 
 
 def latest(folder: Path) -> Path | None:
@@ -162,7 +169,7 @@ def clean(folder: Path) -> None:
         shutil.rmtree(rubbish, ignore_errors=True)
 
 
-def load_values(path: Path) -> dict:
+def load_values(path: Path) -> dict[str, Any]:
     """The plain values of checkpoint `path`; ValueError where it is damaged."""
     try:
         values = json.loads((path / VALUES).read_text())
@@ -176,7 +183,7 @@ def load_values(path: Path) -> dict:
 def load_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Fill `tensors` (plain or sharded, on any number of ranks) in place from `path`; ValueError where that fails."""
     try:
-        dcp.load(
+        state_dict_loader.load(
             tensors,
             storage_reader=HuggingFaceStorageReader(str(path)),
             process_group=checkpoint_group(),
@@ -191,7 +198,8 @@ def names(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
         entries = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except FAILURES as error:
         raise _damaged(path, error) from None
-    return {name: (entry.size, entry.properties.dtype) for name, entry in entries.items()}
+    tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    return {name: (entry.size, entry.properties.dtype) for name, entry in tensors.items()}
 
 
 def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:

@@ -95,8 +95,8 @@ def require_sane(run: RunOptions, lr: float | None, record: dict[str, Any], firs
 
 
 def out_of_memory(config: Config, phase: str | None, error: BaseException) -> str:
-    """One sentence for a full GPU: in which phase, and which argument to lower from what."""
-    flag = MEMORY_REMEDIES.get(phase, "--rollout-batch")
+    """One sentence for a full GPU: the phase, the flag to lower, and its present value."""
+    flag = MEMORY_REMEDIES.get(phase or "", "--rollout-batch")
     name = flag[2:].replace("-", "_")
     now = config[name] or f"0: a rank's whole share of {config.update.minibatch} images"
     then = "it resumes" if name in MACHINE_FIELDS else "with another --out"

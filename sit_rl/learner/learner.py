@@ -15,15 +15,18 @@ from __future__ import annotations
 import copy
 import types
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from sit_rl.config import Config
-from sit_rl.config_groups import RunOptions
+from sit_rl.config_groups import RunOptions, given
 from sit_rl.models.averages import EMA, PowerEMA
 from sit_rl.models.lora import add_lora
 from sit_rl.models.precision import bfloat16_forward
@@ -62,14 +65,16 @@ class Learner:
         if self.parallel == "fsdp":
             for part in (module, *(average.module for average in averages)):
                 _shard(part, device)
-        self._training = DistributedDataParallel(module) if self.parallel == "ddp" else module
+        self._copies = DistributedDataParallel(module) if self.parallel == "ddp" else None
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.updates = 0
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.update.lr, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=given(config.update.lr), weight_decay=0.0, fused=True)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The velocity with gradients: what a loss is made of."""
-        return self._training(x, t, y)
+        model = self.module if self._copies is None else self._copies
+        velocity: torch.Tensor = model(x, t, y)
+        return velocity
 
     def sampler(self) -> SiT:
         """The current weights as a plain module, without gradients; every rank calls it."""
@@ -84,16 +89,16 @@ class Learner:
             return module
         with torch.no_grad():
             for whole, part in zip(self._whole.parameters(), module.parameters(), strict=True):
-                whole.copy_(part.full_tensor())
+                whole.copy_(_full(part))
         return self._whole
 
     @contextmanager
-    def backward(self, last: bool):
+    def backward(self, last: bool) -> Iterator[None]:
         """A forward and backward pass inside the block; gradients are summed over ranks in the `last` of an update."""
         with ExitStack() as stack:
-            if self.parallel == "ddp" and not last:
-                stack.enter_context(self._training.no_sync())
-            if self.parallel == "fsdp":
+            if self._copies is not None and not last:
+                stack.enter_context(self._copies.no_sync())
+            if isinstance(self.module, FSDPModule):
                 self.module.set_requires_gradient_sync(last)
             yield
 
@@ -105,7 +110,7 @@ class Learner:
     def clip(self) -> float:
         """Scale the gradient down to norm `grad_clip`; returns its norm before, over all ranks' shards."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.update.grad_clip)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return float(_full(norm))
 
     def step(self, updates: int) -> None:
         """One optimiser step, the run's number `updates` (from 1), and the averages after it."""
@@ -159,15 +164,22 @@ def prepare(model: SiT, run: RunOptions, device: torch.device) -> SiT:
         torch._dynamo.config.recompile_limit = max(COMPILED_CASES, torch._dynamo.config.recompile_limit)
         compile_blocks(model, device)
     if run.precision == "bf16":
-        model.forward = types.MethodType(bfloat16_forward, model)
+        model.forward = types.MethodType(bfloat16_forward, model)  # type: ignore[method-assign]
     return model
 
 
+def _full(x: torch.Tensor) -> torch.Tensor:
+    """A tensor whole: the shards of all ranks where it is sharded."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
 def _recomputed(self: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-    """A block's forward that keeps its inputs alone, and computes the rest again in the backward pass."""
+    """A block's forward that keeps only its inputs, and computes the rest again in the backward pass."""
+    forward: Callable[..., torch.Tensor] = type(self).forward
     if not torch.is_grad_enabled():
-        return type(self).forward(self, *inputs)
-    return recompute(type(self).forward, self, *inputs, use_reentrant=False)
+        return forward(self, *inputs)
+    out: torch.Tensor = recompute(forward, self, *inputs, use_reentrant=False)
+    return out
 
 
 def _shard(model: SiT, device: torch.device) -> None:

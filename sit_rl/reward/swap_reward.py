@@ -29,10 +29,6 @@ class ReferenceSet:
     labels: torch.Tensor
     oldest: int = 0
 
-    def state_dict(self) -> dict:
-        """For a checkpoint."""
-        return {"features": self.features, "labels": self.labels, "oldest": self.oldest}
-
 
 @dataclass
 class Scores:

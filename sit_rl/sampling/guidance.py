@@ -10,20 +10,26 @@ variance that the model predicts is never guided. Guidance may be limited to an 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 
 from sit_rl.models.sit import SiT
 from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.sampling.solvers import VelocityField
 
+# (x [n, C, H, W], t [n], labels int64 [n]) → velocity, or a DiT's two outputs
+Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-def bind(model: SiT, labels: torch.Tensor, sampler: SamplerConfig | None = None) -> VelocityField:
+
+def bind(model: Model, labels: torch.Tensor, sampler: SamplerConfig | None = None) -> VelocityField:
     """The function (x [n, C, H, W], t) → model output for labels int64 [n], guided as `sampler` says.
 
     The model may be inside a wrapper that keeps it as `module`, such as DDP. ValueError where the sampler is not one
     for what the model predicts, or guides more channels than there are.
     """
-    core: SiT = getattr(model, "module", model)
+    core = cast(SiT, getattr(model, "module", model))
     if sampler is not None and sampler.needs != core.predicts:
         raise ValueError(
             f"sampler kind is {sampler.kind!r}, for a model that predicts {sampler.needs}; this one predicts "
