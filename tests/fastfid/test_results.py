@@ -6,6 +6,9 @@ import pytest
 
 from fastfid import FeatureMoments
 from fastfid.evaluation.evaluate import evaluate
+from fastfid.evaluation.html_report import BETTER
+from fastfid.evaluation.scores import METRIC_SCORES
+from fastfid.protocols import METRICS
 from tests.support.small_network import features, pixels, small, write_images
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -40,3 +43,8 @@ def test_one_reason_is_one_line_of_the_table():
     table = evaluate(features(50, 1), fixed).table()
     assert "left out: kid, mmd, precision, recall, density, coverage (unknown network): the reference holds" in table
     assert table.count("left out:") == 3  # sfid, is and these
+
+
+def test_every_metric_has_its_score_and_its_words():
+    assert set(METRIC_SCORES) == set(METRICS)
+    assert set(BETTER) == set(METRICS) - {"outliers"}  # which are no score
