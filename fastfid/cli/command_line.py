@@ -92,7 +92,6 @@ def parse(
     *,
     program: str | None = None,
     description: str | None = None,
-    default: Form | None = None,
     flags: tuple[str, ...] = (),
     remedy: Callable[[list[str]], str] | None = None,
 ) -> Form:
@@ -101,15 +100,13 @@ def parse(
     argv         words; those of the process unless given
     program      name in the usage line; the script's name unless given
     description  text above the options; the form's docstring unless given
-    default      instance whose fields are the defaults
     flags        long flags, such as --batch-size, of which unambiguous beginnings are accepted, too
     remedy       unknown words → what to add to the one sentence that refuses them; the parser's message unless given
 
     SystemExit with status 0 after --help and 2 after wrong arguments, as parsers do.
     """
     words = abbreviations_completed(sys.argv[1:] if argv is None else argv, flags)
-    options: dict[str, Any] = {} if default is None else {"default": default}  # tyro has its own mark for "no default"
-    options |= {"prog": program, "description": description, "args": words}
+    options: dict[str, Any] = {"prog": program, "description": description, "args": words}
     if remedy is None:
         return cast(Form, tyro.cli(form, **options))
     parsed, unknown = tyro.cli(form, return_unknown_args=True, **options)

@@ -66,7 +66,7 @@ class Options:
 
 def test_parsing(capsys):
     assert parse(Options, ["--batch-size", "8", "--no-fade"]) == Options(8, False)
-    assert parse(Options, ["--fade"], default=Options(2, False)) == Options(2, True)
+    assert parse(Options, ["--fade"]) == Options(4, True)
     assert parse(Options, ["--batch=3"], flags=("--batch-size", "--fade")) == Options(3)
     for wrong in (["--batch-size", "x"], ["--nothing"]):
         with pytest.raises(SystemExit, match="2"):
