@@ -73,4 +73,5 @@ def extension() -> ModuleType:
     """The compiled module `fastfid._C`; ImportError with the reason when it was not built."""
     if _C is None:
         raise ImportError(f"{_MISSING}; reinstall fastfid with a C++ compiler")
-    return _C
+    module: ModuleType = _C
+    return module

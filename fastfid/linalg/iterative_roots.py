@@ -4,41 +4,40 @@ With any R of RᵀR = Σ_a the product has the eigenvalues of the symmetric M = 
 
     tr √(Σ_a Σ_b) = tr √M.
 
-"eigh"           the eigenvalues of M in float64: exact, and the measure of the other two.
-"newton_schulz"  products only.  With Y₀ = M/s, Z₀ = I, T = Z Y (Higham, Functions of Matrices, 2008, equation 6.35):
+"eigh"           the eigenvalues of M in float64: exact, and the reference for the other two.
+"newton_schulz"  matrix products only.  With Y₀ = M/s, Z₀ = I, T = Z Y (Higham, Functions of Matrices, 2008, eq. 6.35):
                  W = p(T),   Y ← Y W,   Z ← W Z,   p(t) = (3 − t)/2;    Y → √(M/s), Z → its inverse.
-                 In the eigenbasis, u = √t follows u ← u·p(u²) towards 1 from u₀ = √(λ/s): small eigenvalues grow by
-                 3/2 a step, so that about log(1/u₀)/log(3/2) + 4 steps are needed.
-"polar_express"  the same with p(t) = a + b t + c t², the coefficients of each step chosen so that x·p(x²) is the odd
-                 polynomial of degree 5 nearest to 1 on the interval the step before left (Amsel, Persson, Musco and
-                 Gower, "The Polar Express", arXiv 2505.16932; the coefficients are computed here by Remez exchange).
-                 Small eigenvalues grow by up to 8 a step, at 4 products a step instead of 3.
+                 In the eigenbasis, u = √t follows u ← u·p(u²) towards 1 from u₀ = √(λ/s).  A small eigenvalue grows by
+                 3/2 a step, so about log(1/u₀)/log(3/2) + 4 steps are needed.
+"polar_express"  the same with p(t) = a + b t + c t².  In each step x·p(x²) is the odd polynomial of degree 5 nearest to
+                 1 on the interval that the step before left (Amsel, Persson, Musco and Gower, "The Polar Express",
+                 arXiv 2505.16932; its coefficients are computed here by Remez exchange).  A small eigenvalue grows by
+                 up to 8 a step, which takes 4 products instead of 3.
 
-The scale s is the Frobenius norm of M, an upper bound of its largest eigenvalue and, for the falling spectra of image
-features, a close one.  Rounding in the products is of size ε·‖Z‖·‖Y‖, and Z approaches an inverse: the coupled
-iteration is the less stable the smaller the eigenvalues it has brought to 1.
+The scale s is the Frobenius norm of M, an upper bound of its largest eigenvalue, and a close one for the falling
+spectra of image features.  Rounding in the products is of size ε·‖Z‖·‖Y‖, and Z approaches an inverse: the smaller the
+eigenvalues that have been brought to 1, the less stable is the coupled iteration.
 
-"polar_express" with the default correction is the one to take.
+On a CUDA device the iterations in float32 and tf32 use the fused products of fastfid/triton_kernels/newton_schulz.py
+(backend "triton"), which compute the same steps from I − Z Y.  A float32 product there is three products of tf32
+halves, with an error of 2⁻²².  Everything else is torch's.
 
-On a CUDA device the iterations run in float32 and tf32 on the fused products of fastfid/triton_kernels/newton_schulz.py
-(backend "triton"), which compute the same steps from I − Z Y; a float32 product there is three of tf32 halves, of error
-2⁻²².  Everything else is torch's.
+Correction.  Let a coarse arithmetic have reached Y ≈ √M and Z ≈ Y⁻¹.  Then tr √M = tr Y + ½ tr(Z (M − Y²)) to second
+order in their errors.  One product in float32 removes nearly all of the rounding of tf32 and bfloat16.
 
-Correction.  Whatever Y ≈ √M and Z ≈ Y⁻¹ a coarse arithmetic has reached, tr √M = tr Y + ½ tr(Z (M − Y²)) to second
-order in their errors: one product in float32 that removes nearly all of the rounding of tf32 and bfloat16.
-
-Good enough for a reward?  bench/newton_schulz_error.py measures the error of FD changes of 50-swaps (d = 256 and 512,
-N = 1,000 and 2,500, variances 1/i and 1/i²) in units of the candidates' standard deviation; below 5% is good enough.
-Worst of four settings, with the base set's own error subtracted:
+Which to take?  "polar_express" with the default correction.  bench/newton_schulz_error.py measures the error of FD
+changes of 50-swaps (d = 256 and 512, N = 1,000 and 2,500, variances 1/i and 1/i²) in units of the candidates' standard
+deviation; an error below 5% is good enough for a reward.  The worst of four settings, when the error on the base set is
+subtracted:
 
     float32   good either way: polar_express from 8 steps on (7 corrected), error 4e-4 (9e-5); newton_schulz from 22
     tf32      corrected: good from 7 steps on (newton_schulz 20), error 8e-4;       uncorrected NOT GOOD, above 100%
     bfloat16  corrected: just good from 7 steps on (newton_schulz 22), error 3%;    uncorrected NOT GOOD, above 400%
 
-Without the base set's error subtracted convergence must be complete: 13 steps, 30 of Newton–Schulz.  Subtracting it
-removes what all candidates share, mostly roots not yet converged; it cannot remove rounding, which differs between
-them.  Where d is larger against N, or the spectrum falls faster, expect more.  The log-determinants of `SwapEngine`
-need none of this.
+Without that subtraction convergence must be complete: 13 steps, or 30 of Newton–Schulz.  The subtraction removes what
+all candidates share, mostly roots that have not converged.  It cannot remove rounding, which differs between
+candidates. Expect larger errors where d is larger relative to N, or where the spectrum falls faster.  The
+log-determinants of `SwapEngine` need none of this.
 
 Legend: d features, r rank of Σ_a, B pairs; matrices [.., d, d] or [.., r, r].
 """
@@ -63,36 +62,35 @@ from fastfid.runtime.devices import as_tensor, float32_products
 
 METHODS = ("eigh", "newton_schulz", "polar_express")
 BACKENDS = ("auto", "torch", "triton")
-# Explicit mantissa bits of the operands of a product; sums are in float32 for the last three.
+# Explicit mantissa bits of a product's operands; sums are in float32 for the last three.
 PRECISIONS = {"float64": 52, "float32": 23, "tf32": 10, "bfloat16": 7}
 
 DEFAULT_WORKSPACE = 256 << 20  # bytes
-# float32 matrices alive per pair: M and what it is made of in float64 count for 4; Y, Z, T, T², W, two rounded operands
-# and a result.
+# float32 matrices alive per pair: 4 for M and its factors in float64; Y, Z, T, T², W, two rounded operands, a result.
 MATRICES_PER_PAIR = 12
 
-# Root eigenvalues are expected down to this part of the largest; smaller ones converge later.  Cited: the lower bound
-# arXiv 2505.16932 recommends, section 4.
+# Smallest root eigenvalue expected, relative to the largest; smaller ones converge later.  Recommended by arXiv
+# 2505.16932, section 4.
 LOWER = 1e-3
-# No polynomial is fitted lower than this part of its interval's upper end: it would map the upper end close to 0, where
-# bfloat16 loses it.  Cited: the same, listing 1.
+# Polynomials are fitted down to this part of their interval's upper end at least: below, the upper end would be mapped
+# close to 0, where bfloat16 loses it.  From listing 1 there.
 CUSHION = 0.02407327424182761
-# Room for rounding above the interval a polynomial was made for, where it leaves 1 steeply.  Cited: the same, appendix.
+# Room for rounding above a polynomial's interval, where it leaves 1 steeply.  From the appendix there.
 MARGIN = 1.01
-# A polynomial of a narrower interval is flat about 1 and needs no such room (chosen: its error beyond stays below 1).
+# The polynomial of a narrower interval is flat near 1 and needs no such room (chosen: its error outside is below 1).
 MARGIN_WIDTH = 2.0
-# Below this half-width h the minimax polynomial is replaced by its limit, of error 2.5h³(1 + h), four times the least:
-# Remez's equations lose more than that to rounding as h → 0.
+# Below this half-width h the limit of the minimax polynomial replaces it.  Its error 2.5h³(1 + h) is four times the
+# least, but Remez's equations lose more than that to rounding as h → 0.
 NARROW = 0.02
 
 
 @dataclass(frozen=True)
 class TraceSqrtTerms:
-    """tr √(Σ_a Σ_b) of B pairs and what was done to get it; each field [B], or 0-d if both covariances were [d, d].
+    """tr √(Σ_a Σ_b) of B pairs and how it was found; each field [B], or 0-d if both covariances were [d, d].
 
     trace     float64
-    clipped   int64: eigenvalues that came out negative and were taken for 0 ("eigh"; 0 for the iterations)
-    residual  float64: ‖I − Z Y‖_F/√r before the last step, the share of the spectrum not yet at 1; 0 for "eigh"
+    clipped   int64: negative eigenvalues that "eigh" took for 0; 0 for the iterations
+    residual  float64: ‖I − Z Y‖_F/√r before the last step, the part of the spectrum not yet at 1; 0 for "eigh"
     """
 
     trace: Tensor
@@ -115,20 +113,30 @@ def trace_sqrt_product(
     """tr √(Σ_a Σ_b), float64 [B], of covariances [d, d] or [B, d, d] on one device; 0-d if both are [d, d].
 
     method      "eigh" (float64, exact) | "newton_schulz" | "polar_express": this module's docstring compares them
-    precision   float32; "float64", "tf32" or "bfloat16" operands of the iteration's products (M itself is always made
-                in float64, sums are in float32 or better); emulated bit by bit where the device lacks them
+    precision   "float32"; or "float64", "tf32", "bfloat16": operands of the iteration's products, emulated bit by bit
+                if the device lacks them.  M itself is computed in float64, and sums are in float32 or better
     iterations  20, steps of an iterative method
     lower       1e-3, smallest root eigenvalue, relative to the largest, that "polar_express" is tuned for
-    correct     True: remove the iteration's own rounding to first order, by one more product in float32
+    correct     True: remove the rounding of the iteration to first order, by one more product in float32
     workspace   256 MiB, bytes of temporary memory; more pairs are handled in chunks of at least one
     backend     "auto" | "torch" | "triton", products of an iteration; auto takes triton on CUDA devices where it can
 
-    A covariance [d, d] is shared by all pairs and factored once; [B, d, d] on both sides costs B factorisations.  There
-    is no gradient (`frechet_distance` has one).  ValueError for shapes that do not fit, values that are not finite,
+    A covariance [d, d] is shared by all pairs and factored once; [B, d, d] on both sides takes B factorisations.  There
+    is no gradient (`frechet_distance` has one).  ValueError for shapes that do not match, values that are not finite,
     covariances that are not symmetric or clearly indefinite, and unknown options.
     """
-    options = {"precision": precision, "iterations": iterations, "lower": lower, "correct": correct}
-    return trace_sqrt_terms(cov_a, cov_b, method, workspace=workspace, backend=backend, **options).trace
+    terms = trace_sqrt_terms(
+        cov_a,
+        cov_b,
+        method,
+        precision=precision,
+        iterations=iterations,
+        lower=lower,
+        correct=correct,
+        workspace=workspace,
+        backend=backend,
+    )
+    return terms.trace
 
 
 @torch.no_grad()
@@ -165,6 +173,7 @@ def trace_sqrt_terms(
 
 
 Roots = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # M [c, r, r] ↦ trace, clipped, residual, each [c]
+Polynomial = tuple[float, float, float]  # (a, b, c) of x ↦ a x + b x³ + c x⁵
 
 
 def root_function(
@@ -175,7 +184,7 @@ def root_function(
     correct: bool = True,
     backend: str = "torch",
 ) -> Roots:
-    """How a method takes tr √M of symmetric M [c, r, r]: trace, clipped, residual, as in `TraceSqrtTerms`."""
+    """The function that a method computes tr √M with, of symmetric M [c, r, r]; results as in `TraceSqrtTerms`."""
     if method == "eigh":
         return _roots_by_eigenvalues
     polynomials = newton_schulz(iterations) if method == "newton_schulz" else polar_express(iterations, lower)
@@ -211,9 +220,9 @@ def normalised(under_root: Tensor, precision: str = "float32") -> tuple[Tensor, 
 
 
 def iterates(
-    matrix: Tensor, polynomials: list, precision: str = "float32", backend: str = "torch"
+    matrix: Tensor, polynomials: list[Polynomial], precision: str = "float32", backend: str = "torch"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """After each step (a, b, c) of `polynomials`: Y, Z [c, r, r], and the residual before it [c]; see `normalised`."""
+    """Y, Z [c, r, r] and the residual before the step [c], after each of the polynomials; matrix from `normalised`."""
     if backend == "triton":
         kernel = triton_kernels.load("newton_schulz")
         yield from kernel.iterates(matrix, polynomials, backends.FUSED_PRODUCTS[precision])
@@ -255,8 +264,8 @@ def _plus_identity(matrix: Tensor, factor: float) -> Tensor:
 def _arithmetic(precision: str, device: torch.device) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
     """A batched product x, y ↦ x @ y whose operands have the precision's mantissa and whose sums are float32.
 
-    A CUDA device multiplies in tf32 and bfloat16 itself; elsewhere operands are rounded, then multiplied in float32,
-    which holds their products exactly.  torch's own tf32 and autocast settings are put aside meanwhile and restored.
+    A CUDA device multiplies in tf32 and bfloat16 itself.  Elsewhere operands are rounded and multiplied in float32,
+    which holds their products exactly.  torch's settings of tf32 and autocast are replaced meanwhile, then restored.
     """
     native = device.type == "cuda"
     products = float32_products("high" if native and precision == "tf32" else "highest")
@@ -281,16 +290,16 @@ def round_mantissa(x: Tensor, bits: int) -> Tensor:
 # --- polynomials: x ↦ a x + b x³ + c x⁵ towards 1 -------------------------------------------------------------------
 
 
-def newton_schulz(iterations: int) -> list[tuple[float, float, float]]:
+def newton_schulz(iterations: int) -> list[Polynomial]:
     """Coefficients (a, b, c) of each Newton–Schulz step, (3/2, −1/2, 0)."""
     return [(1.5, -0.5, 0.0)] * iterations
 
 
-def polar_express(iterations: int, lower: float = LOWER) -> list[tuple[float, float, float]]:
+def polar_express(iterations: int, lower: float = LOWER) -> list[Polynomial]:
     """Coefficients (a, b, c) of each step that bring [lower, 1] near to 1 (arXiv 2505.16932, theorem 3.1, listing 1).
 
-    Each step is fitted to the interval the one before left, cushioned, and rescaled so that the images of that
-    interval's ends lie evenly about 1; n steps are the first n of any longer list.
+    Each step is fitted to the interval that the step before left, not below CUSHION, and rescaled so that the images of
+    that interval's ends are equally far from 1.  n steps are the first n of any longer list.
     """
     low, high, steps = lower, 1.0, []
     for _ in range(iterations):
@@ -304,7 +313,7 @@ def polar_express(iterations: int, lower: float = LOWER) -> list[tuple[float, fl
     return steps
 
 
-def _nearest_to_one(low: float, high: float) -> tuple[tuple[float, float, float], float]:
+def _nearest_to_one(low: float, high: float) -> tuple[Polynomial, float]:
     """(a, b, c) minimising max |1 − (a x + b x³ + c x⁵)| over [low, high], and that maximum, by Remez exchange.
 
     The error alternates at low < q < r < high: 1 − p = e, −e, e, −e.  Solve for (a, b, c, e), then move q and r to the

@@ -1,32 +1,40 @@
 """Fewer Gram matrices than nodes: the weights 1/(λ + τ²) as combinations of a few functions.
 
-Every determinant needs 1/(λ + τ_q²) at each of r eigenvalues λ and Q nodes.  Sorted eigenvalues that are
-neighbours differ little, so within a slice of them these Q functions of λ are, to a relative error ε, combinations of a
-few: about log(1/ε)·log(16 λ_last/λ_first)/π², from the decay of the singular values of the Cauchy kernel (Beckermann &
-Townsend, SIAM J. Matrix Anal. Appl. 38 (2017), theorem 2.1), which is 4 or 5 for a ratio of 2 and ε = 1e-6.  A Gram
-matrix for each of these functions replaces one for each node.  A group of slices needs a few functions more than each
-of them, and still far fewer than Q: the Gram matrices of its slices are first combined to the group's, and only those
-to the nodes'.
+Every determinant of swap/log_determinants.py needs the weights 1/(λ + τ_q²) at r eigenvalues λ and Q nodes.
+Neighbouring eigenvalues are similar, so inside a slice of them these Q functions of λ are combinations of a few
+functions.  With a relative error ε about log(1/ε)·log(16 λ_last/λ_first)/π² suffice, from the decay of the singular
+values of the Cauchy kernel (Beckermann & Townsend, SIAM J. Matrix Anal. Appl. 38 (2017), theorem 2.1): 4 or 5 for a
+ratio of 2 and ε = 1e-6. One Gram matrix for each function replaces one for each node.  A group of slices needs a few
+functions more than each of its slices, and still far fewer than Q, so the plan has two levels:
 
-Legend: Q nodes τ, r eigenvalues λ, S slices.
+    1/(λ_p + τ_q²) ≈ Σ_m coefficients[m, q] Σ_n mixes[n, m]·functions[n, p].                                     (6)
+
+The Gram matrices of the slices are combined to those of their group, and these to those of the nodes.
+
+Legend: Q nodes τ, r eigenvalues λ, S slices, G groups; n counts the functions of a slice, m those of its group.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-# A slice of a weight plan is not halved below this: half a register tile's inner loop would be its beginning and end.
+Array = npt.NDArray[np.float64]
+
+# A slice is not halved below this: in a shorter one the kernel's loop would be mostly its beginning and end.
 SHORTEST_SLICE = 32
 
-# What a group's function costs on each slice beside the multiply-adds of combining it, in multiply-adds.  Measured: at
+# Cost of a group's function on each slice beside the multiply-adds of combining it, in multiply-adds.  Measured: at
 # d = 2048 anything from 1 to 5 differs by less than the noise.
 LOAD_AND_STORE = 2
 
 
 class WeightPlan(NamedTuple):
-    """1/(λ_p + τ_q²) ≈ Σ_m coefficients[m, q] Σ_n mixes[n, m]·function_n[p], n over the functions of p's slice, m over
-    those of the group of slices it belongs to; S slices in G groups.
+    """Equation 6 as arrays, in the order that csrc/bindings.cpp reads.
 
     bounds        [S + 1] int64, first eigenvalue of each slice, r at the end
     terms         [S] int64, functions of each slice
@@ -37,64 +45,66 @@ class WeightPlan(NamedTuple):
     coefficients  [Σ group_terms, Q]
     """
 
-    bounds: np.ndarray
-    terms: np.ndarray
-    functions: np.ndarray
-    group_ends: np.ndarray
-    group_terms: np.ndarray
-    mixes: np.ndarray
-    coefficients: np.ndarray
+    bounds: npt.NDArray[np.int64]
+    terms: npt.NDArray[np.int64]
+    functions: npt.NDArray[Any]  # float32 or float64, as mixes and coefficients
+    group_ends: npt.NDArray[np.int64]
+    group_terms: npt.NDArray[np.int64]
+    mixes: npt.NDArray[Any]
+    coefficients: npt.NDArray[Any]
 
 
 class _Accuracy(NamedTuple):
-    """Relative error `tol` that weights are allowed, and the unit of rounding `eps` of the numbers they are kept in."""
+    """Relative error `tol` allowed to each weight, and the rounding unit `eps` of the dtype that stores the plan."""
 
     tol: float
     eps: float
 
-    def holds(self, factors: list[np.ndarray], weights: np.ndarray, share: float = 1.0) -> bool:
-        """Whether the factors' product is within share·tol of the weights, and rounding its terms within tol."""
+    def holds(self, factors: list[Array], weights: Array, share: float = 1.0) -> bool:
+        """Whether the product of the factors errs by at most share·tol of each weight, and its rounding by tol."""
         allowed = self.tol * weights
         if (np.abs(reduce(np.matmul, factors) - weights) > share * allowed).any():
             return False
         return not (self.eps * reduce(np.matmul, map(np.abs, factors)) > allowed).any()
 
-    def least_terms(self, values: np.ndarray, weights: np.ndarray) -> int:
-        """A number of singular values below which the error cannot hold: its mean square, their tail, is too large."""
+    def least_terms(self, values: Array, weights: Array) -> int:
+        """Lower bound on the terms needed: with fewer, the mean square error alone, a tail of values², is too large."""
         tails = np.sqrt(np.cumsum(values[::-1] ** 2)[::-1] / weights.size)  # tails[n]: without the first n
         return max(1, int((tails > self.tol * weights.max()).sum()))
 
 
 class _Slice(NamedTuple):
-    """mix [m, n] and functions [n, p]: the group's m functions on the slice are mix @ functions."""
+    """A slice of p eigenvalues: the group's m functions on it are mix [m, n] @ functions [n, p]."""
 
-    mix: np.ndarray
-    functions: np.ndarray
+    mix: Array
+    functions: Array
 
 
 class _Group(NamedTuple):
-    """coefficients [m, Q] of a group's functions, its slices, and what a candidate costs with them."""
+    """Coefficients [m, Q] of a group's functions, its slices, and its cost for a candidate in multiply-adds."""
 
-    coefficients: np.ndarray
+    coefficients: Array
     slices: list[_Slice]
     cost: int
 
 
 def weight_plan(
-    spectrum: np.ndarray, tau: np.ndarray, tol: float, longest: int, longest_group: int, dtype=np.float32
+    spectrum: Array, tau: Array, tol: float, longest: int, longest_group: int, dtype: npt.DTypeLike = np.float32
 ) -> WeightPlan:
-    """Plan for eigenvalues λ [r] and nodes τ [Q], every weight to a relative error of `tol`, or without error if 0.
+    """Equation 6 for eigenvalues λ [r] and nodes τ [Q].
 
+    tol                     relative error of every weight; 0 stores the weights themselves
     longest, longest_group  most eigenvalues of a slice and of a group
+    dtype                   float32 or float64, of the plan
     """
     groups: list[_Group] = []
-    step, accuracy = longest_group if tol else longest, _Accuracy(tol, np.finfo(dtype).eps)
+    step, accuracy = longest_group if tol else longest, _Accuracy(tol, float(np.finfo(dtype).eps))
     for start in range(0, len(spectrum), step):
         weights = 1 / (spectrum[start : start + step] + tau[:, None] ** 2)
         groups += _cheapest_groups(weights, accuracy, longest) if tol else [_exact_group(weights)]
     slices = [part for group in groups for part in group.slices]
 
-    def flat(arrays) -> np.ndarray:
+    def flat(arrays: Iterable[Array]) -> npt.NDArray[Any]:
         return np.concatenate([np.zeros(0), *(array.ravel() for array in arrays)]).astype(dtype)
 
     return WeightPlan(
@@ -108,13 +118,13 @@ def weight_plan(
     )
 
 
-def _exact_group(weights: np.ndarray) -> _Group:
-    """The weights [Q, p] themselves."""
+def _exact_group(weights: Array) -> _Group:
+    """A group of the weights [Q, p] themselves."""
     return _Group(np.eye(len(weights)), [_Slice(np.eye(len(weights)), weights)], 0)
 
 
-def _cheapest_groups(weights: np.ndarray, accuracy: _Accuracy, longest: int, whole=None) -> list[_Group]:
-    """Groups for weights [Q, p], halved as long as the two halves are cheaper; `whole` if it is made already."""
+def _cheapest_groups(weights: Array, accuracy: _Accuracy, longest: int, whole: _Group | None = None) -> list[_Group]:
+    """Groups for weights [Q, p], halved as long as two halves cost less; `whole`: the one group, if known."""
     whole = whole or _group(weights, accuracy, longest)
     half = weights.shape[1] // 2
     if half < SHORTEST_SLICE:
@@ -130,11 +140,11 @@ def _cheapest_groups(weights: np.ndarray, accuracy: _Accuracy, longest: int, who
     ]
 
 
-def _group(weights: np.ndarray, accuracy: _Accuracy, longest: int) -> _Group:
-    """One group for weights [Q, p] and its cheapest slices.
+def _group(weights: Array, accuracy: _Accuracy, longest: int) -> _Group:
+    """One group for weights [Q, p] with its cheapest slices.
 
-    The singular value decomposition of the weights, scaled by rows and columns so that it sees entries of order one;
-    half the tolerance goes to the group's functions, the rest to those of its slices.
+    Its functions are singular vectors of the weights, whose rows and columns are scaled to entries of order one.  They
+    use half of the tolerance; the functions of the slices use the rest.
     """
     nodes, places = weights.shape
     row = np.exp(np.log(weights).mean(1, keepdims=True))
@@ -147,7 +157,8 @@ def _group(weights: np.ndarray, accuracy: _Accuracy, longest: int) -> _Group:
             break
     else:  # the weights themselves, without error
         u, functions = np.eye(nodes), scaled
-    slices, cost = [], nodes * (u.shape[1] + LOAD_AND_STORE)
+    slices: list[_Slice] = []
+    cost = nodes * (u.shape[1] + LOAD_AND_STORE)
     for start in range(0, places, longest):
         part = slice(start, min(start + longest, places))
         found, more = _cheapest_slices(u, functions[:, part], scaled[:, part], column[part], accuracy)
@@ -155,10 +166,13 @@ def _group(weights: np.ndarray, accuracy: _Accuracy, longest: int) -> _Group:
     return _Group((row * u).T, slices, cost)
 
 
-def _cheapest_slices(u, functions, scaled, column, accuracy: _Accuracy) -> tuple[list[_Slice], int]:
-    """Slices, halved as long as that is cheaper, and their cost, for functions [m, p] with scaled ≈ u @ functions.
+def _cheapest_slices(
+    u: Array, functions: Array, scaled: Array, column: Array, accuracy: _Accuracy
+) -> tuple[list[_Slice], int]:
+    """Slices of the functions [m, p] of a group, halved as long as that costs less, and their cost.
 
-    The cost of n functions is n·p products and, for each of the group's m, n additions and LOAD_AND_STORE.
+    The scaled weights [Q, p] are u [Q, m] @ functions; `column` [p] scales them back.  n functions of a slice cost n·p
+    products and, for each of the m, n additions and LOAD_AND_STORE.
     """
     best = _slice(u, functions, scaled, column, accuracy)
     cost = len(best.functions) * len(column) + len(functions) * (len(best.functions) + LOAD_AND_STORE)
@@ -173,8 +187,8 @@ def _cheapest_slices(u, functions, scaled, column, accuracy: _Accuracy) -> tuple
     return [best], cost
 
 
-def _slice(u, functions, scaled, column, accuracy: _Accuracy) -> _Slice:
-    """The fewest functions of one slice that keep every scaled weight to a relative error of tol."""
+def _slice(u: Array, functions: Array, scaled: Array, column: Array, accuracy: _Accuracy) -> _Slice:
+    """One slice with the fewest functions that keep every scaled weight to a relative error of tol."""
     left, values, right = np.linalg.svd(functions, full_matrices=False)
     for n in range(accuracy.least_terms(values, scaled), len(values)):
         mix = left[:, :n] * values[:n]

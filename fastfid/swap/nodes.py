@@ -167,12 +167,13 @@ def energy_bound(rows: CandidateRows, lambda_max: float) -> float:
 def remaining_share(prepared: PreparedReference, m_r: int) -> float:
     """Share of the smallest eigenvalue that a removal of m_r random rows leaves, at least 0.
 
-    It is 1 minus the largest eigenvalue of W_r Λ⁻¹ W_rᵀ, a corner of a projection of rank r among N rows, whose edge is
-    (√(a(1−b)) + √(b(1−a)))² with a = r/N and b = m_r/N (Wachter 1980), and minus 3·N^(−2/3) for its fluctuation.
+    The removal takes the largest eigenvalue of W_r Λ⁻¹ W_rᵀ, a corner of a projection of rank r among N rows.  Its
+    spectrum ends at (√(a(1−b)) + √(b(1−a)))² with a = r/N and b = m_r/N (Wachter 1980); 3·N^(−2/3) is for fluctuation.
     """
     a, b = min(1.0, prepared.rank / prepared.count), m_r / prepared.count
     edge = (math.sqrt(a * (1 - b)) + math.sqrt(b * (1 - a))) ** 2
-    return max(0.0, 1 - edge - 3 * float(prepared.count) ** (-2 / 3))
+    fluctuation: float = 3 * float(prepared.count) ** (-2 / 3)
+    return max(0.0, 1 - edge - fluctuation)
 
 
 def singular_shift(spectrum: Tensor, rows: CandidateRows) -> Tensor:
