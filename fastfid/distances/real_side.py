@@ -16,7 +16,7 @@ from fastfid.distances.moments import FeatureMoments
 from fastfid.linalg.factors import factor_by_eigh, factor_covariance
 from fastfid.linalg.symmetric import is_asymmetric, is_symmetric, solver_noise
 from fastfid.runtime.atomic_files import write_atomically
-from fastfid.runtime.devices import as_tensor
+from fastfid.runtime.devices import named_tensor
 from fastfid.runtime.hashes import moments_sha256
 
 
@@ -206,14 +206,6 @@ def _moved(moments: FeatureMoments, device: torch.device | str | None) -> Featur
     """The same moments without gradient, on `device` unless that is None."""
     moments = _constants(moments)
     return moments if device is None else moments.to(device)
-
-
-def named_tensor(value: object, name: str) -> Tensor:
-    """The value as a tensor, without a copy where possible; ValueError with `name` for anything else."""
-    try:
-        return as_tensor(value)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise ValueError(f"{name} cannot be read as a tensor ({error}); pass a tensor or a numeric array") from error
 
 
 def _all_finite(x: Tensor) -> bool:

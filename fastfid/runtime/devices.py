@@ -126,3 +126,11 @@ def as_tensor(value) -> Tensor:
     if hasattr(value, "__dlpack__") and (device_array or not hasattr(value, "__array__")):
         return torch.from_dlpack(value)
     return torch.as_tensor(value)
+
+
+def named_tensor(value: object, name: str) -> Tensor:
+    """The value as a tensor, without a copy where possible; ValueError with `name` for anything else."""
+    try:
+        return as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise ValueError(f"{name} cannot be read as a tensor ({error}); pass a tensor or a numeric array") from error

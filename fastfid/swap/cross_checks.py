@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastfid.distances.real_side import RealFactor, named_tensor
+from fastfid.distances.real_side import PreparedMoments
+from fastfid.runtime.devices import named_tensor
 from fastfid.swap.checks import checked_swap
 from fastfid.swap.engine import SwapEngine
 
@@ -22,7 +23,7 @@ def swap_change_ref(engine: SwapEngine, removed: Any, added: Any) -> Tensor:
     return torch.stack(changes) if changes else engine.real.mean.new_zeros(0)
 
 
-def _distance_ref(real: RealFactor, rows: Tensor) -> Tensor:
+def _distance_ref(real: PreparedMoments, rows: Tensor) -> Tensor:
     """Equation 1 from the rows [n, d], 0-d float64."""
     rows = rows.to(torch.float64)
     cov = torch.atleast_2d(torch.cov(rows.T))

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastfid.distances.real_side import RealFactor, named_tensor
-from fastfid.runtime.devices import full_float32
+from fastfid.distances.real_side import HasMoments, Pair, PreparedMoments, RealFactor
+from fastfid.runtime.devices import full_float32, named_tensor
 from fastfid.swap.candidate_rows import Candidates, RowBuffers
 from fastfid.swap.checks import check_device, check_rows, checked_swap
 from fastfid.swap.chunks import HOST_CHUNK, Workbench, changes_of
@@ -36,7 +36,7 @@ from fastfid.swap.influence import influence_of
 from fastfid.swap.nodes import NodeSets
 from fastfid.swap.options import DEFAULT_TOL, DEFAULT_WORKSPACE, EngineOptions
 from fastfid.swap.phases import PhaseTimer
-from fastfid.swap.prepared_reference import PreparedReference, prepare, replaced_rows
+from fastfid.swap.prepared_reference import PreparedReference, prepare_reference, replaced_rows
 from fastfid.swap.report import Report
 from fastfid.swap.routes import choose, route_of
 
@@ -62,7 +62,7 @@ class SwapEngine:
 
     def __init__(
         self,
-        real: Any,  # moments of any kind, see above
+        real: PreparedMoments | HasMoments | Pair,
         reference_features: Any,  # an array of any library
         *,
         tol: float | None = None,
@@ -90,7 +90,7 @@ class SwapEngine:
         """Make features [N, d] the reference."""
         timer = PhaseTimer(features.device)
         with timer.phase("prepare"), full_float32(features.device):
-            self._prepared = prepare(self._real, features, self._options.dtype, self._chunk_bytes)
+            self._prepared = prepare_reference(self._real, features, self._options.dtype, self._chunk_bytes)
         self._nodes = NodeSets(self._prepared, self._options)
         self._report = self._report.then(Report(seconds=timer.seconds))
 
@@ -116,7 +116,7 @@ class SwapEngine:
         return self._prepared.features
 
     @property
-    def real(self) -> RealFactor:
+    def real(self) -> PreparedMoments:
         """The real side, factored."""
         return self._real
 

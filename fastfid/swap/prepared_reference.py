@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
-from fastfid.distances.real_side import RealFactor
+from fastfid.distances.real_side import PreparedMoments
 
 # Λ counts as singular below this share of λ_max: a symmetric eigensolver's absolute error, some 1e-16·λ_max, would then
 # exceed 1e-5 of the eigenvalue.  Such references get a singular value decomposition and float64 throughout.
@@ -30,7 +30,7 @@ SINGULAR = 1e-11
 
 @dataclass(frozen=True, eq=False)
 class PreparedReference:
-    """A reference set with everything that equations 2 to 4 need of it; `prepare` makes it, nothing changes it.
+    """A reference set with all that equations 2 to 4 need of it; made by `prepare_reference`, never changed.
 
     features     [N, d] in the dtype they came in
     rows         [N, d] the same in float32 or float64
@@ -98,7 +98,9 @@ class PreparedReference:
 
 
 @torch.no_grad()
-def prepare(real: RealFactor, features: Tensor, dtype: torch.dtype, chunk_bytes: int) -> PreparedReference:
+def prepare_reference(
+    real: PreparedMoments, features: Tensor, dtype: torch.dtype, chunk_bytes: int
+) -> PreparedReference:
     """Eigenbasis, projected rows and distance of the reference features [N, d], N ≥ 2 (equation 1).
 
     dtype        torch.float32 or torch.float64, of the projected rows
