@@ -54,3 +54,32 @@ def test_gradient_equals_finite_differences(m_r, m_a, seed):
     engine = SwapEngine(moments(real), reference, **EXACT)
     added = torch.from_numpy(added).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: engine.change(torch.from_numpy(removed), a), (added,), atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_belongs_to_the_reference_it_was_computed_with(backend):
+    real, reference, removed, added = make(m_a=4)
+    gradients = []
+    for replaced in (False, True):
+        engine = SwapEngine(moments(real), reference, backend=backend, **EXACT)
+        rows = torch.from_numpy(added).requires_grad_()
+        change = engine.change(removed, rows)
+        if replaced:
+            engine.replace(removed[0], added[0, :2])
+        change.sum().backward()
+        gradients.append(rows.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_where_no_eigenvalue_can_change(backend):
+    real, reference, removed, added = make()
+    reference[:] = added[:] = 0.5
+    engine = SwapEngine(moments(real), reference, backend=backend, **EXACT)
+    rows = torch.from_numpy(added).requires_grad_()
+    change = engine.change(removed, rows)
+    change.sum().backward()
+    assert abs(change).max() <= 1e-15
+    # y and δ are 0: what is left is −2(μ_r − μ_g)/n'
+    expected = -2 * (engine.real.mean - 0.5) / len(reference)
+    torch.testing.assert_close(rows.grad, expected.expand_as(rows), rtol=1e-12, atol=1e-15)
