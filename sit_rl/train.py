@@ -33,9 +33,9 @@ from sit_rl.presets import PRESETS
 from sit_rl.ranks.preemption import Preempted, watch
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group, world_size
 from sit_rl.runs.figures import save_samples
-from sit_rl.runs.forecast import describe_plan
+from sit_rl.runs.forecast import describe_run
 from sit_rl.runs.gpu_plan import dry_run
-from sit_rl.runs.html_report import write_report
+from sit_rl.runs.html_report import write_run_report
 from sit_rl.runs.log import Clock, RunLog, say, start_wandb
 from sit_rl.runs.run_folder import checkpoint_to_resume, prepare_folder
 from sit_rl.runs.summary import summary_table
@@ -97,7 +97,7 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
     check_inputs(config)
     path = checkpoint_to_resume(config)
     values = None if path is None else read_values(path)
-    clock.go_on(values and values["seconds"])
+    clock.continue_from(values and values["seconds"])
     try:
         with clock.phase("setup"), folder(config.run_folder) if is_main() else nullcontext():
             remote = start_wandb(config) if config.run.wandb and is_main() else None
@@ -111,7 +111,7 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
     except Preempted:
         return say(f"stopped as told before the first step; {config.run_folder} is as it was")
     if path is None:
-        say(describe_plan(config, components))
+        say(describe_run(config, components))
     else:
         say(f"resuming {config.run_folder} at step {state.step} of {config.steps}")
     try:
@@ -165,7 +165,7 @@ def finish(config: Config, components: Components, state: State, model: SiT) -> 
         "protocol": protocol(config, components),
     }
     write_json(folder / "summary.json", summary)
-    report = write_report(folder)
+    report = write_run_report(folder)
     print(
         f"\n{summary_table(summary)}\n\nreport      {report}\ncheckpoints {folder / 'checkpoints'}\n"
         f"weights     {folder / 'ema.safetensors'} (averaged)",

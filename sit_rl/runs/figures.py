@@ -1,4 +1,4 @@
-"""The figures of a run's report, drawn with matplotlib from what is in its folder."""
+"""The figures of a run's report, drawn with matplotlib from the files in its folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#888888"
 
 
 def save_samples(folder: Path, name: str, images: torch.Tensor) -> None:
-    """Keep the first evaluation images uint8 [n, C, H, W] for the report: figures/<name>.npy."""
+    """Save the first evaluation images uint8 [n, C, H, W] for the report, as figures/<name>.npy."""
     (folder / "figures").mkdir(exist_ok=True)
     np.save(folder / "figures" / f"{name}.npy", images.numpy())
 
 
 def draw_curve(summary: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
-    """Reference FD every step; held-out FD before and after in full, and on fewer images on the way."""
+    """FD of the reference set at every step; held-out FD before and after training, and on fewer images between."""
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7.5, 4))
     steps = summary["config"]["steps"]
@@ -64,7 +64,7 @@ def draw_curve(summary: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
 
 
 def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
-    """Grids before and after, side by side, a row for each sampler."""
+    """Sample grids before and after training, side by side, one row per sampler; None without the files."""
     names = [[f"{when}_{sampler}" for when in ("before", "after")] for sampler in ("ode", "sde")]
     paths = [[folder / "figures" / f"{name}.npy" for name in row] for row in names]
     if not all(p.is_file() for row in paths for p in row):
@@ -82,7 +82,7 @@ def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
 
 
 def draw_rewards(records: list[dict[str, Any]]) -> bytes | None:
-    """Histogram of the subsets' FD change in the first and the last quarter of training."""
+    """Histogram of the FD change by one subset, in the first and the last quarter of training; None without rewards."""
     scored = [r for r in records if r.get("subset_rewards")]
     if not scored:
         return None
@@ -104,7 +104,7 @@ def draw_rewards(records: list[dict[str, Any]]) -> bytes | None:
 
 
 def draw_time(summary: dict[str, Any]) -> bytes:
-    """Seconds of each phase as bars, with their share of the total."""
+    """Bars: the seconds of each phase and their share of the total."""
     plt = _pyplot()
     seconds = summary["seconds"]
     phases = [p for p in PHASES if seconds.get(p)]

@@ -1,8 +1,9 @@
-"""What a run is about to do and how long it will take: predicted from this machine's speed, or counted for GPUs."""
+"""What a run will do, and how long it will take on this machine."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -13,17 +14,17 @@ from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import world_size
 from sit_rl.runs.log import Clock
 from sit_rl.runs.summary import known
-from sit_rl.sampling.sampler_config import trained_steps
+from sit_rl.sampling.sampler_config import SamplerConfig, trained_steps
 
-# Evaluations that an image of a minibatch costs: forward 1, backward 2, and the anchor's forward for matching.
+# Velocity evaluations per image of a minibatch: forward 1, backward 2, and 1 for the anchor of matching.
 UPDATE_EVALUATIONS = {"advantage_matching": 4, "rejection": 3, "pretraining": 3}
-# Feature networks, rounding to uint8 and random numbers beside a sample's velocity evaluations, in evaluations of the
-# default model: measured at 0.4 ms an image for both embedded networks against 0.45 ms an evaluation.
+# Cost per image of feature networks, rounding to uint8 and random numbers, in velocity evaluations of the default
+# model: 0.4 ms were measured for both embedded networks, and 0.45 ms for an evaluation.
 OVERHEAD_EVALUATIONS = 1
 
 
-def describe_plan(config: Config, components: Components) -> str:
-    """A few aligned lines: where outputs go, the model, the reward, the samplers, the predicted minutes."""
+def describe_run(config: Config, components: Components) -> str:
+    """Aligned lines: output folder, model, reward, samplers, predicted minutes."""
     counts = evaluations(config)
     rate = measure_rate(config, components) * world_size()
     minutes = {phase: count / rate / 60 for phase, count in counts.items()}
@@ -49,14 +50,14 @@ def describe_plan(config: Config, components: Components) -> str:
 
 
 def judged_against(components: Components, images: int) -> str:
-    """What the evaluations compare, and a warning where it is what the reward has seen."""
+    """What the evaluations compare with, and a warning if the reward has seen the same images."""
     if components.heldout is components.real:
         return f"{images} images against the reward's own real side, as in the paper; pass --heldout to judge on others"
     return f"{images} images against {known(components.heldout.moments.count, 'held-out')}"
 
 
 def evaluations(config: Config) -> dict[str, float]:
-    """Velocity evaluations of each phase of the whole run, the evaluations before and after included."""
+    """Velocity evaluations of each phase of a whole run, including the evaluations before and after training."""
     total = {"evaluate": 2 * config.evaluation.images * evaluation_cost(config), "refresh": 0.0, "rollout": 0.0}
     for step in range(config.steps):
         for phase, count in step_evaluations(config, step).items():
@@ -67,12 +68,11 @@ def evaluations(config: Config) -> dict[str, float]:
 def step_evaluations(config: Config, step: int) -> dict[str, float]:
     """Velocity evaluations of each phase of one training step."""
     c = config
-    sde = c.update.estimator == "sde_policy_gradient"
-    sampler = c.rollout.sde_sampler if sde else c.rollout.sampler
+    sde, sampler = c.update.estimator == "sde_policy_gradient", rollout_sampler(c)
     per_sample = sampler.evaluations() + OVERHEAD_EVALUATIONS
     kept = min(c.update.minibatch, c.reward.kept_fraction * c.reward.images_per_step)
     passes = 3 * len(trained_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.update.estimator]
-    if c.run.activation_checkpointing:  # the trained forward pass once more
+    if c.run.activation_checkpointing:  # the forward pass is computed twice
         passes += len(trained_steps(sampler)) if sde else 1
     update = c.update.updates * kept * passes
     judged = quick_evaluations(c, step + 2) - quick_evaluations(c, step + 1)
@@ -87,8 +87,13 @@ def step_evaluations(config: Config, step: int) -> dict[str, float]:
     }
 
 
+def rollout_sampler(config: Config) -> SamplerConfig:
+    """The sampler of the training images, which the estimator decides."""
+    return config.rollout.sde_sampler if config.update.estimator == "sde_policy_gradient" else config.rollout.sampler
+
+
 def quick_evaluations(config: Config, before: int | None = None) -> int:
-    """Evaluations on the way of the whole run, or those after fewer than `before` steps; the last step has none."""
+    """Number of short evaluations during a run, or in its first `before` steps; none comes after the last step."""
     last = (config.steps if before is None else min(before, config.steps)) - 1
     return max(0, last) // config.evaluation.every if config.evaluation.every else 0
 
@@ -99,17 +104,17 @@ def evaluation_cost(config: Config) -> float:
 
 
 class Forecast:
-    """Seconds of the next training step, from what each phase has taken for an evaluation so far in this run.
+    """Predicts the seconds of the next training step from the time that each phase took per velocity evaluation.
 
-    A phase that has not run yet counts at the speed of the evaluation before the training; the reward and the save,
-    which cost the same every step, at their mean.
+    For a phase that has not run yet, the speed of the evaluation before training is used. Reward and save cost the same
+    in every step; their mean is used.
     """
 
     def __init__(self, config: Config, clock: Clock):
         self.config, self.clock = config, clock
 
     def step(self, step: int) -> float | None:
-        """Predicted seconds of step `step`, the next one; None where nothing has been measured."""
+        """Predicted seconds of step `step`, the next one; None if nothing has been measured."""
         done = {"evaluate": 2 * self.config.evaluation.images * evaluation_cost(self.config)}
         for earlier in range(step):
             for phase, count in step_evaluations(self.config, earlier).items():
@@ -126,11 +131,11 @@ class Forecast:
 def measure_rate(
     config: Config, components: Components, seconds: float = 1.0, patience: int = 5, most: float = 10.0
 ) -> float:
-    """Velocity evaluations per second of one rank on the rollouts' batches: the fastest round, once it stays so.
+    """Velocity evaluations per second of one rank on batches of the rollout: the fastest of several rounds.
 
-    The fastest, because the first rounds start threads and touch new memory (five times slower than later ones was seen
-    in a fresh virtual machine) and another process may take a core for a moment: at least a second, until no round has
-    improved by 2% for `patience` of them, at most ten seconds.
+    The fastest, because the first rounds start threads and touch new memory (five times slower in a fresh virtual
+    machine), and because another process may take a core for a moment. Rounds go on for at least `seconds`, until
+    `patience` rounds in a row were not faster by 2%, and for at most `most` seconds.
     """
     x = torch.randn(config.rollout.batch, *components.sample_shape, device=components.device)
     t = torch.full((len(x),), 0.5, device=components.device)
@@ -151,7 +156,7 @@ def measure_rate(
     return 2 * at_once * len(x) / fastest
 
 
-def aligned(lines: dict[str, object]) -> str:
-    """One line an entry, the texts in one column."""
+def aligned(lines: Mapping[str, object]) -> str:
+    """One line per entry, with the texts in one column."""
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}} {text}" for name, text in lines.items())

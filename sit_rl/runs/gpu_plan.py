@@ -1,4 +1,4 @@
-"""What a run would need on GPUs, without running it: images, FLOPs, memory and hours."""
+"""What a run needs on GPUs, computed without running it: images, FLOPs, memory, hours."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sit_rl.learner.learner import SHARD_ABOVE, prepare
 from sit_rl.models.autoencoder import SLICE
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
-from sit_rl.runs.forecast import OVERHEAD_EVALUATIONS, aligned, evaluations, quick_evaluations
+from sit_rl.runs.forecast import OVERHEAD_EVALUATIONS, aligned, evaluations, quick_evaluations, rollout_sampler
 
-# The generator of a preset whose weights need not be there for a dry run.
+# Generators of presets, whose weights a dry run does not need.
 PRESET_MODELS = {
     "sit-xl-imagenet256": ("SiT", SiTConfig.named("SiT-XL/2")),
     "dit-xl-imagenet256": ("DiT", SiTConfig.named("DiT-XL/2")),
 }
-# Dense peak of one GPU, FLOP/s, by precision (NVIDIA's data sheets of the A100 SXM, H100 SXM, H200, B200 and L40S, the
-# last of which the paper used; float32 without TF32, torch's default).
+# Dense peak of one GPU in FLOP/s, by precision (NVIDIA's data sheets of the A100 SXM, H100 SXM, H200, B200 and L40S;
+# float32 without TF32, torch's default). The paper used the L40S.
 PEAKS = {
     "A100": {"bf16": 312e12, "float32": 19.5e12},
     "H100": {"bf16": 989e12, "float32": 67e12},
@@ -33,25 +33,25 @@ PEAKS = {
     "B200": {"bf16": 2250e12, "float32": 75e12},
     "L40S": {"bf16": 362e12, "float32": 91.6e12},
 }
-# Share of the peak that a transformer of this size reaches: an assumption, between the 0.3 and 0.5 that published
-# trainings report. Printed with every number that rests on it.
+# Assumed share of the peak, between the 0.3 and 0.5 that published trainings of such transformers report. It is printed
+# with every number that depends on it.
 UTILISATION = 0.4
-# FLOPs of an image outside the generator, counted like the generator's: diffusers' AutoencoderKL decoder from 32×32
+# FLOPs per image outside the generator, counted in the same way: the decoder of diffusers' AutoencoderKL from 32×32
 # latents, and the FID Inception network at 299×299.
 DECODER_FLOPS, INCEPTION_FLOPS = 6.22e11, 1.14e10
-# Bytes of an image's decoding from 32×32 latents, the most that live at once: counted on tensors without memory, three
-# float32 maps of 256 channels × 256×256 pixels, in the last block (0.17 GB was measured on a CPU, which frees sooner).
+# Most bytes in use while an image is decoded from 32×32 latents, counted on meta tensors: three float32 maps of 256
+# channels × 256×256 pixels in the last block. (0.17 GB was measured on a CPU, which frees memory sooner.)
 DECODING_BYTES = 2.02e8
-LATENT_CHANNELS = 4  # of samples that an autoencoder decodes; others are pixels
-# Weights beside the generator's, float32: sd-vae-ft-ema's 83.7M parameters and Inception's 23.9M.
+LATENT_CHANNELS = 4  # of samples that an autoencoder decodes; other samples are pixels
+# Float32 weights beside the generator: 83.7M parameters of sd-vae-ft-ema and 23.9M of Inception.
 AUTOENCODER_BYTES, INCEPTION_BYTES = 4 * 83.7e6, 4 * 23.9e6
-PLANNED_GPU = re.compile(r"(\d+)x([^=]+)(?:=([\d.]+))?")  # COUNTxNAME, and its peak in TFLOP/s where it is given
+PLANNED_GPU = re.compile(r"(\d+)x([^=]+)(?:=([\d.]+))?")  # COUNTxNAME, or COUNTxNAME=PEAK in TFLOP/s
 
 
 def dry_run(config: Config) -> str:
-    """The plan without running or loading anything but a checkpoint's shape: images, memory, FLOPs, hours on GPUs.
+    """Images, memory, FLOPs and hours on GPUs, as aligned text. Only the shape of a checkpoint is read.
 
-    FLOPs are counted operator by operator on tensors without memory; hours are computed from them and a GPU's peak.
+    FLOPs are counted operator by operator on meta tensors. Hours follow from them and the peak of a GPU.
     """
     gpus = [planned_gpu(text, config.run.precision) for text in config.run.gpus]
     kind, shape = planned_model(config)
@@ -59,10 +59,7 @@ def dry_run(config: Config) -> str:
     outside = DECODER_FLOPS + INCEPTION_FLOPS if shape.channels == LATENT_CHANNELS else 0.0
     whole = total_flops(config, flops, outside)
     parameters = count_parameters(shape)
-    c, sampler = (
-        config,
-        config.rollout.sde_sampler if config.update.estimator == "sde_policy_gradient" else config.rollout.sampler,
-    )
+    c, sampler = config, rollout_sampler(config)
     lines = {
         "plan": f"{c.steps} steps of {c.update.estimator}; nothing is run, no weights are read",
         "generator": f"{kind} {shape.name}, {parameters / 1e6:.1f}M parameters, {flops / 1e9:.3g} GFLOP an evaluation",
@@ -90,7 +87,7 @@ def dry_run(config: Config) -> str:
 
 
 def planned_gpu(text: str, precision: str) -> tuple[int, str, float]:
-    """One word of --gpus: count, name, and dense peak in FLOP/s; ValueError naming the known ones."""
+    """One word of --gpus as count, name, and dense peak in FLOP/s; ValueError that names the known GPUs."""
     found = PLANNED_GPU.fullmatch(text)
     if found is None or int(found[1]) < 1 or (found[3] and not 0 < _number(found[3])):
         raise ValueError(f"--gpus {text!r} is not COUNTxNAME, such as 8xH100, nor COUNTxNAME=PEAK in dense TFLOP/s")
@@ -104,7 +101,7 @@ def planned_gpu(text: str, precision: str) -> tuple[int, str, float]:
 
 
 def _number(text: str) -> float:
-    """Digits and points as a number, 0 where they are none."""
+    """Digits and points as a number, 0 if they are none."""
     try:
         return float(text)
     except ValueError:
@@ -112,7 +109,7 @@ def _number(text: str) -> float:
 
 
 def planned_model(config: Config) -> tuple[str, SiTConfig]:
-    """Kind and shape of the generator: the checkpoint's where it is there, else the preset's that says its shape."""
+    """Kind and shape of the generator: from the checkpoint if it exists, else from the preset."""
     there = config.files.checkpoint is not None and config.files.checkpoint.is_file()
     if not there and config.preset in PRESET_MODELS:
         return PRESET_MODELS[config.preset]
@@ -127,7 +124,7 @@ def planned_model(config: Config) -> tuple[str, SiTConfig]:
 
 @cache
 def count_flops(shape: SiTConfig, backward: bool = False) -> float:
-    """FLOPs of one image's velocity, multiply and add counted as two; with its backward pass where asked."""
+    """FLOPs of the velocity of one image, a multiplication and an addition counted as two; on request with backward."""
     model = _meta_model(shape).requires_grad_(backward)
     with FlopCounterMode(display=False) as counter:
         v = model(*_meta_inputs(shape, 1))
@@ -137,7 +134,7 @@ def count_flops(shape: SiTConfig, backward: bool = False) -> float:
 
 
 def total_flops(config: Config, flops: float, outside: float) -> dict[str, float]:
-    """FLOPs of each phase of the whole run; `outside` for each generated image: decoder and feature network."""
+    """FLOPs of each phase of a whole run. `outside` is counted per generated image: decoder and feature network."""
     counts = evaluations(config)
     images = {
         "evaluate": 4 * config.evaluation.images + 2 * config.evaluation.every_images * quick_evaluations(config),
@@ -151,7 +148,7 @@ def total_flops(config: Config, flops: float, outside: float) -> dict[str, float
 
 
 def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, float]:
-    """Bytes on one of `ranks` GPUs by what holds them; without the libraries' own workspaces and fragmentation."""
+    """Bytes on one of `ranks` GPUs by their use, without workspaces of libraries and fragmentation."""
     weights = 4.0 * count_parameters(shape)
     large = weights / 4 > SHARD_ABOVE
     sharded = ranks > 1 and (config.run.parallel == "fsdp" or (config.run.parallel == "auto" and large))
@@ -161,10 +158,10 @@ def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, f
     path = config.rollout.sde_sampler.steps + 1 if config.update.estimator == "sde_policy_gradient" else 1
     values = shape.channels * shape.image_size**2
     latent = shape.channels == LATENT_CHANNELS
-    # What autocast makes for the backward pass; recomputation makes a block's at a time.
+    # Copies in bfloat16 that autocast keeps for the backward pass; with recomputation only those of one block.
     cast = weights / 2 if config.run.precision == "bf16" and not config.run.activation_checkpointing else 0.0
     passed = activation_bytes(config, shape) * min(config.run.micro_batch or share, share)
-    # Rollouts decode and updates do not, so the larger counts; Inception's maps of a batch are smaller than either.
+    # Rollouts decode and updates do not, so the larger one counts. Inception's maps of a batch are smaller.
     decoded = min(SLICE, config.rollout.batch) * DECODING_BYTES * (shape.image_size / 32) ** 2 if latent else 0.0
     return {
         "weights, gradients, moments, averages": weights * (4 + averages) / (ranks if sharded else 1),
@@ -179,13 +176,13 @@ def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, f
 
 @cache
 def count_parameters(shape: SiTConfig) -> int:
-    """Numbers in the generator's weights."""
+    """Number of parameters of the generator."""
     return sum(p.numel() for p in _meta_model(shape).parameters())
 
 
 @cache
 def activation_bytes(config: Config, shape: SiTConfig) -> float:
-    """Bytes that one image's forward pass keeps for its backward pass, counted on tensors without memory."""
+    """Bytes that the forward pass of one image keeps for its backward pass, counted on meta tensors."""
     dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
     model = prepare(
         _meta_model(shape).to(dtype), replace(config.run, compile="off", precision="float32"), torch.device("meta")
@@ -207,7 +204,7 @@ def activation_bytes(config: Config, shape: SiTConfig) -> float:
 
 def _meta_model(shape: SiTConfig) -> SiT:
     with torch.device("meta"):
-        return SiT(shape).to("meta")  # the position table comes from NumPy
+        return SiT(shape).to("meta")  # .to(), because the position table comes from NumPy
 
 
 def _meta_inputs(shape: SiTConfig, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -216,10 +213,10 @@ def _meta_inputs(shape: SiTConfig, n: int) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def _bytes(size: float) -> str:
-    """GiB of a large size, MiB of a small one."""
+    """A size in GiB, or in MiB below 1 GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _duration(hours: float) -> str:
-    """Hours, or seconds of less than a hundredth of one, with three digits."""
+    """Hours, or seconds below 0.01 hours, with three digits."""
     return f"{hours:.3g} hours" if hours >= 0.01 else f"{3600 * hours:.3g} seconds"

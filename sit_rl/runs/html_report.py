@@ -14,8 +14,8 @@ from sit_rl.runs.log import read_metrics
 from sit_rl.runs.summary import load_summary, sampler_kinds, summary_table, table_head, table_rows
 
 
-def write_report(folder: Path) -> Path:
-    """Draw the figures and write report.html, self-contained, from what is in the folder; errors of `load_summary`."""
+def write_run_report(folder: Path) -> Path:
+    """Draw the figures and write report.html, which needs no other file, in a run folder; errors of `load_summary`."""
     summary = load_summary(folder)
     records = read_metrics(folder)
     figures = {
@@ -34,7 +34,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _page(name: str, summary: dict[str, Any], figures: dict[str, bytes | None]) -> str:
-    """The whole HTML document; the template escapes everything that it is given."""
+    """The HTML document. The template escapes all values."""
     return template("sit_rl.runs", "report.html.jinja").render(
         name=name,
         head=table_head(summary),

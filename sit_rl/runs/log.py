@@ -1,12 +1,14 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard, the terminal, and where its time went."""
+"""What a run reports while it runs: metrics.jsonl, TensorBoard, the terminal, and the seconds of each phase."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -18,25 +20,25 @@ from sit_rl.files.paths import require_extra
 from sit_rl.ranks.process_group import is_main
 
 PHASES = ("setup", "rollout", "reward", "update", "refresh", "evaluate", "save")
-GRID_COLUMNS = 10  # of a sample grid; evaluation labels cycle through the classes, so each column is one class of ten
+GRID_COLUMNS = 10  # evaluation labels cycle through the classes, so with ten classes each column shows one class
 
 
 class Clock:
-    """Seconds spent in each phase and in total, over the whole run (resumes included) and since the last `lap`."""
+    """Seconds of each phase and in total: over the whole run with its resumes, and since the last `lap`."""
 
     def __init__(self, seconds: dict[str, float] | None = None):
-        self.running: str | None = None  # the phase under way, or the one that an exception ended
-        self.go_on(seconds)
+        self.running: str | None = None  # the current phase, or the phase that an exception ended
+        self.continue_from(seconds)
 
-    def go_on(self, seconds: dict[str, float] | None) -> None:
-        """Count on from an earlier process's `state_dict`."""
+    def continue_from(self, seconds: dict[str, float] | None) -> None:
+        """Continue from the `state_dict` of an earlier process."""
         self.seconds = {phase: 0.0 for phase in PHASES} | (seconds or {})
         self._earlier, self._started = self.seconds.pop("total", 0.0), time.perf_counter()
         self._lap = self.state_dict()
 
     @contextmanager
-    def phase(self, name: str):
-        """Count the time inside a with-block towards `name`."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the seconds inside a with-block for the phase `name`."""
         started, self.running = time.perf_counter(), name
         try:
             yield
@@ -45,7 +47,7 @@ class Clock:
             self.seconds[name] += time.perf_counter() - started
 
     def state_dict(self) -> dict[str, float]:
-        """Seconds of every phase, and `total`: wall time of every process that worked on the run."""
+        """Seconds of every phase, and `total`: the wall time of all processes that worked on the run."""
         return self.seconds | {"total": self._earlier + time.perf_counter() - self._started}
 
     def lap(self) -> dict[str, float]:
@@ -55,13 +57,23 @@ class Clock:
         return {k: v - before[k] for k, v in now.items()}
 
 
-class RunLog:
-    """Writes one line a step; a resumed run first drops the lines of steps it will repeat.
+class Remote(Protocol):
+    """What is used of a Weights & Biases run."""
 
-    metrics.jsonl and TensorBoard always, Weights & Biases where `remote` is a run of `start_wandb`.
+    def log(self, numbers: dict[str, float], *, step: int) -> None:
+        """Send the numbers of one step."""
+
+    def finish(self) -> None:
+        """End the run."""
+
+
+class RunLog:
+    """Writes one line per step. A resumed run first removes the lines of the steps that it will repeat.
+
+    Writes metrics.jsonl and TensorBoard, and Weights & Biases if `remote` is a run of `start_wandb`.
     """
 
-    def __init__(self, folder: Path, first_step: int, remote=None):
+    def __init__(self, folder: Path, first_step: int, remote: Remote | None = None):
         self.enabled, self.remote = is_main(), remote
         if not self.enabled:
             return
@@ -72,8 +84,8 @@ class RunLog:
         write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
-    def step(self, record: dict) -> None:
-        """Append a record, a flat dict with an integer `step`, and show its numbers in TensorBoard."""
+    def step(self, record: dict[str, Any]) -> None:
+        """Append a record that has an integer `step`, and show its numbers in TensorBoard."""
         if not self.enabled:
             return
         with open(self.path, "a") as file:
@@ -99,15 +111,15 @@ class RunLog:
                 self.remote.finish()
 
 
-def start_wandb(config: Config):
-    """A Weights & Biases run that a resume of the same folder continues; one sentence where it cannot begin."""
+def start_wandb(config: Config) -> Remote:
+    """A Weights & Biases run, continued by a resume of the same folder; OSError if it cannot start."""
     require_extra("--wandb")
     import wandb
 
     project, folder = config.run.wandb, config.run_folder
     identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     try:
-        return wandb.init(
+        run: Remote = wandb.init(
             project=project,
             name=folder.name,
             id=identity,
@@ -115,15 +127,16 @@ def start_wandb(config: Config):
             dir=str(folder),
             config=config.to_dict(),
         )
-    except Exception as error:  # its own types, for a missing login or network
+        return run
+    except Exception as error:  # wandb has its own types, for a missing login or network
         reason = " ".join(str(error).split())[:200]
         raise OSError(
             f"--wandb {project} could not begin a run ({reason}); run `wandb login`, or set WANDB_MODE=offline"
         ) from None
 
 
-def read_metrics(folder: Path) -> list[dict]:
-    """Records of metrics.jsonl; a last line that a crash cut short is left out."""
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Records of metrics.jsonl, without a last line that a crash truncated."""
     path = folder / "metrics.jsonl"
     records = []
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -140,7 +153,8 @@ def say(text: str) -> None:
         tqdm.write(text)
 
 
-def _flatten(record: dict, prefix: str = ""):
+def _flatten(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(a/b/c, value) of nested dicts."""
     for key, value in record.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}/")

@@ -1,4 +1,4 @@
-"""The result of a run: summary.json, read and printed as a table."""
+"""The result of a run: summary.json, and its table as text."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ ROWS = (
     ("precision", "Precision", False), ("recall", "Recall", False),
     ("density", "Density", False), ("coverage", "Coverage", False),
 )  # fmt: skip
-# What sit_rl.train writes to summary.json and the tables here and in sit_rl.compare read.
+# Keys of summary.json, written by sit_rl.train. The tables here and in sit_rl.compare read them.
 SUMMARY_KEYS = ("config", "before", "after", "floor", "seconds", "images_generated", "protocol")
 
 
 def relative_change(before: float | None, after: float | None) -> float | None:
-    """(after − before)/|before|, None where a metric was not computed or began at 0."""
+    """(after − before)/|before|; None if a metric was not computed or was 0 before."""
     return None if not before or after is None else (after - before) / abs(before)
 
 
 def percent(change: float | None) -> str:
-    """A relative change as +1.2%, – for None; one that rounds to zero is +0.0% whatever its sign."""
+    """A relative change as +1.2%; – for None, and +0.0% for every change that rounds to zero."""
     return "–" if change is None else f"{round(change, 3) + 0.0:+.1%}"
 
 
 def table_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """Cells: metric, then before, after and change for each sampler; metrics that were not computed are left out."""
+    """One row per computed metric: its name, then before, after and change for each sampler."""
     rows = []
     for key, name, lower in ROWS:
         cells = [f"{name} {'↓' if lower else '↑'}"]
@@ -42,7 +42,7 @@ def table_rows(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def sampler_kinds(summary: dict[str, Any]) -> list[str]:
-    """What the two samplers are: ODE and SDE, or DDIM and DDPM."""
+    """Names of the two samplers: ODE and SDE, or DDIM and DDPM."""
     return [summary["protocol"]["samplers"][key].split()[0].rstrip(",") for key in ("ode", "sde")]
 
 
@@ -52,7 +52,7 @@ def table_head(summary: dict[str, Any]) -> list[str]:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The paper's table as text, with the real-against-real floor under it."""
+    """The paper's table as text, with the distance of real images from real images below it."""
     protocol = summary["protocol"]
     head = table_head(summary)
     rows = [head, *table_rows(summary)]
@@ -80,18 +80,18 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 
 def known(count: int | None, kind: str) -> str:
-    """E.g. '5000 held-out'; a statistics file need not tell how many images it is of."""
+    """For example '5000 held-out'. A statistics file need not contain the number of its images."""
     return f"{kind} statistics of an unknown count" if count is None else f"{count} {kind}"
 
 
 def _reward_share(seconds: dict[str, float]) -> str:
-    """What the reward, the engine's preparation included, takes of the training steps, as text; empty without steps."""
+    """The reward's share of the training steps, with the engine's preparation, as text; empty without steps."""
     steps = sum(seconds[phase] for phase in ("rollout", "reward", "update", "refresh"))
     return f"; reward {seconds['reward'] / steps:.1%} of the training steps" if steps else ""
 
 
 def load_summary(path: Path) -> dict[str, Any]:
-    """summary.json of a run folder, or that file itself; FileNotFoundError without one, ValueError for another file."""
+    """Read summary.json, given a run folder or the file; FileNotFoundError without it, ValueError for another file."""
     file = path / "summary.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{path} holds no summary.json: a run writes it at its end")

@@ -40,7 +40,7 @@ def train_error(capsys, tmp_path, monkeypatch):
 
     def run(*flags):
         monkeypatch.setattr(train, "evaluate_both", None)
-        monkeypatch.setattr(train, "describe_plan", None)
+        monkeypatch.setattr(train, "describe_run", None)
         with pytest.raises(SystemExit, match="2"):
             train.main(["--preset", "smoke", "--threads", "1", "--out", str(tmp_path / "run"), *map(str, flags)])
         error = capsys.readouterr().err.splitlines()[-1]

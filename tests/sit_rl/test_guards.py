@@ -19,7 +19,7 @@ from sit_rl.models import convert
 from sit_rl.models.loading import load_model, save_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.presets import PRESETS
-from sit_rl.runs.html_report import write_report
+from sit_rl.runs.html_report import write_run_report
 from sit_rl.train import main
 from sit_rl.training import loop as training_loop
 
@@ -245,5 +245,5 @@ def test_the_report_escapes_the_name_of_the_run_and_of_everything_in_it(tmp_path
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.jsonl").write_text("")
-    page = write_report(folder).read_text()
+    page = write_run_report(folder).read_text()
     assert "<script>" not in page and page.count("&lt;script&gt;alert(1)") >= 6

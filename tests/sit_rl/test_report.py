@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sit_rl import compare, report
-from sit_rl.runs.html_report import write_report
+from sit_rl.runs.html_report import write_run_report
 from sit_rl.runs.log import Clock, RunLog, read_metrics
 from sit_rl.runs.summary import percent, summary_table, table_rows
 
@@ -63,7 +63,7 @@ def test_report_is_self_contained_and_escaped(tmp_path):
     (tmp_path / "figures").mkdir()
     for name in ("before_ode", "before_sde", "after_ode", "after_sde"):
         np.save(tmp_path / "figures" / f"{name}.npy", np.zeros((20, 3, 8, 8), np.uint8))
-    page = write_report(tmp_path).read_text()
+    page = write_run_report(tmp_path).read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "net &lt;a&gt;" in page
     assert page.count("data:image/png;base64,") == 4
     assert {p.name for p in (tmp_path / "figures").glob("*.png")} == {
@@ -76,7 +76,7 @@ def test_report_is_self_contained_and_escaped(tmp_path):
 
 def test_report_without_samples_or_rewards(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
-    assert write_report(tmp_path).read_text().count("data:image/png;base64,") == 2
+    assert write_run_report(tmp_path).read_text().count("data:image/png;base64,") == 2
 
 
 def test_log_drops_the_steps_that_a_resume_repeats(tmp_path):
