@@ -22,7 +22,7 @@ from sit_rl.estimators.base import Estimator, Minibatch, Term
 from sit_rl.rollout import Rollout
 from sit_rl.sampling.guidance import Model, bind
 from sit_rl.sampling.sampler_config import SamplerConfig, slide_window, time_grid, trained_steps
-from sit_rl.sampling.solvers import transition
+from sit_rl.sampling.solvers import sampler_step
 
 PAPER_DIMENSIONS = 4 * 32 * 32
 # Before the first update the ratio is 1 up to float32 rounding of a mean of d squares, about 1e-6. In bf16, kernels for
@@ -60,7 +60,7 @@ class SDEPolicyGradient(Estimator):
         velocity = bind(model, rollout.labels[batch.rows], sampler)
         grid, trained = time_grid(sampler), trained_steps(sampler)
         for k, i in enumerate(trained):  # the first of the noisy steps, whose log-probabilities `old` holds
-            step = transition(velocity(states[:, i], grid[i]), states[:, i], i, sampler)
+            step = sampler_step(velocity(states[:, i], grid[i]), states[:, i], i, sampler)
             log_ratio = step.log_prob(states[:, i + 1]) - old[:, k]
             ratio = torch.exp(log_ratio)
             if batch.draw % self.updates == 0:

@@ -1,4 +1,4 @@
-"""One random step of a sampler, whatever the sampler: a Gaussian that can be drawn from and has a log-probability."""
+"""One step of any sampler: a Gaussian to draw from, with a log-probability."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import torch
 
 
 @dataclass
-class Transition:
-    """A Gaussian step x_t → x_s: mean of x's shape; standard deviation a number (0: noiseless) or of x's shape too."""
+class GaussianStep:
+    """A Gaussian step x_t → x_s.
+
+    mean  [n, C, H, W]
+    std   standard deviation: a number, 0 for a step without noise, or a tensor [n, C, H, W]
+    """
 
     mean: torch.Tensor
     std: float | torch.Tensor
 
     @property
     def noisy(self) -> bool:
-        """Whether the step draws noise, and so has a log-probability."""
+        """Whether the step draws noise. Only then it has a log-probability."""
         return isinstance(self.std, torch.Tensor) or self.std > 0
 
     def sample(self, noise: torch.Tensor) -> torch.Tensor:
@@ -27,7 +31,7 @@ class Transition:
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log N(x; mean, std²) averaged over the dimensions of a sample, float32 [n]; needs std > 0.
 
-        The mean, not the sum, as DDPO and its successors: clip ranges on its ratio then depend on the dimension.
+        The mean and not the sum, as in DDPO and its successors. So clip ranges of its ratio depend on the dimension.
         """
         if not self.noisy:
             raise ValueError("a noiseless step has no log-probability; leave the sampler's last step out of the loss")

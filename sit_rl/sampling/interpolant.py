@@ -1,8 +1,8 @@
-"""The linear path between noise and data, and what a velocity field says about it (SiT, arXiv 2401.08740, §2).
+"""The linear path between noise and data, and what follows from a velocity field (SiT, arXiv 2401.08740, §2).
 
     x_t = t·x₁ + (1−t)·ε,   t = 0 noise → t = 1 data,   velocity u = x₁ − ε.
 
-Given v(x, t) = E[u | x_t = x], everything else follows by linearity of the path. Pure functions; t broadcasts over x.
+With v(x, t) = E[u | x_t = x], the rest follows from the linearity of the path. t broadcasts over x.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def interpolate(data: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tor
 
 
 def target_velocity(data: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """u = x₁ − ε, the regression target of flow matching."""
+    """u = x₁ − ε, the target of flow matching, for tensors of equal shape."""
     return data - noise
 
 

@@ -1,8 +1,8 @@
-"""Random numbers that belong to a sample, not to a process: the same images on one rank or on many.
+"""Random numbers that belong to a sample and not to a process: one rank and many make the same images.
 
 Every draw is a Philox-4x64 stream (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") addressed by
-(seed, sample index, stream, step): the first two are its key, the last two its counter's high words, so streams never
-overlap, nothing needs saving for a resume, and the number of ranks or the batch size changes no draw.
+(seed, sample index, stream, step). The first two are its key, the last two the high words of its counter. So streams
+never overlap, a resume needs no saved state, and neither the number of ranks nor the batch size changes a draw.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """What a draw is for; each value is a separate stream of the same (seed, index, step)."""
+    """Purpose of a draw. Each value is a stream of its own for the same (seed, index, step)."""
 
     INITIAL = 0  # the noise a sample starts from
     SDE = 1  # the noise of the sampler's stochastic steps
@@ -25,12 +25,12 @@ class Stream(IntEnum):
     SHUFFLE = 5  # order of the update's minibatches
     PRETRAIN = 6  # everything random in pretraining
     EVALUATE = 7  # the noise evaluations start from
-    EVALUATE_SDE = 8  # and that of their stochastic steps
+    EVALUATE_SDE = 8  # the noise of their stochastic steps
     REFERENCE = 9  # the noise a reference set starts from
-    REFERENCE_SDE = 10  # and that of its stochastic steps
+    REFERENCE_SDE = 10  # the noise of its stochastic steps
 
 
-# Fixed step number of the noise that evaluations and `sit_rl.sample` start from, apart from any training step's.
+# Fixed step number of the noise of evaluations and `sit_rl.sample`.
 EVALUATION_STEP = 0
 
 
@@ -40,9 +40,9 @@ def generator(seed: int, stream: Stream, step: int, index: int = 0) -> np.random
 
 
 def generators(seed: int, stream: Stream, step: int, indices: Iterable[int]) -> Iterator[np.random.Generator]:
-    """The `generator` of each index in turn, one object that is addressed anew: use it before asking for the next.
+    """The `generator` of each index in turn. It is one object with a new address: use it before taking the next.
 
-    A new one takes 40 µs, most of them for entropy from the system that a given key does not need; this one 9.
+    A new object takes 40 µs, most of it for system entropy that a given key does not need; a new address takes 9 µs.
     """
     drawn = generator(seed, stream, step)
     state = drawn.bit_generator.state
@@ -55,11 +55,11 @@ def generators(seed: int, stream: Stream, step: int, indices: Iterable[int]) -> 
 def sample_normal(
     seed: int, stream: Stream, step: int, indices: range | list[int], shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """Standard normal float32 [len(indices), *shape], row i drawn from the stream of sample `indices[i]` alone."""
+    """Standard normal float32 [len(indices), *shape]. Row i depends only on the stream of sample `indices[i]`."""
     rows = [g.standard_normal(shape, dtype=np.float32) for g in generators(seed, stream, step, indices)]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty((0, *shape))
 
 
 def balanced_labels(count: int, num_classes: int) -> torch.Tensor:
-    """Class of sample i is i mod num_classes: int64 [count], every class as often as every other (± 1)."""
+    """int64 [count]: the class of sample i is i mod num_classes, so all classes are equally frequent (± 1)."""
     return torch.arange(count) % num_classes

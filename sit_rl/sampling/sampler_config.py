@@ -1,4 +1,4 @@
-"""Which solver a sampler is, its grid of times, and which of its steps are random."""
+"""The options of a sampler, its grid of times, and its noisy steps. The equations are in `sit_rl.sampling.solvers`."""
 
 from __future__ import annotations
 
@@ -15,58 +15,59 @@ METHODS = {
 }
 DIFFUSIONS = ("sigma", "linear", "constant", "sbdm", "decreasing", "increasing-decreasing", "flow_grpo")
 LAST_STEPS = ("mean", "euler", "tweedie", "none")
-# Options that one kind and method alone has.
+# Options of a single kind and method.
 OPTION_OWNERS = dict.fromkeys(("diffusion_norm", "last_step", "window", "window_start"), ("sde", "euler"))
 OPTION_OWNERS |= {"eta": ("discrete", "ddim")}
-# The official SDE sampler stops at t = 1 − 0.04 and takes one noiseless step from there.
+# The official SDE sampler stops at t = 1 − 0.04 and takes one step without noise from there.
 LAST_STEP = 0.04
 # Flow-GRPO's noise level a (arXiv 2505.05470).
 FLOW_GRPO_LEVEL = 0.7
 # Velocity evaluations of dopri5 at its default tolerances on the default model: about 50.
 DOPRI5_EVALUATIONS = 50
-# MixGRPO moves its window on by one step every 25 training iterations (arXiv 2507.21802).
+# MixGRPO moves its window by one step every 25 training iterations (arXiv 2507.21802).
 WINDOW_STRIDE, WINDOW_EVERY = 1, 25
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Which solver, and how many steps of it."""
+    """A solver and its options."""
 
     kind: Literal["ode", "sde", "discrete"] = "ode"
-    """ode or sde, of a velocity (SiT); discrete: the noising chain of a DiT"""
+    """ode or sde: of a velocity (SiT); discrete: the noising chain of a DiT"""
     method: Literal["euler", "heun", "dopri5", "adams", "ddpm", "ddim"] = "heun"
     """ode: euler, heun, dopri5, adams; sde: euler, adams (sigma only, no log-probabilities); discrete: ddpm, ddim"""
     steps: int = 10
-    """grid intervals; dopri5 chooses its own and ignores this"""
+    """intervals of the grid; dopri5 ignores it and chooses its own"""
     power: float = 1.0
-    """of the grid; above 1: shorter steps near the data"""
+    """of the grid; above 1 the steps near the data are shorter"""
     diffusion: Literal["sigma", "linear", "constant", "sbdm", "decreasing", "increasing-decreasing", "flow_grpo"] = (
         "sigma"
     )
-    """sde: form of w(t); sigma and linear are both 1 − t; see diffusion_coefficient"""
+    """sde: form of w(t); sigma and linear both mean 1 − t; see diffusion_coefficient"""
     diffusion_norm: float = 1.0
     """sde euler: factor of w(t), or of the cosine in decreasing"""
     last_step: Literal["mean", "euler", "tweedie", "none"] = "mean"
-    """sde euler: the SDE's drift, the ODE's, the posterior mean (same as the ODE's here), or one more noisy step"""
+    """sde euler: along the SDE's drift, along the ODE's (euler), to the posterior mean (tweedie, the same here), or one
+    more noisy step (none)"""
     last_step_size: float = LAST_STEP
-    """sde and adams: length of the noiseless last step"""
+    """sde and adams: length of the last step, which has no noise"""
     window_start: int = 0
     """sde euler: first step of the window"""
     window: int = 0
-    """sde euler: how many steps are stochastic, the others following the ODE (MixGRPO); 0: all"""
+    """sde euler: number of noisy steps; the others follow the ODE (MixGRPO); 0: all steps"""
     eta: float = 0.0
-    """ddim: its η; 0 is deterministic, 1 has DDPM's noise"""
+    """ddim: its η; 0 without noise, 1 with DDPM's noise"""
     guidance: float = 1.0
     """classifier-free guidance scale; 1: none"""
     guidance_channels: int = 0
-    """how many channels are guided; 0: all; 3: as the official SiT and DiT samplers"""
+    """number of guided channels; 0: all; 3: as in the official SiT and DiT samplers"""
     guidance_from: float = 0.0
-    """time, 0 noise to 1 data, from which guidance acts"""
+    """time from which guidance acts; 0 is noise, 1 is data"""
     guidance_until: float = 1.0
     """time until which guidance acts"""
 
     def __post_init__(self) -> None:
-        """Refuse what does not exist, naming what does."""
+        """ValueError for options that do not exist or do not fit, with the possible ones."""
         methods = METHODS.get(self.kind)
         if methods is None:
             raise ValueError(f"sampler kind is {self.kind!r}; choose 'ode', 'sde' or 'discrete'")
@@ -84,7 +85,7 @@ class SamplerConfig:
         self._check_numbers()
 
     def _check_owners(self) -> None:
-        """Refuse an option that the chosen method would ignore."""
+        """ValueError for an option that the chosen method would ignore."""
         for name, owner in OPTION_OWNERS.items():
             default = self.__dataclass_fields__[name].default
             if getattr(self, name) != default and (self.kind, self.method) != owner:
@@ -94,6 +95,7 @@ class SamplerConfig:
                 )
 
     def _check_numbers(self) -> None:
+        """ValueError for a number out of its range."""
         for name, least in (("steps", 1), ("power", 1), ("window", 0), ("window_start", 0), ("guidance_channels", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"sampler {name} is {getattr(self, name)}; it must be at least {least}")
@@ -115,7 +117,7 @@ class SamplerConfig:
             raise ValueError(f"guidance from {self.guidance_from} until {self.guidance_until} is no interval of [0, 1]")
 
     def __str__(self) -> str:
-        """E.g. 'ODE heun, 10 steps'."""
+        """For example 'ODE heun, 10 steps'."""
         parts = [self.method.upper() if self.kind == "discrete" else f"{self.kind.upper()} {self.method}"]
         if self.method != "dopri5":
             parts.append(f"{self.steps} steps")
@@ -131,12 +133,12 @@ class SamplerConfig:
 
     @property
     def needs(self) -> str:
-        """What its model must predict: 'velocity' or 'noise'."""
+        """What the model must predict: 'velocity' or 'noise'."""
         return "noise" if self.kind == "discrete" else "velocity"
 
     @property
     def has_density(self) -> bool:
-        """Whether its noisy steps are Gaussians with log-probabilities, and a policy gradient has one at least."""
+        """Whether its noisy steps have log-probabilities, and a policy gradient has at least one step."""
         return self.method != "adams" and bool(trained_steps(self))
 
     def guides(self, t: float) -> bool:
@@ -145,14 +147,15 @@ class SamplerConfig:
         return self.guidance != 1 and self.guidance_from <= time <= self.guidance_until
 
     def evaluations(self) -> int:
-        """Velocity evaluations a sample costs (dopri5: about 50, which its tolerance decides); guided ones are two."""
+        """Velocity evaluations per sample; a guided one counts twice. dopri5 is taken as 50; its tolerance decides."""
         count = {"heun": 2 * self.steps - 1, "dopri5": DOPRI5_EVALUATIONS}.get(self.method, self.steps)
         starts = time_grid(self)[: self.steps]
         return round(count * (1 + sum(map(self.guides, starts)) / len(starts)))
 
 
-# The samplers that the published numbers come from (SiT's and DiT's sample_ddp.py without guidance). SiT-XL/2's FID of
-# 8.3 is the SDE's; its ODE gives about 9.4. "250" is what the official ODE saves, not what it evaluates.
+# The samplers behind the published numbers (sample_ddp.py of SiT and DiT, without guidance). With SiT-XL/2 the SDE
+# gives an FID of 8.3, the ODE about 9.4. The official ODE saves 250 states; the number of its evaluations is another
+# one.
 OFFICIAL = {
     "sit-ode": SamplerConfig("ode", "dopri5", 250),
     "sit-sde": SamplerConfig("sde", "euler", 250, diffusion="sigma", last_step="mean", last_step_size=LAST_STEP),
@@ -161,7 +164,7 @@ OFFICIAL = {
 
 
 def time_grid(config: SamplerConfig) -> list[float]:
-    """Grid 0 = t_0 < … < t_steps = 1, see the module's text; a discrete chain's: its `steps` timesteps, 999 … 0."""
+    """The grid 0 = t_0 < … < t_steps = 1 (equation in `solvers`); for a discrete chain its timesteps 999 … 0."""
     if config.kind == "discrete":
         return [float(t) for t in ddpm.visited_timesteps(config.steps)]
     steps, end = config.steps, 0.0
@@ -174,7 +177,7 @@ def time_grid(config: SamplerConfig) -> list[float]:
 
 
 def noisy_steps(config: SamplerConfig) -> list[int]:
-    """Which of the steps draw noise, in order; all but adams' have log-probabilities."""
+    """Numbers of the steps that draw noise, in order. All have log-probabilities, except those of adams."""
     last = config.steps - 1
     if config.kind == "ode" or (config.method == "ddim" and not config.eta):
         return []
@@ -185,25 +188,25 @@ def noisy_steps(config: SamplerConfig) -> list[int]:
 
 
 def trained_steps(config: SamplerConfig) -> list[int]:
-    """Which noisy steps a policy gradient goes through: all, but for a discrete chain's last, onto timestep 0.
+    """Numbers of the noisy steps that a policy gradient trains: all, except a discrete chain's last, to timestep 0.
 
-    That one is nearly deterministic: β̃ is 1e-4 there, and of 50 steps a change Δ of the noise moves its mean by 7.9Δ
-    standard deviations, the step's before it by 1.6Δ and an Euler SDE's by 0.8Δ at most. It would be three quarters of
-    the path's KL, and of 4 steps 98%.
+    That step is almost deterministic: its β̃ is 1e-4. With 50 steps, a change Δ of the noise moves its mean by 7.9Δ
+    standard deviations, but by 1.6Δ in the step before and by at most 0.8Δ in an Euler SDE. The step would contribute
+    three quarters of the path's KL, and 98% with 4 steps.
     """
     noisy = noisy_steps(config)
     return noisy[:-1] if config.kind == "discrete" else noisy
 
 
 def noise_draws(config: SamplerConfig) -> int:
-    """How many draws `step_noise` must be able to give: one more than the last noisy step's number."""
+    """Number of draws that `step_noise` must provide: one more than the number of the last noisy step."""
     return max(noisy_steps(config), default=-1) + 1
 
 
 def slide_window(config: SamplerConfig, iteration: int) -> SamplerConfig:
     """The same sampler with its window where MixGRPO has it at a training iteration.
 
-    It moves on and then stays at the end, where it holds the last steps before the last one.
+    The window moves and then stays at the end, just before the last step.
     """
     furthest = max(config.steps - 1 - config.window, 0)
     start = config.window_start + iteration // WINDOW_EVERY * WINDOW_STRIDE
@@ -211,22 +214,22 @@ def slide_window(config: SamplerConfig, iteration: int) -> SamplerConfig:
 
 
 def in_window(i: int, config: SamplerConfig) -> bool:
-    """Whether step i is one of the stochastic ones."""
+    """Whether step i is inside the window, so that it is noisy."""
     return not config.window or config.window_start <= i < config.window_start + config.window
 
 
 def euler_std(i: int, grid: list[float], config: SamplerConfig) -> float:
-    """√(2wh) of step i of an Euler SDE; 0 outside the window and at the last step, unless that is 'none'."""
+    """√(2wh) of step i of an Euler SDE; 0 outside the window, and at the last step unless last_step is 'none'."""
     if not in_window(i, config) or (i == config.steps - 1 and config.last_step != "none"):
         return 0.0
     return math.sqrt(2 * diffusion_coefficient(grid[i], grid, config) * (grid[i + 1] - grid[i]))
 
 
 def diffusion_coefficient(t: float, grid: list[float], config: SamplerConfig) -> float:
-    """w(t) in SiT's forms, with c = diffusion_norm; where a form is infinite at t = 0, the next grid point's value.
+    """w(t) in SiT's forms, with c = diffusion_norm. A form that is infinite at t = 0 takes its value at the next point.
 
     sigma, linear c(1 − t); constant c; sbdm c(1 − t)/t; decreasing ¼(c·cos πt + 1)²; increasing-decreasing c·sin² πt;
-    flow_grpo c·a²(1 − t)/2t, which is sbdm at c = a²/2. DanceGRPO's is constant at c = η²/2.
+    flow_grpo c·a²(1 − t)/2t, which is sbdm with c = a²/2. DanceGRPO uses constant with c = η²/2.
     """
     norm, later = config.diffusion_norm, max(t, grid[1])
     return {

@@ -5,23 +5,23 @@ Time runs from 0 (noise) to 1 (data). The probability-flow ODE is dx = v dt; eve
 has the same marginals for any diffusion w(t) ≥ 0 (SiT, arXiv 2401.08740, eq. 5). `sigma`, SiT's default, is w = 1 − t.
 
 **Euler step** of any w: μ = x + h(v + w·score), σ = √(2wh), the form of SiT, Flow-GRPO and DDPO. Gaussian, so it has a
-log-probability, and a policy gradient can be taken through it. In a window (MixGRPO) only some steps are such; the
-others are the ODE's, x + hv.
+log-probability, through which a policy gradient can be taken. With a window (MixGRPO), the steps outside the window are
+the ODE's, x + hv.
 
 **Adams–Bashforth step** of either, with b the drift of the equation and h' the step before h:
     x_s = x + h·[b_t + h/2h'·(b_t − b_{t−h'})] + σξ,  σ² = ∫_t^s 2w,
-of order 2 for an ODE, and of weak order 2 for a drift linear in x with additive noise (the stationary variance of
-dx = −ax dt + σdW comes out right up to (ah)², where Euler's is up to ah), at one velocity a step where Heun takes two.
-The sigma SDE's drift is written (1+t)v − x, free of the score's 1/(1−t). It has no density in closed form: it evaluates
-and does not train.
+of order 2 for an ODE, and of weak order 2 for a drift that is linear in x with additive noise: the stationary variance
+of dx = −ax dt + σdW is right up to (ah)², with Euler up to ah. It takes one velocity per step, Heun takes two. The
+drift of the sigma SDE is written as (1+t)v − x, without the 1/(1−t) of the score. The step has no density in closed
+form, so it serves evaluation and not training.
 
-**Grid.** 1 − t = ((1−u) + u·δ^{1/power})^power, u uniform. Towards the data the velocity contracts at a rate 1/(1−t),
-which an explicit solver only follows where its step is shorter than 1−t: power > 1 makes it so. The Euler SDE and Adams
-stop at 1 − t = δ = 0.04, as the official SDE sampler does, and take one noiseless step from there: Adams to the
-posterior mean x + (1−t)v, Euler by default along the SDE's drift ("mean"), as there. The others have δ = 0.
+**Grid.** 1 − t = ((1−u) + u·δ^{1/power})^power, u uniform. Near the data the velocity contracts at a rate 1/(1−t). An
+explicit solver follows it only with steps shorter than 1−t, which power > 1 gives. The Euler SDE and Adams stop at
+1 − t = δ = 0.04, as the official SDE sampler does, and then take one step without noise. Adams goes to the posterior
+mean x + (1−t)v. Euler by default follows the SDE's drift ("mean"), as the official sampler does. The others have δ = 0.
 
-**Discrete chains** (DiT) share the interface: their steps are `sampling.ddpm`'s, their t a timestep 999 … 0, their
-`velocity` the model's noise and variance.
+**Discrete chains** (DiT) have the same interface. Their steps are those of `sampling.ddpm`, their t is a timestep
+999 … 0, and their `velocity` is the model's noise and variance.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 
 from sit_rl.sampling import ddpm
-from sit_rl.sampling.gaussian_step import Transition
+from sit_rl.sampling.gaussian_step import GaussianStep
 from sit_rl.sampling.interpolant import predicted_data, score
 from sit_rl.sampling.sampler_config import (
     SamplerConfig,
@@ -54,9 +54,9 @@ DOPRI5_ATOL, DOPRI5_RTOL = 1e-6, 1e-3
 def sample(
     velocity: VelocityField, noise: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource | None = None
 ) -> torch.Tensor:
-    """Samples of noise's shape [n, C, H, W]; noisy steps draw their noise from `step_noise`.
+    """Samples [n, C, H, W] from noise of the same shape. Noisy steps take their noise from `step_noise`.
 
-    For a discrete chain `velocity` is a DiT's two outputs instead, its t a timestep.
+    For a discrete chain, `velocity` gives the two outputs of a DiT, and its t is a timestep.
     """
     if step_noise is None:
         if noisy_steps(config):
@@ -79,7 +79,7 @@ def _no_noise(step: int) -> torch.Tensor:
 
 
 def sample_ode(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig) -> torch.Tensor:
-    """Integrate dx = v dt from t = 0 to 1; Heun's last step is an Euler step, where v is least curved."""
+    """Integrate dx = v dt from t = 0 to 1. The last step of Heun is an Euler step, because v is least curved there."""
     if config.method == "dopri5":
         from torchdiffeq import odeint
 
@@ -106,7 +106,7 @@ class Path:
 
 
 def sample_path(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource) -> Path:
-    """Follow one path per sample of an Euler SDE or a discrete chain; noiseless steps have no log-probability."""
+    """One path per sample of an Euler SDE or a discrete chain. Steps without noise have no log-probability."""
     path = Path([x], [])
     for step, state in walk(velocity, x, config, step_noise):
         path.states.append(state)
@@ -117,11 +117,11 @@ def sample_path(velocity: VelocityField, x: torch.Tensor, config: SamplerConfig,
 
 def walk(
     velocity: VelocityField, x: torch.Tensor, config: SamplerConfig, step_noise: NoiseSource
-) -> Iterator[tuple[Transition, torch.Tensor]]:
-    """Each step's transition and the state drawn from it."""
+) -> Iterator[tuple[GaussianStep, torch.Tensor]]:
+    """The Gaussian of each step and the state drawn from it."""
     grid = time_grid(config)
     for i in range(config.steps):
-        step = transition(velocity(x, grid[i]), x, i, config)
+        step = sampler_step(velocity(x, grid[i]), x, i, config)
         x = step.sample(step_noise(i)) if step.noisy else step.mean
         yield step, x
 
@@ -146,20 +146,20 @@ def sample_adams(
     return predicted_data(x, velocity(x, grid[-2]), grid[-2])
 
 
-def transition(v: torch.Tensor, x: torch.Tensor, i: int, config: SamplerConfig) -> Transition:
-    """The Gaussian of step i of an Euler SDE or a discrete chain, given the model's output v at its start x.
+def sampler_step(v: torch.Tensor, x: torch.Tensor, i: int, config: SamplerConfig) -> GaussianStep:
+    """The Gaussian of step i of an Euler SDE or a discrete chain, from the model's output v at the step's start x.
 
-    Outside a window it is the ODE's Euler step, noiseless.
+    Outside a window it is the ODE's Euler step, without noise.
     """
     if config.kind == "discrete":
         return ddpm.reverse_step(v, x, i, config.steps, config.method, config.eta)
     grid = time_grid(config)
     t, h = grid[i], grid[i + 1] - grid[i]
     if not in_window(i, config):
-        return Transition(x + h * v, 0.0)
+        return GaussianStep(x + h * v, 0.0)
     if i == config.steps - 1 and config.last_step == "euler":
-        return Transition(x + h * v, 0.0)
+        return GaussianStep(x + h * v, 0.0)
     if i == config.steps - 1 and config.last_step == "tweedie":
-        return Transition(predicted_data(x, v, t), 0.0)
+        return GaussianStep(predicted_data(x, v, t), 0.0)
     w = diffusion_coefficient(t, grid, config)
-    return Transition(x + h * (v + w * score(x, v, t)), euler_std(i, grid, config))
+    return GaussianStep(x + h * (v + w * score(x, v, t)), euler_std(i, grid, config))

@@ -11,7 +11,7 @@ from sit_rl.models.sit import SiTConfig
 from sit_rl.sampling.ddpm import reverse_step, signal_levels, visited_timesteps
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.sampler_config import OFFICIAL, SamplerConfig, noise_draws, noisy_steps, time_grid, trained_steps
-from sit_rl.sampling.solvers import sample, sample_path, transition
+from sit_rl.sampling.solvers import sample, sample_path, sampler_step
 from tests.support.published_diffusion import chain, published_step
 
 MEAN, STD = 0.3, 0.5  # of the Gaussian data
@@ -113,7 +113,7 @@ def test_ddpm_with_the_exact_variance_has_exact_marginals(steps):
     mean, variance = math.sqrt(top) * MEAN, top * STD**2 + 1 - top
     for i in range(steps - 1):
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
-        step = transition(gaussian_outputs(ends, grid[i], steps), ends, i, config)
+        step = sampler_step(gaussian_outputs(ends, grid[i], steps), ends, i, config)
         offset, slope = float(step.mean[0]), float(step.mean[1] - step.mean[0])
         mean, variance = slope * mean + offset, slope**2 * variance + float(step.std.flatten()[0]) ** 2
         level = levels[int(grid[i + 1])]
@@ -167,7 +167,7 @@ def test_a_policy_gradient_goes_through_a_dits_steps(config):
     grid = time_grid(config)
 
     def log_prob():
-        steps = [transition(field(path.states[i], grid[i]), path.states[i], i, config) for i in noisy_steps(config)]
+        steps = [sampler_step(field(path.states[i], grid[i]), path.states[i], i, config) for i in noisy_steps(config)]
         return steps, torch.stack([step.log_prob(path.states[i + 1]) for i, step in enumerate(steps)])
 
     steps, again = log_prob()

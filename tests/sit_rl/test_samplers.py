@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sit_rl.sampling.gaussian_step import Transition
+from sit_rl.sampling.gaussian_step import GaussianStep
 from sit_rl.sampling.interpolant import interpolate, predicted_data, score, target_velocity
 from sit_rl.sampling.random_streams import Stream, sample_normal
 from sit_rl.sampling.sampler_config import (
@@ -19,7 +19,7 @@ from sit_rl.sampling.sampler_config import (
     slide_window,
     time_grid,
 )
-from sit_rl.sampling.solvers import sample, sample_path, transition
+from sit_rl.sampling.solvers import sample, sample_path, sampler_step
 
 MEAN, STD = 0.3, 0.5  # of the Gaussian data
 
@@ -89,7 +89,7 @@ def chain_moments(config):
     out = [(0.0, mean, variance)]
     for i in range(config.steps):
         ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-        step = transition(gaussian_velocity(ends, grid[i]), ends, i, config)
+        step = sampler_step(gaussian_velocity(ends, grid[i]), ends, i, config)
         offset, slope = float(step.mean[0]), float(step.mean[1] - step.mean[0])
         mean, variance = slope * mean + offset, slope**2 * variance + step.std**2
         out.append((grid[i + 1], mean, variance))
@@ -146,7 +146,7 @@ def test_last_steps_are_the_published_formulas():
     }
     for name, value in expected.items():
         config = SamplerConfig("sde", "euler", 10, diffusion="constant", diffusion_norm=2.5, last_step=name)
-        step = transition(velocity, x, 9, config)
+        step = sampler_step(velocity, x, 9, config)
         torch.testing.assert_close(step.mean, value, rtol=1e-12, atol=1e-12)
         assert not step.noisy and noisy_steps(config) == list(range(9)) and noise_draws(config) == 9
     torch.testing.assert_close(expected["euler"], expected["tweedie"])  # the same on this path
@@ -209,7 +209,7 @@ def test_window_is_stochastic_inside_and_the_ode_outside():
     for i in range(10):
         v = gaussian_velocity(path.states[i], grid[i])
         if 3 <= i < 7:
-            expected = transition(v, path.states[i], i, plain).sample(step_noise(x)(i))
+            expected = sampler_step(v, path.states[i], i, plain).sample(step_noise(x)(i))
         else:
             expected = path.states[i] + (grid[i + 1] - grid[i]) * v
         torch.testing.assert_close(path.states[i + 1], expected, rtol=0, atol=0)
@@ -271,7 +271,7 @@ def test_euler_step_is_the_published_formula():
     x, v, i = torch.tensor([[0.2]]), torch.tensor([[1.3]]), 20
     t, h = grid[i], grid[i + 1] - grid[i]
     w = 0.7**2 * (1 - t) / (2 * t)
-    step = transition(v, x, i, config)
+    step = sampler_step(v, x, i, config)
     torch.testing.assert_close(step.mean, x + h * (v + w * (t * v - x) / (1 - t)))
     assert step.std == pytest.approx(math.sqrt(2 * w * h))
 
@@ -292,7 +292,7 @@ def test_log_prob_is_the_mean_over_dimensions_of_a_normal_density():
     torch.manual_seed(0)
     mean, x = torch.randn(5, 2, 3, 3), torch.randn(5, 2, 3, 3)
     expected = torch.distributions.Normal(mean.double(), 0.3).log_prob(x.double()).flatten(1).mean(1)
-    got = Transition(mean, 0.3).log_prob(x)
+    got = GaussianStep(mean, 0.3).log_prob(x)
     # float32 squares of numbers up to ~10, averaged over 18 terms
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
     assert got.dtype == torch.float32
@@ -303,7 +303,7 @@ def test_log_prob_with_a_spread_of_its_own_for_every_dimension():
     mean, x, std = torch.randn(5, 2, 3), torch.randn(5, 2, 3), torch.rand(5, 2, 3) + 0.1
     std.requires_grad_()
     expected = torch.distributions.Normal(mean.double(), std.double()).log_prob(x.double()).flatten(1).mean(1)
-    got = Transition(mean, std).log_prob(x)
+    got = GaussianStep(mean, std).log_prob(x)
     # z up to 40 here: float32 squares of 1600 averaged over 6 terms
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
     gradients = [torch.autograd.grad(value.sum(), std)[0] for value in (got, expected)]
@@ -317,13 +317,13 @@ def test_path_log_prob_matches_its_transitions():
     assert len(path.log_prob) == 4 and len(path.states) == 6
     grid = time_grid(config)
     for i, logp in enumerate(path.log_prob):
-        again = transition(gaussian_velocity(path.states[i], grid[i]), path.states[i], i, config)
+        again = sampler_step(gaussian_velocity(path.states[i], grid[i]), path.states[i], i, config)
         torch.testing.assert_close(again.log_prob(path.states[i + 1]), logp, rtol=0, atol=0)
 
 
 def test_last_step_has_no_log_probability():
     with pytest.raises(ValueError, match="noiseless step"):
-        Transition(torch.zeros(1, 1), 0.0).log_prob(torch.zeros(1, 1))
+        GaussianStep(torch.zeros(1, 1), 0.0).log_prob(torch.zeros(1, 1))
 
 
 @pytest.mark.parametrize(
