@@ -1,16 +1,16 @@
-"""Multi-head self-attention over [n, tokens, heads, head_dim], by the fastest back end present.
+"""Multi-head self-attention over [n, tokens, heads, head_dim] with the fastest back end that is installed.
 
-    flash   the flash-attn packages, in float16 or bfloat16 on an NVIDIA GPU: the first of FlashAttention's versions
-            for the GPU that is installed and, tried on a small input forwards and backwards, right
-    sdpa    torch's scaled_dot_product_attention, which picks a kernel of its own by device, type and head size;
-            sdpa-flash, sdpa-efficient, sdpa-cudnn and sdpa-math hold it to one
+    flash   the flash-attn packages, in float16 or bfloat16 on an NVIDIA GPU: the first version for this GPU that is
+            installed and passes a trial on a small input, forward and backward
+    sdpa    torch's scaled_dot_product_attention, which chooses a kernel by device, type and head size; sdpa-flash,
+            sdpa-efficient, sdpa-cudnn and sdpa-math fix the kernel
     math    the two matrix products written out
-    auto    flash where it applies, sdpa elsewhere
+    auto    flash if it can run, else sdpa
 
-SiT-XL's 72 channels a head are a multiple of 8, which is all that the flash kernels ask for: versions 2 and 3 run them
-in their kernels for 96, version 4 in one for 80, torch's by the same rule, and the CPU's takes any number. Other sizes
-are padded with zeros to a multiple of 8, which changes neither the products q·k nor the outputs that are kept.
-float32 never goes to a flash package: such a call is sdpa's.
+The flash kernels need a number of channels per head that is a multiple of 8, such as the 72 of SiT-XL. Versions 2 and 3
+compute these in their kernels for 96, version 4 in its kernel for 80, torch by the same rule. The CPU kernel takes any
+number. Other sizes are padded with zeros to a multiple of 8, which changes neither q·k nor the outputs that are kept.
+float32 never goes to a flash package: sdpa computes such a call.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ SDPA_KERNELS = {
 # flash_attn_func of a package: (q, k, v, softmax_scale=…) → outputs, some versions with the log-sum beside them.
 FlashFunction = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
 HALF = (torch.float16, torch.bfloat16)
-# Channels a head must be a multiple of in every flash kernel: 16 bytes of a two-byte type.
+# Every flash kernel needs channels per head that are a multiple of this: 16 bytes of a two-byte type.
 ALIGNMENT = 8
-# Shape [n, tokens, heads] of the trial of a flash package, and the error it may have: outputs are means of values of
-# unit variance, rounded to bfloat16's 2⁻⁹ and multiplied from operands so rounded.
+# Shape [n, tokens, heads] of the trial of a flash package, and its largest allowed error. Outputs are means of values
+# of unit variance; operands and outputs are rounded to bfloat16, with a relative error of 2⁻⁹.
 TRIAL_SHAPE, TRIAL_ERROR = (1, 32, 2), 2e-2
 
 
@@ -64,14 +64,14 @@ class HasHeads(Protocol):
 
 @dataclass(frozen=True)
 class FlashPackage:
-    """One version of FlashAttention: where its flash_attn_func is, what installs it, which GPUs it is for."""
+    """One version of FlashAttention: the module of flash_attn_func, how to install it, and its GPUs."""
 
     module: str
     install: str
     majors: tuple[int, ...]  # of the CUDA compute capability: 8 Ampere and Ada, 9 Hopper, 10 to 12 Blackwell
 
 
-# In order of preference on a GPU that several are for.
+# In order of preference, for a GPU that several versions support.
 FLASH = {
     "flash-attn-3": FlashPackage("flash_attn_interface", "hopper/ of Dao-AILab/flash-attention, from source", (9,)),
     "flash-attn-4": FlashPackage("flash_attn.cute", "pip install flash-attn-4", (9, 10, 11)),
@@ -85,14 +85,14 @@ def choose(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | None = None,
 ) -> str:
-    """The kernel that a back end means here, for `SiT.set_attention`; see `explain` for why.
+    """The kernel of a back end on this machine, for `SiT.set_attention`; `explain` gives the reason.
 
     backend   one of BACKENDS, FLASH or SDPA_KERNELS
     head_dim  channels a head
     dtype     of the products: bfloat16 under autocast, whatever the weights are
     device    default: the current CUDA device, if there is one
 
-    ValueError, with the reason, where `backend` is unknown or cannot run.
+    ValueError, with the reason, if `backend` is unknown or cannot run.
     """
     return _decide(backend, head_dim, dtype, _device_type(device))[0]
 
@@ -103,7 +103,7 @@ def explain(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | None = None,
 ) -> str:
-    """A line for people: what `choose` chooses with these arguments, and why not something faster."""
+    """One line for users: the choice of `choose` for the same arguments, and why no faster kernel is used."""
     where = _device_type(device)
     name, reason = _decide(backend, head_dim, dtype, where)
     kernel = f", its {_sdpa_choice(head_dim, dtype, where)} kernel" if name == "sdpa" else ""
@@ -113,7 +113,7 @@ def explain(
 def attention_arguments(
     backend: str, model: HasHeads, precision: str, device: torch.device
 ) -> tuple[str, int, torch.dtype, torch.device]:
-    """The arguments of `choose` and `explain` for a model and the precision that it runs in."""
+    """Arguments of `choose` and `explain` for a model and the precision that it runs in."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return backend, model.config.width // model.config.heads, dtype, device
 
@@ -123,7 +123,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: str = 
 
     `backend` is what `choose` returned.
     """
-    if not len(q):  # of a rank without samples: kernels refuse an empty batch
+    if not len(q):  # a rank without samples; kernels refuse an empty batch
         backend = "math"
     if backend in FLASH and q.dtype in HALF:
         return _flash(_flash_function(backend), q, k, v)
@@ -138,7 +138,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: str = 
 
 
 def _flash(function: FlashFunction, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """A package's function on heads padded to its alignment; versions that also return the log-sum lose it."""
+    """Call a package's function on heads padded to its alignment; a log-sum that it may return is dropped."""
     size = q.shape[-1]
     padding = -size % ALIGNMENT
     if padding:
@@ -150,7 +150,7 @@ def _flash(function: FlashFunction, q: torch.Tensor, k: torch.Tensor, v: torch.T
 
 @lru_cache
 def _flash_function(name: str) -> FlashFunction:
-    """flash_attn_func of a package, imported at its first use; raises whatever the import raises."""
+    """flash_attn_func of a package, imported at its first use; errors of the import pass."""
     return cast(FlashFunction, importlib.import_module(FLASH[name].module).flash_attn_func)
 
 
@@ -177,7 +177,7 @@ def _decide(backend: str, head_dim: int, dtype: torch.dtype, where: str) -> tupl
 
 
 def _obstacle(name: str, head_dim: int, dtype: torch.dtype, where: str) -> str | None:
-    """Why a flash package cannot be used, as the rest of a sentence; None where it can."""
+    """Why a flash package cannot be used, as the end of a sentence; None if it can be used."""
     package = FLASH[name]
     if where != "cuda":
         return "needs an NVIDIA GPU"
@@ -190,13 +190,13 @@ def _obstacle(name: str, head_dim: int, dtype: torch.dtype, where: str) -> str |
         function = _flash_function(name)
     except ModuleNotFoundError:
         return f"is not installed ({package.install})"
-    except Exception as error:  # a binary for another torch, a package of the same name, …
+    except Exception as error:  # a binary for another torch, another package of the same name, …
         return f"does not import ({' '.join(str(error).split())[:100]})"
     return _trial(function, head_dim, dtype, where)
 
 
 def _trial(function: FlashFunction, head_dim: int, dtype: torch.dtype, where: str) -> str | None:
-    """Compare outputs and gradients with `math` in float32 on a small input."""
+    """Compare outputs and gradients with `math` in float32 on a small input; the end of a sentence if they differ."""
     random = torch.Generator(where).manual_seed(0)
     given = torch.randn(3, *TRIAL_SHAPE, head_dim, generator=random, device=where)
     results = []
@@ -214,7 +214,7 @@ def _trial(function: FlashFunction, head_dim: int, dtype: torch.dtype, where: st
 
 
 def _sdpa_choice(head_dim: int, dtype: torch.dtype, where: str) -> str:
-    """Which kernel torch's sdpa takes for such heads: flash, efficient, cudnn or math."""
+    """The kernel that torch's sdpa takes for such heads: flash, efficient, cudnn or math."""
     q = torch.empty(1, 1, 16, head_dim, dtype=dtype, device=where)
     choice = SDPBackend(torch._fused_sdp_choice(q, q, q))
     return next(name.removeprefix("sdpa-") for name, kernel in SDPA_KERNELS.items() if kernel == choice)

@@ -1,7 +1,7 @@
 """Latents ↔ images through diffusers' AutoencoderKL, from a local folder.
 
-The Stable Diffusion decoder needs far more memory than the latents it is given, so batches of any size are decoded a
-few images at a time, and a large image can be decoded in overlapping tiles.
+The Stable Diffusion decoder needs much more memory than its latents. So a batch of any size is decoded a few images at
+a time, and a large image can be decoded in overlapping tiles.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sit_rl.models.pixels import to_float, to_uint8
 # Latent scale of the Stable Diffusion autoencoders that SiT and DiT were trained with.
 LATENT_SCALE = 0.18215
 # Images decoded or encoded at once. Decoding 256×256 images with an autoencoder of sd-vae-ft-ema's shape took 0.17 GB
-# for every further image (float32, CPU): 1.4 GB for eight beside the 0.3 GB of weights.
+# per image (float32, CPU): 1.4 GB for eight images, beside 0.3 GB of weights.
 SLICE = 8
 
 
@@ -31,12 +31,12 @@ def load_decoder(
     """A function from latents [n, 4, h, w] to images uint8 [n, 3, 8h, 8w]: uint8(clamp(127.5·D(z/0.18215) + 128)).
 
     folder  a diffusers AutoencoderKL such as sd-vae-ft-ema, with config.json and its weights
-    batch   images decoded at once; the memory is theirs, whatever n
-    tiled   decode images larger than the autoencoder's own size in overlapping tiles, blended; changes them slightly
-    tf32    on a GPU, leave convolutions and products the precision that torch's settings allow, as the official scripts
-            do; else they are float32 whatever the settings
+    batch   images decoded at once; the memory depends on it and not on n
+    tiled   decode images above the autoencoder's own size in overlapping, blended tiles, which changes them slightly
+    tf32    on a GPU, compute convolutions and products in the precision of torch's settings, as the official scripts
+            do; else they are float32 for all settings
 
-    FileNotFoundError or ValueError for a folder that is not such an autoencoder.
+    FileNotFoundError or ValueError for a folder without such an autoencoder.
     """
     vae = _load(folder, device, tiled)
 
@@ -56,7 +56,8 @@ def load_encoder(
 ) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
     """A function from images uint8 [n, 3, H, W] to latents float32 [n, 4, H/8, W/8]: 0.18215·(mean + std·noise).
 
-    Without noise (standard normal, of the latents' shape) it gives the posterior's mean. Errors as in `load_decoder`.
+    noise is standard normal with the shape of the latents; None gives the posterior's mean. Errors as in
+    `load_decoder`.
     """
     vae = _load(folder, device)
 
@@ -72,7 +73,7 @@ def load_encoder(
 
 
 def _load(folder: Path, device: torch.device, tiled: bool = False) -> Any:  # diffusers may be missing
-    """The AutoencoderKL in `folder`, frozen, on the device."""
+    """The AutoencoderKL of a folder, frozen, on the device."""
     require_extra("--vae")
     from diffusers import AutoencoderKL
 
@@ -84,11 +85,11 @@ def _load(folder: Path, device: torch.device, tiled: bool = False) -> Any:  # di
         )
     try:
         vae = AutoencoderKL.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # what a missing or cut file raises
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # raised for a missing or truncated file
         cut = [f"{path.name}: {told}" for path in Path(folder).glob("*.safetensors") if (told := damage(path))]
         reason = "; ".join(cut) or " ".join(str(error).split()).rstrip(".")[:200]
         raise ValueError(
-            f"--vae {folder} is no whole AutoencoderKL ({reason}); download its config.json and "
+            f"--vae {folder} is not a complete AutoencoderKL ({reason}); download its config.json and "
             "diffusion_pytorch_model.safetensors again"
         ) from None
     if vae.config.scaling_factor != LATENT_SCALE:

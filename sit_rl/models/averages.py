@@ -1,7 +1,7 @@
-"""Exponential moving averages of a module's parameters, several at once.
+"""Exponential moving averages of a module's parameters.
 
 Power-function averages (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv
-2312.02696, §3) weigh the weights of update τ by τ^γ: with t updates done,
+2312.02696, §3) give the weights after update τ a weight of τ^γ. After t updates,
 
     θ̄(t) = β θ̄(t−1) + (1 − β) θ(t),   β = (1 − 1/t)^(γ+1),
 
@@ -31,18 +31,18 @@ class EMA(Generic[Trained]):
 
     @torch.no_grad()
     def update(self, source: nn.Module, decay: float | None = None) -> None:
-        """Move towards `source`, by `decay` where given, else by the average's own."""
+        """Move towards `source`, with `decay` if it is given, else with the decay of this average."""
         weight = 1 - (self.decay if decay is None else decay)
         torch._foreach_lerp_(_local(self.module), _local(source), weight)
 
 
 def _local(module: nn.Module) -> list[torch.Tensor]:
-    """The parameters' data, of sharded ones this rank's part."""
+    """The data of the parameters; of a sharded parameter, this rank's part."""
     return [p.to_local() if hasattr(p, "to_local") else p.data for p in module.parameters()]
 
 
 class PowerEMA(EMA[Trained]):
-    """The power-function average of relative width `sigma_rel`; see the module's text."""
+    """The power-function average of relative width `sigma_rel`; equations at the top of this file."""
 
     def __init__(self, source: Trained, sigma_rel: float):
         super().__init__(source, 0.0)
@@ -54,11 +54,11 @@ class PowerEMA(EMA[Trained]):
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The exponent γ > −1 whose profile has relative standard deviation `sigma_rel`, in (0, 1/√12]: γ ≥ 0.
+    """The exponent γ ≥ 0 whose profile has the relative standard deviation `sigma_rel`, which is in (0, 1/√12].
 
-    With s = σ_rel⁻², (γ+2)²(γ+3) = s(γ+1) is a cubic, of which the largest real root is meant.
+    With s = σ_rel⁻², γ is the largest real root of the cubic (γ+2)²(γ+3) = s(γ+1). ValueError outside the interval.
     """
-    widest = 12**-0.5  # γ = 0: every update weighs the same
+    widest = 12**-0.5  # γ = 0: all updates have the same weight
     if not 0 < sigma_rel <= widest:
         raise ValueError(
             f"sigma_rel is {sigma_rel}; it must be in (0, {widest:.4f}], where the latter is the plain mean"

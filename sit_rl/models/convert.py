@@ -6,7 +6,7 @@
     python -m sit_rl.models.convert own.pt own.safetensors --heads 12
     python -m sit_rl.models.convert tuned.safetensors tuned.pt
 
-Weights come out in float32, under the official names.
+The written weights are float32, under the official names.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def convert(
     architecture: Literal["auto", "sit", "dit"] = "auto",
     heads: int | None = None,
 ) -> None:
-    """Rewrite a SiT or DiT checkpoint in another format, in float32, and say what it is.
+    """Rewrite a SiT or DiT checkpoint in another format, in float32, and print its shape.
 
     Args:
         source: .safetensors, or an official .pt (bare state dict or {model, ema, opt, args})
         target: .safetensors, or .pt for the official bare state dict
         weights: which weights of a trainer's checkpoint
-        architecture: auto: what the source says of itself, else DiT for a name DiT-…, else SiT
-        heads: number of attention heads, for a .pt of no published size
+        architecture: auto: as the source's metadata say, else DiT for a name that begins with DiT-, else SiT
+        heads: number of attention heads, for a .pt whose size is not a published one
     """
     if target.suffix == ".pt" and heads is not None:
         raise ValueError("--heads cannot be kept in a .pt file; name a target that ends in .safetensors")
@@ -48,7 +48,7 @@ def convert(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder of target {target} does not exist; make it, or choose another")
     if target.exists() and source.exists() and target.samefile(source):
-        raise ValueError(f"target {target} is the source, of which only these weights would be left; choose another")
+        raise ValueError(f"target {target} is the source, and only these weights would be left of it; choose another")
     with reading("source", source):
         model = load_model(source, weights, architecture, heads)
     require_finite_start(model.named_parameters(), str(source))

@@ -1,8 +1,8 @@
 """DiT, the transformer of `sit.py` as a discrete diffusion model (Peebles & Xie 2023, arXiv 2212.09748).
 
-The network, its parameter names and their shapes are SiT's, so that no tensor of a checkpoint tells one from the other.
-What differs is what the numbers mean: t is the step 0 … 999 of a noising chain (0 next to the data), unscaled, and the
-outputs are the noise ε̂ and where the variance lies between its bounds. `sit_rl.sampling.ddpm` samples from it.
+The network, its parameter names and their shapes are those of SiT, so the tensors of a checkpoint do not tell which one
+it is. The numbers have another meaning: t is the step 0 … 999 of a noising chain (0 next to the data), unscaled. The
+outputs are the noise ε̂ and the place of the variance between its bounds. `sit_rl.sampling.ddpm` samples from it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sit_rl.models.sit import SiT, SiTConfig
 
 
 class DiT(SiT):
-    """Noise and variance fraction of the reverse step at timestep t."""
+    """Predicts the noise and the place of the variance for the reverse step at timestep t."""
 
     predicts = "noise"
 

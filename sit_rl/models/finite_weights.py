@@ -1,4 +1,4 @@
-"""Whether the weights of a model are finite."""
+"""Checks that the weights of a model are finite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def require_finite_start(parameters: Iterable[tuple[str, nn.Parameter]], source: str) -> None:
-    """FloatingPointError naming the first weight that is NaN or infinite before any update, and where it is from."""
+    """FloatingPointError that names the first weight of a file that is NaN or infinite, and its source."""
     name = first_not_finite(parameters)
     if name is not None:
         raise FloatingPointError(
@@ -19,7 +19,7 @@ def require_finite_start(parameters: Iterable[tuple[str, nn.Parameter]], source:
 
 
 def first_not_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    """Name of the first parameter with NaN or infinity, else None; checks only this rank's part of a sharded one."""
+    """Name of the first parameter with NaN or infinity, or None. Checks only this rank's part of sharded ones."""
     for name, p in parameters:
         local = p.to_local() if hasattr(p, "to_local") else p
         if not torch.isfinite(local.detach()).all():

@@ -1,8 +1,8 @@
-"""Read SiT and DiT weights from every file they come in, without running code from it, and write them as safetensors.
+"""Read SiT and DiT weights from .pt and .safetensors files, without running code from them; write safetensors.
 
 A .pt file is a bare state dict, or a trainer's {model, ema, opt, args}. A .safetensors file is a state dict whose
-metadata may name the architecture and every number of the shape. Loading is strict and in float32. At most one copy of
-the weights is made, of one tensor at a time: what a file holds besides is mapped, not read.
+metadata may contain the architecture and all numbers of the shape. Loading is strict and gives float32. The file is
+mapped, and its tensors are copied one at a time, so memory holds at most one copy of the weights.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from sit_rl.ranks.process_group import is_main
 
 ARCHITECTURES: dict[str, type[SiT]] = {"sit": SiT, "dit": DiT}
 WEIGHTS = ("ema", "model")
-# How the names of the published DiT checkpoints begin, which are bare state dicts of the same tensors as SiT's.
+# Names of the published DiT checkpoints begin with it. They are bare state dicts with the same tensors as SiT's.
 DIT_FILES = "DiT-"
-# Differences of a state dict that an error names; the first ones tell what the file is.
+# Number of differences of a state dict that an error names; the first ones are enough to recognise the file.
 TOLD_DIFFERENCES = 3
 
 
 def load_model(path: Path, weights: str = "ema", architecture: str = "auto", heads: int | None = None) -> SiT:
-    """SiT or DiT in eval mode, float32 on the CPU, from .safetensors or .pt (see the module's text).
+    """SiT or DiT from a .safetensors or .pt file, in eval mode, float32 on the CPU.
 
     path          file of the weights
-    weights       which of a trainer's two sets: 'ema' or 'model'; a bare state dict has one alone
-    architecture  'sit', 'dit', or 'auto': what the file says of itself, else DiT for the official name DiT-…, else SiT
-    heads         of attention, which no tensor tells; None: by the file's metadata or the published size, else a guess
-                  that is printed
+    weights       'ema' or 'model': which set of a trainer's checkpoint; a bare state dict has only one
+    architecture  'sit', 'dit', or 'auto': as the metadata say, else DiT for a name that begins with DiT-, else SiT
+    heads         number of attention heads, which the tensors do not tell; None: from the metadata or the published
+                  size, else a guess, which is printed
 
-    The shape is inferred from the tensors, learn_sigma included. FileNotFoundError or ValueError, naming the file, for
-    anything else.
+    The shape, with learn_sigma, follows from the tensors. FileNotFoundError or ValueError, with the name of the file,
+    for any other file.
     """
     path = Path(path)
     _check_choice("weights", weights, WEIGHTS)
@@ -46,7 +46,7 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto", hea
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {problem}; pass the path of a .safetensors or .pt file")
-    # A safetensors file holds one set of weights, whatever `weights` asks for.
+    # A safetensors file has a single set of weights, so `weights` does not matter.
     state, metadata = read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path, weights)
     said = metadata.get("architecture", "dit" if path.name.startswith(DIT_FILES) else "sit")
     if architecture != "auto" and architecture != metadata.get("architecture", architecture):
@@ -63,18 +63,18 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto", hea
 
 
 def _tell_guessed_heads(path: Path, config: SiTConfig, metadata: dict[str, str]) -> None:
-    """Say so where neither the file nor the published sizes tell how many heads there are: another number fits, too."""
+    """Print a note if neither the file nor the published sizes tell the number of heads: other numbers fit as well."""
     if is_main() and "heads" not in metadata and published_heads(config.width, config.depth) is None:
         print(
-            f"note: {path} does not tell its number of heads, and {config.heads} is a guess; if it is wrong, write the "
+            f"note: {path} does not contain its number of heads; {config.heads} is a guess. If it is wrong, write the "
             f"right one into the file: python -m sit_rl.models.convert {path} NEW.safetensors --heads N"
         )
 
 
 def save_model(model: SiT, path: Path, **notes: str) -> None:
-    """Write safetensors with the official names; architecture, shape and `notes` go into the metadata.
+    """Write safetensors with the official names, with architecture, shape and `notes` in the metadata.
 
-    The file appears whole or not at all. Its tensors are on any device and written as they are.
+    The file is written whole or not at all. The tensors may be on any device and keep their dtype.
     """
     architecture = next(name for name, kind in ARCHITECTURES.items() if kind is type(model))
     metadata = {key: str(value) for key, value in model.config.to_dict().items()} | {"architecture": architecture}
@@ -83,15 +83,16 @@ def save_model(model: SiT, path: Path, **notes: str) -> None:
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """ValueError for a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 def _fill(kind: type[SiT], state: dict[str, torch.Tensor], metadata: dict[str, str]) -> SiT:
-    """The model around float32 copies of the state's tensors, which are dropped as they are copied."""
+    """A model with float32 copies of the state's tensors; each tensor is removed from the state when it is copied."""
     config = infer_config(state, int(metadata["heads"]) if "heads" in metadata else None)
     _check_metadata(config, metadata)
-    with torch.device("meta"):  # no memory, and no random numbers drawn for weights about to be replaced
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
         model = kind(config)
     _check_tensors(state, model)
     copies = {key: state.pop(key).to(torch.float32, copy=True) for key in list(state)}
@@ -100,7 +101,7 @@ def _fill(kind: type[SiT], state: dict[str, torch.Tensor], metadata: dict[str, s
 
 
 def _check_tensors(state: dict[str, torch.Tensor], model: SiT) -> None:
-    """ValueError naming the first tensors that are missing, of another shape, or unknown, and how many there are."""
+    """ValueError that names the first tensors that are missing, unknown or of another shape, and how many more."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     wrong = [f"{key} is missing" for key in expected if key not in state]
     wrong += [f"{key} is unknown" for key in state if key not in expected]
@@ -125,7 +126,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _check_metadata(config: SiTConfig, metadata: dict[str, str]) -> None:
-    """ValueError where a file's metadata contradicts its tensors."""
+    """ValueError if the metadata of a file contradict its tensors."""
     for field in fields(config):
         said, found = metadata.get(field.name), str(getattr(config, field.name))
         if said not in (None, found):
@@ -133,26 +134,26 @@ def _check_metadata(config: SiTConfig, metadata: dict[str, str]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What torch's unpickler met, without its advice on how to run the file's code."""
+    """The reason of torch's unpickler, without its advice to run the code of the file."""
     text = " ".join(str(error).split())
     sentences = text.rpartition("WeightsUnpickler error: ")[2].split(". ")
     return next((s for s in sentences if "nsupported" in s), sentences[0])[:200]
 
 
 def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """One set of a pickled file's tensors, and the architecture that the trainer's saved arguments name."""
+    """One set of tensors of a .pt file, and metadata with the architecture, if the trainer's arguments contain it."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the official trainer saves its arguments
-            # Only zip files, torch's format since 1.6, can be mapped.
+            # Only zip files, the format since torch 1.6, can be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         wrong = damage(path)
         if wrong is None and "EOF" in f"{type(error).__name__} {error}":  # a file of torch < 1.6
             wrong = f"it is incomplete: {file_size(path)}, and its end is missing"
         if wrong is not None:
-            raise ValueError(f"{path} is no whole checkpoint ({wrong}); download or copy it again") from None
+            raise ValueError(f"{path} is not a complete checkpoint ({wrong}); download or copy it again") from None
         raise ValueError(
-            f"{path} cannot be read as tensors alone ({_reason(error)}); re-save it as safetensors"
+            f"{path} cannot be read as a file of tensors only ({_reason(error)}); re-save it as safetensors"
         ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")

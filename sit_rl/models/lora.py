@@ -1,4 +1,4 @@
-"""LoRA adapters: put into a model before training, merged into its weights afterwards."""
+"""LoRA adapters: added to a model before training, merged into its weights afterwards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from sit_rl.files.paths import require_extra
 from sit_rl.models.sit import SiT
 
-# The linear layers of a block that LoRA adapts: attention and MLP. Its modulation is left alone.
+# The linear layers of a block that LoRA adapts: attention and MLP, and not the modulation.
 LORA_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
 def add_lora(model: SiT, rank: int, seed: int) -> None:
-    """Freeze `model` and put a trained rank-`rank` term beside every linear layer of its blocks (peft), in place.
+    """Freeze `model` and add a trained term of rank `rank` to every linear layer of its blocks, in place (peft).
 
-    LoRA (Hu et al. 2021, arXiv 2106.09685): W x + (α/r) B A x with α = r; B starts at zero, A at random from `seed`.
+    LoRA (Hu et al. 2021, arXiv 2106.09685): W x + (α/r) B A x with α = r. B starts at zero, A is random from `seed`.
     """
     require_extra("--lora")
     from peft import LoraConfig, inject_adapter_in_model
@@ -30,7 +30,7 @@ def add_lora(model: SiT, rank: int, seed: int) -> None:
 
 
 def merge_lora(model: SiT) -> SiT:
-    """A copy of `model` with its LoRA terms added into the weights, under the official names; itself without any."""
+    """A copy of `model` with its LoRA terms added to the weights, under the official names; `model` if it has none."""
     if not any(hasattr(module, "merge") for module in model.modules()):
         return model
     merged = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Pixels as bytes and as the numbers that models compute with."""
+"""Pixels as bytes, and as floats for the models."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 → float32 in [−1, 1], x/127.5 − 1."""
+    """uint8 [...] → float32 [...] in [−1, 1]: x/127.5 − 1."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """float32 in [−1, 1] → uint8, rounding to nearest and clipping: the official SiT rule clamp(127.5x + 128)."""
+    """float32 [...] in [−1, 1] → uint8 [...], rounded to nearest: clamp(127.5x + 128), the official rule of SiT."""
     return (127.5 * x + 128).clamp(0, 255).to(torch.uint8)

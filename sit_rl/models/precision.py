@@ -1,4 +1,4 @@
-"""The arithmetic that a model computes in: bfloat16 matrix products around float32 solver states."""
+"""A model's arithmetic: bfloat16 matrix products, with the solver's states in float32."""
 
 from __future__ import annotations
 

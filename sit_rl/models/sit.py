@@ -2,8 +2,8 @@
 
 Blocks are DiT's adaLN-Zero (Peebles & Xie 2023, arXiv 2212.09748): the class and the time give each block a shift, a
 scale and a gate for its attention and its MLP, all zero at initialisation, so that every block starts as the identity.
-Parameter names and shapes are the official checkpoint's. Labels are never dropped inside the model: pretraining passes
-the null class itself, so no mode of the module can change a log-probability behind a trainer's back.
+Parameter names and shapes are those of the official checkpoint. The model never drops labels; pretraining passes the
+null class. So train and eval mode give the same log-probabilities.
 
 Shape legend: n images, C channels, H height = width, P patch, T = (H/P)² tokens, D width.
 """
@@ -21,12 +21,12 @@ from torch import nn
 
 from sit_rl.models.attention import attention
 
-# Frequencies of the time embedding: as published, 256 of them with periods up to 10,000 (· 2π).
+# Frequencies of the time embedding as published: 256, with periods up to 10,000 · 2π.
 TIME_FREQUENCIES, TIME_MAX_PERIOD = 256, 10_000
-# Operations after which Inductor keeps a value on a CPU, 30 by default. GELU's gradient has fewer: it was computed a
-# second time inside the sum over tokens for fc1's bias, which goes by columns (30 ms a block; 10 ms kept, then summed).
+# Number of operations after which Inductor stores a value on a CPU, by default 30. GELU's gradient has fewer, so it was
+# computed again in the column sum for fc1's bias: 30 ms per block, and 10 ms with the stored value.
 CPU_COMPILE_OPTIONS = {"realize_opcount_threshold": 8}
-# Width, depth and heads of the published sizes (DiT, arXiv 2212.09748, table 1; SiT's are the same).
+# Width, depth and heads of the published sizes (DiT, arXiv 2212.09748, table 1; SiT has the same).
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 PATCH_SIZES = (2, 4, 8)
 MODEL_NAMES = tuple(f"{size}/{patch}" for size in SIZES for patch in PATCH_SIZES)
@@ -34,7 +34,7 @@ MODEL_NAMES = tuple(f"{size}/{patch}" for size in SIZES for patch in PATCH_SIZES
 
 @dataclass(frozen=True)
 class SiTConfig:
-    """Shape of a SiT: everything a checkpoint's tensors determine, plus the number of heads."""
+    """Shape of a SiT: all that the tensors of a checkpoint determine, and the number of heads."""
 
     image_size: int = 32
     patch_size: int = 2
@@ -43,7 +43,7 @@ class SiTConfig:
     depth: int = 28
     heads: int = 16
     num_classes: int = 1000
-    learn_sigma: bool = True  # the last layer has 2·C outputs, of which the velocity is the first half
+    learn_sigma: bool = True  # the last layer has 2·C outputs; the first half is the velocity
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -52,9 +52,11 @@ class SiTConfig:
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> SiTConfig:
-        """A published shape, e.g. 'SiT-XL/2' or 'B/4', for 32×32×4 latents of 1000 classes unless `changes` say so.
+        """A published shape, for example 'SiT-XL/2' or 'B/4', for 32×32×4 latents of 1000 classes.
 
-        ValueError, listing the names, for another one.
+        changes  fields with other values
+
+        ValueError, with all names, for an unknown name.
         """
         size, _, patch = name.removeprefix("SiT-").removeprefix("DiT-").partition("/")
         if f"{size}/{patch}" not in MODEL_NAMES:
@@ -83,7 +85,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The strided convolution as one matrix product over flattened patches."""
+        """Compute the strided convolution as one matrix product over flattened patches."""
         n, channels, height, _ = x.shape
         patch = self.proj.kernel_size[0]
         grid = height // patch
@@ -140,7 +142,7 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers, four times as wide inside, with the tanh form of GELU."""
+    """Two linear layers with a hidden width of 4·D and the tanh form of GELU."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -155,8 +157,8 @@ class Mlp(nn.Module):
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """GELU's tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415): x (1 + tanh u)/2, u = √(2/π) (x + 0.044715 x³).
 
-    Compiled it is x σ(2u), the same function: one fused loop either way, but an exponential where tanh is a longer one
-    (4.9 ms beside 11.9 for 3.3 million values on one CPU core).
+    Compiled code uses the same function as x σ(2u). Both forms become one loop, but an exponential is faster than tanh:
+    4.9 instead of 11.9 ms for 3.3 million values on one CPU core.
     """
     if not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
@@ -164,7 +166,7 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x (1 + scale) + shift, with shift and scale [n, D] over tokens [n, T, D]."""
+    """x (1 + scale) + shift for tokens x [n, T, D], shift and scale [n, D]."""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
 
@@ -174,7 +176,7 @@ def normalise(x: torch.Tensor) -> torch.Tensor:
 
 
 class Block(nn.Module):
-    """Transformer block whose shifts, scales and gates come from the condition c [n, D]."""
+    """Transformer block; its shifts, scales and gates are computed from the condition c [n, D]."""
 
     def __init__(self, config: SiTConfig):
         super().__init__()
@@ -190,13 +192,13 @@ class Block(nn.Module):
 
 
 def compile_blocks(model: SiT, device: torch.device) -> None:
-    """torch.compile every block on its own, in place: all share one compiled version for each case."""
+    """torch.compile every block separately, in place. Blocks with equal input shapes share their compiled code."""
     for block in model.blocks:
         block.compile(options=CPU_COMPILE_OPTIONS if device.type == "cpu" else None)
 
 
 class FinalLayer(nn.Module):
-    """Tokens [n, T, D] → flattened output patches [n, T, P·P·out_channels]."""
+    """Tokens [n, T, D] → flattened output patches [n, T, P·P·channels], with C or 2·C channels."""
 
     def __init__(self, config: SiTConfig):
         super().__init__()
@@ -214,7 +216,7 @@ class FinalLayer(nn.Module):
 class SiT(nn.Module):
     """Velocity v(x, t, y) of the flow from noise (t = 0) to data (t = 1)."""
 
-    predicts = "velocity"  # what `forward` returns, and so which samplers apply
+    predicts = "velocity"  # by `forward`; decides which samplers fit
 
     def __init__(self, config: SiTConfig):
         super().__init__()
@@ -249,7 +251,7 @@ class SiT(nn.Module):
             nn.init.zeros_(cast(nn.Linear, layer).bias)
 
     def set_attention(self, backend: str) -> None:
-        """Use a resolved back end of `sit_rl.models.attention` in every block."""
+        """Use this kernel, a result of `sit_rl.models.attention.choose`, in every block."""
         for block in self.blocks:
             cast(Block, block).attn.backend = backend
 
@@ -258,7 +260,7 @@ class SiT(nn.Module):
         return self.outputs(x, t, y)[:, : self.config.channels]
 
     def outputs(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Every channel of the last layer, [n, C or 2C, H, H]; arguments as in `forward`."""
+        """All channels of the last layer, [n, C or 2C, H, H]; arguments as in `forward`."""
         config = self.config
         c = self.t_embedder(t) + self.y_embedder(y)
         tokens = self.x_embedder(x) + self.pos_embed
@@ -272,7 +274,7 @@ class SiT(nn.Module):
 
 
 def sincos_positions(width: int, grid: int) -> torch.Tensor:
-    """Fixed 2-D sine-cosine position table [grid², width], float32: the first half encodes columns, the second rows."""
+    """Fixed 2-D sine-cosine positions, float32 [grid², width]: columns in the first half, rows in the second."""
     omega = 1 / 10_000 ** (np.arange(width // 4) / (width / 4))
     rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
     tables = [
@@ -282,14 +284,14 @@ def sincos_positions(width: int, grid: int) -> torch.Tensor:
 
 
 def published_heads(width: int, depth: int) -> int | None:
-    """How many heads the published SiT of this width and depth has, None if there is none."""
+    """Number of heads of the published SiT with this width and depth; None if there is none."""
     return {(w, d): h for w, d, h in SIZES.values()}.get((width, depth))
 
 
 def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> SiTConfig:
-    """Read a SiT's shape off its tensors; `heads` defaults to the published number, or to 72, 64 or 32 channels a head.
+    """The shape of a SiT from its tensors. Without `heads`: the published number, or 72, 64 or 32 channels per head.
 
-    Raises ValueError naming the first key that is missing when `state` is not a SiT's.
+    ValueError that names the first missing key if `state` is not that of a SiT.
     """
     try:
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape

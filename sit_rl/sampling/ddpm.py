@@ -31,8 +31,7 @@ TRAIN_STEPS, BETA_FIRST, BETA_LAST = 1000, 1e-4, 0.02
 @lru_cache
 def signal_levels() -> npt.NDArray[np.float64]:
     """ᾱ_τ for τ = 0 … 999, float64."""
-    betas: npt.NDArray[np.float64] = np.linspace(BETA_FIRST, BETA_LAST, TRAIN_STEPS, dtype=np.float64)
-    return np.cumprod(1 - betas)
+    return np.cumprod(1 - np.linspace(BETA_FIRST, BETA_LAST, TRAIN_STEPS), dtype=np.float64)
 
 
 @lru_cache

@@ -114,7 +114,9 @@ class SamplerConfig:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta}; it must be between 0 and 1")
         if not 0 <= self.guidance_from <= self.guidance_until <= 1:
-            raise ValueError(f"guidance from {self.guidance_from} until {self.guidance_until} is no interval of [0, 1]")
+            raise ValueError(
+                f"guidance from {self.guidance_from} until {self.guidance_until} is not an interval in [0, 1]"
+            )
 
     def __str__(self) -> str:
         """For example 'ODE heun, 10 steps'."""
