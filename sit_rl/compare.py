@@ -1,4 +1,4 @@
-"""Runs side by side, seeds of one configuration with their spread: `python -m sit_rl.compare runs/A runs/B …`.
+"""Compare runs; for seeds of one configuration also mean and spread: `python -m sit_rl.compare runs/A runs/B …`.
 
 Takes run folders or copies of their summary.json; prints a Markdown table.
 """
@@ -21,13 +21,13 @@ from sit_rl.runs.summary import load_summary, percent, relative_change, sampler_
 
 # Columns of relative change: heading, key in summary.json; each under both samplers.
 CHANGES = (("FD", "fd"), ("2nd network", "fd_b"), ("recall", "recall"))
-SAMPLERS = ("ode", "sde")  # the noiseless and the noisy one in summary.json, DDIM and DDPM for a DiT
-# What may differ between runs that count as repetitions of one: the seed, and what no result depends on.
+SAMPLERS = ("ode", "sde")  # keys in summary.json: without and with noise; DDIM and DDPM for a DiT
+# Fields that may differ between repetitions of one run: the seed, and fields that do not influence the result.
 REPETITION_FIELDS = ("seed", *MACHINE_FIELDS, "evaluate_every", "evaluate_every_images")
 
 
 def changes(summary: dict[str, Any]) -> list[float | None]:
-    """Relative change of every column, None where a metric was not computed."""
+    """The relative change of every column; None for a metric that was not computed."""
     return [
         relative_change(*(summary[when][sampler].get(key) for when in ("before", "after")))
         for _, key in CHANGES
@@ -36,7 +36,7 @@ def changes(summary: dict[str, Any]) -> list[float | None]:
 
 
 def groups(summaries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Summaries gathered by configuration, the seed aside, in order of first appearance."""
+    """Summaries grouped by configuration without the seed, in order of first appearance."""
     found: dict[str, list[dict[str, Any]]] = {}
     for summary in summaries:
         decisive = {k: v for k, v in summary["config"].items() if k not in REPETITION_FIELDS}
@@ -45,7 +45,7 @@ def groups(summaries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def compare(summaries: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each run with its FDs, and for repetitions a row of mean ± standard deviation."""
+    """A Markdown table: one row per run with its FDs, and one row with mean ± standard deviation for repetitions."""
     kinds = [" or ".join(dict.fromkeys(pair)) for pair in zip(*map(sampler_kinds, summaries), strict=True)]
     head = ["run", "images", *(f"{kind} FD" for kind in kinds)]
     head += [f"Δ {name}, {kind}" for name, _ in CHANGES for kind in kinds]
@@ -76,7 +76,7 @@ def _spread_row(group: list[dict[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """What the command takes."""
+    """Arguments of the command."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """run folders, or files like summary.json"""

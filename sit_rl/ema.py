@@ -1,6 +1,6 @@
-"""A power-function average of any width, made after a run from the snapshots that it kept.
+"""Make a power-function average of any width after a run, from the snapshots that the run has kept.
 
-Snapshots of two averages (`sit_rl.models.averages`), taken through a run, give the average of any other σ_rel by least
+Snapshots of two averages (`sit_rl.models.averages`) during a run determine the average of any other σ_rel, by least
 squares over their profiles (Karras et al. 2024, arXiv 2312.02696, §3):
 
     python -m sit_rl.ema runs/NAME --sigma-rel 0.1 --out ema-0.1.safetensors
@@ -26,8 +26,8 @@ from sit_rl.models.averages import gamma_of
 def profile_product(a: tuple[float, float], b: tuple[float, float]) -> float:
     """∫ p_a p_b dτ of two profiles p(τ) = (γ+1) τ^γ / t^(γ+1) on [0, t], each given as (γ, t).
 
-    = (γ_a+1)(γ_b+1)/(γ_a+γ_b+1) · m^(γ_a+γ_b+1) / (t_a^(γ_a+1) t_b^(γ_b+1)), m = min(t_a, t_b); in logarithms, as
-    narrow profiles have γ of hundreds.
+    = (γ_a+1)(γ_b+1)/(γ_a+γ_b+1) · m^(γ_a+γ_b+1) / (t_a^(γ_a+1) t_b^(γ_b+1)) with m = min(t_a, t_b). It is computed with
+    logarithms, because γ of narrow profiles is in the hundreds.
     """
     (ga, ta), (gb, tb) = a, b
     log = (ga + gb + 1) * np.log(min(ta, tb)) - (ga + 1) * np.log(ta) - (gb + 1) * np.log(tb)
@@ -35,7 +35,7 @@ def profile_product(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def posthoc_coefficients(snapshots: list[tuple[float, float]], target: tuple[float, float]) -> npt.NDArray[np.float64]:
-    """Weights [n] of the snapshots' profiles, each (γ, t), whose sum is nearest in L² to the target's: float64."""
+    """Weights float64 [n] of the snapshots' profiles, each (γ, t), whose sum is nearest to the target's in L²."""
     gram = np.array([[profile_product(a, b) for b in snapshots] for a in snapshots])
     products = np.array([profile_product(a, target) for a in snapshots])
     weights: npt.NDArray[np.float64] = np.linalg.lstsq(gram, products, rcond=None)[0]
@@ -43,7 +43,7 @@ def posthoc_coefficients(snapshots: list[tuple[float, float]], target: tuple[flo
 
 
 def synthesise(folder: Path, sigma_rel: float) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The average of width `sigma_rel` at the last of the snapshots in `folder`/ema: (tensors, the file's metadata)."""
+    """Tensors and metadata of the average of width `sigma_rel` at the last snapshot in `folder`/ema."""
     require_paths([("run", folder)])
     paths = sorted((folder / "ema").glob("*.safetensors"))
     if not paths:
@@ -53,7 +53,7 @@ def synthesise(folder: Path, sigma_rel: float) -> tuple[dict[str, torch.Tensor],
     headers = [read_safetensors(path)[1] for path in paths]
     foreign = next((p for p, h in zip(paths, headers, strict=True) if not {"sigma_rel", "updates"} <= h.keys()), None)
     if foreign is not None:
-        raise ValueError(f"{foreign} is no snapshot of a power-function average; move it elsewhere")
+        raise ValueError(f"{foreign} is not a snapshot of a power-function average; move it elsewhere")
     profiles = [(gamma_of(float(h["sigma_rel"])), float(h["updates"])) for h in headers]
     last = max(t for _, t in profiles)
     weights = posthoc_coefficients(profiles, (gamma_of(sigma_rel), last))
@@ -68,7 +68,7 @@ def synthesise(folder: Path, sigma_rel: float) -> tuple[dict[str, torch.Tensor],
 
 @dataclass(frozen=True)
 class EMAArguments:
-    """What the command takes."""
+    """Arguments of the command."""
 
     run: tyro.conf.Positional[Path]
     """folder of a run with --ema-power and --ema-snapshot-every"""
@@ -79,13 +79,13 @@ class EMAArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse and write the average; an expected error is one sentence."""
+    """Parse and write the average. An expected error is one sentence."""
     flags = ("--sigma-rel", "--out")
     run_command(lambda: write_average(parse(EMAArguments, argv, description=__doc__, flags=flags)))
 
 
 def write_average(arguments: EMAArguments) -> None:
-    """Write the average that is asked for and print its path."""
+    """Write the average and print its path."""
     if not arguments.out.parent.is_dir():
         raise FileNotFoundError(f"the folder of --out {arguments.out} does not exist; make it, or choose another")
     tensors, metadata = synthesise(arguments.run, arguments.sigma_rel)

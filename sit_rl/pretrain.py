@@ -1,11 +1,11 @@
-"""Make the embedded default: image subsets, feature networks and the base generator, in this order.
+"""Make the embedded assets: image subsets, feature networks and the base generator, in this order.
 
     python -m sit_rl.pretrain images --source DIR      DIR holds Fashion-MNIST's four *-ubyte.gz files
-    python -m sit_rl.pretrain features [--source DIR]  fashion-a (the reward's) and fashion-b (only a judge's)
-    python -m sit_rl.pretrain base [--source DIR]      SiT by flow matching, with the curve of its held-out FD
+    python -m sit_rl.pretrain features [--source DIR]  fashion-a (reward) and fashion-b (judge)
+    python -m sit_rl.pretrain base [--source DIR]      SiT by flow matching, and the curve of its held-out FD
 
-The last also runs on several processes: torchrun --nproc-per-node 2 -m sit_rl.pretrain base --source DIR.
-Without --source, the last two train on the 10,000 embedded images; the committed files were made with all 60,000.
+The last one also runs on several processes: torchrun --nproc-per-node 2 -m sit_rl.pretrain base --source DIR.
+Without --source, the last two train on the 10,000 embedded images. The committed files were made with all 60,000.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from fastfid import FeatureMoments, frechet_distance
 from fastfid.cli.command_line import parse
 from fastfid.features.fashion import ASSETS as FEATURE_ASSETS
-from fastfid.features.fashion import build_fashion_net, load_fashion_net
+from fastfid.features.fashion import FashionNet, build_fashion_net, load_fashion_net
 from fastfid.features.names import FASHION_NETS
 from sit_rl.command_line import run_command
 from sit_rl.components.image_sets import (
@@ -53,16 +53,16 @@ from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.sampling.solvers import sample
 from sit_rl.training.learning_rate import warmup_cosine
 
-# Label dropout as published for SiT; the null class then serves classifier-free guidance.
+# Label dropout as published for SiT. It trains the null class, which classifier-free guidance needs.
 LABEL_DROPOUT = 0.1
-# Sampler of the curve: enough steps that its own error is far below the differences the curve shows.
+# Sampler of the curve, with so many steps that its error is far below the differences in the curve.
 CURVE_SAMPLER = SamplerConfig("ode", "heun", 10)
 CURVE_BATCH = 125  # images sampled at once
 
 
 @dataclass
 class Images:
-    """Cut balanced subsets out of the official files."""
+    """Take balanced subsets of the official files."""
 
     source: Path  # folder with the four official .gz files
     out: Path = ASSETS
@@ -133,8 +133,8 @@ class Base:
     source: Path | None = None  # folder with the official files; default: the embedded subset
     out: Path = ASSETS
     iterations: int = 24_000
-    batch: int = 64  # at equal images seen, 128 was behind: FD 14.1 against 8.4 after 192,000
-    lr: float = 2e-3  # peak: linear warm-up over the first 2%, then cosine to zero
+    batch: int = 64  # after 192,000 images, FD was 8.4 with 64 and 14.1 with 128
+    lr: float = 2e-3  # peak; linear warm-up over the first 2%, then cosine to zero
     ema: float = 0.999  # decay per iteration
     seed: int = 0
     curve_every: int = 2_400  # iterations between points of the held-out FD curve
@@ -164,7 +164,7 @@ class Base:
                     self.save(average.module, i)
 
     def fit(self, model: SiT, average: EMA[SiT], train: ImageSet) -> Iterator[tuple[int, float]]:
-        """Train, yielding (iteration from 1, loss of this rank's share); ranks split every batch."""
+        """Train; yields (iteration from 1, loss of this rank's share). The ranks share every batch."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.0, fused=True)
         batches = _batches(len(train), self.batch, self.iterations, self.seed)
@@ -178,18 +178,18 @@ class Base:
             sum_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            average.update(model, decay=min(self.ema, i / (i + 10)))  # a short memory while the weights are far off
+            average.update(model, decay=min(self.ema, i / (i + 10)))  # short memory at first
             yield i, loss.item()
 
     def save(self, model: SiT, iteration: int) -> None:
-        """base.safetensors, shape and origin in its metadata."""
+        """Write base.safetensors, with shape and origin in its metadata."""
         save_model(model, self.out / "base.safetensors", iteration=str(iteration), seed=str(self.seed))
 
 
 def flow_matching_loss(model: SiT, data: ImageSet, rows: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Mean of |v(x_t, t, y) − (x₁ − ε)|² over this rank's share of a batch.
 
-    t is logit-normal(0, 1) (Esser et al. 2024), 10% of the labels are null; both are drawn for the whole batch.
+    t is logit-normal(0, 1) (Esser et al. 2024), and 10% of the labels are null. Both are drawn for the whole batch.
     """
     x1, n, mine = to_float(data.images[rows]), len(rows), slice(rank(), None, world_size())
     noise = torch.from_numpy(rng.standard_normal(x1.shape, dtype=np.float32))
@@ -202,7 +202,7 @@ def flow_matching_loss(model: SiT, data: ImageSet, rows: torch.Tensor, rng: np.r
 
 
 def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], float]:
-    """A function from a model to the FD between `images` of its samples (fixed noise, balanced labels) and held-out."""
+    """A function: model → FD between `images` of its samples (fixed noise, balanced labels) and held-out images."""
     net = load_fashion_net(extractor)
     real = FeatureMoments.from_features(_features(net, load_embedded("heldout").images))
     labels, shape = balanced_labels(images, NUM_CLASSES), FASHION_SIT.image_shape
@@ -222,7 +222,7 @@ def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], 
 
 
 @torch.no_grad()
-def _features(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def _features(net: FashionNet, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([net.features(to_float(part)) for part in images.split(500)])
 
 
@@ -240,7 +240,7 @@ def _load(source: Path | None, split: str) -> ImageSet:
 
 
 def make_folder(out: Path) -> None:
-    """OSError naming --out, before any work, where the folder cannot be made."""
+    """Make the folder --out; OSError that names it if this fails."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -248,7 +248,7 @@ def make_folder(out: Path) -> None:
 
 
 def _batches(count: int, batch: int, steps: int, seed: int) -> Iterator[tuple[torch.Tensor, np.random.Generator]]:
-    """`steps` batches of row numbers, reshuffled at every pass, each with a generator of its own."""
+    """`steps` batches of row numbers, shuffled again in every pass, each with its own random generator."""
     per_pass = count // batch
     for i in range(steps):
         if i % per_pass == 0:
@@ -265,7 +265,7 @@ Command = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse and run one of images, features, base; an expected error is one sentence."""
+    """Parse and run one of images, features, base. An expected error is one sentence."""
 
     def work() -> None:
         command: Images | Features | Base = parse(Command, argv, description=__doc__)  # type: ignore[arg-type]  # a union

@@ -1,4 +1,4 @@
-"""report.html and the terminal's table, made from the files of a run folder: `python -m sit_rl.report runs/NAME`."""
+"""Make report.html from the files of a run folder: `python -m sit_rl.report runs/NAME`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sit_rl.runs.html_report import write_run_report
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """What the command takes."""
+    """Arguments of the command."""
 
     run: tyro.conf.Positional[Path]
     """run folder"""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse and write the report; an expected error is one sentence."""
+    """Parse and write the report. An expected error is one sentence."""
     run_command(lambda: report_on(parse(ReportArguments, argv, description=__doc__).run))
 
 

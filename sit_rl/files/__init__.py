@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, and checks of given paths."""
+"""Atomic files, tensor files, and checks of given paths."""

@@ -1,6 +1,6 @@
-"""Text files that appear whole or not at all, and folders that a failure leaves only with something in them.
+"""Text files that are written whole or not at all, and output folders that are removed if a failure leaves them empty.
 
-A temporary file that a killed run leaves is overwritten by the next.
+The next run overwrites a temporary file that a killed run has left.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
+    """Write a file under a temporary name, then rename it."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """`content` as indented JSON."""
+    """Write `content` as indented JSON."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
 def writing(flag: str, path: Path) -> Iterator[None]:
-    """A failure of the file system within names the flag that `path` came by."""
+    """Inside the block, an error of the file system becomes an OSError that names the flag of `path`."""
     try:
         yield
     except OSError as error:
-        if error.strerror is None:  # one of ours, which says all
+        if error.strerror is None:  # raised by this project, with a complete sentence
             raise
         raise OSError(f"{flag} {path} cannot be written ({error.strerror}); choose another place") from None
 
 
 @contextmanager
 def folder(path: Path) -> Iterator[None]:
-    """`path` of --out and its parents exist within this block; those made here that a failure leaves empty are removed.
+    """Make the folder `path` of --out and its parents. On failure, remove those of them that are empty.
 
-    OSError naming --out where it cannot be made or written.
+    OSError that names --out if the folder cannot be made or written to.
     """
     missing = [p for p in (path, *path.parents) if not p.exists()]
     with writing("--out", path):

@@ -1,5 +1,5 @@
-"""What a command is given: every missing path is told at once, what is wrong with one names its flag, and a package
-that a flag needs is asked for before any work."""
+"""Checks of a command's paths before any work: one error names all missing paths, each with its flag; an error while a
+file is read names its flag; so does a missing package."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from sit_rl.files.tensor_files import damage
 
-# Endings of files of weights, of which the first bytes and the size may tell more than what their reader says.
+# Suffixes of weights files: their first bytes and size may tell more than the error of their reader.
 WEIGHTS_FILES = (".pt", ".pth", ".safetensors")
-# Flag → (package that it needs, extra of fastfid that installs it).
+# Flag → (package that it needs, extra of fastfid that installs the package).
 EXTRAS = {"--vae": ("diffusers", "latent"), "--lora": ("peft", "lora"), "--wandb": ("wandb", "wandb")}
 
 
 def require_paths(given: Iterable[tuple[str, Path | str | None]], lacking: str | None = None) -> None:
-    """FileNotFoundError, in one sentence, naming every path that is not there or may not be read, with its flag.
+    """FileNotFoundError, in one sentence, that names every path that is missing or may not be read, with its flag.
 
-    given    (flag, path) pairs; a path of None was not given and need not be
-    lacking  a complaint about flags that were not given, which goes first; alone it is a ValueError
+    given    (flag, path) pairs; pairs with the path None are ignored
+    lacking  a sentence about missing flags, which is put first; without bad paths it is a ValueError
     """
     pairs = list(dict.fromkeys((flag, str(path)) for flag, path in given if path is not None))
     absent = [f"{flag} {path}" for flag, path in pairs if not Path(path).exists()]
@@ -36,7 +36,7 @@ def require_paths(given: Iterable[tuple[str, Path | str | None]], lacking: str |
 
 
 def require_extra(flag: str) -> None:
-    """ModuleNotFoundError naming the flag and the pip command where the package it needs cannot be imported."""
+    """ModuleNotFoundError, with the flag and the pip command, if the package of a flag cannot be imported."""
     package, extra = EXTRAS[flag]
     try:
         importlib.import_module(package)
@@ -45,15 +45,15 @@ def require_extra(flag: str) -> None:
 
 
 def listed(words: list[str]) -> str:
-    """Words as a list in a sentence: a, b and c."""
+    """Words as a list for a sentence: a, b and c."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 @contextmanager
 def reading(flag: str, path: Path | str, alone: bool = True) -> Iterator[None]:
-    """Expected failures within name the flag that the file came by, and the file where they do not.
+    """Inside the block, a ValueError or OSError gets the flag of the file, and its path if the error lacks it.
 
-    alone  nothing else is read within; else a failure that does not tell the path is another file's, and stays as it is
+    alone  True: only this file is read inside; False: an error without this path is of another file and passes
     """
     try:
         yield
@@ -62,8 +62,8 @@ def reading(flag: str, path: Path | str, alone: bool = True) -> Iterator[None]:
         if text.startswith(flag) or not (alone or str(path) in text):
             raise
         wrong = damage(Path(path)) if Path(path).suffix in WEIGHTS_FILES and Path(path).is_file() else None
-        if wrong is not None and wrong not in text:  # the reader's own words say less
-            text = f"{path} is no whole file of weights ({wrong}); download or copy it again"
+        if wrong is not None and wrong not in text:  # more specific than the reader's error
+            text = f"{path} is not a complete weights file ({wrong}); download or copy it again"
         kind = next(k for k in (FileNotFoundError, OSError, ValueError) if isinstance(error, k))
         between = " " if text.startswith(str(path)) else ": " if str(path) in text else f" {path}: "
         raise kind(f"{flag}{between}{text}") from None

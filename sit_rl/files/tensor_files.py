@@ -1,4 +1,4 @@
-"""Files of weights: safetensors read and written, and what is wrong with a file that cannot be read."""
+"""Files of weights: reading and writing safetensors, and diagnosing files that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from safetensors.torch import save
 
 from fastfid.runtime.atomic_files import write_atomically
 
-# How a zip file begins (PKWARE's APPNOTE, local file header), which torch's files since 1.6 are; its directory is last.
+# First bytes of a zip file (PKWARE's APPNOTE, local file header). Files of torch ≥ 1.6 are zip files.
 ZIP_START = b"PK\x03\x04"
-# How the text begins that stands for a file of git-lfs which was not fetched (git-lfs, docs/spec.md).
+# First bytes of a Git LFS pointer, which stands for a file that was not fetched (git-lfs, docs/spec.md).
 LFS_START = b"version https://git-lfs"
-# A safetensors file begins with the length of its JSON header, of which its reader takes 100 MB at most.
+# A safetensors file begins with the length of its JSON header. Its reader accepts headers up to 100 MB.
 HEADER_BYTES, LONGEST_HEADER = 8, 100_000_000
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, whole or not at all, whose bytes, and so its hash, follow from its content.
+    """Write a safetensors file, whole or not at all. Equal content gives equal bytes, and so an equal hash.
 
-    The library writes the metadata in another order every time. The header is JSON, its length (little-endian, 8 bytes)
-    before it, padded with spaces to a multiple of 8 so that the tensors stay aligned (safetensors, "Format").
+    For this the metadata are sorted: the library writes them in a different order each time. The header is JSON. Its
+    length stands before it (8 bytes, little-endian), and spaces pad it to a multiple of 8, so that the tensors stay
+    aligned (safetensors, "Format").
     """
     written = memoryview(save(tensors, metadata))
     start = 8 + int.from_bytes(written[:8], "little")
@@ -41,7 +42,7 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Every tensor, mapped and not read, and the metadata; ValueError telling what is wrong with another file."""
+    """All tensors, mapped and not read, and the metadata; ValueError, with a diagnosis, for any other file."""
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
@@ -52,7 +53,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file of weights that could not be read, where its first bytes and its size tell."""
+    """What is wrong with an unreadable file of weights, if its first bytes and its size tell it, else None."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
@@ -72,12 +73,12 @@ def damage(path: Path) -> str | None:
 
 
 def file_size(path: Path) -> str:
-    """The size of a file as text, for example 1,024 bytes."""
+    """The size of a file as text, for example '1,024 bytes'."""
     return f"{path.stat().st_size:,} bytes"
 
 
 def _safetensors_bytes(head: bytes, file: BinaryIO) -> tuple[int, bool]:
-    """Bytes of the whole safetensors file, and whether exactly: its header's length, the header, what that lists."""
+    """Bytes of the complete file, and whether this is exact or a lower bound: length, header, listed tensors."""
     if len(head) < HEADER_BYTES:
         return HEADER_BYTES, False
     length = int.from_bytes(head, "little")
@@ -89,4 +90,4 @@ def _safetensors_bytes(head: bytes, file: BinaryIO) -> tuple[int, bool]:
             e["data_offsets"][1] for name, e in entries.items() if name[:2] != "__"
         ), True
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return HEADER_BYTES + length, False  # the header itself is cut
+        return HEADER_BYTES + length, False  # the header is truncated

@@ -1,4 +1,4 @@
-"""The words of --weights: one path, or NAME=PATH for several networks."""
+"""The values of --weights: one path, or NAME=PATH for several networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def weights_of(words: tuple[str, ...]) -> str | dict[str, str] | None:
 
 
 def weights_files(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The files of --weights, each with its flag."""
+    """(flag, path) of each file of --weights."""
     weights = weights_of(words)
     files = {"": weights} if isinstance(weights, str) else weights or {}
     return [("--weights", path) for path in files.values()]

@@ -106,7 +106,7 @@ def _load_weights(config: GeneratorOptions) -> tuple[SiT, dict[str, Any], Path |
         model = load_model(path, architecture=config.architecture)
         return model, {"checkpoint": path.name, "sha256": content_hash(path)}, config.vae
     if not (path / "config.yaml").is_file():
-        raise FileNotFoundError(f"--checkpoint {path} is no run's folder: it holds no config.yaml; pass a file instead")
+        raise FileNotFoundError(f"--checkpoint {path} is not a run folder: it has no config.yaml; pass a file instead")
     trained = load_config(path / "config.yaml")
     if config.vae is None:
         _require_trained(path, "vae", trained.files.vae, "pass --vae, or work where the run was started")
@@ -118,7 +118,9 @@ def _load_weights(config: GeneratorOptions) -> tuple[SiT, dict[str, Any], Path |
 def _require_trained(run_folder: Path, name: str, path: Path | None, remedy: str) -> None:
     """FileNotFoundError if a file that a run was trained with is no longer at its path, which may be relative."""
     if path is not None and not path.exists():
-        raise FileNotFoundError(f"--checkpoint {run_folder} was trained with --{name} {path}, not here now; {remedy}")
+        raise FileNotFoundError(
+            f"--checkpoint {run_folder} was trained with --{name} {path}, which does not exist now; {remedy}"
+        )
 
 
 def _averaged_weights(run_folder: Path, trained: Config) -> tuple[SiT, str]:

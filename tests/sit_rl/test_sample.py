@@ -257,10 +257,10 @@ def test_a_run_seen_from_another_place_names_what_it_cannot_find(run_folder, tmp
     """A run keeps the paths that it was given, relative ones as they are."""
     weights = dict(SiT(COLOUR).named_parameters())
     told = stopped_by(capsys, run_folder(weights, vae=Path("elsewhere")), tmp_path / "a")
-    assert "was trained with --vae elsewhere, not here now; pass --vae" in told
+    assert "was trained with --vae elsewhere, which does not exist now; pass --vae" in told
     (tmp_path / "base.safetensors").unlink()
     told = stopped_by(capsys, run_folder(), tmp_path / "a")
-    assert f"was trained with --checkpoint {tmp_path}/base.safetensors, not here now; work where" in told
+    assert f"was trained with --checkpoint {tmp_path}/base.safetensors, which does not exist now; work where" in told
 
 
 def test_run_without_a_checkpoint(run_folder, tmp_path, capsys):

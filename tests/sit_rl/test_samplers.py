@@ -346,7 +346,7 @@ def test_last_step_has_no_log_probability():
         (dict(kind="discrete", method="ddim", eta=1.5), "eta is 1.5"),
         (dict(kind="discrete", method="ddpm", steps=1001), "the noising chain has 1000"),
         (dict(kind="discrete"), "choose one of ddpm, ddim"),
-        (dict(guidance_from=0.6, guidance_until=0.5), "no interval"),
+        (dict(guidance_from=0.6, guidance_until=0.5), "not an interval"),
     ],
 )
 def test_impossible_samplers_are_refused(arguments, message):

@@ -241,10 +241,10 @@ def test_broken_files_name_their_flag(weights, refused):
     (weights / "run" / "ema").mkdir(parents=True)
     (weights / "run" / "ema" / "a.safetensors").write_bytes((weights / "cut.safetensors").read_bytes())
     for line, told in {
-        "sample --checkpoint cut.pt --threads 1": "--checkpoint cut.pt is no whole checkpoint (it is incomplete",
-        "train --preset sit-xl-imagenet256 --dry-run --checkpoint cut.pt": "--checkpoint cut.pt is no whole checkpoint",
+        "sample --checkpoint cut.pt --threads 1": "--checkpoint cut.pt is not a complete checkpoint (it is incomplete",
+        "train --preset sit-xl-imagenet256 --dry-run --checkpoint cut.pt": "--checkpoint cut.pt is not a complete",
         "evaluate --network fashion-a --weights cut.safetensors --out empty": "--weights cut.safetensors",
-        "convert cut.pt x.safetensors": "source cut.pt is no whole checkpoint",
+        "convert cut.pt x.safetensors": "source cut.pt is not a complete checkpoint",
         "convert whole.pt ./whole.pt": "target whole.pt is the source",
         "evaluate --samples cut.npz --reference embedded --out empty --threads 1": "--samples cut.npz cannot be read",
         "evaluate --images 20 --reference empty --out empty --threads 1": "--reference empty holds no images",
@@ -278,7 +278,7 @@ def test_an_autoencoder_that_was_cut_names_file_and_size(tmp_path):
     ):
         load_decoder(tmp_path, torch.device("cpu"))
     file.unlink()
-    with pytest.raises(ValueError, match="--vae .* is no whole AutoencoderKL .* download its config.json and"):
+    with pytest.raises(ValueError, match="--vae .* is not a complete AutoencoderKL .* download its config.json and"):
         load_decoder(tmp_path, torch.device("cpu"))
 
 
