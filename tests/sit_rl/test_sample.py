@@ -423,7 +423,7 @@ def test_all_ranks_stop_when_the_main_one_refuses(colour, tmp_path):
         (["--grid", "grid.jpg"], "--grid grid.jpg is not the name of a .png file"),
         (["--out", "x.zip"], "--out x.zip is neither a folder nor a .npz"),
         (["--checkpoint", "nowhere.pt"], "nowhere.pt does not exist"),
-        (["--checkpoint", "."], "is no run's folder"),
+        (["--checkpoint", "."], "is not a run folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(colour, tmp_path, monkeypatch, capsys, flags, message):
