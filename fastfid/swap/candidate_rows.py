@@ -175,11 +175,6 @@ class CandidateRows:
         """m_r and m_a."""
         return self.index.shape[1], self.added.shape[1]
 
-    @property
-    def needs_grad(self) -> bool:
-        """Whether a gradient in the added rows is wanted."""
-        return self.added.requires_grad
-
     def spread_out(self) -> tuple[Tensor, Tensor]:
         """z_r [b, m_r, r] and z_a [b, m_a, r] of equation 2."""
         w_r, w_a, by = self.reference[self.index], self.added, self.spread

@@ -1,8 +1,8 @@
 """Changes of many candidates, chunk by chunk: rows, nodes, determinants, and the repair of rare directions.
 
 Rare directions.  A feature that is active in a few rows is lost with them, although N is large and Λ regular.  Every
-removal therefore returns the smallest eigenvalue σ of I − G_rr at the first node: Λ − W_rᵀW_r ⪰ σΛ up to that node's
-τ². A candidate whose σλ_min falls below the nodes' range is computed again in float64, with the shift S of
+removal therefore returns the smallest eigenvalue σ of I − G_rr at the first node: Λ − W_rᵀW_r ⪰ σΛ up to that
+node's τ².  A candidate whose σλ_min falls below the nodes' range is computed again in float64, with the shift S of
 swap/nodes.py and pivoted LU.
 """
 
@@ -35,9 +35,8 @@ CANDIDATE_BYTES = 3 << 10
 # 256 MiB was slower by 14% for 50-swaps and by 50% for single images.
 HOST_CHUNK = 32 << 20  # bytes
 
-
-# Safety factor on the lower end of the nodes' range: inverse iteration overestimates the smallest eigenvalue of I −
-# G_rr by a few percent where it stands apart.
+# Safety factor on the lower end of the nodes' range: inverse iteration overestimates the smallest eigenvalue of
+# I − G_rr by a few percent where it stands apart.
 REMAINING_MARGIN = 1.2
 
 # Below this I − G_rr, whose entries err by 1e-6 (float32) and 1e-15, keeps fewer than three, or seven, digits.
@@ -46,25 +45,31 @@ LEAST_REMAINING = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 @dataclass(frozen=True, eq=False)
 class Workbench:
-    """What one call works with: memory and nodes that calls of an engine reuse, and a timer of its own."""
+    """What one call works with.
+
+    buffers, nodes  kept by the engine for its next calls
+    timer           of this call
+    workspace       bytes of temporary memory
+    """
 
     buffers: RowBuffers
     nodes: NodeSets
     timer: PhaseTimer
+    workspace: int
 
 
 def changes_of(
-    candidates: Candidates, route: Route, prepared: PreparedReference, bench: Workbench, workspace: int
+    candidates: Candidates, route: Route, prepared: PreparedReference, bench: Workbench
 ) -> tuple[Tensor, Report]:
-    """Equation 4 for every candidate [B] float64, and what it took; `workspace`: bytes of temporary memory."""
+    """Equation 4 for every candidate [B] float64, and what it took."""
     changes, report = [candidates.added.new_zeros(0, dtype=torch.float64)], Report()
-    step = candidates_per_chunk(candidates, route, prepared, workspace)
+    step = candidates_per_chunk(candidates, route, prepared, bench.workspace)
     for start in range(0, len(candidates), step):
         chunk = candidates[start : start + step]
         found = _change_once(chunk, route, prepared, bench)
         rare = _rare(found, route, prepared)
         if len(rare):
-            found = _recomputed(found, rare, chunk, route, prepared, bench, workspace)
+            found = _recomputed(found, rare, chunk, route, prepared, bench)
         changes.append(found.change)
         report = report.then(found.report)
     return torch.cat(changes), replace(report, seconds=bench.timer.seconds)
@@ -124,11 +129,10 @@ def _recomputed(
     route: Route,
     prepared: PreparedReference,
     bench: Workbench,
-    workspace: int,
 ) -> ChunkChange:
     """`once` with the candidates at `rare` [n] computed as of a singular spectrum, by pivoted LU."""
     few, route, changes, report = candidates[rare], route.for_rare(), [], once.report
-    step = candidates_per_chunk(few, route, prepared, workspace)
+    step = candidates_per_chunk(few, route, prepared, bench.workspace)
     for start in range(0, len(few), step):
         found = _change_once(few[start : start + step], route, prepared, bench)
         changes.append(found.change)

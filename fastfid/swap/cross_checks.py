@@ -1,7 +1,5 @@
 """The swap engine's results computed again from the features, without its algebra."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from fastfid.swap.checks import checked_swap
 from fastfid.swap.engine import SwapEngine
 
 
-def swap_change_ref(engine: SwapEngine, removed: Any, added: Any) -> Tensor:
+def swap_change_ref(engine: SwapEngine, removed: object, added: object) -> Tensor:
     """`engine.change(removed, added)` from scratch: each changed set, its float64 covariance, its whole spectrum."""
     removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
     changes = []

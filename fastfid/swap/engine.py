@@ -63,7 +63,7 @@ class SwapEngine:
     def __init__(
         self,
         real: PreparedMoments | HasMoments | Pair,
-        reference_features: Any,  # an array of any library
+        reference_features: object,
         *,
         tol: float | None = None,
         dtype: torch.dtype = torch.float32,
@@ -132,12 +132,12 @@ class SwapEngine:
 
     # -------------------------------------------------------------------------------------------- distances of swaps
 
-    def score(self, removed: Any, added: Any) -> Tensor:
+    def score(self, removed: object, added: object) -> Tensor:
         """Fréchet distance of each candidate [B] float64; arguments as in `change`."""
         with self._turn:
             return self.distance + self.change(removed, added)
 
-    def change(self, removed: Any, added: Any) -> Tensor:
+    def change(self, removed: object, added: object) -> Tensor:
         """Change of the Fréchet distance for each candidate [B] float64; negative is closer to the real set (eq. 4).
 
         removed  [B, m_r] int64 rows of the reference, no repeats inside a candidate
@@ -149,14 +149,15 @@ class SwapEngine:
             removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
             candidates = Candidates.of(*checked_swap(removed, added, self.reference))
             route = route_of(self._options, self._prepared, *candidates.sizes, candidates.needs_grad)
-            bench = Workbench(self._buffers, self._nodes, PhaseTimer(self._prepared.device))
+            timer = PhaseTimer(self._prepared.device)
+            bench = Workbench(self._buffers, self._nodes, timer, self._options.workspace)
             with full_float32(self._prepared.device):
-                changes, report = changes_of(candidates, route, self._prepared, bench, self._options.workspace)
+                changes, report = changes_of(candidates, route, self._prepared, bench)
             self._report = self._report.without_counts().then(report)
             self._buffers.release()
             return changes
 
-    def change_each(self, removed: Any, added: Any) -> Tensor:
+    def change_each(self, removed: object, added: object) -> Tensor:
         """Exact change of every single-image swap on its own: removed [...] int64, added [..., d] → [...] float64."""
         removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
         if added.shape[:-1] != removed.shape or added.ndim < 1:
@@ -173,7 +174,7 @@ class SwapEngine:
             return self.change(every, self.reference.new_zeros((self.count, 0, self._prepared.dim)))
 
     @torch.no_grad()
-    def influence(self, features: Any) -> Tensor:
+    def influence(self, features: object) -> Tensor:
         """First-order influence I(x) [n] float64 of features [n, d] (swap/influence.py).
 
         Replacing x_i by x changes the distance by about (I(x) − I(x_i))/N.
@@ -187,7 +188,7 @@ class SwapEngine:
             return influence
 
     @torch.no_grad()
-    def replace(self, removed: Any, added: Any) -> SwapEngine:
+    def replace(self, removed: object, added: object) -> SwapEngine:
         """Commit one swap, removed [m_r] and added [m_a, d], renew the eigenbasis, and return the engine.
 
         Added rows take the places of the removed ones in order; surplus rows are appended, surplus places closed up.

@@ -33,15 +33,14 @@ from fastfid.swap.prepared_reference import PreparedReference
 SHIFT = 1e-15
 
 # New rows with more than this many times a direction's variance set that direction's shift: below, w·w/v keeps
-# float64's digits as it is.
+# its digits in float64.
 GAINED = 1e3
 
 # Singular spectra are resolved down to a root of this share of tol times the largest: a smaller one adds less.
 RESOLVED = 1 / 20
 
-# Relative error of a weight plan in units of tol.  Measured at d = 128 to 1,024, N = 1,500 … 5,000, tol = 2e-6: the
-# error of a change, 1.5e-5 to 7e-5 of the candidates' standard deviation, stays what it is up to 100; at 300 some are
-# twice as large.
+# Relative error of a weight plan in units of tol.  Measured at d = 128 to 1,024, N = 1,500 to 5,000, tol = 2e-6: up to
+# 100 it does not add to the error of a change (1.5e-5 to 7e-5 of the candidates' spread); 300 doubles some errors.
 PLAN_TOL = 50
 
 # The same of a singular spectrum, absolute: I − G_rr as small as LEAST_REMAINING in float64 keeps four digits.

@@ -18,7 +18,8 @@ from fastfid.swap.prepared_reference import PreparedReference
 
 BACKENDS = ("auto", "cpp", "triton", "torch")
 
-# The kernel factors one Gram matrix per thread inside its cache; wider changes are left to torch's blocked LU.
+# Widest change of the C++ kernel, which factors one Gram matrix per thread in its cache; torch's blocked LU takes
+# others.
 MAX_KERNEL_RANK = 512
 
 
@@ -32,7 +33,7 @@ class Route:
     singular         shift the spectrum (swap/nodes.py): Λ has lost a direction, or the removal must lose one
     rows_by_cpp      the extension centres the rows
     gradient_by_cpp  the extension computes the gradient along with the change
-    choice           what the report tells of the backend; None: nothing new
+    choice           the backend and why, for the report; None leaves the report's
     pivoted          by torch's pivoted LU, with room for its copies
     """
 
@@ -40,9 +41,9 @@ class Route:
     backend: str
     dtype: torch.dtype
     singular: bool
-    rows_by_cpp: bool
-    gradient_by_cpp: bool
-    choice: Choice | None
+    rows_by_cpp: bool = False
+    gradient_by_cpp: bool = False
+    choice: Choice | None = None
     pivoted: bool = False
 
     def for_rare(self) -> Route:
@@ -64,11 +65,11 @@ def route_of(options: EngineOptions, prepared: PreparedReference, m_r: int, m_a:
     singular = prepared.is_singular(m_r)
     dtype = torch.float64 if singular else options.dtype
     if options.method == "eigh":
-        return Route(options.method, "torch", dtype, singular, False, False, None)
+        return Route(options.method, "torch", dtype, singular)
     if options.method != "logdet":
         precision = str(dtype).removeprefix("torch.")
         choice = choose_products(options.backend, prepared.device, options.method, precision, needs_grad)
-        return Route(options.method, choice.name, dtype, singular, False, False, choice)
+        return Route(options.method, choice.name, dtype, singular, choice=choice)
     exhausting = prepared.is_exhausted_by(m_r)
     choice = choose(options.backend, prepared.device, m_r + m_a, exhausting, dtype, needs_grad)
     # autograd takes the gradients of single rows, for which the extension has other kernels
@@ -76,7 +77,7 @@ def route_of(options: EngineOptions, prepared: PreparedReference, m_r: int, m_a:
     if needs_grad and choice.name == "cpp" and not fused:
         choice = Choice("torch", "gradients of single rows are left to autograd")
     rows_by_cpp = options.cpp and not needs_grad or fused
-    return Route(options.method, choice.name, dtype, singular, rows_by_cpp, fused, None if fused else choice)
+    return Route(options.method, choice.name, dtype, singular, rows_by_cpp, fused, choice)
 
 
 def choose(
@@ -87,10 +88,11 @@ def choose(
     dtype: torch.dtype = torch.float32,
     needs_grad: bool = False,
 ) -> Choice:
-    """Backend for changes of this rank on this device; ValueError when the one asked for cannot do it.
+    """Backend for changes of this rank on this device; ValueError if the requested one cannot compute them.
 
     `exhausting`: the removal alone may empty a direction.  LDLᵀ without pivoting then divides by pivots near zero and
-    loses digits (measured in float64: 1e-11 of the distance's terms) that pivoted LU keeps (5e-15): auto prefers torch.
+    loses digits (measured in float64: 1e-11 of the distance's terms) that pivoted LU keeps (5e-15), so auto prefers
+    torch.
     """
     if requested not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {requested!r}")
@@ -121,7 +123,7 @@ def _cpp_home() -> str:
 
 
 def _triton_home(device: torch.device, rank: int) -> str:
-    """Where the Triton route works, and what factors changes too wide for one of its programs."""
+    """Where the Triton route works, and what factors changes that are too wide for one of its programs."""
     home = f"data on {device}"
     if not rank:
         return home
