@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -67,7 +68,7 @@ class Config:
         return cls().changed(**values)
 
     def changed(self, **values: Any) -> Config:
-        """A copy with other values, by flat name; TypeError for a name that is none."""
+        """A copy with other values, by flat name; TypeError for an unknown name."""
         unknown = sorted(values.keys() - places().keys())
         if unknown:
             raise TypeError(f"{unknown[0]!r} is no field of a config")
@@ -90,7 +91,7 @@ class Config:
         return self.out or Path("runs") / f"{self.preset}-{self.update.estimator}-{self.seed}"
 
     def check(self) -> None:
-        """ValueError for a config whose numbers contradict each other."""
+        """ValueError if the numbers contradict each other."""
         check_bounds(self)
         for group in (self.reward, self.update, self.rollout, self.evaluation, self.files, self.run):
             group.check()
@@ -100,8 +101,12 @@ class Config:
         return {name: _plain(self[name]) for name in places()}
 
     def save(self, path: Path) -> None:
-        """Write as YAML, whole or not at all."""
-        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+        """Write as YAML by flat name, with a comment above each group; the file is written whole or not at all."""
+        blocks = []
+        for group, names in groupby(places(), key=lambda name: places()[name].group):
+            heading = "" if group is None else f"\n# {group}\n"
+            blocks.append(heading + yaml.safe_dump({name: _plain(self[name]) for name in names}, sort_keys=False))
+        write_text(path, "".join(blocks))
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def _flag(name: str, place: Place, default: Any) -> tuple[str, Any, Any]:
 
 
 def load_config(path: Path) -> Config:
-    """Read a saved config; ValueError for one that is not there, or naming a field of another name or kind."""
+    """Read a saved config; ValueError if it cannot be read, or has a field of unknown name or of another type."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -182,12 +187,12 @@ def load_config(path: Path) -> Config:
 
 
 def differences(saved: Config, asked: Config) -> list[str]:
-    """Flat names of the fields that decide the result and differ between two configs."""
+    """Flat names of the fields that differ between two configs and on which results depend."""
     return [name for name in places() if not may_change(name) and saved[name] != asked[name]]
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML and JSON have it."""
+    """A value as plain types for YAML and JSON."""
     if isinstance(value, SamplerConfig):
         return {name: _plain(part) for name, part in asdict(value).items()}
     if isinstance(value, tuple):
@@ -196,7 +201,7 @@ def _plain(value: Any) -> Any:
 
 
 def _converted(values: Any, hints: dict[str, Any]) -> dict[str, Any]:
-    """Plain values by name, each checked against its type; ValueError for what is no table or has unknown names."""
+    """Values by name, each converted to its type; ValueError unless `values` is a dict of known names."""
     if not isinstance(values, dict):
         raise ValueError(f"{type(values).__name__} in place of a table of fields")
     unknown = sorted(str(name) for name in set(values) - set(hints))
@@ -206,7 +211,7 @@ def _converted(values: Any, hints: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`, ValueError naming the field where it is not one."""
+    """`value` converted to the type `hint`; ValueError, which names the field, if it has another type."""
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for choice in choices:
         if get_origin(choice) is Literal and value in get_args(choice):

@@ -119,7 +119,7 @@ class RewardOptions:
         return 1.0 if self.keep in ("all", None) else float(self.keep)
 
     def check(self) -> None:
-        """ValueError where the numbers contradict each other."""
+        """ValueError if the numbers contradict each other."""
         check_bounds(self)
         if self.replace > self.reference_size - 2:
             raise ValueError(
@@ -209,13 +209,13 @@ class RolloutOptions:
     )
 
     def check(self) -> None:
-        """ValueError where a sampler lacks what a policy gradient needs."""
+        """ValueError if a policy gradient cannot use its sampler."""
         check_bounds(self)
         if not self.sde_sampler.has_density:
             raise ValueError(
-                f"--rollout-sde is {self.sde_sampler}, whose steps have not the density a policy gradient needs; "
-                "choose kind sde with method euler, or for a DiT kind discrete, 3 steps or more, method ddpm, or ddim "
-                "with eta above 0"
+                f"--rollout-sde is {self.sde_sampler}, whose steps do not have the density that a policy gradient "
+                "needs; choose kind sde with method euler, or for a DiT kind discrete, 3 steps or more, method ddpm, "
+                "or ddim with eta above 0"
             )
 
 
@@ -242,7 +242,7 @@ class EvaluationOptions:
     )
 
     def check(self) -> None:
-        """ValueError where a sampler is of the other kind, or the images are too few for a covariance."""
+        """ValueError if a sampler has the wrong kind, or the images are too few for a covariance."""
         check_bounds(self)
         if noisy_steps(self.ode) or not noisy_steps(self.sde):
             raise ValueError(
@@ -278,13 +278,13 @@ class FileOptions:
         0, "how many of the embedded real images to use of each split, evenly spaced; 0 means all"
     )
     reward_features: str = option("fashion-a", "feature network of the reward: any that `fastfid eval --network` takes")
-    judge_features: str = option("fashion-b", "a second network, which only judges; none: no second one")
+    judge_features: str = option("fashion-b", "a second network, which only judges; none: no second network")
     weights: tuple[str, ...] = option(
         (), "weights file of the feature network, such as Inception's, or NAME=PATH for several"
     )
 
     def check(self) -> None:
-        """ValueError where the embedded images would be too few."""
+        """ValueError if there are too few embedded images."""
         if self.embedded_images and self.embedded_images < 200:
             raise ValueError(
                 f"--embedded-images is {self.embedded_images}; at least 200 are needed for 128 features, or 0 for all"

@@ -175,7 +175,7 @@ def test_what_does_not_fit_a_dit_is_one_sentence(weights, tmp_path, capsys):
     assert "--rollout-sde is SDE euler, 3 steps" in error and "choose --preset dit-xl-imagenet256" in error
     assert "another --architecture" in complaint(capsys, *FLAGS, *out, "--architecture", "sit")
     still = complaint(capsys, *FLAGS, *out, "--rollout-sde.method", "ddim")
-    assert "--rollout-sde is DDIM, 4 steps, whose steps have not the density" in still
+    assert "--rollout-sde is DDIM, 4 steps, whose steps do not have the density" in still
     noisy = complaint(capsys, *FLAGS, *out, "--evaluate-ode.eta", 1)
     assert "--evaluate-ode is DDIM, 3 steps, η 1" in noisy and "must draw no noise" in noisy
 
