@@ -1,4 +1,4 @@
-"""Generate images with the current model, sharded over ranks by global sample index."""
+"""Generate images with a model; ranks share the work by global sample index."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Drawn:
 
 @dataclass
 class Rollout:
-    """This rank's part of a set of generated images, n of them.
+    """This rank's part of a set of generated images: n images.
 
-    indices   their global numbers
+    indices   their global indices
     labels    int64 [n]
     samples   float32 [n, C, H, W], before decoding
     images    uint8 [n, c, h, w] in host memory: 50,000 of 256×256 are 10 GB
     features  float32 [n, d] of the reward's network
-    states    float32 [n, steps + 1, C, H, W], the random path, where it was asked for
-    log_prob  float32 [n, steps − 1] of the path's noisy steps under the model that made it
+    states    float32 [n, steps + 1, C, H, W], the random path, if it was kept
+    log_prob  float32 [n, noisy steps] under the model that made the path, if it was kept
     """
 
     indices: range
@@ -67,7 +67,7 @@ def generate(
     keep_path: bool = False,
     label: str = "sample",
 ) -> Rollout:
-    """Sample image i of class labels[i] from the noise of (seed, step, i), for this rank's share of len(labels) images.
+    """Sample image i of class labels[i] from the noise of (seed, step, i), for this rank's share of the images.
 
     A batch is `batch` consecutive global indices, whatever the number of ranks. Every matrix product therefore has the
     same shape, and a sample the same bits, on one rank and on many. Preempted between two batches if the run was told
@@ -117,7 +117,7 @@ def noise_source(
 
 
 def _nothing(indices: range, components: Components, path_of: SamplerConfig | None) -> Rollout:
-    """The part of a rank that owns no batch: empty tensors of the right shapes, a path's of its sampler too."""
+    """The part of a rank that owns no batch: empty tensors; those of a path have the shapes of sampler `path_of`."""
     samples = torch.empty((0, *components.sample_shape), device=components.device)
     states = log_prob = None
     if path_of is not None:

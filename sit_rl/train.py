@@ -109,7 +109,7 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
             prepare_folder(config, fresh=path is None)
             log = RunLog(config.run_folder, first_step=values["step"] if values else 0, remote=remote)
     except Preempted:
-        return say(f"stopped as told before the first step; {config.run_folder} is as it was")
+        return say(f"stopped on request before the first step; {config.run_folder} is unchanged")
     if path is None:
         say(describe_run(config, components))
     else:
@@ -121,7 +121,7 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
         log.close()
     except Preempted:
         state.writer.wait()
-        return say(f"stopped as told; {config.run_folder} is saved, the same command resumes")
+        return say(f"stopped on request; {config.run_folder} is saved, the same command resumes")
     finally:
         state.writer.wait()
     model = exported(state)

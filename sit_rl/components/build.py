@@ -29,17 +29,17 @@ class Components:
     model: SiT  # the base generator, SiT or DiT, on the device
     decode: Callable[[torch.Tensor], torch.Tensor]  # samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
     reward_net: FeatureExtractor
-    judge_net: FeatureExtractor | None  # a second network, which no reward sees
-    real: RealSide  # through reward_net: the reward's
-    real_b: RealSide | None  # through judge_net: for the floor alone
-    heldout: RealSide  # through reward_net: the judge's; `real` itself where no others were given
-    heldout_b: RealSide | None  # through judge_net
+    judge_net: FeatureExtractor | None  # a second network, which the reward never uses
+    real: RealSide  # the reward's real images through reward_net
+    real_b: RealSide | None  # the same images through judge_net, only for the floor
+    heldout: RealSide  # the judge's real images through reward_net; `real` itself if no others were given
+    heldout_b: RealSide | None  # the judge's real images through judge_net
     real_images: ImageSet | None  # with labels, for the estimator `pretraining`
     device: torch.device
 
     @property
     def num_classes(self) -> int:
-        """Classes the generator knows."""
+        """Number of the generator's classes."""
         return self.model.config.num_classes
 
     @property
@@ -49,7 +49,7 @@ class Components:
 
 
 def build_components(config: Config, device: torch.device, progress: bool = True) -> Components:
-    """Load and check everything a run needs; errors come here, before any work."""
+    """Load and check everything that a run needs; ValueError or OSError for bad input, before any work."""
     with reading("--checkpoint", config.files.checkpoint or ASSETS):
         path = config.files.checkpoint or ASSETS / "base.safetensors"
         model = load_model(path, architecture=config.files.architecture)

@@ -1,4 +1,4 @@
-"""Checks of a run's inputs: each is one sentence before any work."""
+"""Checks of a run's inputs before any work; each error is one sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths
 from sit_rl.files.weights import weights_files
 from sit_rl.models.sit import SiT
 
-# Paths that a preset without embedded assets cannot do without.
+# Paths that a preset without embedded assets needs.
 NEEDED_PATHS_ARE = {
     "checkpoint": "--checkpoint (the weights)",
     "vae": "--vae (a diffusers autoencoder's folder)",
@@ -20,7 +20,7 @@ NEEDED_PATHS = dict.fromkeys(("sit-xl-imagenet256", "dit-xl-imagenet256"), tuple
 
 
 def check_inputs(config: Config) -> None:
-    """One sentence, before anything is read or written, for all paths and the first package that a run lacks."""
+    """Check that all paths and packages exist; ValueError, FileNotFoundError or ModuleNotFoundError otherwise."""
     missing = [name for name in NEEDED_PATHS.get(config.preset, ()) if config[name] is None]
     needed = listed([NEEDED_PATHS_ARE[name] for name in missing]) if missing else None
     require_paths(given_paths(config.files), needed and f"preset {config.preset} needs {needed}")
@@ -35,7 +35,7 @@ def check_inputs(config: Config) -> None:
 
 
 def given_paths(files: FileOptions) -> list[tuple[str, Path | str | None]]:
-    """Flag and path, None where it was not given, of all that a run reads."""
+    """Flag and path of everything that a run may read; the path is None if it was not given."""
     paths: list[tuple[str, Path | str | None]] = [
         (f"--{name}", getattr(files, name)) for name in ("checkpoint", "vae", "real", "heldout")
     ]
@@ -43,7 +43,7 @@ def given_paths(files: FileOptions) -> list[tuple[str, Path | str | None]]:
 
 
 def check_predictions(config: Config, model: SiT) -> None:
-    """ValueError where the estimator or a sampler of the run is not one for what the model predicts."""
+    """ValueError if the estimator or a sampler of the run does not fit what the model predicts."""
     kind, policy_gradient = type(model).__name__, config.update.estimator == "sde_policy_gradient"
     if model.predicts != "velocity" and not policy_gradient:
         raise ValueError(
@@ -61,7 +61,7 @@ def check_predictions(config: Config, model: SiT) -> None:
 
 
 def check_classes(config: Config, model: SiT) -> None:
-    """ValueError where the sets are too small for the model's classes, or the embedded images are not the model's."""
+    """ValueError if sets are too small for the model's classes, or the embedded images do not fit the model."""
     classes, reward = model.config.num_classes, config.reward
     if min(reward.reference_size, config.evaluation.images) < classes:
         raise ValueError(
@@ -71,9 +71,8 @@ def check_classes(config: Config, model: SiT) -> None:
     learns_by_class = reward.normalise == "class" and config.update.estimator != "pretraining"
     if learns_by_class and reward.images_per_step < 2 * classes:
         raise ValueError(
-            f"--normalise class compares images of one class, of which the {reward.images_per_step} images of a step "
-            f"have fewer than 2 on average, among {classes}: a lone one teaches nothing; choose --normalise batch, or "
-            "raise --candidates"
+            f"--normalise class compares images of the same class, but a step's {reward.images_per_step} images have "
+            f"fewer than 2 of each of the {classes} classes on average; choose --normalise batch, or raise --candidates"
         )
     if config.files.real is None and not like_embedded(model):
         raise ValueError(
@@ -83,5 +82,5 @@ def check_classes(config: Config, model: SiT) -> None:
 
 
 def like_embedded(model: SiT) -> bool:
-    """Whether the embedded images are of the model's shape and number of classes."""
+    """Whether the model's samples have the shape and the number of classes of the embedded images."""
     return model.config.image_shape == (1, 28, 28) and model.config.num_classes == 10

@@ -1,7 +1,7 @@
-"""The images a run trains on and is judged by: uint8 [N, C, H, W] with labels, embedded or from the official files.
+"""Real images with labels, embedded in the package or read from Fashion-MNIST's official files.
 
-The embedded Fashion-MNIST subset (MIT, © 2017 Zalando SE, see NOTICE) has two parts that never meet: `train`, the
-reward's real images, from the official training split; `heldout`, the judge's, from the official test split.
+The embedded subset of Fashion-MNIST (MIT, © 2017 Zalando SE, see NOTICE) has two disjoint parts: `train`, the reward's
+real images, from the official training split; `heldout`, the judge's, from the official test split.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ImageSet:
     labels: torch.Tensor
 
     def __post_init__(self) -> None:
-        """Refuse labels that do not belong to the images or to a class."""
+        """ValueError unless there is one valid label for each image."""
         if len(self.labels) != len(self.images):
             raise ValueError(f"{len(self.labels)} labels do not belong to {len(self.images)} images; give one for each")
         check_labels(self.labels, NUM_CLASSES, "the images' classes")
@@ -58,7 +58,7 @@ def check_labels(labels: torch.Tensor, classes: int, whose: str) -> None:
 
 
 def tile(images: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.uint8]:
-    """uint8 [n, C, H, W] → one picture of full rows and a last one filled up with white: [rows·H, columns·W(, 3)]."""
+    """uint8 [n, C, H, W] → one picture [rows·H, columns·W(, 3)]; the last row is filled up with white."""
     n, channels, height, width = images.shape
     columns = min(columns, n)
     blank = np.full((-n % columns, channels, height, width), 255, images.dtype)

@@ -28,6 +28,6 @@ def load_networks(files: FileOptions, device: torch.device) -> tuple[FeatureExtr
 
 
 def load_network(name: str, weights: str | None, device: torch.device) -> FeatureExtractor:
-    """A feature network, from a file of --weights where one was given."""
+    """A feature network; its weights come from a file of --weights if one was given."""
     with reading("--weights", weights) if weights else nullcontext():
         return feature_extractor(name, weights, device)

@@ -1,4 +1,4 @@
-"""Real images seen through one network: extracted features, or a file of statistics, each checked first."""
+"""The real side of a reward or an evaluation: features of real images, or a file of statistics."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from fastfid.statistics.statistics import Statistics
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.preemption import stop_if_told
 
-FEATURE_BATCH = 250  # images; large enough for the CPU's convolutions, small enough for their workspace
+# Images per batch: large enough for the CPU's convolutions to be efficient, small enough for their workspace.
+FEATURE_BATCH = 250
 
 
 @dataclass(frozen=True)
 class RealSide:
-    """Real images seen through one network: their moments, and their features [n, d] where images were given."""
+    """Moments of real images through one network, and the features float32 [n, d] unless they came as statistics."""
 
     moments: FeatureMoments
     features: torch.Tensor | None
@@ -32,7 +33,7 @@ class RealSide:
 def extract_real(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress: bool) -> RealSide:
     """Moments and features of images (tensor, folder, zip, npz), or the moments of a statistics file.
 
-    Every rank calls it; Preempted between two batches where the run was told to stop.
+    Every rank calls it. Preempted between two batches if the run was told to stop.
     """
     moments = saved_moments(source)
     if moments is not None:
@@ -51,7 +52,7 @@ def extract_real(source: torch.Tensor | Path, net: FeatureExtractor, label: str,
 
 
 def validate_real(source: Path, nets: list[FeatureExtractor]) -> None:
-    """ValueError or OSError, before hours of features, where real images or statistics cannot be what they should."""
+    """ValueError or OSError, before features are computed, if real images or statistics cannot be used."""
     moments = saved_moments(source)
     if moments is None:
         next(iter(open_images(source).batches(1)))
@@ -61,14 +62,14 @@ def validate_real(source: Path, nets: list[FeatureExtractor]) -> None:
 
 
 def saved_moments(source: torch.Tensor | Path) -> FeatureMoments | None:
-    """The moments of a statistics file, None for images."""
+    """The moments of a statistics file; None for images."""
     if not isinstance(source, Path) or source.suffix != ".npz" or not holds_statistics(source):
         return None
     return FeatureMoments.load(source)
 
 
 def check_statistics(statistics: Statistics, net: FeatureExtractor) -> None:
-    """ValueError where saved statistics are not of the network's features: of another d, weights or resizing."""
+    """ValueError if saved statistics come from another network: another d, other weights or another resizing."""
     network, found = NetworkFeatures(f"the network {net.name}", net.dim, net.identity), None
     if statistics.dim != net.dim:
         found = f"{statistics.name} has d = {statistics.dim} features, {network.name} has d = {net.dim}"
@@ -81,7 +82,7 @@ def check_statistics(statistics: Statistics, net: FeatureExtractor) -> None:
 
 
 def _groups(items: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
-    """Consecutive items, `size` at a time: what is read ahead while earlier ones are worked on stays bounded."""
+    """Consecutive items, `size` at a time, so that only so many are read ahead."""
     items = iter(items)
     while group := list(itertools.islice(items, size)):
         yield group

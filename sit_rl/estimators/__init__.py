@@ -1,4 +1,4 @@
-"""Ways to turn scored samples into an update of the generator; one file each, all behind `Estimator`."""
+"""Ways to update the generator with scored samples: one file for each subclass of `Estimator`."""
 
 from __future__ import annotations
 

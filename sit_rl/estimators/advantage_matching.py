@@ -2,10 +2,11 @@
 
     L = E_x [ A(x) · |v_θ(x_t, t) − u|² + β · |v_θ(x_t, t) − v_base(x_t, t)|² ],   A < 0 scaled by `negative`.
 
-Good samples pull the velocity towards the path that makes them, bad ones push it away; the second term holds it near
-the base model, without which the push is unbounded. The rollouts are deterministic (ODE), so what is trained is what is
-sampled from, and the cost is one pass an image instead of one a sampler step. Kin: AWM (arXiv 2509.25050), DiffusionNFT
-(arXiv 2509.16117).
+Samples of positive advantage pull the velocity towards the paths that make them; those of negative advantage push it
+away. The second term keeps the velocity near the base model's, because the push alone has no bound. Rollouts are
+deterministic (ODE): the samples that train come from the sampler that is used afterwards. An image costs one pass
+instead of one per sampler step.
+Related: AWM (arXiv 2509.25050), DiffusionNFT (arXiv 2509.16117).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What an estimator is, and the update that all of them share.
+"""The base class of estimators, and the update that all of them share.
 
-A minibatch is a set of global sample indices, the same on every rank; each rank computes the losses of those it owns,
-divides by the global size, and gradients are summed. No sample ever moves between ranks, and the update does not
-depend on their number beyond the rounding of that sum.
+A minibatch is a set of global sample indices, the same on every rank. Each rank computes the losses of the samples that
+it owns and divides by the global size; gradients are summed. Samples never move between ranks, and the update depends
+on the number of ranks only by the rounding of that sum.
 """
 
 from __future__ import annotations
@@ -34,16 +34,22 @@ Term = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 @dataclass
 class Minibatch:
-    """n of this rank's members of a minibatch: rows into its rollout, their global indices, advantages [n] float32."""
+    """n samples of a minibatch, all owned by this rank.
+
+    rows       int64 [n], their rows in this rank's rollout
+    indices    their global indices
+    advantage  float32 [n]
+    draw       number of this update in the run, which addresses its random draws
+    """
 
     rows: torch.Tensor
     indices: list[int]
     advantage: torch.Tensor
-    draw: int  # number of this update in the run: names its random draws
+    draw: int
 
 
 class Estimator(ABC):
-    """Gives losses whose gradient improves the reward; the files beside this one are the four kinds."""
+    """Makes losses whose gradient improves the reward; each kind has a file beside this one."""
 
     rolls_out = True  # whether it learns from generated samples
     keeps_path = False  # whether it needs the states of the sampler's steps
@@ -77,12 +83,12 @@ class Estimator(ABC):
         """
 
     def share(self, indices: list[int], of_rank: int) -> list[int]:
-        """Members of a global minibatch that a rank computes: those it generated."""
+        """The samples of a global minibatch that a rank computes: those that it generated."""
         made = owned_samples(self.config.reward.images_per_step, self.config.rollout.batch, of_rank)
         return [i for i in indices if i in made]
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:
-        """`updates` lists of global indices, walking through shuffles of `kept`."""
+        """Yield `updates` lists of global indices: consecutive pieces of shuffles of `kept`."""
         size = min(self.minibatch_size, len(kept))
         queue: list[int] = []
         for u in range(self.updates):
@@ -101,10 +107,12 @@ def update(
     kept: torch.Tensor,
     step: int,
 ) -> dict[str, float]:
-    """One training step's optimiser steps on the kept samples; returns means of the estimator's statistics.
+    """Take a training step's optimiser steps on the kept samples; return the means of the estimator's statistics.
 
-    advantage float64 [B·m] and kept int64 are global. FloatingPointError, before the weights change, for a loss or
-    gradient that is not finite.
+    advantage  float64 [B·m], of all ranks' samples
+    kept       int64, global indices of the samples that train
+
+    FloatingPointError, before the weights change, if a gradient is not finite.
     """
     sums: dict[str, float] = defaultdict(float)
     named, lr = list(learner.module.named_parameters()), given(estimator.config.update.lr)
@@ -132,7 +140,7 @@ def accumulate(
     indices: list[int],
     draw: int,
 ) -> dict[str, float]:
-    """Gradients of one global minibatch, micro-batch by micro-batch; returns the sums over ranks of its statistics."""
+    """Add up the gradients of one global minibatch by micro-batches; return its statistics, summed over ranks."""
     parts = micro_batches(estimator, rollout, advantage, indices, draw)
     count = estimator.terms(draw // estimator.updates)
     # The sums stay tensors until the end: reading one would make the host wait for the GPU at every term.
@@ -152,9 +160,9 @@ def accumulate(
 def micro_batches(
     estimator: Estimator, rollout: Rollout | None, advantage: torch.Tensor, indices: list[int], draw: int
 ) -> list[Minibatch]:
-    """This rank's share of a global minibatch in parts of at most --micro-batch images, equally many on every rank.
+    """This rank's share of a global minibatch in parts of at most --micro-batch images.
 
-    A rank with a smaller share ends with empty parts: sharded layers talk in every pass.
+    Every rank has equally many parts, because sharded layers communicate in every pass; the last ones may be empty.
     """
     size = estimator.config.run.micro_batch or len(indices)
     largest = max(len(estimator.share(indices, r)) for r in range(world_size()))
@@ -164,7 +172,7 @@ def micro_batches(
 
 
 def _minibatch(mine: list[int], rollout: Rollout | None, advantage: torch.Tensor, draw: int) -> Minibatch:
-    """Rows and advantages of global indices that this rank owns; the advantages are 1 where nothing was generated."""
+    """The minibatch of the global indices `mine`, all owned by this rank; the advantages are 1 without a rollout."""
     if rollout is None:
         return Minibatch(torch.tensor(mine, dtype=torch.long), mine, torch.ones(len(mine)), draw)
     rows = torch.tensor([i - rollout.indices.start for i in mine], dtype=torch.long)

@@ -1,7 +1,7 @@
-"""The flow-matching error of a model at given samples: the surrogate of −log p(x) that several estimators share.
+"""The flow-matching error of a model at given samples, which several estimators use in place of −log p(x).
 
-E_{t,ε} |v(x_t, t) − (x − ε)|² bounds −log p(x) up to a weighting of t (Kingma & Gao 2023, arXiv 2303.00848), so its
-gradient weighted by advantages is a policy gradient that needs no path: one pass an image instead of one a step.
+E_{t,ε} |v(x_t, t) − (x − ε)|² bounds −log p(x) up to a weighting of t (Kingma & Gao 2023, arXiv 2303.00848). Its
+gradient, weighted by advantages, is a policy gradient without a path: one pass per image instead of one per step.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import torch
 from sit_rl.sampling.interpolant import interpolate, target_velocity
 from sit_rl.sampling.random_streams import Stream, generators, sample_normal
 
-# Successive times of one sample step by the golden ratio mod 1, the sequence that fills [0, 1) most evenly.
+# From draw to draw a sample's time moves by the golden ratio mod 1, which fills [0, 1) most evenly.
 GOLDEN = 0.6180339887498949
 
 
 def matching_points(
     samples: torch.Tensor, indices: list[int], seed: int, draw: int, as_pretraining: bool = False
 ) -> tuple[torch.Tensor, ...]:
-    """Where each sample's error is taken: (t [n], x_t [n, ...], target velocity [n, ...]).
+    """Points at which each sample's error is computed: (t [n], x_t [n, ...], target velocity [n, ...]), float32.
 
-    t is uniform, or logit-normal(0, 1) as in pretraining, for those who take samples for data; ε and t belong to
-    (seed, draw, sample index).
+    t is uniform, or logit-normal(0, 1) if `as_pretraining`. (seed, draw, sample index) determines ε and t.
     """
     starts = torch.tensor([g.random() for g in generators(seed, Stream.MATCHING, 0, indices)], dtype=torch.float64)
     u = (starts + draw * GOLDEN) % 1.0

@@ -14,7 +14,7 @@ from sit_rl.sampling.guidance import Model
 
 
 class Rejection(Estimator):
-    """One flow-matching term a minibatch; selection has already dropped the rest."""
+    """One flow-matching term per minibatch of kept samples."""
 
     def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
         """See the module's equation."""

@@ -3,12 +3,12 @@
     L = −E_x (1/S) Σ_i min( A ρ_i, A clip(ρ_i, 1 − c, 1 + c) ),
     ρ_i = exp( log p_θ(x_{i+1}|x_i) − log p_old(x_{i+1}|x_i) ),
 
-over the S noisy steps of a path; log-probabilities are means over dimensions. Every step costs one pass, so an image
-costs S of them where matching costs one. The steps are an Euler SDE's (SiT), or DDPM's, whose learned variance is
-trained too, or DDIM's with η > 0 (DiT), both but for the last noisy one (`sit_rl.sampling.solvers.trained_steps`).
+over the S trained steps of a path (`sit_rl.sampling.sampler_config.trained_steps`); log-probabilities are means over
+dimensions. An image costs S passes, where matching costs one. For a SiT the steps are those of an Euler SDE; for a DiT
+those of DDPM, whose learned variance is trained as well, or of DDIM with η > 0, without the last noisy one.
 
-**Clip range.** A mean-over-dimensions log-ratio of a fixed per-dimension shift δ has a spread |δ|/√d, so the paper's
-c = 1e-4 at d = 4·32·32 = 4096 becomes c·√(4096/d) at another d: the clip then acts at the same per-dimension shift.
+**Clip range.** If every dimension shifts by δ, the log-ratio, a mean over d dimensions, has a spread of |δ|/√d. The
+paper's c = 1e-4 at d = 4·32·32 = 4096 therefore becomes c·√(4096/d) at another d: the clip then acts at the same δ.
 """
 
 from __future__ import annotations
@@ -25,22 +25,19 @@ from sit_rl.sampling.sampler_config import SamplerConfig, slide_window, time_gri
 from sit_rl.sampling.solvers import sampler_step
 
 PAPER_DIMENSIONS = 4 * 32 * 32
-# Before the first update the ratio is 1 up to float32 rounding of a mean of d squares, about 1e-6. In bf16, kernels for
-# another batch size may round a velocity differently, by 2⁻⁸ of its size, which a step late in a path of 50 turns into
-# 0.003 of a dimension's log-ratio and the mean over 784 of them into 1e-4, five times that in the worst of many samples
-# (6e-5 was seen on a CPU). DDPM's steps near the data turn it into twice as much (computed), which a DiT's 4096
-# dimensions average to less. A larger departure means that rollout and update disagree about the policy, as with
-# dropout left on, and nothing is learned.
+# Largest |ratio − 1| before the first update. float32: rounding of a mean of d squares, 1e-6, with a margin. bf16:
+# kernels for another batch size round a velocity differently, which makes 1e-4, and in the worst sample 5e-4
+# (docs/performance.md). More means that rollout and update disagree about the policy, as with dropout left on.
 RATIO_TOLERANCE = {"float32": 2e-5, "bf16": 2e-3}
 
 
 class SDEPolicyGradient(Estimator):
-    """One term for every noisy step of the path."""
+    """One term for every trained step of the path."""
 
     keeps_path = True
 
     def sampler(self, step: int) -> SamplerConfig:
-        """Rollouts follow steps that have densities; a MixGRPO window slides with the training steps."""
+        """The sampler of rollouts, whose steps have densities; a MixGRPO window slides with the training steps."""
         return slide_window(self.config.rollout.sde_sampler, step)
 
     def terms(self, step: int) -> int:
@@ -49,7 +46,7 @@ class SDEPolicyGradient(Estimator):
 
     @property
     def clip(self) -> float:
-        """Half-width of the ratio's trust interval at this sample dimension."""
+        """The clip range c for this number of dimensions of a sample."""
         return self.config.update.clip_range * math.sqrt(PAPER_DIMENSIONS / math.prod(self.components.sample_shape))
 
     def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
@@ -70,9 +67,11 @@ class SDEPolicyGradient(Estimator):
             yield loss, self._statistics(ratio.detach(), log_ratio.detach(), len(trained))
 
     def _statistics(self, ratio: torch.Tensor, log_ratio: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
-        """Shares [n] of this step in the means of the ratio, of its distance from 1, of clipped ratios, and in the KL.
+        """This step's part [n] of the statistics of a path.
 
-        kl, in nats over these steps: to second order half the square of the step's log-ratio, here d times the mean.
+        ratio, ratio_departure, clipped  means over the steps of ρ, |ρ − 1|, and whether ρ is clipped
+        kl                               nats over the steps, to second order: half the squared log-ratio, which is d
+                                         times the mean log-ratio used here
         """
         departure, dimension = (ratio - 1).abs(), math.prod(self.components.sample_shape)
         return {
@@ -83,7 +82,7 @@ class SDEPolicyGradient(Estimator):
         }
 
     def _check_on_policy(self, ratio: torch.Tensor, i: int) -> None:
-        """FloatingPointError where a ratio is not 1 before the first update."""
+        """FloatingPointError if a ratio is not 1 before the first update."""
         worst = float((ratio.detach() - 1).abs().max()) if len(ratio) else 0.0
         if not worst <= RATIO_TOLERANCE[self.config.run.precision]:
             raise FloatingPointError(

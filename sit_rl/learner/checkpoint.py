@@ -1,12 +1,12 @@
-"""Training state on disk: torch.distributed.checkpoint in safetensors, written beside the training, whole or not.
+"""Checkpoints of a training, by torch.distributed.checkpoint in safetensors, written in the background.
 
-A checkpoint is a folder step-NNNNNN/ of two kinds of file, neither of which can hold code:
+A checkpoint is a folder step-NNNNNN/ with two kinds of file, neither of which can contain code:
 
-    shard-0000R-….safetensors   rank R's part of every tensor; a load cuts the parts anew for any number of ranks
+    shard-0000R-….safetensors   rank R's part of every tensor; any number of ranks can load them
     state.json                  the plain values: step, settings, seconds, evaluations
 
-It is written under a hidden name, flushed to the disk, and renamed; an old one is renamed before it is deleted. A crash
-at any moment therefore leaves whole checkpoints and hidden rubbish, which `clean` removes.
+It is written under a hidden name, flushed to the disk, and renamed. An old one is renamed before it is deleted. A crash
+at any moment therefore leaves only whole checkpoints and hidden folders, which `clean` removes.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from sit_rl.ranks.collectives import sum_scalars
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, checkpoint_group, is_main
 
-# What a save or load may fail with; torch's own is not an Exception.
+# What a save or load may raise; CheckpointException is not a subclass of Exception.
 FAILURES = (Exception, CheckpointException)
-# A single rank is not told at every save that it is one; saves run in threads, where a filter must be global.
+# torch warns at every save on a single rank. Saves run in threads, so the filter must be global.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-# Two debug records for every tensor, which torch's handler then drops: 0.1 s of a save's 0.28 s on one slow core.
+# torch makes two debug records for every tensor and drops them: 0.1 s of a save's 0.28 s on one slow core.
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
-# The step, and a number where one step is saved again, such as after an evaluation.
+# The step, and a number if the same step is saved again, such as after an evaluation.
 NAME = re.compile(r"step-(\d{6,})(?:-(\d+))?")
 VALUES = "state.json"
-# Room to leave beside a checkpoint: logs, figures and a report, about 10 MB, with some to spare.
+# Free space to leave beside a checkpoint: logs, figures and a report take about 10 MB.
 SPARE_BYTES = 64 * 2**20
 
 
 class Writer:
-    """Writes checkpoints, one at a time, in the background: the training goes on once the tensors are copied."""
+    """Writes one checkpoint at a time in the background; the training continues once the tensors are copied."""
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
@@ -52,9 +52,9 @@ class Writer:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        """Begin to write `tensors` and JSON-able `values` as step-NNNNNN, on all ranks; first ends the save before.
+        """Begin to write `tensors` and `values` (plain, for JSON) as step-NNNNNN; every rank calls it.
 
-        OSError, before anything is written, where the disk has no room.
+        Waits for the previous save first. OSError, before anything is written, if the disk has no room.
         """
         self.wait()
         number = int(sum_scalars({"number": self._next_number(step) if is_main() else 0.0})["number"])
@@ -73,17 +73,17 @@ class Writer:
         except FAILURES as error:
             raise self._failure(path, error) from None
         assert isinstance(written, Future)  # a thread's, not a process's
-        text = json.dumps(values)  # now: the training goes on and changes them
+        text = json.dumps(values)  # now, because the training will change them
         self._pending = self._thread.submit(self._publish, written, temporary, path, text)
 
     def wait(self) -> None:
-        """Until the save under way is on disk; raises what it failed with."""
+        """Wait until the current save is on disk; raises its error."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def _publish(self, written: Future[None], temporary: Path, path: Path, values: str) -> None:
-        """Once every rank has written: the values, one rename, and the oldest checkpoints go (main rank)."""
+        """After every rank has written: write the values, rename, delete the oldest checkpoints (main rank)."""
         try:
             written.result()
             if not is_main():
@@ -100,7 +100,7 @@ class Writer:
         discard_old(self.folder, self.keep)
 
     def _next_number(self, step: int) -> int:
-        """0, or one more than an older save of the same step, which stays until the new one is whole."""
+        """0, or one more than an older save of the same step, which is kept until the new one is complete."""
         return max((_order(p)[1] + 1 for p in checkpoints(self.folder) if _order(p)[0] == step), default=0)
 
     def _failure(self, path: Path, error: BaseException) -> OSError:
@@ -131,7 +131,7 @@ def require_space(folder: Path, size: int, path: Path | None = None) -> None:
 
 
 def bytes_of(folder: Path) -> int:
-    """What a folder's files take on the disk, 0 where there is none."""
+    """Size in bytes of a folder's files; 0 for a folder that does not exist."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -150,7 +150,7 @@ def _order(path: Path) -> tuple[int, int]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint of a run, None where there is none."""
+    """The newest checkpoint of a run; None if there is none."""
     return next(reversed(checkpoints(folder)), None)
 
 
@@ -164,13 +164,13 @@ def discard_old(folder: Path, keep: int) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Delete what interrupted saves and deletions left behind."""
+    """Delete what interrupted saves and deletions have left."""
     for rubbish in folder.glob(".*") if folder.is_dir() else ():
         shutil.rmtree(rubbish, ignore_errors=True)
 
 
 def load_values(path: Path) -> dict[str, Any]:
-    """The plain values of checkpoint `path`; ValueError where it is damaged."""
+    """The plain values of checkpoint `path`; ValueError if it is damaged."""
     try:
         values = json.loads((path / VALUES).read_text())
         if not isinstance(values, dict):
@@ -181,7 +181,7 @@ def load_values(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Fill `tensors` (plain or sharded, on any number of ranks) in place from `path`; ValueError where that fails."""
+    """Fill `tensors` (plain or sharded, on any number of ranks) in place from `path`; ValueError if that fails."""
     try:
         state_dict_loader.load(
             tensors,
@@ -203,7 +203,7 @@ def names(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
 
 def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names start with `prefix.`, whole and without it: `ema` gives the averaged weights."""
+    """The tensors whose names start with `prefix.`, by the rest of the name: `ema` gives the averaged weights."""
     wanted = {name: kind for name, kind in names(path).items() if name.startswith(prefix + ".")}
     if not wanted:
         raise ValueError(f"checkpoint {path} has no part {prefix!r}")
@@ -217,17 +217,17 @@ def _damaged(path: Path, error: BaseException) -> ValueError:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a line."""
+    """The cause of an error in one line."""
     return " ".join(str(_cause(error)).split())[-200:]
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error itself; of a failure that ranks have shared, the first rank's."""
+    """The error itself; the first rank's error if it comes from several ranks."""
     return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
 def discard(path: Path) -> None:
-    """Delete a checkpoint: its name goes at once, its files after."""
+    """Delete a checkpoint: rename it to a hidden name first, then delete the files."""
     hidden = path.with_name(f".{path.name}.old")
     os.rename(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What stops a run, with an explanation: every way of going on without learning that users of such trainers report."""
+"""Checks that stop a run that has ceased to learn; each error says what happened and what to change."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sit_rl.config_groups import RunOptions
 from sit_rl.models.finite_weights import first_not_finite
 from sit_rl.models.sit import SiT
 
-# Norm of a gradient above which it is useless whatever the clipping: float32 products of it overflow.
+# Largest useful norm of a gradient: above it, products of two entries overflow float32.
 GRADIENT_LIMIT = 1e18
-# Copies of one input that the determinism check evaluates: dropout of 10% of labels misses all with 0.9^(2·64) = 1e-6.
+# Copies of one input in the determinism check: 10% label dropout stays unnoticed with probability 0.9^(2·64) = 1e-6.
 COPIES = 64
-# Relative difference of two answers that rounding may make where a GPU's kernels are not deterministic.
+# Allowed relative difference of two answers: kernels of a GPU that are not deterministic round differently.
 SAME = 1e-3
-# A run goes on with its own rate alone: resumed with another it would be neither of two runs, and is refused.
+# A resume with another learning rate is refused, so a lower rate needs a new run.
 LOWER_RATE = "start again with a lower --lr and another --out"
-# What to lower when a GPU's memory is full, by the phase it happened in.
+# Flag to lower if a GPU's memory is full, by phase.
 MEMORY_REMEDIES = {
     "refresh": "--rollout-batch",
     "rollout": "--rollout-batch",
@@ -32,7 +32,7 @@ MEMORY_REMEDIES = {
 
 
 def require_finite(name: str, x: torch.Tensor, step: int | None = None) -> None:
-    """FloatingPointError naming tensor, step if given, and first row where `x` [n, ...] holds NaN or infinity."""
+    """FloatingPointError if `x` [n, ...] has NaN or infinite values; it names the tensor, the step, the first row."""
     if not x.is_floating_point() or torch.isfinite(x).all():
         return
     bad = (~torch.isfinite(x)).flatten(1).any(dim=1) if x.ndim > 1 else ~torch.isfinite(x)
@@ -44,7 +44,7 @@ def require_finite(name: str, x: torch.Tensor, step: int | None = None) -> None:
 
 
 def require_finite_gradient(norm: float, parameters: Iterable[tuple[str, nn.Parameter]], where: str, lr: float) -> None:
-    """FloatingPointError, before the weights change, where the gradient's norm is not a number of use."""
+    """FloatingPointError, before the weights change, if the gradient's norm is NaN or above GRADIENT_LIMIT."""
     if norm < GRADIENT_LIMIT:
         return
     bad = [name for name, p in parameters if p.grad is not None and not torch.isfinite(p.grad.sum()).item()]
@@ -55,7 +55,7 @@ def require_finite_gradient(norm: float, parameters: Iterable[tuple[str, nn.Para
 
 
 def require_finite_weights(parameters: Iterable[tuple[str, nn.Parameter]], step: int, lr: float) -> None:
-    """FloatingPointError naming the first weight that an update has made NaN or infinite."""
+    """FloatingPointError if an update has made a weight NaN or infinite; it names the first one."""
     name = first_not_finite(parameters)
     if name is not None:
         raise FloatingPointError(
@@ -65,7 +65,7 @@ def require_finite_weights(parameters: Iterable[tuple[str, nn.Parameter]], step:
 
 @torch.no_grad()
 def require_deterministic(model: SiT, device: torch.device) -> None:
-    """ValueError if the model answers the same question differently: dropout, of labels or other, is on."""
+    """ValueError if the model gives two outputs for one input: dropout of labels or activations is on."""
     shape = model.config.image_shape
     x, t = torch.zeros((COPIES, *shape), device=device), torch.full((COPIES,), 0.5, device=device)
     y = torch.zeros(COPIES, dtype=torch.long, device=device)
@@ -78,7 +78,7 @@ def require_deterministic(model: SiT, device: torch.device) -> None:
 
 
 def require_sane(run: RunOptions, lr: float | None, record: dict[str, Any], first_fd: float | None) -> None:
-    """FloatingPointError where a step's record shows a run that is running away, under --stop-fd, -drift, -kl."""
+    """FloatingPointError if a step's record exceeds a limit: --stop-fd, --stop-drift or --stop-kl."""
     limits = {
         "reference_fd": (run.stop_fd * (first_fd or 0.0), "--stop-fd", "times the first step's reference FD"),
         "drift": (run.stop_drift, "--stop-drift", "mean squared departure from the base velocity"),

@@ -1,13 +1,13 @@
 """The generator that is being trained, its optimiser and averages, on torch's own distributed engine.
 
     one rank         the module itself
-    ddp              every rank a whole copy; gradients are summed while the last backward pass runs
-    fsdp             every rank a shard of weights, gradients, moments and averages (fully_shard, "FSDP2"); sampling
-                     uses a whole copy filled before each use, so that ranks may sample different numbers of batches,
-                     dopri5 included, with no collective inside
+    ddp              every rank has a whole copy; gradients are summed during the last backward pass
+    fsdp             every rank has a shard of weights, gradients, moments and averages (fully_shard, "FSDP2").
+                     Sampling uses a whole copy, filled before each use: sampling then needs no collective, and ranks
+                     may sample different numbers of batches and evaluations (dopri5)
 
-Weights and optimiser are float32. bf16 is autocast: matrix products in bfloat16, the velocity returned as float32, so
-that solver states, log-probabilities and losses are float32 throughout; statistics are accumulated in float64.
+Weights and optimiser are float32. bf16 is autocast: matrix products are in bfloat16 and the velocity is returned as
+float32, so solver states, log-probabilities and losses are float32; statistics are accumulated in float64.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from sit_rl.ranks.process_group import world_size
 # Parameters above which `auto` shards: weights, gradients, two moments and one average are 20 bytes a parameter, 6 GB
 # here. S and B stay whole (33M, 131M), L and XL are sharded (458M, 675M).
 SHARD_ABOVE = 300_000_000
-# Compiled versions of a block that torch keeps before it gives up and runs it uncompiled, 8 by default.  All blocks
-# share them, and they differ by gradients or none, frozen or trained weights, and none, one, or more samples: 12.
+# Compiled versions of a block that torch may keep, 8 by default; beyond it torch runs the block uncompiled. All blocks
+# share them. They differ by gradients or none, frozen or trained weights, and 0, 1 or more samples: 12 cases.
 COMPILED_CASES = 32
 
 
 class Learner:
-    """Model, optimiser and averages of a run, and the few operations an update needs of them.
+    """Model, optimiser and averages of a run, and the operations that an update needs.
 
-    module    holds the trained parameters; a state dict of it is the generator's
-    averages  the first is what is evaluated
+    module    holds the trained parameters; its state dict is that of the generator
+    averages  the first is the one that is evaluated
     """
 
     def __init__(self, base: SiT, config: Config):
-        """Start at `base`, which stays as it is."""
+        """Start with a copy of `base`."""
         self.config, device = config, next(base.parameters()).device
         module = copy.deepcopy(base).requires_grad_(True)
         module.pos_embed.requires_grad_(False)
@@ -71,13 +71,13 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=given(config.update.lr), weight_decay=0.0, fused=True)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The velocity with gradients: what a loss is made of."""
+        """The velocity [n, C, H, W] with gradients, for a loss; inputs as for the model."""
         model = self.module if self._copies is None else self._copies
         velocity: torch.Tensor = model(x, t, y)
         return velocity
 
     def sampler(self) -> SiT:
-        """The current weights as a plain module, without gradients; every rank calls it."""
+        """The current weights as a plain module, for sampling; every rank calls it."""
         return self._plain(self.module)
 
     def averaged(self, which: int = 0) -> SiT:
@@ -94,7 +94,7 @@ class Learner:
 
     @contextmanager
     def backward(self, last: bool) -> Iterator[None]:
-        """A forward and backward pass inside the block; gradients are summed over ranks in the `last` of an update."""
+        """Context of a forward and backward pass; the `last` one of an update sums the gradients over ranks."""
         with ExitStack() as stack:
             if self._copies is not None and not last:
                 stack.enter_context(self._copies.no_sync())
@@ -123,7 +123,7 @@ class Learner:
                 average.update(self.module)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything of it that a checkpoint keeps, by name; sharded tensors stay so. Loading fills them in place."""
+        """The tensors that a checkpoint keeps, by name, sharded or not; loading fills them in place."""
         out = {f"model.{name}": p.detach() for name, p in self.module.named_parameters()}
         for part, average in zip(self._average_names(), self.averages, strict=True):
             out |= {f"{part}.{name}": p.detach() for name, p in average.module.named_parameters()}
@@ -133,20 +133,20 @@ class Learner:
         return out
 
     def expect_optimizer_state(self) -> None:
-        """Give every trained parameter AdamW's state, for a checkpoint to be loaded into."""
+        """Give every trained parameter an empty state of AdamW, to load a checkpoint into."""
         for p in self.parameters:
             zeros = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **zeros}
 
     def _average_names(self) -> list[str]:
-        """`ema` for the evaluated average, the others with what they are."""
+        """Names of the averages in a checkpoint: `ema` is the evaluated one, the others name their width."""
         update = self.config.update
         more = [f"ema-{decay:g}" for decay in update.ema_extra] + [f"ema-power-{s:g}" for s in update.ema_power]
         return ["ema", *more]
 
 
 def choose_parallel(asked: str, parameters: int) -> str:
-    """`none` on one rank, else what was asked; `auto` shards above SHARD_ABOVE parameters."""
+    """`none` on one rank; else `asked`, where `auto` means fsdp above SHARD_ABOVE parameters."""
     if world_size() == 1:
         return "none"
     return ("fsdp" if parameters > SHARD_ABOVE else "ddp") if asked == "auto" else asked
@@ -158,9 +158,7 @@ def prepare(model: SiT, run: RunOptions, device: torch.device) -> SiT:
         if run.activation_checkpointing:
             block.forward = types.MethodType(_recomputed, block)
     if run.compile == "on" or (run.compile == "auto" and device.type == "cuda"):
-        # Not by itself on a CPU. On one thread the default model's passes of 400 images gain (318 → 220 ms forward, 757
-        # → 649 with backward), but compiling took 45 s of a run on two, whose later steps took 9.4 and 13.4 s beside
-        # 9.5 and 11.7 without: 24 of them do not pay for it. On a GPU it is unmeasured.
+        # `auto` does not compile on a CPU: 24 steps of the default run do not repay the 45 s (docs/performance.md).
         torch._dynamo.config.recompile_limit = max(COMPILED_CASES, torch._dynamo.config.recompile_limit)
         compile_blocks(model, device)
     if run.precision == "bf16":
@@ -183,11 +181,11 @@ def _recomputed(self: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _shard(model: SiT, device: torch.device) -> None:
-    """Every block a unit of its own, then the rest."""
+    """Shard every block as a unit of its own, then the rest."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # A velocity is a slice of the last layer's channels; nothing here writes into one.
+    # A velocity is a view, a slice of the last layer's channels. The warning is about writing into views: we do not.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in model.blocks:

@@ -1,18 +1,18 @@
-"""Rewards → advantages, and which samples train."""
+"""Advantages from rewards, and the choice of the samples that train."""
 
 from __future__ import annotations
 
 import torch
 
-# Rewards that differ by less than this fraction of their own size are one value: float64 rounding of a sum of N terms.
+# Rewards whose relative spread is below this are equal: float64 rounding of a sum of N terms makes as much.
 CONSTANT = 1e-12
 
 
 def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: float) -> torch.Tensor:
     """(r − mean)/std, over the batch or within each class, clipped at ±clip: float64 [n].
 
-    Within a class: labels are given to the generator, so differences between classes are not its choice.
-    A class of one sample gets 0. ValueError if all rewards are equal, which no gradient can come from.
+    Within a class, because the generator is given its labels: it does not choose differences between classes.
+    The only sample of a class gets 0. ValueError if all rewards are equal: they give no gradient.
     """
     if not torch.isfinite(rewards).all():
         raise ValueError(
@@ -22,7 +22,7 @@ def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: floa
     if rewards.std() <= CONSTANT * rewards.abs().max():
         raise ValueError(
             f"all {len(rewards)} rewards equal {rewards[0]:.6g}: nothing distinguishes the samples, "
-            "so nothing can be learned; look at the images, and under --credit subset raise --candidates above 1"
+            "so nothing can be learned; look at the images, and with --credit subset raise --candidates above 1"
         )
     out = torch.zeros_like(rewards, dtype=torch.float64)
     groups = (
@@ -38,9 +38,9 @@ def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: floa
 
 
 def select(advantage: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Rows of the best `fraction` of samples over all ranks and groups (the paper's "global top 25%"), in row order.
+    """Rows of the best `fraction` of all samples (the paper's "global top 25%"), ascending.
 
-    Equal values, such as the one reward of a subset, are taken in row order.
+    Of equal values, such as those of one subset, the first rows are taken.
     """
     count = max(1, round(fraction * len(advantage)))
     return torch.argsort(advantage, descending=True, stable=True)[:count].sort().values

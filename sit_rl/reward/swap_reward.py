@@ -1,8 +1,8 @@
-"""The subset-replace reward, and the only door from the trainer to fastfid's distances.
+"""The subset-replace reward.  Training uses fastfid's distances only through this file.
 
-A reference set of N generated images stands for the generator. Replace m of them by new images of the same classes:
-the Fréchet distance of the changed set is what those new images did to the distribution (arXiv 2607.02291, eq. 4).
-`fastfid.SwapEngine` gives it exactly, for all subsets at once, and for every single image.
+A reference set of N generated images represents the generator. Replace m of them by new images of the same classes:
+the Fréchet distance of the changed set measures what the new images do to the distribution (arXiv 2607.02291, eq. 4).
+`fastfid.SwapEngine` computes it exactly, for all subsets at once, and for every single image.
 
 Signs: a `change` below 0 is an improvement; a reward is minus a distance.
 """
@@ -23,7 +23,7 @@ from sit_rl.sampling.random_streams import Stream, generator
 
 @dataclass
 class ReferenceSet:
-    """The N images that stand for the generator: features float32 [N, d], labels int64 [N], and the oldest row."""
+    """The N images that represent the generator: features float32 [N, d], labels int64 [N], index of the oldest row."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -32,7 +32,11 @@ class ReferenceSet:
 
 @dataclass
 class Scores:
-    """What a step's candidates did: subset [B] (−FD of the changed set), image [B·m] (the credit that trains)."""
+    """Rewards of a step's candidates, float64.
+
+    subset  [B], minus the FD of the reference set after the swap
+    image   [B·m], the credit of each image, from which the advantages are made
+    """
 
     subset: torch.Tensor
     image: torch.Tensor
@@ -41,10 +45,10 @@ class Scores:
 class SwapReward:
     """Holds the reference set and scores candidates against the real moments.
 
-    The engine lives with the features, or under --reward-device cpu in host memory. There a new reference's
-    eigendecomposition, the one part that waits for nothing but features, runs in a thread: beside the update where the
-    reference rolls, beside the rollout where it was refreshed. Scoring follows the last feature and precedes the first
-    advantage, so that part overlaps with nothing.
+    The engine is on the features' device, or with --reward-device cpu in host memory. In host memory a thread prepares
+    the engine (an eigendecomposition) while the GPU works: during the update if the reference set rolls, during the
+    rollout if it was refreshed. Scores cannot overlap with other work: they need the last feature, and the first
+    advantage needs them.
     """
 
     def __init__(self, options: RewardOptions, seed: int, real: FeatureMoments, reference: ReferenceSet):
@@ -57,14 +61,14 @@ class SwapReward:
         self.renew(reference)
 
     def renew(self, reference: ReferenceSet) -> None:
-        """Take a new reference set: one symmetric eigendecomposition, begun at least."""
+        """Take a new reference set and begin one symmetric eigendecomposition."""
         self.reference = replace(reference, features=reference.features.to(self.device))
         arguments = self.real, self.reference.features
         self._engine = SwapEngine(*arguments) if self._thread is None else self._thread.submit(SwapEngine, *arguments)
 
     @property
     def engine(self) -> SwapEngine:
-        """The engine of the present reference set, once it is ready."""
+        """The engine of the present reference set; waits until it is ready."""
         if isinstance(self._engine, Future):
             self._engine = self._engine.result()
         return self._engine
@@ -75,10 +79,11 @@ class SwapReward:
         return self.engine.distance
 
     def propose(self, step: int) -> torch.Tensor:
-        """Rows [B, m] that this step's candidates replace; a new image has the label of the row it replaces.
+        """Rows int64 [B, m] that this step's candidates replace; a new image has the label of the row it replaces.
 
-        refresh: each candidate a random subset of the reference (the paper). rolling: the B·m oldest rows, dealt out at
-        random, so that the swaps being scored are those that `roll` will carry out, and class counts never change.
+        refresh  each candidate replaces a random subset of the reference set (the paper)
+        rolling  the B·m oldest rows, shuffled: `roll` later carries out exactly the swaps that were scored, and the
+                 number of images of each class stays the same
         """
         c, rng = self.options, generator(self.seed, Stream.SUBSET, step)
         if c.reference == "rolling":
@@ -98,10 +103,12 @@ class SwapReward:
         return Scores(subset, self._credit(removed, features, subset).flatten())
 
     def _credit(self, removed: torch.Tensor, features: torch.Tensor, subset: torch.Tensor) -> torch.Tensor:
-        """Reward of every image [B, m] under the config's credit rule.
+        """Reward of every image [B, m] under the credit rule.
 
-        image: the exact change of the one-for-one swap, less that of leaving the replaced row out. The second term
-        depends on the old image alone; without it, its chance would be half of the variance.
+        subset     the reward of the image's subset
+        image      minus the exact change by swapping this image in alone, plus the change by only removing the old one.
+                   The second term depends on the old image only; without it, half of the variance would come from there
+        influence  first-order change by adding the image
         """
         if self.options.credit == "subset":
             return subset[:, None].expand(removed.shape)
@@ -110,13 +117,13 @@ class SwapReward:
         return -self.engine.influence(features.flatten(0, 1)).view(removed.shape) / self.engine.count
 
     def _left_out(self, removed: torch.Tensor) -> torch.Tensor:
-        """Exact change [B, m] of leaving each removed row out on its own."""
+        """Exact change [B, m] by removing each row alone, without a replacement."""
         rows = removed.reshape(-1, 1)
         nothing = self.reference.features.new_zeros((len(rows), 0, self.reference.features.shape[1]))
         return self.engine.change(rows, nothing).view(removed.shape)
 
     def roll(self, removed: torch.Tensor, features: torch.Tensor) -> None:
-        """Carry out every swap of a rolling step: features [B, m, d] take the places of the rows [B, m]."""
+        """Carry out every swap of a rolling step: features [B, m, d] replace the rows [B, m]."""
         kept = self.reference.features.clone()
         kept[removed.flatten()] = features.flatten(0, 1).to(kept)
         oldest = (self.reference.oldest + removed.numel()) % len(kept)

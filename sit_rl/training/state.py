@@ -21,7 +21,7 @@ from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.swap_reward import ReferenceSet, SwapReward
 from sit_rl.runs.log import Clock
 
-# The plain values of a checkpoint, and what kind each must be of.
+# The plain values of a checkpoint, and their types.
 VALUE_KINDS = {
     "step": int, "images_generated": int, "seconds": dict, "evaluations": dict, "first_reward_std": float | None,
     "first_reference_fd": float | None, "reference": dict | None, "config": dict,
@@ -36,7 +36,7 @@ def read_values(path: Path) -> dict[str, Any]:
             raise ValueError(f"checkpoint {path} has no {name!r}: it was not written by this version")
         if not isinstance(values[name], kind):
             raise ValueError(
-                f"checkpoint {path} has {name} {values[name]!r}, which is not of its kind; delete it to resume from "
+                f"checkpoint {path} has {name} {values[name]!r}, which is not of its type; delete it to resume from "
                 "the one before"
             )
     return values
@@ -56,7 +56,7 @@ class State:
     step: int = 0
     reward: SwapReward | None = None
     images_generated: int = 0
-    evaluations: dict[str, Any] = field(default_factory=dict)  # the full ones, before and after, as they are made
+    evaluations: dict[str, Any] = field(default_factory=dict)  # {"before" or "after": {"ode" or "sde": metrics}}
     first_reward_std: float | None = None  # of the first step's images
     first_reference_fd: float | None = None
 
@@ -72,7 +72,7 @@ class State:
         return self.learner.tensors() | {"reference.features": reference.features, "reference.labels": reference.labels}
 
     def size(self) -> int:
-        """Bytes of a checkpoint once there is an optimiser state and a reference: two moments beside every weight."""
+        """Bytes of a later checkpoint, which has two moments for every trained weight as well."""
         weights = sum(t.numel() * t.element_size() for t in self.learner.tensors().values())
         trained = sum(p.numel() * p.element_size() for p in self.learner.parameters)
         return weights + 2 * trained
@@ -91,7 +91,7 @@ class State:
         }
 
     def load(self, path: Path, values: dict[str, Any], components: Components) -> None:
-        """Become what checkpoint `path`, whose plain values (`read_values`) are given, holds."""
+        """Load the tensors of checkpoint `path` and its plain values, which `read_values` has read."""
         for name in ("step", "images_generated", "evaluations", "first_reward_std", "first_reference_fd"):
             setattr(self, name, values[name])
         kinds = checkpoint.names(path)

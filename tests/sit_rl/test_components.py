@@ -81,7 +81,7 @@ def test_statistics_of_another_network_are_refused(train_error, tmp_path):
 def test_classes_of_one_image_a_step_are_refused(train_error):
     """Their advantages within a class are all 0: the run would learn nothing and not say so."""
     told = train_error("--candidates", "1")
-    assert "--normalise class" in told and "the 10 images of a step have fewer than 2 on average, among 10" in told
+    assert "--normalise class" in told and "a step's 10 images have fewer than 2 of each of the 10 classes" in told
     config = PRESETS["smoke"][1].changed(candidates=1)
     for other in (config.changed(normalise="batch"), config.changed(candidates=2)):
         check_classes(other, SiT(FASHION_SIT))

@@ -70,7 +70,7 @@ def test_saved_on_two_ranks_resumed_on_another_number(forked, command, one, tmp_
     third = str(folder / "checkpoints" / "step-000003")
     results = forked.ranks(2, command(folder, *parts), when=third, signal="TERM")
     check(results)
-    assert "stopped as told" in results[0]["out"] and not (folder / "summary.json").exists()
+    assert "stopped on request" in results[0]["out"] and not (folder / "summary.json").exists()
     stopped = checkpoint.latest(folder / "checkpoints")
     assert len(list(stopped.glob("shard-*"))) == 2
     check(forked.ranks(then, command(folder, *parts)) if then > 1 else forked.run({"argv": command(folder, *parts)}))

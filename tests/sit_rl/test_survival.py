@@ -102,5 +102,5 @@ def test_told_while_it_looks_at_the_real_images_it_ends_at_once(monkeypatch, tmp
 
     monkeypatch.setattr(networks, "load_network", told)
     main([*command(tmp_path / "run"), "--grace", "1000"])  # returns: exit code 0
-    assert "stopped as told before the first step" in capsys.readouterr().out
+    assert "stopped on request before the first step" in capsys.readouterr().out
     assert not any((tmp_path / "run").glob("checkpoints/*"))
