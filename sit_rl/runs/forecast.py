@@ -9,6 +9,7 @@ import torch
 
 from sit_rl.components.build import Components
 from sit_rl.config import Config
+from sit_rl.config_groups import given
 from sit_rl.models import attention
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import world_size
@@ -70,11 +71,11 @@ def step_evaluations(config: Config, step: int) -> dict[str, float]:
     c = config
     sde, sampler = c.update.estimator == "sde_policy_gradient", rollout_sampler(c)
     per_sample = sampler.evaluations() + OVERHEAD_EVALUATIONS
-    kept = min(c.update.minibatch, c.reward.kept_fraction * c.reward.images_per_step)
+    kept = min(given(c.update.minibatch), c.reward.kept_fraction * c.reward.images_per_step)
     passes = 3 * len(trained_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.update.estimator]
     if c.run.activation_checkpointing:  # the forward pass is computed twice
         passes += len(trained_steps(sampler)) if sde else 1
-    update = c.update.updates * kept * passes
+    update = given(c.update.updates) * kept * passes
     judged = quick_evaluations(c, step + 2) - quick_evaluations(c, step + 1)
     out = {"evaluate": judged * c.evaluation.every_images * evaluation_cost(c)}
     if c.update.estimator == "pretraining":

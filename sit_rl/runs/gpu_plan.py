@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sit_rl.components.checks import check_predictions
 from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.config import Config
+from sit_rl.config_groups import given
 from sit_rl.files.paths import reading, require_paths
 from sit_rl.learner.learner import SHARD_ABOVE, prepare
 from sit_rl.models.autoencoder import SLICE
@@ -153,7 +154,7 @@ def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, f
     large = weights / 4 > SHARD_ABOVE
     sharded = ranks > 1 and (config.run.parallel == "fsdp" or (config.run.parallel == "auto" and large))
     averages = 1 + len(config.update.ema_extra) + len(config.update.ema_power)
-    share = -(-config.update.minibatch // ranks)
+    share = -(-given(config.update.minibatch) // ranks)
     images = -(-config.reward.images_per_step // ranks)
     path = config.rollout.sde_sampler.steps + 1 if config.update.estimator == "sde_policy_gradient" else 1
     values = shape.channels * shape.image_size**2
