@@ -1,6 +1,5 @@
-"""SiT against a float64 restatement of the published equations, and its checkpoints in every form they come in."""
+"""SiT and DiT against a float64 restatement of the published equations."""
 
-import argparse
 import math
 import resource
 import time
@@ -9,29 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from sit_rl.models import convert
 from sit_rl.models.dit import DiT
-from sit_rl.models.loading import load_model, save_model
+from sit_rl.models.loading import load_model
 from sit_rl.models.sit import MODEL_NAMES, SiT, SiTConfig, gelu, infer_config, sincos_positions
-
-SMALL = SiTConfig(image_size=8, patch_size=2, channels=3, width=48, depth=2, heads=4, num_classes=5, learn_sigma=True)
-
+from tests.support.random_sits import SMALL, random_sit
 
 # Every product of a float32 network is rounded to 2^-24 = 6e-8, and a layer's sums of 1152 to 4608 of them to about
 # 1e-6 of their size; residual blocks add such errors up as a random walk, to below 1e-5 for 28 blocks.
 FLOAT32_ERROR = 1e-5
-
-
-def random_sit(config=SMALL, seed=0):
-    torch.manual_seed(seed)
-    model = SiT(config)
-    for p in model.parameters():
-        if p.requires_grad:
-            p.data = 0.2 * torch.randn_like(p)
-    return model.eval()
 
 
 def near_trained(model, seed=0):
@@ -202,118 +187,6 @@ def test_zero_initialisation_predicts_zero_velocity():
     assert not model(torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 1])).any()
 
 
-def save_forms(model, folder):
-    state = model.state_dict()
-    save_file(state, folder / "a.safetensors", {"heads": "4"})
-    torch.save(state, folder / "bare.pt")
-    zeros = {k: torch.zeros_like(v) for k, v in state.items()}
-    args = argparse.Namespace(model="SiT-S/2", lr=1e-4)
-    torch.save({"model": zeros, "ema": state, "opt": {"state": {}}, "args": args}, folder / "trainer.pt")
-    return ("a.safetensors", "bare.pt", "trainer.pt")
-
-
-def test_every_checkpoint_form_loads(tmp_path):
-    config = SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2})  # 72 channels a head, as in XL
-    model = random_sit(config)
-    for name in save_forms(model, tmp_path)[1:]:
-        loaded = load_model(tmp_path / name)
-        assert loaded.config == config
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
-
-
-def test_safetensors_metadata_names_the_heads(tmp_path):
-    save_forms(random_sit(), tmp_path)
-    assert load_model(tmp_path / "a.safetensors").config == SMALL
-
-
-def test_guessed_heads_are_told_and_can_be_given(tmp_path, capsys):
-    model = random_sit()  # width 48 with 4 heads: a guess is 1
-    torch.save(model.state_dict(), tmp_path / "bare.pt")
-    convert.main([str(tmp_path / "bare.pt"), str(tmp_path / "told.safetensors"), "--heads", "4"])
-    assert "is a guess" not in capsys.readouterr().out
-    assert load_model(tmp_path / "told.safetensors").config == SMALL and not capsys.readouterr().out
-    assert load_model(tmp_path / "bare.pt").config.heads == 1
-    assert "does not contain its number of heads; 1 is a guess" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="heads 5"):
-        load_model(tmp_path / "bare.pt", heads=5)
-
-
-def test_a_trainers_two_sets_of_weights(tmp_path):
-    model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
-    save_forms(model, tmp_path)
-    loaded = load_model(tmp_path / "trainer.pt", weights="model")
-    assert not any(p.any() for p in loaded.parameters())
-    assert torch.equal(load_model(tmp_path / "bare.pt", weights="model").pos_embed, model.pos_embed)
-    torch.save({"model": model.state_dict(), "opt": {}}, tmp_path / "no_ema.pt")
-    with pytest.raises(ValueError, match="has no 'ema' weights; choose --weights model"):
-        load_model(tmp_path / "no_ema.pt")
-    with pytest.raises(ValueError, match="choose one of ema, model"):
-        load_model(tmp_path / "trainer.pt", weights="opt")
-
-
-def test_loading_is_strict_in_float32_and_draws_nothing(tmp_path):
-    model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
-    state = model.state_dict()
-    torch.save({k: v.half() for k, v in state.items()}, tmp_path / "half.pt")
-    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    torch.save(state | {"extra": torch.zeros(1)}, tmp_path / "extra.pt")
-    torch.save({k: v for k, v in state.items() if k != "blocks.0.attn.proj.bias"}, tmp_path / "less.pt")
-    before = torch.get_rng_state()
-    half = load_model(tmp_path / "half.pt")
-    assert torch.equal(before, torch.get_rng_state())
-    assert all(p.dtype == torch.float32 for p in half.parameters()) and not half.pos_embed.requires_grad
-    torch.testing.assert_close(half.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight.half().float())
-    assert torch.equal(load_model(tmp_path / "old.pt").blocks[1].mlp.fc2.weight, model.blocks[1].mlp.fc2.weight)
-    for name, key in (("extra.pt", "extra is unknown"), ("less.pt", "blocks.0.attn.proj.bias is missing")):
-        with pytest.raises(ValueError, match=key):
-            load_model(tmp_path / name)
-
-
-def test_safetensors_round_trip_keeps_weights_and_architecture(tmp_path):
-    dit = DiT(SMALL)
-    dit.load_state_dict(random_sit().state_dict())
-    save_model(dit, tmp_path / "dit.safetensors", step="7")
-    loaded = load_model(tmp_path / "dit.safetensors")
-    assert type(loaded) is DiT and loaded.config == SMALL
-    for key, value in dit.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value)
-    with pytest.raises(ValueError, match="is of a 'dit', not a 'sit'; choose --architecture dit"):
-        load_model(tmp_path / "dit.safetensors", architecture="sit")
-    save_file(dit.state_dict(), tmp_path / "wrong.safetensors", {"heads": "4", "depth": "9"})
-    with pytest.raises(ValueError, match="metadata say depth 9, its tensors 2"):
-        load_model(tmp_path / "wrong.safetensors")
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-
-
-def test_the_same_weights_are_the_same_bytes(tmp_path):
-    """The library alone orders metadata at random: 11 entries come out equal twice in 1 of 11! cases."""
-    model = random_sit()
-    for name in ("a", "b"):
-        save_model(model, tmp_path / name, note='of "both", für beide')
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    with safe_open(tmp_path / "a", "pt") as file:
-        assert file.metadata()["note"] == 'of "both", für beide'
-        for key, value in model.state_dict().items():
-            assert torch.equal(file.get_tensor(key), value)
-
-
-def test_convert_command(tmp_path, capsys):
-    model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
-    args = argparse.Namespace(model="DiT-XL/2")
-    torch.save({"model": model.state_dict(), "ema": model.state_dict(), "args": args}, tmp_path / "a.pt")
-    convert.main([str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors"), "--weights", "model"])
-    assert "DiT-custom, 0.9M parameters, width 144" in capsys.readouterr().out
-    convert.main([str(tmp_path / "b.safetensors"), str(tmp_path / "c.pt")])
-    bare = torch.load(tmp_path / "c.pt", weights_only=True)
-    assert list(bare) == list(model.state_dict())
-    assert all(torch.equal(bare[key], value) for key, value in model.state_dict().items())
-    assert type(load_model(tmp_path / "c.pt")) is SiT  # a bare state dict says nothing of itself
-    for source, target, message in (("a.pt", "d.npz", "must end in"), ("none.pt", "d.pt", "does not exist")):
-        with pytest.raises(SystemExit):
-            convert.main([str(tmp_path / source), str(tmp_path / target)])
-        assert message in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_xl_2_loads_runs_and_trains_within_24_gigabytes(tmp_path, capsys):
     """The true shape: a checkpoint from disk, a forward pass held against float64, one AdamW step.
@@ -354,41 +227,6 @@ def test_xl_2_loads_runs_and_trains_within_24_gigabytes(tmp_path, capsys):
         )
     assert error < FLOAT32_ERROR
     assert peak < 24 and after < loss
-
-
-class Payload:
-    """Would run code when unpickled."""
-
-    def __reduce__(self):
-        return (print, ("this must not run",))
-
-
-def test_bad_checkpoints_are_named(tmp_path, capsys):
-    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0")
-    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    wrong = random_sit().state_dict()
-    wrong["blocks.1.attn.qkv.weight"] = torch.zeros(3, 3)
-    save_file(wrong, tmp_path / "wrong.safetensors")
-    torch.save({"ema": Payload()}, tmp_path / "evil.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    whole = random_sit().state_dict()
-    torch.save({f"module.{key}": value for key, value in whole.items()}, tmp_path / "wrapped.pt")
-    lost = ("attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias", "adaLN_modulation.1.bias")
-    torch.save({k: v for k, v in whole.items() if k not in [f"blocks.0.{x}" for x in lost]}, tmp_path / "parts.pt")
-    for name, message in {
-        "missing.pt": "does not exist",
-        "cut.safetensors": "cannot be read as safetensors",
-        "other.safetensors": "no tensor 'x_embedder.proj.weight'",
-        "wrong.safetensors": r"blocks.1.attn.qkv.weight is 3×3, not 144×48, where its other .* choose another file$",
-        "parts.pt": r"blocks.0.attn.proj.bias is missing, blocks.0.mlp.fc1.bias is missing, .* is missing and 1 more,",
-        "wrapped.pt": "no tensor 'x_embedder.proj.weight', and begins with 'module.pos_embed'; choose another file",
-        "evil.pt": r"cannot be read as a file of tensors only \([^()]*nsupported [^()]*\); re-save",
-        "list.pt": "holds a list",
-    }.items():
-        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-            load_model(tmp_path / name)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
-    assert "must not run" not in capsys.readouterr().out
 
 
 def test_impossible_shapes_are_refused():
