@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 import yaml
 
+from fastfid.cli.command_line import parse
 from sit_rl.config_groups import (
     EvaluationOptions,
     FileOptions,
@@ -24,6 +25,7 @@ from sit_rl.config_groups import (
     RunOptions,
     UpdateOptions,
     check_bounds,
+    dashed,
     flag_of,
     option,
 )
@@ -154,14 +156,14 @@ def resolve(config: Config) -> Config:
 def parse_config(argv: list[str], default: Config, description: str | None) -> Config:
     """The config of a command line, whose defaults are those of `default`; every flat name is a flag."""
     form = make_dataclass("Config", [_flag(name, place, default[name]) for name, place in places().items()])
-    parsed: Any = tyro.cli(form, args=argv, description=description)
+    parsed: Any = parse(form, argv, description=description)
     return default.changed(**{name: getattr(parsed, name) for name in places()})
 
 
 def _flag(name: str, place: Place, default: Any) -> tuple[str, Any, Any]:
     """Name, type and default of one flag, with its help and the alias that names its group."""
     nested = isinstance(default, SamplerConfig)  # whose own fields are the flags
-    alias = None if nested or place.group is None else (f"--{place.group}.{place.field.name}".replace("_", "-"),)
+    alias = None if nested or place.group is None else (dashed(f"{place.group}.{place.field.name}"),)
     about = tyro.conf.arg(help=place.field.metadata["meaning"] or None, aliases=alias)
     return name, Annotated[place.hint, about], field(default=default)
 

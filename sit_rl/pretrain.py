@@ -23,7 +23,7 @@ import tyro
 from torch import nn
 from tqdm import tqdm
 
-from fastfid import FeatureMoments, frechet_distance
+from fastfid import FeatureMoments
 from fastfid.cli.command_line import parse
 from fastfid.features.fashion import ASSETS as FEATURE_ASSETS
 from fastfid.features.fashion import FashionNet, build_fashion_net, load_fashion_net
@@ -38,6 +38,7 @@ from sit_rl.components.image_sets import (
     load_embedded,
     load_official,
 )
+from sit_rl.components.real_side import RealSide
 from sit_rl.files.paths import reading, require_paths
 from sit_rl.files.tensor_files import write_safetensors
 from sit_rl.models.averages import EMA
@@ -51,6 +52,7 @@ from sit_rl.sampling.interpolant import interpolate, target_velocity
 from sit_rl.sampling.random_streams import Stream, balanced_labels, generator, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.sampling.solvers import sample
+from sit_rl.training import held_out
 from sit_rl.training.learning_rate import warmup_cosine
 
 # Label dropout as published for SiT. It trains the null class, which classifier-free guidance needs.
@@ -204,7 +206,7 @@ def flow_matching_loss(model: SiT, data: ImageSet, rows: torch.Tensor, rng: np.r
 def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], float]:
     """A function: model → FD between `images` of its samples (fixed noise, balanced labels) and held-out images."""
     net = load_fashion_net(extractor)
-    real = FeatureMoments.from_features(_features(net, load_embedded("heldout").images))
+    real = RealSide(FeatureMoments.from_features(_features(net, load_embedded("heldout").images)), None)
     labels, shape = balanced_labels(images, NUM_CLASSES), FASHION_SIT.image_shape
     mine = owned_samples(images, CURVE_BATCH)
     noise, labels = sample_normal(seed, Stream.PRETRAIN, 1, mine, shape), labels[mine.start : mine.stop]
@@ -216,7 +218,7 @@ def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], 
             for z, y in zip(noise.split(CURVE_BATCH), labels.split(CURVE_BATCH), strict=True)
         ]
         features = gather_owned(_features(net, torch.cat(parts)), images, CURVE_BATCH)
-        return float(frechet_distance(real, FeatureMoments.from_features(features)))
+        return held_out.distance(real, features)
 
     return distance
 

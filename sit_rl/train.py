@@ -55,13 +55,13 @@ def main(argv: list[str] | None = None) -> None:
         if config.run.dry_run:
             print(dry_run(config))
         else:
-            run_on_ranks(config)
+            run_in_group(config)
 
     run_command(work, interrupted="interrupted; the same command goes on from the last checkpoint")
 
 
-def run_on_ranks(config: Config) -> None:
-    """`run` on this process's rank.  CommandError where a GPU's memory is full or another rank has died."""
+def run_in_group(config: Config) -> None:
+    """`run` inside a process group.  CommandError where a GPU's memory is full or another rank has died."""
     clock = Clock()
     try:
         with process_group(config.run.threads, config.run.dead_after) as device, watch(config.run.grace):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sit_rl.config import Config
-from sit_rl.config_groups import FileOptions
+from sit_rl.config_groups import FileOptions, dashed
 from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths
 from sit_rl.files.weights import weights_files
 from sit_rl.models.sit import SiT
@@ -51,7 +51,7 @@ def check_predictions(config: Config, model: SiT) -> None:
             f"{model.predicts}; choose --estimator sde_policy_gradient"
         )
     for name in ("rollout_sde" if policy_gradient else "rollout", "evaluate_ode", "evaluate_sde"):
-        flag, sampler = f"--{name.replace('_', '-')}", config[name]
+        flag, sampler = dashed(name), config[name]
         if sampler.needs != model.predicts:
             preset = "dit-xl-imagenet256" if model.predicts == "noise" else "sit-xl-imagenet256 or fashion"
             raise ValueError(

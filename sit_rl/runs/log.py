@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
+from fastfid.runtime.hashes import sha256
 from sit_rl.components.image_sets import tile
 from sit_rl.config import Config
 from sit_rl.files.atomic import write_text
@@ -117,7 +117,7 @@ def start_wandb(config: Config) -> Remote:
     import wandb
 
     project, folder = config.run.wandb, config.run_folder
-    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    identity = sha256([str(folder.resolve())])[:16]
     try:
         run: Remote = wandb.init(
             project=project,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sit_rl.components.checks import given_paths
 from sit_rl.config import Config, differences, load_config
+from sit_rl.config_groups import dashed
 from sit_rl.files.atomic import writing
 from sit_rl.learner import checkpoint
 from sit_rl.ranks.process_group import barrier, is_main
@@ -28,7 +29,7 @@ def checkpoint_to_resume(config: Config) -> Path | None:
     changed = differences(load_config(place / "config.yaml"), config)
     if changed:
         raise ValueError(
-            f"{place} holds a run with another --{changed[0].replace('_', '-')}; choose another --out, "
+            f"{place} holds a run with another {dashed(changed[0])}; choose another --out, "
             "or --no-resume to start it afresh"
         )
     return path
