@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -208,7 +209,7 @@ def check_rows(config: EvaluateConfig, task: Task, made: Generator) -> None:
         check_sampler(made.model, row.sampler)
         files = open_files(row.file, task.recipe.images, made.image_shape)
         record = recipe_record(made, task.recipe, row.sampler)
-        from_main(lambda files=files, record=record: check_output(files, record))
+        from_main(partial(check_output, files, record))
 
 
 def sampled_rows(config: EvaluateConfig, task: Task) -> list[Row]:

@@ -32,6 +32,7 @@ Legend: d feature dimension, r rank of the factored side.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,10 +110,12 @@ class FactoredPair:
         """The terms from what `trace_of_roots` tells."""
         a, b = self.factored, self.other
         difference = a.mean - b.mean
-        terms = difference @ difference, torch.trace(a.cov) + torch.trace(b.cov), 2 * trace
-        if not any(term.requires_grad for term in terms):
-            terms = tuple(term.item() for term in terms)
-        return FrechetTerms(*terms, clipped, most_negative, len(self.root), self.route, root_by)
+        tensors = difference @ difference, torch.trace(a.cov) + torch.trace(b.cov), 2 * trace
+        differentiable = any(term.requires_grad for term in tensors)
+        mean_term, trace_term, root_term = tensors if differentiable else [term.item() for term in tensors]
+        return FrechetTerms(
+            mean_term, trace_term, root_term, clipped, most_negative, len(self.root), self.route, root_by
+        )
 
 
 def factored_pair(a: Side, b: Side) -> FactoredPair:
@@ -175,7 +178,9 @@ class _TraceRoot(torch.autograd.Function):
     """tr √(R Σ_other Rᵀ) with Σ_factored = RᵀR; returns what `trace_of_roots` does and FrechetTerms' `root_by`."""
 
     @staticmethod
-    def forward(ctx, cov_factored: Tensor, cov_other: Tensor, root: Tensor, route: str):
+    def forward(
+        ctx: Any, cov_factored: Tensor, cov_other: Tensor, root: Tensor, route: str
+    ) -> tuple[Tensor, int, float, str]:
         matrix = under_root(root, cov_other, route)
         if not any(ctx.needs_input_grad):
             return _trace_of_root(matrix, route)
@@ -187,7 +192,7 @@ class _TraceRoot(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor, *_):
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
         root, roots, vectors = ctx.saved_tensors
         grad_factored = grad_other = None
         if ctx.needs_input_grad[0]:  # ½ R⁺ M^{1/2} R⁺ᵀ

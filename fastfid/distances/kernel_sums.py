@@ -49,6 +49,7 @@ def sums_by_subsets(generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor
 def row_sums(generated: Tensor, real: Tensor, kernel: Kernel, diagonal: bool = False) -> RowSums:
     """The sums of a kernel's values for each row, over all pairs; a row is paired with itself only if `diagonal`."""
     ((_, rows),) = sums_over_pairs(generated, real, [Reduction(kernel, by_row=True)], diagonal)
+    assert rows is not None  # asked for by_row
     return rows
 
 
@@ -66,7 +67,8 @@ def polynomial_kernel(degree: int, gamma: float, coef: float) -> Kernel:
     """k(x, y) = (γ x·y + coef)^degree, with x·y = p·q + (p·c + |c|²/2) + (q·c + |c|²/2)."""
 
     def term(p: Tensor, centre: Tensor) -> Tensor:
-        return (p @ centre).add_(centre.square().sum() / 2).mul_(gamma).add_(coef / 2)
+        products: Tensor = p @ centre
+        return products.add_(centre.square().sum() / 2).mul_(gamma).add_(coef / 2)
 
     def values(products: Tensor, of_x: Tensor, of_y: Tensor, out: Tensor) -> Tensor:
         return torch.add(of_x[:, None], products, alpha=gamma, out=out).add_(of_y).pow_(degree)
@@ -78,7 +80,8 @@ def gaussian_kernel(sigma: float) -> Kernel:
     """k(x, y) = exp(−|x − y|²/2σ²), with −|x − y|²/2 = p·q − |p|²/2 − |q|²/2: about a common mean least is lost."""
 
     def term(p: Tensor, centre: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(p, dim=1).square_().div_(-2 * sigma**2)
+        norms: Tensor = torch.linalg.vector_norm(p, dim=1)
+        return norms.square_().div_(-2 * sigma**2)
 
     def values(products: Tensor, of_x: Tensor, of_y: Tensor, out: Tensor) -> Tensor:
         return torch.add(of_x[:, None], products, alpha=sigma**-2, out=out).add_(of_y).exp_()
@@ -131,21 +134,21 @@ class _Accumulators:
 
     def __init__(self, reduction: Reduction, x: Tensor, y: Tensor):
         zeros = partial(torch.zeros, dtype=torch.float64, device=x.device)
-        self.kernel, self._symmetric, self._by_row = reduction.kernel, y is x, reduction.by_row
+        self.kernel, self._symmetric = reduction.kernel, y is x
         members = reduction.members
         self._members = None if members is None else (members[id(x)], members[id(y)])
-        self.subsets = None if members is None else zeros(members[id(x)].shape[1])
-        self.rows = zeros(len(x)) if reduction.by_row else None
+        self.subsets: Tensor | None = None if members is None else zeros(members[id(x)].shape[1])
+        self.rows: Tensor | None = zeros(len(x)) if reduction.by_row else None
         self.columns = self.rows if self._symmetric else zeros(len(y)) if reduction.by_row else None
 
     def add(self, rows: slice, columns: slice, values: Tensor, above: int) -> None:
         """Values [rows, columns]; where y is x, those of the first `above` rows stand for two pairs each."""
-        if self._members is not None:
+        if self._members is not None and self.subsets is not None:
             of_row = (values @ self._members[1][columns]).mul_(self._members[0][rows])
             self.subsets += of_row.sum(dim=0)
             if self._symmetric:
                 self.subsets += of_row[:above].sum(dim=0)
-        if self._by_row:
+        if self.rows is not None and self.columns is not None:
             self.rows[rows] += values.sum(dim=1)
             self.columns[columns] += (values[:above] if self._symmetric else values).sum(dim=0)
 
@@ -160,14 +163,21 @@ def sums_over_pairs(
     centre = _common_mean(real, generated)
     memory = _Memory(max(len(real), len(generated)), centre, copies=len(reductions) > 1)
     sides = (generated, generated), (real, real), (generated, real)
-    found = zip(*(_sums_of(x, y, centre, reductions, diagonal, memory) for x, y in sides), strict=True)
-    return [
-        (
-            Sums(*(x.subsets for x in parts)) if reduction.members is not None else None,
-            RowSums(*(x.rows for x in parts), parts[2].columns) if reduction.by_row else None,
-        )
-        for reduction, parts in zip(reductions, found, strict=True)
-    ]
+    within_generated, within_real, between = (_sums_of(x, y, centre, reductions, diagonal, memory) for x, y in sides)
+    found = list(zip(within_generated, within_real, between, strict=True))
+    return [(_of_subsets(*parts), _of_rows(*parts)) for parts in found]
+
+
+def _of_subsets(generated: _Accumulators, real: _Accumulators, between: _Accumulators) -> Sums | None:
+    if generated.subsets is None or real.subsets is None or between.subsets is None:
+        return None
+    return Sums(generated.subsets, real.subsets, between.subsets)
+
+
+def _of_rows(generated: _Accumulators, real: _Accumulators, between: _Accumulators) -> RowSums | None:
+    if generated.rows is None or real.rows is None or between.rows is None or between.columns is None:
+        return None
+    return RowSums(generated.rows, real.rows, between.rows, between.columns)
 
 
 def _sums_of(
@@ -187,7 +197,8 @@ def _sums_of(
             above = max(0, columns.start - panel.start)  # rows that hold no pair of the diagonal's square
             products = torch.mm(p[: stop - panel.start], q.T, out=_room(memory.products, stop - panel.start, len(q)))
             for of_row, each in zip(of_rows, sums, strict=True):
-                out = products if each is sums[-1] else _room(memory.copy, *products.shape)
+                spare = None if each is sums[-1] else memory.copy  # the last kernel may overwrite the products
+                out = products if spare is None else _room(spare, *products.shape)
                 values = each.kernel.values(products, of_row[: stop - panel.start], each.kernel.term(q, centre), out)
                 if y is x and not diagonal:
                     values[above:].fill_diagonal_(0)

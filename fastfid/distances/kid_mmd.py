@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,9 @@ def kid(
     if len(real) * len(generated) > subsets * subset_size**2:  # kernel values
         sums = sums_by_subsets(generated, real, drawn, kernel)
     else:
-        ((sums, _),) = sums_over_pairs(generated, real, [Reduction(kernel, subset_members(generated, real, drawn))])
+        ((found, _),) = sums_over_pairs(generated, real, [Reduction(kernel, subset_members(generated, real, drawn))])
+        assert found is not None  # members were given
+        sums = found
     return _kid_estimate(sums, subsets, subset_size, degree, gamma, coef, seed)
 
 
@@ -125,7 +128,8 @@ def kid_and_mmd(
     (of_subsets, kid_rows), (_, mmd_rows) = sums_over_pairs(
         generated, real, [Reduction(kernel, members, by_row=True), of_mmd]
     )
-    if apart:
+    assert kid_rows is not None and mmd_rows is not None  # both reductions are by row
+    if of_subsets is None:
         of_subsets = sums_by_subsets(generated, real, drawn, kernel)
     value = _unbiased(mmd_rows.total(), len(generated), len(real)).item()
     return (
@@ -136,7 +140,7 @@ def kid_and_mmd(
     )
 
 
-def _kid_estimate(sums: Sums, subsets: int, subset_size: int, *options) -> KidEstimate:
+def _kid_estimate(sums: Sums, subsets: int, subset_size: int, *options: Any) -> KidEstimate:
     estimates = _unbiased(sums, subset_size, subset_size)
     return KidEstimate(estimates.mean().item(), estimates.std(correction=0).item(), subsets, subset_size, *options)
 

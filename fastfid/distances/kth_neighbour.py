@@ -63,7 +63,9 @@ def _upper_limit(tile: Tile, k: int) -> Tensor:
     return tile.upper(i, columns + tile.columns.start, low).amax(dim=1)
 
 
-def _tightened(x: Points, found: list, limits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tightened(
+    x: Points, found: list[tuple[Tensor, Tensor, Tensor]], limits: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs found so far without those that the others rule out; `limits` sinks to what they show."""
     i, j, low = (torch.cat(parts) for parts in zip(*found, strict=True))
     upper = low.double() + x.slack[i] * 2 + x.slack[j] * 2

@@ -86,4 +86,5 @@ class LeaveOneOut:
         shrink = math.sqrt((n - 1) / (n - 2))  # √c
         roots = shrink * math.sqrt(self._scale) / math.pi * root_changes + (shrink - 1) * self._eigenvalues.sqrt().sum()
         traces = (own.cov.trace() - kappa * squares) / (n - 2)
-        return squares / (n - 1) ** 2 + 2 * gaps / (n - 1) + traces - 2 * roots
+        changes: Tensor = squares / (n - 1) ** 2 + 2 * gaps / (n - 1) + traces - 2 * roots
+        return changes

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,8 +30,11 @@ from fastfid.distances.scatter import (
     mirror_triangle,
     moments_with_gradient,
 )
-from fastfid.identity import Identity
+from fastfid.identity import Identity, Provenance
 from fastfid.runtime.devices import as_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class FeatureMoments:
@@ -42,7 +46,7 @@ class FeatureMoments:
     Tensors read from `mean` and `cov` stay as they are when rows are added later.
     """
 
-    def __init__(self, count: int | None, mean: Tensor, cov: Tensor, provenance: dict | None = None):
+    def __init__(self, count: int | None, mean: Tensor, cov: Tensor, provenance: Provenance | None = None):
         self._mean = as_tensor(mean).to(torch.float64)
         self._cov = as_tensor(cov).to(torch.float64)
         if self._mean.dim() != 1 or self._cov.shape != (len(self._mean), len(self._mean)):
@@ -55,7 +59,7 @@ class FeatureMoments:
         self._shared = True  # someone else may hold _cov, so it must not be written to
         self._mirrored = True  # both triangles of _cov are valid; else the upper one alone
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return FeatureMoments, (self.count, self.mean, self.cov, self.provenance)
 
     def __repr__(self) -> str:
@@ -98,7 +102,9 @@ class FeatureMoments:
         return Identity.of(self.provenance)
 
     @classmethod
-    def empty(cls, dim: int, provenance: dict | None = None, device: str | torch.device = "cpu") -> FeatureMoments:
+    def empty(
+        cls, dim: int, provenance: Provenance | None = None, device: str | torch.device = "cpu"
+    ) -> FeatureMoments:
         """Moments of no rows, the start of a stream of `update`s; rows are sent to `device`."""
         mean = torch.zeros(dim, dtype=torch.float64, device=device)
         moments = cls(0, mean, torch.zeros(dim, dim, dtype=torch.float64, device=device), dict(provenance or {}))
@@ -106,7 +112,7 @@ class FeatureMoments:
         return moments
 
     @classmethod
-    def from_features(cls, x: Tensor, provenance: dict | None = None, kernel: str = "torch") -> FeatureMoments:
+    def from_features(cls, x: Tensor, provenance: Provenance | None = None, kernel: str = "torch") -> FeatureMoments:
         """Moments of x [n, d], any float dtype, n ≥ 2; differentiable.  `kernel` as in `update`.
 
         ValueError for another shape, fewer than two rows, or rows that are not finite (it says which).
@@ -185,16 +191,18 @@ class FeatureMoments:
         """The same moments with an unknown origin, which may be compared with any other moments of d features."""
         return FeatureMoments(self.count, self.mean, self.cov)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """`count`, `mean`, `cov` and `provenance`, for torch.save."""
         return {"count": self.count, "mean": self.mean, "cov": self.cov, "provenance": dict(self.provenance)}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the moments that `state_dict` described, on the device these are on; ValueError for another d."""
         if len(state["mean"]) != self.dim:
             raise ValueError(f"these moments have d = {self.dim}, the state has d = {len(state['mean'])}")
         device = self._mean.device
-        self.__init__(state["count"], state["mean"].to(device), state["cov"].to(device), dict(state["provenance"]))
+        mean, cov = state["mean"].to(device), state["cov"].to(device)
+        loaded = FeatureMoments(state["count"], mean, cov, dict(state["provenance"]))
+        self.__dict__.update(loaded.__dict__)
 
     def merge(self, other: FeatureMoments) -> FeatureMoments:
         """Moments of both sets together, as a new object; ValueError if their dimension or provenance differ."""
@@ -202,7 +210,7 @@ class FeatureMoments:
         merged = combine(self._known_count(), self.mean, self.cov, other._known_count(), other.mean, other.cov)
         return FeatureMoments(*merged, self.provenance or other.provenance)
 
-    def all_reduce(self, group=None) -> FeatureMoments:
+    def all_reduce(self, group: ProcessGroup | None = None) -> FeatureMoments:
         """Moments of all ranks' rows together, the same on every rank of the torch.distributed `group`.
 
         Every rank must call it, ranks without rows (`empty`) included; without an initialised group it is a copy.
@@ -282,6 +290,7 @@ class FeatureMoments:
         m = len(rows)
         if not m:
             return
+        assert self._count is not None  # update and evict want a known count before rows wait
         n, after = self._count, self._count + sign * m
         if self._shared or self._cov.is_inference():
             self._cov, self._shared = self._cov.clone(memory_format=torch.contiguous_format), False
@@ -311,7 +320,7 @@ def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
         raise ValueError(f"moments lie on {a._mean.device} and {b._mean.device}; move one side with .to(device)")
 
 
-def reducing_device(device: torch.device, group) -> torch.device:
+def reducing_device(device: torch.device, group: ProcessGroup | None) -> torch.device:
     """Where the group reduces tensors of `device`: in host memory unless it takes none, as NCCL, and so alike on all.
 
     A rank without rows knows no device, and in a group of both kinds must not wait in gloo for others in NCCL.

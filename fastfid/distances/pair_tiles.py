@@ -126,7 +126,9 @@ def tiles(x: Points, y: Points, wanted: Callable[[int, int], bool] = lambda i, j
         lefts = [(i, rows, x.left(rows)) for i, rows in panel]
         for j, columns in enumerate(even_blocks(len(y), TILE)):
             asked = [(rows, left) for i, rows, left in lefts if wanted(i, j)]
-            right = y.right(columns).T if asked else None
+            if not asked:
+                continue
+            right = y.right(columns).T
             for rows, left in asked:
                 yield Tile(x, y, rows, columns, left @ right)
 

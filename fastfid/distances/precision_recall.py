@@ -101,7 +101,7 @@ def precision_recall(real: Tensor, generated: Tensor, nearest_k: int = 3, distan
     return {"precision": scores["precision"], "recall": scores["recall"]}
 
 
-def _ball_counts(real: Tensor, generated: Tensor, k: int, closer: Callable) -> BallCounts:
+def _ball_counts(real: Tensor, generated: Tensor, k: int, closer: Callable[[Tensor, Tensor], Tensor]) -> BallCounts:
     """The counts, `closer` deciding between a squared distance and a squared radius."""
     scale = common_scale(real, generated)
     x, y = Points(real, mean_row(real), scale), Points(generated, mean_row(generated), scale)
@@ -122,7 +122,9 @@ def _ball_counts(real: Tensor, generated: Tensor, k: int, closer: Callable) -> B
     return BallCounts(k, around, within, in_generated_ball)
 
 
-def _inside(tile: Tile, i: Tensor, j: Tensor, low: Tensor, radii: Tensor, closer: Callable) -> Tensor:
+def _inside(
+    tile: Tile, i: Tensor, j: Tensor, low: Tensor, radii: Tensor, closer: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """bool [pairs]: is |x_i − y_j|², at least `low`, `closer` than the pair's squared radius?"""
     inside = tile.upper(i, j, low) < radii
     unsure = (~inside).nonzero()[:, 0]

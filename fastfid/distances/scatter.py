@@ -21,7 +21,7 @@ GRADIENT_BLOCK_ROWS = 4096
 class RowBuffer:
     """Fewer than BLOCK_ROWS rows that wait, with all their digits: float32 until wider ones come, then float64."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._rows, self._filled = torch.empty(0, 0), 0
 
     def __len__(self) -> int:
@@ -72,7 +72,8 @@ def add_scatter(cov: Tensor, rows: Tensor, mean: Tensor, extra: Tensor, alpha: f
     kernels = backend.cpu_kernels(cov.device)
     if kernels is not None:
         arrays = (t.numpy() for t in (cov, rows, mean, extra))
-        return kernels.add_scatter(*arrays, alpha, beta, torch.get_num_threads())
+        kernels.add_scatter(*arrays, alpha, beta, torch.get_num_threads())
+        return
     centred = torch.cat([rows - mean, extra[None]])
     for start in range(0, len(cov), COLUMNS):
         stop = min(start + COLUMNS, len(cov))
@@ -91,9 +92,10 @@ def mirror_triangle(cov: Tensor) -> None:
 
 def moments_with_gradient(x: Tensor) -> tuple[int, Tensor, Tensor]:
     """Count, mean and covariance of x [n ≥ 1, d], differentiable."""
-    moments = None
-    for block in x.split(GRADIENT_BLOCK_ROWS):
-        moments = _block_moments(block) if moments is None else combine(*moments, *_block_moments(block))
+    first, *others = x.split(GRADIENT_BLOCK_ROWS)
+    moments = _block_moments(first)
+    for block in others:
+        moments = combine(*moments, *_block_moments(block))
     return moments
 
 

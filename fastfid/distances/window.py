@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
+from fastfid.identity import Provenance
 
 
 class FeatureWindow:
@@ -22,7 +25,7 @@ class FeatureWindow:
         self,
         size: int,
         dim: int,
-        provenance: dict | None = None,
+        provenance: Provenance | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ):
@@ -33,7 +36,7 @@ class FeatureWindow:
         self._oldest = self._evictions = 0
 
     def __len__(self) -> int:
-        return self._moments.count
+        return self._moments._known_count()
 
     @property
     def size(self) -> int:
@@ -70,11 +73,11 @@ class FeatureWindow:
         scale = fresh.cov.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
         return ((self._moments.cov - fresh.cov).abs().max() / scale).item()
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """The rows from the oldest to the newest and `provenance`, for torch.save."""
         return {"rows": self.rows, "provenance": dict(self._moments.provenance)}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Hold the rows that `state_dict` described, the newest `size` of them; ValueError for another d."""
         self._moments.load_state_dict(FeatureMoments.empty(self._rows.shape[1], state["provenance"]).state_dict())
         self._oldest = self._evictions = 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class FeatureCache:
     problem  why nothing more is written (a full or read-only disk), None while all is well
     """
 
-    def __init__(self, folder: str | os.PathLike | None = None):
+    def __init__(self, folder: str | os.PathLike[str] | None = None):
         self.folder = Path(folder) if folder is not None else cache_folder()
         self.hits = 0
         self.problem: str | None = None
@@ -53,7 +54,9 @@ class FeatureCache:
         key = sha256([repr(identity)])
         return self.folder / "features" / key[:2] / f"{key}.npz"
 
-    def load(self, extractor: FeatureExtractor, digest: str, count: int) -> tuple[dict[str, Tensor], tuple] | None:
+    def load(
+        self, extractor: FeatureExtractor, digest: str, count: int
+    ) -> tuple[dict[str, Tensor], tuple[int, ...]] | None:
         """Outputs by name, float32 [count, …], and the images' shape [C, H, W]; None if absent or damaged."""
         try:
             with np.load(self.path(extractor, digest), allow_pickle=False) as arrays:
@@ -66,12 +69,14 @@ class FeatureCache:
         self.hits += 1
         return held, shape
 
-    def save(self, extractor: FeatureExtractor, digest: str, outputs: dict[str, Tensor], shape: tuple) -> None:
+    def save(
+        self, extractor: FeatureExtractor, digest: str, outputs: dict[str, Tensor], shape: tuple[int, ...]
+    ) -> None:
         """Write one shard; a failure is kept in `problem` and ends the writing, never the evaluation."""
         if self.problem is not None:
             return
         path = self.path(extractor, digest)
-        arrays = {name: value.numpy() for name, value in outputs.items()}
+        arrays: dict[str, Any] = {name: value.numpy() for name, value in outputs.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda file: np.savez(file, image_shape=np.array(shape), **arrays))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,10 +55,10 @@ def _efficientnet_input(images: Tensor, side: int) -> Tensor:
 class EfficientNetOutputs(nn.Module):
     """Features [n, 1280], the mean over the last maps, and logits [n, 1000] of the package's EfficientNet."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any):
         super().__init__()
         # Channels-last is what the CPU convolutions prefer: 1.5–1.8× the images per second of the default layout.
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network: Any = network.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Outputs by name for x, float32 [n, 3, S, S]."""

@@ -10,6 +10,7 @@ Legend: n images, C channels, H×W pixels, d feature dimension.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        network: Callable[[Tensor], Tensor],
+        network: Callable[[Tensor], Any],
         prepare: Callable[[Tensor], Tensor],
         *,
         name: str,
@@ -100,7 +101,7 @@ class FeatureExtractor:
         if len(images) == 0:
             return torch.empty(0, self.dim, device=self.device)
         with full_float32(self.device):
-            features = self.network(self.prepare(images.to(self.device)))
+            features: Tensor = self.network(self.prepare(images.to(self.device)))
         if features.shape != (len(images), self.dim):
             raise ValueError(
                 f"{self.name} returned shape {tuple(features.shape)} for {len(images)} images; "
@@ -152,7 +153,7 @@ class MultiExtractor(FeatureExtractor):
     def _found(self, images: Tensor) -> dict[str, Tensor]:
         _check_images(images)
         with full_float32(self.device):
-            found = self.network(self.prepare(images.to(self.device)))
+            found: dict[str, Tensor] = self.network(self.prepare(images.to(self.device)))
         if found["features"].shape != (len(images), self.dim):
             raise ValueError(
                 f"{self.name} returned features {tuple(found['features'].shape)} for {len(images)} images; they must "

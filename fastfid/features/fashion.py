@@ -53,11 +53,13 @@ class FashionNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate activations, float32 [n, feature_dim], of images x, float32 [n, 1, 28, 28] in [−1, 1]."""
-        return self.embed(self.stages(x).mean(dim=(2, 3)))
+        embedded: Tensor = self.embed(self.stages(x).mean(dim=(2, 3)))
+        return embedded
 
     def forward(self, x: Tensor) -> Tensor:
         """Class logits, float32 [n, num_classes], of images x, float32 [n, 1, 28, 28] in [−1, 1]."""
-        return self.head(self.features(x))
+        logits: Tensor = self.head(self.features(x))
+        return logits
 
 
 def _stage(c_in: int, c_out: int, kernel_size: int, activation: str, downsample: str) -> nn.Sequential:
@@ -144,7 +146,7 @@ def fashion_with_logits(name: str, weights: str | Path | None, device: str | tor
     return _with_identity_of(plain, both)
 
 
-def _with_identity_of(plain: FeatureExtractor, network: Callable) -> MultiExtractor:
+def _with_identity_of(plain: FeatureExtractor, network: Callable[[Tensor], dict[str, Tensor]]) -> MultiExtractor:
     return MultiExtractor(
         network,
         plain.prepare,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,9 +107,10 @@ class InceptionOutputs(nn.Module):
     seven channels of mixed_6's 1×1 branch in the order [17, 17, 7], as ADM's evaluator flattens them.
     """
 
-    def __init__(self, network: nn.Module, spatial: bool = False):
+    def __init__(self, network: Any, spatial: bool = False):
         super().__init__()
-        self.network, self.spatial = network, spatial
+        self.network: Any = network  # torch-fidelity's class, which has no types
+        self.spatial = spatial
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Outputs by name for x, float32 [n, 3, 299, 299]."""

@@ -19,11 +19,13 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 def standardised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x − mean)/std by channel, for x [n, 1 or 3, H, W] on [0, 1]; a grey image gets three channels."""
-    mean, std = (x.new_tensor(v)[:, None, None] for v in (mean, std))
-    return (x - mean) / std
+    centre, spread = (x.new_tensor(v)[:, None, None] for v in (mean, std))
+    return (x - centre) / spread
 
 
-VALUE_RANGES = {  # name: (what happens to floats of 0…255, the words for it)
+VALUE_RANGES: dict[
+    str, tuple[Callable[[Tensor], Tensor], str]
+] = {  # name: (what happens to floats of 0…255, the words for it)
     "-1..1": (lambda x: x / HALF_RANGE - 1, "x / 127.5 - 1"),
     "0..1": (lambda x: x / 255, "x / 255"),
     "0..255": (lambda x: x, "values 0 to 255"),
@@ -69,7 +71,9 @@ def as_rgb(sentence: str) -> str:
     return f"grey repeated to RGB, {sentence}"
 
 
-def chosen_input(name: str, inputs: dict, input_name: str) -> tuple[Callable, str]:
+def chosen_input(
+    name: str, inputs: dict[str, tuple[Callable[..., Tensor], str]], input_name: str
+) -> tuple[Callable[..., Tensor], str]:
     """Resizing function and its sentence; ValueError listing the names."""
     if input_name not in inputs:
         raise ValueError(f"unknown input {input_name!r} of {name}; choose one of {', '.join(inputs)}")
@@ -84,7 +88,8 @@ def tf1_bilinear(images: Tensor, side: int) -> Tensor:
         raise ImportError(
             "TensorFlow-1 resizing comes from torch-fidelity: pip install 'fastfid[inception]'"
         ) from missing
-    return interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(side, side), align_corners=False)
+    resized: Tensor = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(side, side), align_corners=False)
+    return resized
 
 
 def pil_bicubic_float(images: Tensor, side: int) -> Tensor:

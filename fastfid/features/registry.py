@@ -64,7 +64,8 @@ def build_extractor(
 def preprocessing_of(name: str, protocol: Protocol) -> str:
     """The sentence of provenance on how `protocol` feeds the network `name`, "inception" or one of DINOV2_MODELS."""
     inputs = INCEPTION_INPUTS if name == "inception" else DINOV2_INPUTS
-    return as_rgb(chosen_input(name, inputs, protocol.input_of(name))[1])
+    chosen = protocol.inception if name == "inception" else protocol.dinov2
+    return as_rgb(chosen_input(name, inputs, chosen)[1])
 
 
 def feature_extractor(

@@ -73,14 +73,21 @@ def load_torchscript(path: str | Path, device: str | torch.device) -> torch.jit.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer torch says that TorchScript has successors
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.load(str(path), map_location=device).eval()
+            module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
+            return module.eval()
     except (RuntimeError, ValueError) as unfit:
         reason = (str(unfit).splitlines() or [type(unfit).__name__])[0]
         raise ValueError(f"{path} is no TorchScript file ({reason}); save a module with torch.jit.save") from None
 
 
 @torch.inference_mode()
-def _probed_dim(path: Path, network: Callable, prepare: Callable, side: int, device: torch.device) -> int:
+def _probed_dim(
+    path: Path,
+    network: Callable[[Tensor], object],
+    prepare: Callable[[Tensor], Tensor],
+    side: int,
+    device: torch.device,
+) -> int:
     """Feature dimension d of a network, from one black image."""
     black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +95,8 @@ def dinov2_extractor(
 ) -> FeatureExtractor:
     """CLS token of DINOv2 at 224 pixels, built by timm without its own download."""
     resize, sentence = chosen_input(name, DINOV2_INPUTS, input_name)
-    model = _timm_model(name, "dinov2", weights, DINOV2_MODELS[name], num_classes=0, img_size=DINOV2_SIDE)
+    timm, weights = _timm(name, "dinov2"), _stated(weights, name, DINOV2_MODELS[name])
+    model = timm.create_model(DINOV2_MODELS[name], pretrained=False, num_classes=0, img_size=DINOV2_SIDE)
     load_dinov2(model, weights)
     return _transformer(name, model, resize, sentence, model.num_features, weights, device)
 
@@ -105,27 +108,41 @@ def clip_extractor(
     resize, sentence = chosen_input(name, CLIP_INPUTS, input_name)
     timm_name, dim, quick_gelu = CLIP_MODELS[name]
     activation = {"act_layer": "quick_gelu"} if quick_gelu else {}
-    model = _timm_model(name, "clip", weights, timm_name, num_classes=dim, **activation)
+    timm, weights = _timm(name, "clip"), _stated(weights, name, timm_name)
+    model = timm.create_model(timm_name, pretrained=False, num_classes=dim, **activation)
     load_clip(model, weights)
     side = model.patch_embed.img_size[0]
     return _transformer(name, model, partial(resize, side=side), sentence.format(side), dim, weights, device)
 
 
-def _timm_model(name: str, extra: str, weights: str | Path | None, timm_name: str, **options) -> nn.Module:
-    """timm's model without weights, once it is known that a file of them was given."""
+def _timm(name: str, extra: str) -> Any:
+    """The timm package; ImportError names the extra that installs it."""
     try:
         import timm
     except ImportError as missing:
         raise ImportError(f"{name} is built by timm: pip install 'fastfid[{extra}]'") from missing
+    return timm
+
+
+def _stated(weights: str | Path | None, name: str, timm_name: str) -> str | Path:
+    """The file of weights; FileNotFoundError if none is stated, because timm's own download is never used."""
     if weights is None:
         raise FileNotFoundError(
             f"{name} needs its weights from a file: fetch those of {timm_name} (timm's layout or the publisher's own) "
             "and pass weights= (--weights)"
         )
-    return timm.create_model(timm_name, pretrained=False, **options)
+    return weights
 
 
-def _transformer(name, model, resize, sentence, dim, weights, device) -> FeatureExtractor:
+def _transformer(
+    name: str,
+    model: nn.Module,
+    resize: Callable[[Tensor], Tensor],
+    sentence: str,
+    dim: int,
+    weights: str | Path,
+    device: str | torch.device,
+) -> FeatureExtractor:
     """The extractor of a loaded transformer behind `resize`."""
     device = usable_device(device)
     return FeatureExtractor(
@@ -139,7 +156,7 @@ def _transformer(name, model, resize, sentence, dim, weights, device) -> Feature
     )
 
 
-def load_dinov2(model: nn.Module, weights: str | Path) -> None:
+def load_dinov2(model: Any, weights: str | Path) -> None:
     """Load `weights` (.safetensors or .pth, timm's or Meta's key layout) into timm's `model`, in place.
 
     Position embeddings [1, 1 + P, C] of another input side are resampled as DINOv2's own code does.  FileNotFoundError
@@ -154,7 +171,7 @@ def load_dinov2(model: nn.Module, weights: str | Path) -> None:
         raise unfit_weights(weights, "DINOv2", unfit) from None
 
 
-def load_clip(model: nn.Module, weights: str | Path) -> None:
+def load_clip(model: Any, weights: str | Path) -> None:
     """Load a CLIP image tower into timm's `model`, in place, from timm's, OpenCLIP's or OpenAI's key layout.
 
     weights  .safetensors, or a .pt, .bin or .pth that torch.load reads without running code; OpenAI's own TorchScript

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ RANGE_SLACK = 1e-3  # a quarter of one uint8 step on [0, 1]: what interpolation 
 class ArrayImages(ImageSource):
     """Images of one array [n, …], with classes [n] or None."""
 
-    def __init__(self, name: str, array: Tensor | np.ndarray, value_range: tuple[float, float] | None, classes=None):
+    def __init__(
+        self, name: str, array: Tensor | np.ndarray, value_range: tuple[float, float] | None, classes: Any = None
+    ):
         self.name, self.array, self.value_range = name, array, value_range
         check_batch_axis(name, tuple(array.shape), axes=(2,))  # three grey images make an array, if no batch
         self.layout = _layout(name, tuple(array.shape))
@@ -87,6 +90,7 @@ def to_uint8(
     x = _channels_first(x, layout)
     if not x.is_floating_point():
         return x.contiguous()
+    assert value_range is not None  # _check_number_type wants one for floats
     lo, hi = value_range
     slack = RANGE_SLACK * (hi - lo)
     low, high = (x.min().item(), x.max().item()) if len(x) else (lo, hi)
@@ -122,7 +126,8 @@ def _images_of_npz(path: Path, content: np.lib.npyio.NpzFile) -> tuple[np.ndarra
     """The arrays of images and of labels by their usual names, None where there are none."""
     with content:
         found = (next((n for n in names if n in content.files), None) for names in (ARRAY_NAMES, LABEL_NAMES))
-        return tuple(None if name is None else npz_array(path, content, name) for name in found)
+        images, labels = (None if name is None else npz_array(path, content, name) for name in found)
+    return images, labels
 
 
 def _layout(name: str, shape: tuple[int, ...]) -> str:

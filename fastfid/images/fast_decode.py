@@ -22,6 +22,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,7 @@ def decoder(kind: str) -> tuple[str, Callable[[bytes], np.ndarray] | None]:
     """What decodes plain "PNG" or "JPEG", by name and version, and imagecodecs' function, None for Pillow."""
     from PIL import __version__, features
 
+    constants: Any
     try:
         if kind == "PNG":
             from imagecodecs import SPNG as constants
@@ -79,7 +81,9 @@ def decode_plain(encoded: bytes, max_pixels: int) -> np.ndarray | None:
         decode, plain_shape = decoder("JPEG")[1], _plain_jpeg_shape
     else:
         return None
-    width, height, channels = plain_shape(encoded) if decode is not None else NOT_PLAIN
+    if decode is None:
+        return None
+    width, height, channels = plain_shape(encoded)
     if not 0 < width * height <= max_pixels:
         return None
     try:

@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,9 @@ FREE_BYTES = 1 << 20  # members below 1 MiB may inflate as they like: plain colo
 
 READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe called x.png is empty
 UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what damaged files raise
+
+Read = list[tuple[str, bytes | Exception, bytes]]  # name, bytes and SHA-256 of files; or why one is unreadable
+Decoded = list[np.ndarray | ValueError]  # images uint8 [C, H, W]; or what is wrong with one
 
 
 def decoders(workers: int | None = None) -> int:
@@ -99,8 +103,9 @@ class FileImages(ImageSource):
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[ImageBlock]:
         """Blocks of files read and decoded by threads, the next block's bytes while one is worked on."""
-        stop, ahead = len(self) if stop is None else stop, deque()
-        self.skipped = []
+        stop = len(self) if stop is None else stop
+        ahead: deque[tuple[int, list[str], list[Future[Read]]]] = deque()
+        self.skipped: list[str] = []
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")  # ends when no block holds it
         try:
             for first in range(start, stop, checked_size(size)):
@@ -116,30 +121,30 @@ class FileImages(ImageSource):
                 for read in reads:
                     read.cancel()
 
-    def _read(self, members: list[str]) -> list[tuple[str, bytes | Exception, bytes]]:
+    def _read(self, members: list[str]) -> Read:
         """Name, bytes and SHA-256 of each member; what reading one raised stands for its bytes."""
         encoded = [_read_encoded(self.read, member) for member in members]
         digests = [bytes.fromhex(sha256([e])) if isinstance(e, bytes) else b"unreadable" for e in encoded]
         return list(zip(members, encoded, digests, strict=True))
 
-    def _block(self, pool: ThreadPoolExecutor, start: int, members: list[str], reads: list[Future]) -> ImageBlock:
+    def _block(self, pool: ThreadPoolExecutor, start: int, members: list[str], reads: list[Future[Read]]) -> ImageBlock:
         tasks = [read.result() for read in reads]
         digest = sha256(digest for task in tasks for *_, digest in task)
-        decoding: list[Future] = []
+        decoding: list[Future[Decoded]] = []
 
         def prefetch() -> None:
             if not decoding:
                 decoding.extend(pool.submit(self._decoded, task) for task in tasks)
 
-        def decode(expected: tuple | None) -> tuple[Tensor, list[int]]:
+        def decode(expected: tuple[int, ...] | None) -> tuple[Tensor, list[int]]:
             prefetch()
             return self._collect(members, [image for task in decoding for image in task.result()], expected)
 
         return ImageBlock(start, members, digest, decode, prefetch, self.labels(start, start + len(members)))
 
-    def _decoded(self, task: list[tuple[str, bytes | Exception, bytes]]) -> list[np.ndarray | ValueError]:
+    def _decoded(self, task: Read) -> Decoded:
         """Each image of a task, or the error that tells what is wrong with it."""
-        found: list[np.ndarray | ValueError] = []
+        found: Decoded = []
         for member, encoded, _ in task:
             try:
                 found.append(self._decode(member, encoded))
@@ -147,7 +152,9 @@ class FileImages(ImageSource):
                 found.append(unfit)
         return found
 
-    def _collect(self, members: list[str], decoded: list, expected: tuple | None) -> tuple[Tensor, list[int]]:
+    def _collect(
+        self, members: list[str], decoded: Decoded, expected: tuple[int, ...] | None
+    ) -> tuple[Tensor, list[int]]:
         """Decoded images [m, C, H, W] of one shape, and which of `members` they are."""
         images, kept = [], []
         for position, (member, image) in enumerate(zip(members, decoded, strict=True)):
@@ -184,7 +191,7 @@ class FileImages(ImageSource):
             ) from None
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
-    def _check_shape(self, member: str, shape: tuple, expected: tuple) -> None:
+    def _check_shape(self, member: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if shape[1:] != expected[1:]:
             raise ValueError(
                 f"{member} in {self.name} is {shape[2]}x{shape[1]} pixels, {self.members[0]} is "
@@ -207,7 +214,7 @@ def _decoded_by_pillow(encoded: bytes) -> np.ndarray:
         return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def _check_sane(image) -> None:
+def _check_sane(image: Any) -> None:
     """ValueError for an opened Pillow image, not decoded yet, that is too large or deeper than 8 bits a channel."""
     width, height = image.size
     if width * height > MAX_PIXELS:

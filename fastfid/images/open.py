@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +22,7 @@ __all__ = ["ARRAY_NAMES", "ImageBlock", "ImageSource", "open_images"]
 
 
 def open_images(
-    source,
+    source: Any,
     value_range: tuple[float, float] | None = None,
     skip_corrupt: bool = False,
     workers: int | None = None,
@@ -69,14 +70,14 @@ def open_images(
     raise ValueError(f"{path} is not a folder, .zip, .npz or .npy; put single images into a folder")
 
 
-def _check_range(value_range) -> None:
+def _check_range(value_range: Any) -> None:
     """ValueError unless these are two numbers in ascending order."""
     numbers = isinstance(value_range, tuple | list) and all(isinstance(end, int | float) for end in value_range)
     if not (numbers and len(value_range) == 2 and value_range[0] < value_range[1]):
         raise ValueError(f"value_range is {value_range!r}; pass two numbers (low, high) with low < high")
 
 
-def _is_labelled_array(source) -> bool:
+def _is_labelled_array(source: Any) -> bool:
     """Whether this is one (images, labels) pair rather than an iterable of batches: labels have one axis."""
     if not (isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Tensor | np.ndarray)):
         return False

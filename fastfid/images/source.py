@@ -6,8 +6,9 @@ Legend: n images, C channels, H×W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class ImageBlock:
     start: int
     names: list[str]
     digest: str
-    decode: Callable[[tuple | None], tuple[Tensor, list[int]]]
+    decode: Callable[[tuple[int, ...] | None], tuple[Tensor, list[int]]]
     prefetch: Callable[[], None]
     labels: list[str] | None = None
 
@@ -42,7 +43,7 @@ class ImageSource(ABC):
     """
 
     name: str
-    skipped: tuple | list = ()
+    skipped: Sequence[str] = ()
     once: bool = False
 
     @abstractmethod
@@ -96,10 +97,10 @@ def checked_size(size: int) -> int:
     return size
 
 
-def class_names(labels) -> list[str]:
+def class_names(labels: Any) -> list[str]:
     """Class labels of any kind, names or numbers, as text: 3, 3.0 and "3" are one class."""
-    labels = labels.tolist() if hasattr(labels, "tolist") else [getattr(x, "item", lambda x=x: x)() for x in labels]
-    return [str(int(x)) if isinstance(x, float) and x.is_integer() else str(x) for x in labels]
+    plain = labels.tolist() if hasattr(labels, "tolist") else [getattr(x, "item", lambda x=x: x)() for x in labels]
+    return [str(int(x)) if isinstance(x, float) and x.is_integer() else str(x) for x in plain]
 
 
 def counted(count: int, noun: str) -> str:

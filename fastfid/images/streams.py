@@ -8,7 +8,8 @@ gives it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class StreamImages(ImageSource):
 
     once = True
 
-    def __init__(self, name: str, batches: Iterable, value_range: tuple[float, float] | None):
+    def __init__(self, name: str, batches: Iterable[Any], value_range: tuple[float, float] | None):
         self.name, self.incoming, self.value_range = name, batches, value_range
         self.begun = False
 
@@ -38,7 +39,7 @@ class StreamImages(ImageSource):
         """Batches times batch size where the loader tells both: the last batch may be shorter."""
         size = getattr(self.incoming, "batch_size", None)
         try:
-            return len(self.incoming) * size if isinstance(size, int) else None
+            return len(self.incoming) * size if isinstance(size, int) and isinstance(self.incoming, Sized) else None
         except TypeError:  # a loader over an iterable dataset has no length
             return None
 
@@ -75,7 +76,9 @@ class _Held:
     """Images that have come and fill no block yet, with their labels."""
 
     def __init__(self, name: str):
-        self.name, self.images, self.labels = name, None, None
+        self.name = name
+        self.images: Tensor | None = None
+        self.labels: list[str] | None = None
 
     def __len__(self) -> int:
         return 0 if self.images is None else len(self.images)
@@ -92,17 +95,18 @@ class _Held:
         if (labels is None) != (self.labels is None):
             raise ValueError(f"{self.name} gave labels with some batches only; give them with all or with none")
         self.images = torch.cat([self.images, images.cpu()])
-        self.labels = None if labels is None else self.labels + labels
+        self.labels = None if labels is None or self.labels is None else self.labels + labels
 
     def take(self, count: int, first: int) -> ImageBlock:
         """The first `count` images as a block that begins with image number `first`."""
+        assert self.images is not None  # its caller has seen that `count` images are held
         images, self.images = self.images[:count], self.images[count:]
         labels = None if self.labels is None else self.labels[:count]
         self.labels = None if self.labels is None else self.labels[count:]
         return decoded_block(images, first, [f"image {first + i}" for i in range(len(images))], labels)
 
 
-def _images_and_labels(name: str, batch) -> tuple[Tensor | np.ndarray, list[str] | None]:
+def _images_and_labels(name: str, batch: Any) -> tuple[Tensor | np.ndarray, list[str] | None]:
     """The images [n, …] of a batch and their labels as text; ValueError for anything else, saying what is read."""
     images, labels = batch, None
     if isinstance(batch, Mapping):

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,8 +46,9 @@ def float32_products(precision: str) -> Iterator[None]:
 class _Settings:
     """TF32 switched off for as long as at least one block needs it."""
 
-    def __init__(self):
-        self.lock, self.blocks, self.undo = threading.Lock(), 0, []
+    def __init__(self) -> None:
+        self.lock, self.blocks = threading.Lock(), 0
+        self.undo: list[Callable[[], None]] = []
 
     def put_aside(self) -> None:
         with self.lock:
@@ -70,7 +72,8 @@ _settings = _Settings()
 
 def _set_products(precision: str) -> Callable[[], None]:
     """Set the precision of float32 matrix products; returns what undoes it."""
-    parts = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    backends: Any = torch.backends
+    parts = backends.cuda.matmul, backends.mkldnn.matmul
     undo = _remembered(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, parts)
     torch.set_float32_matmul_precision(precision)
     return undo
@@ -78,7 +81,7 @@ def _set_products(precision: str) -> Callable[[], None]:
 
 def _set_convolutions_exact() -> Callable[[], None]:
     """Forbid TF32 in cuDNN's convolutions; returns what undoes it."""
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     allow = partial(setattr, cudnn, "allow_tf32")
     undo = _remembered(lambda: cudnn.allow_tf32, allow, (cudnn.conv, cudnn.rnn))
     allow(False)
@@ -86,7 +89,7 @@ def _set_convolutions_exact() -> Callable[[], None]:
     return undo
 
 
-def _remembered(read: Callable, write: Callable, parts: tuple) -> Callable[[], None]:
+def _remembered(read: Callable[[], Any], write: Callable[[Any], None], parts: tuple[Any, ...]) -> Callable[[], None]:
     """A function that brings back what the older name tells, if it does, and what the back ends' own names tell."""
     try:
         older = [read()]
@@ -111,7 +114,7 @@ def dense(x: Tensor, name: str = "an argument") -> Tensor:
     return x
 
 
-def as_tensor(value) -> Tensor:
+def as_tensor(value: Any) -> Tensor:
     """`value` as a tensor that shares its memory where its maker allows: torch, NumPy, CuPy and others by DLPack.
 
     Device arrays come by DLPack, which makes torch's stream wait for the one that computes them;
@@ -124,7 +127,7 @@ def as_tensor(value) -> Tensor:
         return torch.as_tensor(value.astype(value.dtype.newbyteorder("=")))
     device_array = hasattr(value, "__cuda_array_interface__")
     if hasattr(value, "__dlpack__") and (device_array or not hasattr(value, "__array__")):
-        return torch.from_dlpack(value)
+        return torch.utils.dlpack.from_dlpack(value)
     return torch.as_tensor(value)
 
 

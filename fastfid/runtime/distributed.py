@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from fastfid.runtime.mapped_arrays import room
 # A rank with nothing cached may work for hours while another waits with all of its features.  A rank that dies closes
 # its connections, which ends the wait at once.
 TIMEOUT = timedelta(days=1)
+
+Result = TypeVar("Result")
 
 _ALONE = ContextVar("alone", default=False)
 
@@ -102,23 +105,24 @@ def agreement() -> Iterator[None]:
     raise error if error is not None and f"{error}" == first else ValueError(first)
 
 
-def from_main(compute: Callable):
+def from_main(compute: Callable[[], Result]) -> Result:
     """What compute() gives on rank 0, on every rank; its error likewise."""
     if world_size() == 1:
         return compute()
-    outcome = [None]
+    outcome: list[Any] = [None]
     with agreement():
         if is_main():
             outcome = [compute()]
     dist.broadcast_object_list(outcome, src=0, group=host_group())
-    return outcome[0]
+    result: Result = outcome[0]
+    return result
 
 
-def gather_objects(item) -> list:
+def gather_objects(item: Any) -> list[Any]:
     """The items of all ranks in order, on every rank; they are pickled."""
     if world_size() == 1:
         return [item]
-    found = [None] * world_size()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, item, group=host_group())
     return found
 
@@ -141,12 +145,15 @@ def gather_rows(x: Tensor) -> Tensor | None:
     return rows
 
 
-def host_group():
+def host_group() -> dist.ProcessGroup:
     """A gloo group of all ranks: the caller's own, or one beside it."""
-    return dist.group.WORLD if "cpu:gloo" in dist.get_backend_config() else _gloo_beside(dist.group.WORLD)
+    world = dist.group.WORLD
+    if world is None:
+        raise RuntimeError("there is no process group; call this within process_group()")
+    return world if "cpu:gloo" in dist.get_backend_config() else _gloo_beside(world)
 
 
 @cache
-def _gloo_beside(world):
+def _gloo_beside(world: dist.ProcessGroup) -> Any:
     """Made once for each process group `world`, by all ranks together."""
     return dist.new_group(backend="gloo", timeout=TIMEOUT)

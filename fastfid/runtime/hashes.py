@@ -20,7 +20,7 @@ def sha256(parts: Iterable[bytes | str | Tensor]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()

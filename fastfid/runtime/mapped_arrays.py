@@ -17,7 +17,7 @@ import struct
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def npz_array(path: Path, content: np.lib.npyio.NpzFile, name: str) -> np.ndarra
 
     What is compressed is inflated into `room`, a block at a time.  Raises what NumPy and zipfile do.
     """
-    info = content.zip.NameToInfo.get(f"{name}.npy")
+    info = _archive(content).NameToInfo.get(f"{name}.npy")
     if info is None:
         return content[name]
     with _opened(content, info) as member:
@@ -94,13 +94,21 @@ def npz_array(path: Path, content: np.lib.npyio.NpzFile, name: str) -> np.ndarra
         file.seek(info.header_offset)
         lengths = LOCAL_LENGTHS.unpack_from(file.read(LOCAL_HEADER))
     offset = info.header_offset + LOCAL_HEADER + sum(lengths) + header.length
-    return np.memmap(path, header.dtype, "r", offset, header.shape, header.order)
+    mapped: np.ndarray = np.memmap(path, header.dtype, "r", offset, header.shape, header.order)
+    return mapped
 
 
-def _opened(content: np.lib.npyio.NpzFile, member: str | zipfile.ZipInfo):
+def _archive(content: np.lib.npyio.NpzFile) -> zipfile.ZipFile:
+    """The zip of an npz that is open; a closed one has none."""
+    if content.zip is None:
+        raise ValueError("the npz file is closed")
+    return content.zip
+
+
+def _opened(content: np.lib.npyio.NpzFile, member: str | zipfile.ZipInfo) -> IO[bytes]:
     """A member to read; ValueError for one that is encrypted or compressed in a way that zipfile does not know."""
     try:
-        return content.zip.open(member)
+        return _archive(content).open(member)
     except RuntimeError as refusal:
         raise ValueError(f"{refusal}") from None
 
@@ -109,7 +117,7 @@ class _Header(NamedTuple):
     """What an npy says of its array; `length` bytes of its own."""
 
     shape: tuple[int, ...]
-    order: str
+    order: Literal["C", "F"]
     dtype: np.dtype
     length: int
 
@@ -119,21 +127,22 @@ class _Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _read_header(member) -> _Header:
+def _read_header(member: IO[bytes]) -> _Header:
     """Of a file at its beginning; a version that is not known here has the type of objects, which is none of ours."""
     read = NPY_HEADERS.get(np.lib.format.read_magic(member))
     shape, fortran, dtype = read(member) if read else ((), False, np.dtype(object))
     return _Header(shape, "F" if fortran else "C", dtype, member.tell())
 
 
-def _inflated(member, header: _Header) -> np.ndarray:
+def _inflated(member: IO[bytes], header: _Header) -> np.ndarray:
     """The rest of a member, read to its end, where zipfile compares the checksum."""
     content = room((header.size,), np.uint8)
     filled = 0
     while part := member.read(READ_BYTES):
         content[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
         filled += len(part)
-    return content.view(header.dtype).reshape(header.shape, order=header.order)
+    inflated: np.ndarray = content.view(header.dtype).reshape(header.shape, order=header.order)
+    return inflated
 
 
 def _folder() -> str | None:

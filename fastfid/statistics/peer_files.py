@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.moments_file import entry, moments_of_arrays, open_arrays, read_moments, readable, real_numbers
 from fastfid.distances.rows import BLOCK_ROWS
 from fastfid.features.registry import preprocessing_of
+from fastfid.identity import Provenance
 from fastfid.images.open import ARRAY_NAMES
 from fastfid.protocols import PROTOCOLS
 from fastfid.runtime.mapped_arrays import npz_shape, writable
@@ -62,7 +63,7 @@ class FileContent(NamedTuple):
     """
 
     form: str
-    provenance: dict
+    provenance: Provenance
     moments: FeatureMoments | None = None
     features: Tensor | None = None
     spatial: FeatureMoments | None = None
@@ -83,7 +84,7 @@ def read_file(path: Path, network: str | None = None) -> FileContent:
     raise ValueError(f"{path} is no .npz, .npy, .pkl or .pt file; statistics are read from these")
 
 
-def holds_statistics(path: str | os.PathLike) -> bool:
+def holds_statistics(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a file that `read_statistics` is meant for, rather than images; reads headers only."""
     path = Path(path)
     if not path.is_file():
@@ -94,7 +95,7 @@ def holds_statistics(path: str | os.PathLike) -> bool:
     try:
         if suffix == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return array.ndim == 2 and array.dtype.kind == "f"
+            return bool(array.ndim == 2 and array.dtype.kind == "f")
         if suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 names = set(arrays.files)
@@ -151,7 +152,7 @@ def _from_moments_npz(path: Path, arrays: np.lib.npyio.NpzFile, names: set[str])
     return FileContent(form, stored.provenance, FeatureMoments(*stored), features, spatial, images)
 
 
-def _made_by(protocol: str, network: str) -> dict:
+def _made_by(protocol: str, network: str) -> Provenance:
     """Provenance of a file whose form tells who made it: that program prepares images for a network in one way."""
     prepared = {}
     if network in ("inception", "dinov2"):
@@ -176,7 +177,7 @@ def _checked_features(path: Path, array: np.ndarray | Tensor) -> Tensor:
     return features
 
 
-def _from_edm2(path: Path, content, network: str | None) -> FileContent:
+def _from_edm2(path: Path, content: object, network: str | None) -> FileContent:
     """One entry of {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}}."""
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; EDM2 statistics are a dict with fid or fd_dinov2")
@@ -218,5 +219,5 @@ def _from_torch(path: Path) -> FileContent:
     return FileContent("torch-fidelity features", {}, features=_checked_features(path, content))
 
 
-def _names(content: dict) -> str:
+def _names(content: dict[Any, Any]) -> str:
     return ", ".join(str(key) for key in content) or "nothing"

@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class _Type:
             raise pickle.UnpicklingError(f"an array of {code!r}, not of numbers")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         """(version, byte order, None, None, None, …), as NumPy writes it for a type without fields."""
         if any(part is not None for part in state[2:5]):
             raise pickle.UnpicklingError("an array with fields, not of numbers")
@@ -49,24 +50,27 @@ class _Array:
     def __init__(self, array: np.ndarray | None = None):
         self.array = array
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         """(version, shape, type, Fortran order, bytes), as NumPy writes it."""
         _, shape, kind, fortran, raw = state
         self.array = np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if fortran else "C")
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype)
 
 
-def _reconstructed(subtype: object, shape: tuple, code: bytes) -> _Array:
+def _reconstructed(subtype: object, shape: tuple[int, ...], code: bytes) -> _Array:
     return _Array()  # its state follows
 
 
 def _scalar(kind: _Type, raw: bytes) -> float | int:
-    return np.frombuffer(raw, kind.dtype)[0].item()
+    number: float | int = np.frombuffer(raw, kind.dtype)[0].item()
+    return number
 
 
-def _from_buffer(buffer, kind: _Type, shape: tuple, order: str, axis_order: tuple | None = None) -> _Array:
+def _from_buffer(
+    buffer: bytes, kind: _Type, shape: tuple[int, ...], order: Any, axis_order: tuple[int, ...] | None = None
+) -> _Array:
     array = np.frombuffer(buffer, kind.dtype)
     if axis_order is not None and order == "K":
         return _Array(array.reshape(shape).transpose(axis_order))
@@ -75,7 +79,7 @@ def _from_buffer(buffer, kind: _Type, shape: tuple, order: str, axis_order: tupl
 
 def _array_builders() -> dict[tuple[str, str], object]:
     """Names a pickle of arrays and plain containers uses, under NumPy 1 and NumPy 2, and what builds them here."""
-    allowed = {
+    allowed: dict[tuple[str, str], object] = {
         ("numpy", "ndarray"): None,  # an argument of _reconstruct, never called
         ("numpy", "dtype"): _Type,
         ("collections", "OrderedDict"): collections.OrderedDict,
@@ -99,13 +103,13 @@ class _ArrayUnpickler(pickle.Unpickler):
         super().__init__(file)
         self.allowed = _array_builders()
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self.allowed:
             raise _Refusal(f"{module}.{name}")
         return self.allowed[module, name]
 
 
-def load_pickle(path: Path):
+def load_pickle(path: Path) -> object:
     """The content of a pickle of arrays and plain containers; ValueError for any other."""
     try:
         with open(path, "rb") as file:
@@ -119,9 +123,9 @@ def load_pickle(path: Path):
         raise ValueError(f"{path} is not a readable pickle ({first_line(damaged)}); fetch it again") from None
 
 
-def load_torch(path: Path):
+def load_torch(path: Path) -> object:
     """torch.load restricted to tensors, NumPy arrays and plain containers."""
-    allowed = [(value, f"{module}.{name}") for (module, name), value in _array_builders().items()]
+    allowed: list[Any] = [(value, f"{module}.{name}") for (module, name), value in _array_builders().items()]
     allowed += [_Type, _Array]  # whose state torch sets only where it knows the class
     try:
         with torch.serialization.safe_globals(allowed):

@@ -9,11 +9,12 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.moments_file import StoredMoments, as_array, write_moments
-from fastfid.identity import Identity
+from fastfid.identity import Identity, Provenance
 from fastfid.runtime.devices import as_tensor
 from fastfid.statistics.peer_files import read_file
 
@@ -48,7 +49,7 @@ class Statistics:
         return self.moments.dim
 
     @property
-    def provenance(self) -> dict:
+    def provenance(self) -> Provenance:
         """What is known of the features' origin, by name; strings."""
         return self.moments.provenance
 
@@ -59,7 +60,12 @@ class Statistics:
 
     @classmethod
     def from_features(
-        cls, features: Tensor, provenance: dict | None = None, *, name: str = "features", spatial: Tensor | None = None
+        cls,
+        features: Tensor,
+        provenance: Provenance | None = None,
+        *,
+        name: str = "features",
+        spatial: Tensor | None = None,
     ) -> Statistics:
         """Statistics that keep `features` [n ≥ 2, d], any float dtype; `spatial` [n, s] adds moments for sFID."""
         features = as_tensor(features)
@@ -74,7 +80,7 @@ class Statistics:
         spatial = None if self.spatial is None else self.spatial.to("cpu")
         return replace(self, moments=self.moments.to("cpu"), features=features, spatial=spatial)
 
-    def save(self, path: str | os.PathLike, keep_features: bool = True) -> None:
+    def save(self, path: str | os.PathLike[str], keep_features: bool = True) -> None:
         """Write one npz: mu, sigma (which pytorch-fid reads), count, provenance as JSON, mu_s, sigma_s, features.
 
         No pickle; the file appears whole or not at all.  ValueError unless `path` ends in .npz, as NumPy would add it.
@@ -82,7 +88,7 @@ class Statistics:
         path = Path(path)
         if path.suffix.lower() != ".npz":
             raise ValueError(f"{path} does not end in .npz; statistics are written as one .npz")
-        more = {}
+        more: dict[str, np.ndarray] = {}
         if self.spatial is not None:
             more |= {"mu_s": as_array(self.spatial.mean), "sigma_s": as_array(self.spatial.cov)}
         if keep_features and self.features is not None:
@@ -91,12 +97,12 @@ class Statistics:
         write_moments(path, StoredMoments(moments.count, moments.mean, moments.cov, moments.provenance), more)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Statistics:
+    def load(cls, path: str | os.PathLike[str]) -> Statistics:
         """The same as `read_statistics(path)`."""
         return read_statistics(path)
 
 
-def read_statistics(path: str | os.PathLike, network: str | None = None) -> Statistics:
+def read_statistics(path: str | os.PathLike[str], network: str | None = None) -> Statistics:
     """Read statistics or features of fastfid or of another tool (peer_files.py), with float64 moments.
 
     network  entry of a file that holds several networks (EDM2: "inception" or "dinov2"); needed only there
@@ -106,6 +112,7 @@ def read_statistics(path: str | os.PathLike, network: str | None = None) -> Stat
     """
     content = read_file(Path(path), network)
     if content.moments is None:
+        assert content.features is not None  # a file holds one of the two
         statistics = Statistics.from_features(content.features, content.provenance, name=str(Path(path)))
         statistics.form = content.form
         return statistics
