@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 # Rewards whose relative spread is below this are equal: float64 rounding of a sum of N terms makes as much.
 CONSTANT = 1e-12
+# Rewards of a coarser dtype are equal if they differ by this many roundings: one of each of the two.
+ROUNDINGS = 2
 
 
 def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: float) -> torch.Tensor:
     """(r − mean)/std, over the batch or within each class, clipped at ±clip: float64 [n].
 
     Within a class, because the generator is given its labels: it does not choose differences between classes.
-    The only sample of a class gets 0. ValueError if all rewards are equal: they give no gradient.
+    A class whose rewards are equal up to rounding gets 0, so does the only sample of a class. ValueError if all
+    rewards are equal: they give no gradient.
     """
     if not torch.isfinite(rewards).all():
         raise ValueError(
             f"{int((~torch.isfinite(rewards)).sum())} of {len(rewards)} rewards are NaN or infinite; "
             "look at the features of that step"
         )
-    if rewards.std() <= CONSTANT * rewards.abs().max():
+    if len(rewards) > 1 and equal(rewards):
         raise ValueError(
             f"all {len(rewards)} rewards equal {rewards[0]:.6g}: nothing distinguishes the samples, "
             "so nothing can be learned; look at the images, and with --credit subset raise --candidates above 1"
@@ -31,10 +36,30 @@ def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: floa
         else [torch.nonzero(labels == c).flatten() for c in labels.unique()]
     )
     for rows in groups:
-        r = rewards[rows].double()
-        if len(rows) > 1 and r.std() > 0:
-            out[rows] = (r - r.mean()) / r.std()
+        if not equal(rewards[rows]):
+            out[rows] = standard_scores(rewards[rows].double())
     return out.clamp(-clip, clip)
+
+
+def equal(rewards: torch.Tensor) -> bool:
+    """Whether rewards [n ≥ 1] differ by no more than the rounding of their dtype, at any magnitude."""
+    tolerance = max(CONSTANT, ROUNDINGS * torch.finfo(rewards.dtype).eps)
+    r = in_units(rewards.double())
+    return bool(r.max() - r.min() <= tolerance * r.abs().max())
+
+
+def standard_scores(r: torch.Tensor) -> torch.Tensor:
+    """(r − mean)/std of unequal values float64 [n ≥ 2]."""
+    r = in_units(r)
+    return (r - r.mean()) / r.std()
+
+
+def in_units(r: torch.Tensor) -> torch.Tensor:
+    """Values float64 [n ≥ 1] divided by a power of two, so that the largest is between 1 and 2 and squares are finite.
+
+    The division is exact. Zeros stay zeros.
+    """
+    return r / 2.0 ** (math.frexp(float(r.abs().max()))[1] - 1)
 
 
 def select(advantage: torch.Tensor, fraction: float) -> torch.Tensor:

@@ -35,9 +35,37 @@ def test_clip_and_lonely_class():
     assert float(a.max()) == 3.0 and float(a[-1]) == 0.0
 
 
+@pytest.mark.parametrize("size", [2, 3, 7, 1000])
+@pytest.mark.parametrize("level", [0.1, -0.3, 1e-310, 1e-200, 1e200, 1e308])
+def test_a_class_of_equal_rewards_gets_exactly_nothing(size, level):
+    """The mean of equal numbers is rounded, and so differs from them: 0.1 three times, for example."""
+    spread = torch.tensor([0.5, 0.7, 0.9], dtype=torch.float64)
+    labels = torch.tensor([0] * size + [1] * 3)
+    rewards = torch.cat([torch.full((size,), level, dtype=torch.float64), spread])
+    a = advantages(rewards, labels, "class", 3.0)
+    assert torch.equal(a[:size], torch.zeros(size, dtype=torch.float64))
+    torch.testing.assert_close(a[size:], torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
+    for dtype in (torch.float64, torch.float32):  # equal up to the last digit, as sums in another order are
+        near = torch.full((size,), 0.1, dtype=dtype)
+        near[0] = torch.nextafter(near[0], torch.tensor(1.0, dtype=dtype))
+        a = advantages(torch.cat([near, spread.to(dtype)]), labels, "class", 3.0)
+        assert torch.equal(a[:size], torch.zeros(size, dtype=torch.float64)) and a[-1] == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("magnitude", [2.0**-1000, 2.0**-60, 2.0**60, 2.0**1000])
+def test_advantages_do_not_depend_on_the_unit_of_the_rewards(magnitude):
+    """Also where squares of the rewards underflow or overflow."""
+    rewards, labels = torch.randn(40, dtype=torch.float64, generator=torch.manual_seed(0)), torch.arange(40) % 2
+    for how in ("batch", "class"):
+        assert torch.equal(advantages(rewards * magnitude, labels, how, 3.0), advantages(rewards, labels, how, 3.0))
+
+
 def test_useless_rewards_stop_the_run():
     with pytest.raises(ValueError, match="all 5 rewards equal 2"):
         advantages(torch.full((5,), 2.0), torch.zeros(5), "batch", 3.0)
+    for rewards in (torch.full((3,), 0.1, dtype=torch.float64), torch.full((3,), 1e200, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="all 3 rewards equal"):
+            advantages(rewards, torch.zeros(3), "batch", 3.0)
     with pytest.raises(ValueError, match="2 of 3 rewards are NaN"):
         advantages(torch.tensor([1.0, float("nan"), float("inf")]), torch.zeros(3), "batch", 3.0)
 
