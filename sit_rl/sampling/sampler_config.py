@@ -228,10 +228,13 @@ def euler_std(i: int, grid: list[float], config: SamplerConfig) -> float:
 
 
 def diffusion_coefficient(t: float, grid: list[float], config: SamplerConfig) -> float:
-    """w(t) in SiT's forms, with c = diffusion_norm. A form that is infinite at t = 0 takes its value at the next point.
+    """w(t) in SiT's forms, with c = diffusion_norm, and in Flow-GRPO's.
 
     sigma, linear c(1 − t); constant c; sbdm c(1 − t)/t; decreasing ¼(c·cos πt + 1)²; increasing-decreasing c·sin² πt;
-    flow_grpo c·a²(1 − t)/2t, which is sbdm with c = a²/2. DanceGRPO uses constant with c = η²/2.
+    flow_grpo c·a²(1 − t)/2t. DanceGRPO uses constant with c = η²/2.
+
+    Two forms are infinite at t = 0, where the next grid point t₁ stands in: for all of sbdm's t, and, as in Flow-GRPO's
+    code, for the denominator alone of flow_grpo, which is a²/2t₁ there.
     """
     norm, later = config.diffusion_norm, max(t, grid[1])
     return {
@@ -241,5 +244,5 @@ def diffusion_coefficient(t: float, grid: list[float], config: SamplerConfig) ->
         "sbdm": norm * (1 - later) / later,
         "decreasing": 0.25 * (norm * math.cos(math.pi * t) + 1) ** 2,
         "increasing-decreasing": norm * math.sin(math.pi * t) ** 2,
-        "flow_grpo": norm * FLOW_GRPO_LEVEL**2 * (1 - later) / (2 * later),
+        "flow_grpo": norm * FLOW_GRPO_LEVEL**2 * (1 - t) / (2 * later),
     }[config.diffusion]

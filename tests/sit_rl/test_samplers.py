@@ -282,8 +282,27 @@ def test_grids_begin_at_noise_and_end_at_data():
     assert len(grid) == 251 and grid[249] == pytest.approx(1 - LAST_STEP) and grid[-1] == 1
 
 
-def test_flow_grpo_diffusion_is_finite_at_the_start():
-    config = SamplerConfig("sde", "euler", 10, diffusion="flow_grpo")
+@pytest.mark.parametrize("steps", [1, 2, 10, 40])
+def test_flow_grpo_steps_are_those_of_its_code(steps):
+    """Its σ = 1 − t and its velocity −v. Only the denominator is replaced at σ = 1, by that of the next σ.
+
+    std² = a²σ/(1 − σ), and x' = x(1 − std²h/2σ) − v'h(1 + std²(1 − σ)/2σ) + std √h ξ with v' towards the noise.
+    """
+    config = SamplerConfig("sde", "euler", steps, diffusion="flow_grpo", last_step="none")
+    sigmas = [1 - i / steps for i in range(steps + 1)]
+    x, v = torch.randn(2, 5, 1, 1, 1, dtype=torch.float64, generator=torch.manual_seed(0))
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        h = sigma - following
+        std = 0.7 * math.sqrt(sigma / (1 - (sigmas[1] if sigma == 1 else sigma)))
+        mean = x * (1 - std**2 * h / (2 * sigma)) + v * h * (1 + std**2 * (1 - sigma) / (2 * sigma))
+        step = sampler_step(v, x, i, config)
+        assert step.std == pytest.approx(std * math.sqrt(h), rel=1e-13)
+        torch.testing.assert_close(step.mean, mean, rtol=1e-13, atol=1e-13)
+
+
+def test_sbdm_takes_its_value_at_the_next_point_where_it_is_infinite():
+    """SiT's code divides by zero there: this value is the project's own."""
+    config = SamplerConfig("sde", "euler", 10, diffusion="sbdm")
     grid = time_grid(config)
     assert diffusion_coefficient(0.0, grid, config) == diffusion_coefficient(grid[1], grid, config)
 
