@@ -1,9 +1,10 @@
 """Checkpoints of a training, by torch.distributed.checkpoint in safetensors, written in the background.
 
-A checkpoint is a folder step-NNNNNN/ with two kinds of file, neither of which can contain code:
+A checkpoint is a folder step-NNNNNN/ with three kinds of file, none of which can contain code:
 
     shard-0000R-….safetensors   rank R's part of every tensor; any number of ranks can load them
     state.json                  the plain values: step, settings, seconds, evaluations
+    SHA256SUMS                  the SHA-256 of each of the others, written last and compared before anything is loaded
 
 It is written under a hidden name, flushed to the disk, and renamed. An old one is renamed before it is deleted. A crash
 at any moment therefore leaves only whole checkpoints and hidden folders, which `clean` removes.
@@ -27,6 +28,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from fastfid.runtime.distributed import from_main
+from sit_rl.files.checksums import SUMS, check_sums, sums_of
 from sit_rl.ranks.collectives import sum_scalars
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, checkpoint_group, is_main
 
@@ -39,6 +42,8 @@ logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
 # The step, and a number if the same step is saved again, such as after an evaluation.
 NAME = re.compile(r"step-(\d{6,})(?:-(\d+))?")
 VALUES = "state.json"
+# Files of a checkpoint that SHA256SUMS must list. torch reads every safetensors file of the folder.
+CHECKED = re.compile(r"state\.json|.*\.safetensors", re.DOTALL)
 # Free space to leave beside a checkpoint: logs, figures and a report take about 10 MB.
 SPARE_BYTES = 64 * 2**20
 
@@ -83,15 +88,13 @@ class Writer:
             pending.result()
 
     def _publish(self, written: Future[None], temporary: Path, path: Path, values: str) -> None:
-        """After every rank has written: write the values, rename, delete the oldest checkpoints (main rank)."""
+        """After every rank has written: write values and sums, rename, delete the oldest checkpoints (main rank)."""
         try:
             written.result()
             if not is_main():
                 return
-            with open(temporary / VALUES, "w") as file:
-                file.write(values)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_to_disk(temporary / VALUES, values)
+            _write_to_disk(temporary / SUMS, sums_of(temporary))
             _sync_folder(temporary)
             os.rename(temporary, path)
             _sync_folder(self.folder)
@@ -169,10 +172,22 @@ def clean(folder: Path) -> None:
         shutil.rmtree(rubbish, ignore_errors=True)
 
 
+def verify(path: Path) -> None:
+    """ValueError, on every rank, unless all files of checkpoint `path` are as they were written; all ranks call it."""
+
+    def check() -> None:
+        try:
+            check_sums(path, CHECKED)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from None
+
+    from_main(check)
+
+
 def load_values(path: Path) -> dict[str, Any]:
     """The plain values of checkpoint `path`; ValueError if it is damaged."""
     try:
-        values = json.loads((path / VALUES).read_text())
+        values = json.loads((path / VALUES).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("state.json is not a table")
         return values
@@ -181,7 +196,8 @@ def load_values(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Fill `tensors` (plain or sharded, on any number of ranks) in place from `path`; ValueError if that fails."""
+    """Fill `tensors` (plain or sharded, on any number of ranks) in place from `path`; ValueError if it is damaged."""
+    verify(path)
     try:
         state_dict_loader.load(
             tensors,
@@ -213,7 +229,16 @@ def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def _damaged(path: Path, error: BaseException) -> ValueError:
-    return ValueError(f"checkpoint {path} cannot be read ({_reason(error)}); delete it to resume from the one before")
+    return ValueError(f"checkpoint {path} cannot be read ({_reason(error)}); {remedy(path)}")
+
+
+def remedy(path: Path) -> str:
+    """How to go on without checkpoint `path`, as the end of a sentence."""
+    numbered = NAME.fullmatch(path.name) is not None
+    before = [p for p in checkpoints(path.parent) if numbered and _order(p) < _order(path)]
+    if not before:
+        return "delete it to resume from the start, because there is none before it"
+    return f"delete it to resume from the one before, {before[-1].name}"
 
 
 def _reason(error: BaseException) -> str:
@@ -231,6 +256,14 @@ def discard(path: Path) -> None:
     hidden = path.with_name(f".{path.name}.old")
     os.rename(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _write_to_disk(path: Path, text: str) -> None:
+    """Write a text file and flush it to the disk."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:

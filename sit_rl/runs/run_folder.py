@@ -20,7 +20,10 @@ FOLDERS, FILES = (
 
 
 def checkpoint_to_resume(config: Config) -> Path | None:
-    """The checkpoint to go on from, None for a fresh run; ValueError for a folder that is not this run's."""
+    """The checkpoint to go on from, None for a fresh run; ValueError for a folder that is not this run's.
+
+    ValueError as well for a damaged checkpoint, before the hours that the real images may take.
+    """
     place = config.run_folder
     path = checkpoint.latest(place / "checkpoints") if config.resume else None
     if path is None:
@@ -32,6 +35,7 @@ def checkpoint_to_resume(config: Config) -> Path | None:
             f"{place} holds a run with another {dashed(changed[0])}; choose another --out, "
             "or --no-resume to start it afresh"
         )
+    checkpoint.verify(path)
     return path
 
 

@@ -36,8 +36,7 @@ def read_values(path: Path) -> dict[str, Any]:
             raise ValueError(f"checkpoint {path} has no {name!r}: it was not written by this version")
         if not isinstance(values[name], kind):
             raise ValueError(
-                f"checkpoint {path} has {name} {values[name]!r}, which is not of its type; delete it to resume from "
-                "the one before"
+                f"checkpoint {path} has {name} {values[name]!r}, which is not of its type; {checkpoint.remedy(path)}"
             )
     return values
 

@@ -75,6 +75,31 @@ def test_killed_inside_a_save_it_ends_bit_for_bit_the_same(forked, command, whol
     assert not list((killed / "checkpoints").glob(".*"))
 
 
+def test_a_damaged_checkpoint_is_refused_and_without_it_the_end_is_the_same(forked, command, whole, tmp_path):
+    """One byte of a tensor, and an older checkpoint's tensors: files that every reader accepts."""
+    folder = tmp_path / "run"
+    forked.run({"argv": command(folder), "when": str(folder / "checkpoints" / "step-000003")})
+    before, newest = checkpoint.checkpoints(folder / "checkpoints")[-2:]
+    (shard,), (older,) = newest.glob("shard-*"), before.glob("shard-*")
+    good, log = shard.read_bytes(), (folder / "metrics.jsonl").read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    for bad in (bytes(flipped), older.read_bytes()):
+        shard.write_bytes(bad)
+        (result,) = forked.run({"argv": command(folder)})
+        assert result["code"] == 2, result["out"]
+        sentence = f"checkpoint {newest} cannot be read ({shard.name} is damaged: its SHA-256"
+        assert sentence in result["out"] and f"the one before, {before.name}\n" in result["out"]
+        assert (folder / "metrics.jsonl").read_bytes() == log and checkpoint.latest(folder / "checkpoints") == newest
+    results = forked.ranks(2, command(folder))  # every rank ends, one of them says why
+    assert [r["code"] for r in results] == [2, 2] and sentence in results[0]["out"] + results[1]["out"]
+    assert sum(r["out"].count("error") for r in results) == 1
+    checkpoint.discard(newest)
+    (result,) = forked.run({"argv": command(folder)})
+    assert result["code"] == 0, result["out"]
+    assert_same(folder, whole[0])
+
+
 @pytest.mark.parametrize("name", ["TERM", "USR1"])
 def test_preempted_it_saves_exits_0_in_time_and_goes_on(forked, command, whole, tmp_path, name):
     """TERM ends after the step under way; USR1 has no grace here, so the step is dropped at the end of a batch."""

@@ -1,0 +1,98 @@
+"""Checkpoints against damage: of every file, by a byte, a cut, zeros, a swap and a deletion."""
+
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from sit_rl.learner import checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints of steps 1 and 2 in a folder."""
+    writer = checkpoint.Writer(tmp_path, 2)
+    for step in (1, 2):
+        tensors = {"x": torch.arange(6.0) + step, "y": torch.full((2, 3), step)}
+        writer.save(step, tensors, {"step": step, "seconds": {"total": 0.5 * step}})
+        writer.wait()
+    return tmp_path
+
+
+def load(path):
+    """Tensors and values of a checkpoint of these tests."""
+    tensors = {"x": torch.empty(6), "y": torch.empty((2, 3), dtype=torch.int64)}
+    checkpoint.load_tensors(path, tensors)
+    return tensors["x"].tolist(), tensors["y"].tolist(), checkpoint.load_values(path)
+
+
+def refusal(path):
+    """The sentence that refuses a checkpoint; None if it loads as step 2 was saved."""
+    try:
+        loaded = load(path)
+    except ValueError as error:
+        return str(error)
+    assert loaded == ([2, 3, 4, 5, 6, 7], [[2, 2, 2]] * 2, {"step": 2, "seconds": {"total": 1.0}})
+    return None
+
+
+def test_its_sums_are_those_of_sha256sum(saved):
+    newest = checkpoint.latest(saved)
+    assert refusal(newest) is None
+    names = {path.name for path in newest.iterdir()}
+    assert "state.json" in names and any(name.endswith(".safetensors") for name in names)
+    checked = subprocess.run(["sha256sum", "--strict", "--check", "SHA256SUMS"], cwd=newest, capture_output=True)
+    assert checked.returncode == 0 and len(checked.stdout.splitlines()) == len(names) - 1
+
+
+def test_every_byte_of_every_file_matters(saved):
+    """A bit of each byte flipped: refused with the names of both checkpoints, or loaded as saved."""
+    newest = checkpoint.latest(saved)
+    for path in newest.iterdir():
+        good, refused = path.read_bytes(), 0
+        for i in range(len(good)):
+            path.write_bytes(good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :])
+            sentence = refusal(newest)
+            if sentence is not None:
+                refused += 1
+                assert sentence.startswith(f"checkpoint {newest} cannot be read (") and "\n" not in sentence
+                assert sentence.endswith("delete it to resume from the one before, step-000001")
+        assert refused >= len(good) - 1, path  # the line's end after the last sum says nothing
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "zeros", "swapped", "deleted", "text"])
+def test_other_damage_of_every_file_is_refused(saved, kind):
+    older, newest = checkpoint.checkpoints(saved)
+    for path in newest.iterdir():
+        good = path.read_bytes()
+        half = good[: len(good) // 2]
+        bad = {"truncated": half, "empty": b"", "zeros": half.ljust(len(good), b"\0"), "text": "é\n".encode("latin-1")}
+        if kind == "deleted":
+            path.unlink()
+        elif kind == "swapped":
+            shutil.copy(older / path.name, path)
+        else:
+            path.write_bytes(bad[kind])
+        sentence = refusal(newest)
+        assert sentence is not None and "delete it to resume from the one before, step-000001" in sentence, path
+        path.write_bytes(good)
+    assert refusal(newest) is None
+
+
+def test_a_foreign_tensor_file_is_refused_and_other_files_are_not(saved):
+    older, newest = checkpoint.checkpoints(saved)
+    (newest / ".DS_Store").write_bytes(b"?")
+    assert refusal(newest) is None
+    shutil.copy(next(older.glob("*.safetensors")), newest / "copy.safetensors")
+    assert "copy.safetensors is not listed in SHA256SUMS" in refusal(newest)
+
+
+def test_without_one_before_the_sentence_says_so(saved):
+    older, newest = checkpoint.checkpoints(saved)
+    (older / "state.json").unlink()
+    with pytest.raises(ValueError, match="state.json is missing.; delete it to resume from the start"):
+        load(older)
+    with pytest.raises(ValueError, match="no part 'ema'"):
+        checkpoint.load_part(newest, "ema")
