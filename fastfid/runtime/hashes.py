@@ -12,7 +12,7 @@ from torch import Tensor, nn
 READ_BYTES = 1 << 20  # of a file, read at a time
 
 
-def sha256(parts: Iterable[bytes | str | Tensor]) -> str:
+def sha256(parts: Iterable[bytes | memoryview | str | Tensor]) -> str:
     """SHA-256 of the parts, one after the other, in 64 hexadecimal digits.
 
     Text counts as UTF-8, a tensor as its values in row-major order, without shape and dtype.

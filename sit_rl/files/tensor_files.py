@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from fastfid.runtime.atomic_files import write_atomically
+from fastfid.runtime.hashes import READ_BYTES, sha256
 
 # First bytes of a zip file (PKWARE's APPNOTE, local file header). Files of torch ≥ 1.6 are zip files.
 ZIP_START = b"PK\x03\x04"
@@ -19,37 +21,63 @@ ZIP_START = b"PK\x03\x04"
 LFS_START = b"version https://git-lfs"
 # A safetensors file begins with the length of its JSON header. Its reader accepts headers up to 100 MB.
 HEADER_BYTES, LONGEST_HEADER = 8, 100_000_000
+# Entry of the metadata: SHA-256 of the whole file with zeros in place of the entry's 64 digits.
+SUM = "sit_rl_sha256"
+NO_SUM = "0" * 64
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file, whole or not at all. Equal content gives equal bytes, and so an equal hash.
 
-    For this the metadata are sorted: the library writes them in a different order each time. The header is JSON. Its
-    length stands before it (8 bytes, little-endian), and spaces pad it to a multiple of 8, so that the tensors stay
-    aligned (safetensors, "Format").
+    The metadata get an entry with the hash, by which `read_safetensors` recognises a damaged file. They are sorted,
+    because the library writes them in a different order each time. The header is JSON. Its length stands before it
+    (8 bytes, little-endian), and spaces pad it to a multiple of 8, so that the tensors stay aligned (safetensors,
+    "Format").
     """
     written = memoryview(save(tensors, metadata))
     start = 8 + int.from_bytes(written[:8], "little")
-    header = json.loads(bytes(written[8:start])) | {"__metadata__": dict(sorted(metadata.items()))}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    entries = {"__metadata__": dict(sorted((metadata | {SUM: NO_SUM}).items()))}
+    text = json.dumps(json.loads(bytes(written[8:start])) | entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    signed = with_sum(head, NO_SUM, sha256([head, written[start:]]))
 
     def write(file: IO[bytes]) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(signed)
         file.write(written[start:])
 
     write_atomically(path, write)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors, mapped and not read, and the metadata; ValueError, with a diagnosis, for any other file."""
+    """All tensors, mapped, and the metadata; ValueError, with a diagnosis, for any other file and for a damaged one."""
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except Exception as error:  # safetensors raises its own type, which has no public name in older releases
         raise ValueError(
             f"{path} cannot be read as safetensors ({damage(path) or error}); download or copy it again"
         ) from None
+    if SUM in metadata and _sum_of(path, metadata[SUM]) != metadata[SUM]:
+        raise ValueError(
+            f"{path} is damaged, or another program has changed it: its SHA-256 is not the one in its metadata; copy "
+            f"or make it again, or save it without the metadata entry {SUM}"
+        )
+    return tensors, {key: value for key, value in metadata.items() if key != SUM}
+
+
+def with_sum(head: bytes, before: str, after: str) -> bytes:
+    """The first bytes of a file, up to the end of its header, with another hash in the metadata."""
+    entry = '"' + SUM + '":"{}"'
+    return head.replace(entry.format(before).encode(), entry.format(after).encode())
+
+
+def _sum_of(path: Path, stated: str) -> str:
+    """The hash of a file as its metadata should state it; `stated` is what they do state."""
+    with open(path, "rb") as file:
+        length = file.read(HEADER_BYTES)
+        head = with_sum(length + file.read(int.from_bytes(length, "little")), stated, NO_SUM)
+        return sha256(itertools.chain([head], iter(lambda: file.read(READ_BYTES), b"")))
 
 
 def damage(path: Path) -> str | None:

@@ -109,6 +109,31 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
             assert torch.equal(file.get_tensor(key), value)
 
 
+def test_a_damaged_file_of_weights_is_refused(tmp_path):
+    """A bit of any byte of the header, of some bytes of the tensors, zeros, and tensors of other weights."""
+    path, other = tmp_path / "ema.safetensors", tmp_path / "other.safetensors"
+    model = random_sit()
+    save_model(model, path, step="7")
+    good = path.read_bytes()
+    start = 8 + int.from_bytes(good[:8], "little")
+    save_model(random_sit(seed=1), other, step="7")
+    damaged = [good[:start] + other.read_bytes()[start:], good[: len(good) // 2].ljust(len(good), b"\0")]
+    name = good.index(b"sit_rl_sha256")  # without this name the file is one without a hash, and its tensors are right
+    for i in [*range(start), *range(start, len(good), 997)]:
+        if i not in range(name, name + len("sit_rl_sha256")):
+            damaged.append(good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="ema.safetensors (is damaged|cannot be read)"):
+            load_model(path)
+    path.write_bytes(good)
+    assert torch.equal(load_model(path).pos_embed, model.pos_embed)
+    with safe_open(path, "pt") as file:
+        save_file(model.state_dict(), other, file.metadata() | {"step": "8"})
+    with pytest.raises(ValueError, match="another program has changed it.*without the metadata entry sit_rl_sha256"):
+        load_model(other)
+
+
 def test_convert_command(tmp_path, capsys):
     model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
     args = argparse.Namespace(model="DiT-XL/2")
