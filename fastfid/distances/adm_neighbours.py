@@ -27,7 +27,7 @@ def adm_precision_recall(real: Tensor, generated: Tensor, k: int) -> dict[str, f
 
 
 def _adm_radii(x: Tensor, k: int) -> Tensor:
-    """The entry after the k smallest of each row of squared distances, its own 0 among them, float32 [n]."""
+    """The (k + 1)-th smallest squared distance of each row, float32 [n]; the row's own 0 counts as the first."""
     smallest = torch.full((len(x), k + 1), torch.inf, device=x.device)
     for rows, _, squared in _adm_squared_distances(x, x):
         together = torch.cat([smallest[rows], squared], dim=1)
@@ -38,9 +38,9 @@ def _adm_radii(x: Tensor, k: int) -> Tensor:
 def _adm_squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, float32 block) of max(|x|² − 2x·y + |y|², 0), features and every result rounded to float16.
 
-    Where anything in a batch of ADM_BATCH² is not finite, all of it is computed in float32 instead, as there.  Sums are
-    accumulated in float32 and rounded once, as cuBLAS does with matrices of float16; TensorFlow may round its norms
-    otherwise by one unit in the last place, which depends on the machine there.
+    If a batch of ADM_BATCH² holds a value that is not finite, the whole batch is computed in float32, as ADM does.
+    Sums are accumulated in float32 and rounded once, as cuBLAS does for float16.  TensorFlow's norms may differ by one
+    unit in the last place, depending on its machine.
     """
     for rows in blocks(len(x), ADM_BATCH):
         for columns in blocks(len(y), ADM_BATCH):

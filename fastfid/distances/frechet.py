@@ -3,25 +3,25 @@
     FD = |μ_a − μ_b|² + tr Σ_a + tr Σ_b − 2 tr √(R Σ_b Rᵀ),    Σ_a = Rᵀ R
 
 The matrix M = R Σ_b Rᵀ under the root is symmetric, so its eigenvalues are real: no general matrix root, no imaginary
-part to discard and no constant added to a diagonal.  Two routes to R:
+part to discard and no constant added to a diagonal.  R is computed in one of two ways:
 
 "cholesky"  R = Lᵀ of Σ_a = L Lᵀ, where Σ_a is regular: d³/3 flops and, for the triangles in M = Lᵀ Σ_b L, d³.
-            Features that never vary, as a network's dead channels (EfficientNet-Lite0 has one), are left out first.
-"eigh"      R = diag(√w) Vᵀ from the eigenvectors V and eigenvalues w of Σ_a with its null directions dropped, which
-            makes M no larger than the rank r of Σ_a: wherever a count bounds the rank below d, or Σ_a is singular to
+            Features that never vary are left out first, such as dead channels (EfficientNet-Lite0 has one).
+"eigh"      R = diag(√w) Vᵀ from the eigenvectors V and eigenvalues w of Σ_a, without its null directions.  M is then
+            no larger than the rank r of Σ_a.  Used if the count bounds the rank below d, or Σ_a is singular in
             float64.
 
-and two to tr √M: its eigenvalues or, for a large M on the CPU that Cholesky made and that is positive definite to
-float64, log-determinants (fastfid/linalg/banded_trace.py).
+tr √M comes from the eigenvalues of M or from log-determinants (fastfid/linalg/banded_trace.py).  The latter are used
+for a large M on the CPU that comes from Cholesky and is positive definite in float64.
 
-Accuracy.  Measured at d = 300 against the singular values of the rows, relative to tr Σ_a + tr Σ_b: where one side has
-κ ≤ 1e4 and the other any κ up to 1e12, Cholesky's route errs by 7e-14 at most, eigh's by 7e-12; where κ(M) passes
-1/(8ε) = 6e14 both lose the roots they take for zero, 4e-8 (NOISE in linalg/symmetric.py).  At d = 2048, N = 5,000
-and 6,000, the two differ by 2e-13 with variances 1/i (κ = 9e3) and by 2e-9 with 1/i² (κ = 1e7).
+Accuracy, relative to tr Σ_a + tr Σ_b, measured at d = 300 against the singular values of the rows.  If one side has
+κ ≤ 1e4 and the other any κ up to 1e12, the error is at most 7e-14 with "cholesky" and 7e-12 with "eigh".  If κ(M)
+exceeds 1/(8ε) = 6e14, both lose the roots that they take for zero, 4e-8 (NOISE in linalg/symmetric.py).  At d = 2048
+with N = 5,000 and 6,000 the two differ by 2e-13 for variances 1/i (κ = 9e3) and by 2e-9 for 1/i² (κ = 1e7).
 
-Speed.  Measured at d = 2048, one thread: Cholesky 0.2 s, M 0.25, tr √M 0.6 by log-determinants, 0.8–1.0 by torch's
-eigenvalues (1.3–1.5 by LAPACK through SciPy and NumPy), against 3.2 for the one eigh.  Log-determinants of M itself
-would take a Cholesky factorisation for each of 40 nodes; those of a band with its eigenvalues take 0.03 s together.
+Speed, measured at d = 2048 with one thread: Cholesky 0.2 s, M 0.25 s, tr √M 0.6 s by log-determinants or 0.8–1.0 s by
+torch's eigenvalues; the eigh of the other route takes 3.2 s.  Log-determinants of M itself would take a Cholesky
+factorisation for each of 40 nodes; those of a band matrix with the same eigenvalues take 0.03 s together.
 
 Gradient (the transport map between the Gaussians; Olkin & Pukelsheim 1982), for either R:
     ∂ tr√M / ∂Σ_b = ½ Rᵀ M^{-1/2} R,      ∂ tr√M / ∂Σ_a = ½ R⁺ M^{1/2} R⁺ᵀ,   R⁺ = L⁻ᵀ or V diag(1/√w).
@@ -43,8 +43,8 @@ from fastfid.linalg import banded_trace
 from fastfid.linalg.factors import factor_covariance, pseudo_inverse_times, varying_columns
 from fastfid.linalg.symmetric import NOISE, refuse_indefinite
 
-# Columns of M = Lᵀ Σ L made at a time.  Measured at d = 2048: 0.28, 0.25 and 0.29 s with 128, 256 and 512, beside 0.67
-# for two full products and 0.32 for LAPACK's dsygst.
+# Columns of M = Lᵀ Σ L computed at a time.  Measured at d = 2048: 0.28, 0.25 and 0.29 s with 128, 256 and 512; two
+# full products take 0.67 s and LAPACK's dsygst 0.32 s.
 COLUMNS = 256
 
 
@@ -56,11 +56,11 @@ class FrechetTerms:
     trace_term     tr Σ_a + tr Σ_b
     root_term      2 tr √(Σ_a Σ_b)
     total          the distance; below zero only by rounding
-    clipped        how many eigenvalues under the root came out negative and were taken for 0
+    clipped        number of negative eigenvalues under the root, which were replaced by 0
     most_negative  the lowest of them, 0.0 if none
-    rank           r, directions of the factored side that were kept
+    rank           r, number of directions kept of the factored side
     route          "cholesky" or "eigh", how that side was factored (this module's docstring)
-    root_by        "log-determinants" or "eigenvalues", where tr √M is from
+    root_by        "log-determinants" or "eigenvalues", the source of tr √M
     """
 
     mean_term: float | Tensor
@@ -91,7 +91,7 @@ def frechet_distance(a: Side, b: Side) -> float | Tensor:
 
 
 def frechet_terms(a: Side, b: Side) -> FrechetTerms:
-    """The three terms of `frechet_distance`, what was clipped under the root, and the route."""
+    """The three terms of `frechet_distance` with the clipped eigenvalues and the route."""
     pair = factored_pair(a, b)
     return pair.terms(*_TraceRoot.apply(pair.factored.cov, pair.other.cov, pair.root, pair.route))
 
@@ -107,7 +107,7 @@ class FactoredPair:
     swapped: bool
 
     def terms(self, trace: Tensor, clipped: int, most_negative: float, root_by: str = "eigenvalues") -> FrechetTerms:
-        """The terms from what `trace_of_roots` tells."""
+        """The terms from the results of `trace_of_roots`."""
         a, b = self.factored, self.other
         difference = a.mean - b.mean
         tensors = difference @ difference, torch.trace(a.cov) + torch.trace(b.cov), 2 * trace
@@ -119,7 +119,7 @@ class FactoredPair:
 
 
 def factored_pair(a: Side, b: Side) -> FactoredPair:
-    """Both sides checked, and the one factored that suits better; ValueError as for `frechet_distance`."""
+    """Both sides, checked, with the better one of them factored; ValueError as for `frechet_distance`."""
     prepared = [side for side in (a, b) if isinstance(side, PreparedMoments)]
     a, b = checked_moments(a, "first"), checked_moments(b, "second")
     check_same_features(a, b)
@@ -137,8 +137,8 @@ def _choose_factored(
 ) -> tuple[FeatureMoments, FeatureMoments]:
     """Which side to factor, first.
 
-    A constant side if only the other is differentiated; else the one whose count bounds its rank lower, which keeps
-    noise from under the root; else one that is factored already.
+    A constant side if only the other one is differentiated.  Else the side whose count gives the lower bound of its
+    rank, because that keeps noise out of the root.  Else a side that is factored already.
     """
     if a.cov.requires_grad != b.cov.requires_grad:
         return (b, a) if a.cov.requires_grad else (a, b)
@@ -149,9 +149,9 @@ def _choose_factored(
 
 
 def trace_of_roots(eigenvalues: Tensor) -> tuple[Tensor, int, float]:
-    """Σ √λ over the eigenvalues [r] of M that are no noise, how many are negative, and the lowest of those or 0.0.
+    """Σ √λ over the eigenvalues [r] of M above the noise, the number of negative ones, and the lowest of these or 0.0.
 
-    ValueError if one is too negative for rounding.
+    ValueError if one is more negative than rounding explains.
     """
     refuse_indefinite(eigenvalues)
     negative = eigenvalues[eigenvalues < 0]
@@ -205,7 +205,7 @@ class _TraceRoot(torch.autograd.Function):
 
 
 def under_root(root: Tensor, cov: Tensor, route: str) -> Tensor:
-    """The lower triangle of M = R Σ Rᵀ [r, r]; above it stands anything.
+    """The lower triangle of M = R Σ Rᵀ [r, r]; the upper one is undefined.
 
     For R = Lᵀ the block I, J of M, i ≥ j, is L[i:, I]ᵀ (Σ[j:, j:] L[j:, J])[i:]: d³ flops, not 4d³.
     """

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastfid.distances.rows import blocks
 
-# Kernel values are made for panels of rows by blocks of columns.  Half a block per column is made in vain beside the
-# diagonal of a triangle, a quarter more for a subset of 1000; narrower products are slower (measured at d = 2048 in
-# float64, two cores: 1000 × 128, 256 and 512 at 75, 87 and 92% of the peak).
+# Width of a block of kernel values.  Wider blocks waste more work on the diagonal of a triangle (a quarter for a subset
+# of 1000 rows); narrower products are slower.  Measured at d = 2048 in float64 on two cores: products of 1000 rows by
+# 128, 256 and 512 columns reach 75, 87 and 92% of the peak.
 COLUMNS = 256
 
 PANEL_BLOCKS = 16  # 4096 rows: 64 MiB at d = 2048, converted to float64 once for all columns; 8 MiB of values a block
@@ -21,7 +21,7 @@ PANEL_BLOCKS = 16  # 4096 rows: 64 MiB at d = 2048, converted to float64 once fo
 
 @dataclass(frozen=True)
 class Kernel:
-    """k(x, y) made of p·q and one number for each row: kernels of the same rows share the matrix product.
+    """k(x, y) computed from p·q and one number per row, so that kernels of the same rows share the matrix product.
 
     term    p float64 [n, d], c float64 [d] → float64 [n]
     values  p·q float64 [n, m], terms of x [n] and of y [m], out [n, m] → k(x_i, y_j) [n, m] in `out`, which may be p·q
@@ -38,7 +38,7 @@ class Kernel:
 
 
 def sums_by_subsets(generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor], kernel: Kernel) -> Sums:
-    """The sums of each subset's pairs, its kernel values made for it alone."""
+    """The sums over each subset's pairs; the kernel values are computed for each subset separately."""
     sums = []
     for of_generated, of_real in zip(*drawn, strict=True):
         total = row_sums(generated[of_generated], real[of_real], kernel).total()
@@ -47,14 +47,14 @@ def sums_by_subsets(generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor
 
 
 def row_sums(generated: Tensor, real: Tensor, kernel: Kernel, diagonal: bool = False) -> RowSums:
-    """The sums of a kernel's values for each row, over all pairs; a row is paired with itself only if `diagonal`."""
+    """For each row, the sum of the kernel over all its pairs; a row is paired with itself only if `diagonal`."""
     ((_, rows),) = sums_over_pairs(generated, real, [Reduction(kernel, by_row=True)], diagonal)
     assert rows is not None  # asked for by_row
     return rows
 
 
 def subset_members(generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor]) -> dict[int, Tensor]:
-    """0/1 columns Z of the subsets: the sums over the pairs of all of them are diag(Zᵀ K Z), and K is made once."""
+    """0/1 matrices Z of the subsets.  The sums over all subsets' pairs are diag(Zᵀ K Z), so K is computed once."""
     return {id(x): _membership(rows, len(x)) for x, rows in zip((generated, real), drawn, strict=True)}
 
 
@@ -77,7 +77,7 @@ def polynomial_kernel(degree: int, gamma: float, coef: float) -> Kernel:
 
 
 def gaussian_kernel(sigma: float) -> Kernel:
-    """k(x, y) = exp(−|x − y|²/2σ²), with −|x − y|²/2 = p·q − |p|²/2 − |q|²/2: about a common mean least is lost."""
+    """k(x, y) = exp(−|x − y|²/2σ²), with −|x − y|²/2 = p·q − |p|²/2 − |q|²/2."""
 
     def term(p: Tensor, centre: Tensor) -> Tensor:
         norms: Tensor = torch.linalg.vector_norm(p, dim=1)
@@ -91,10 +91,10 @@ def gaussian_kernel(sigma: float) -> Kernel:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A kernel, and over which pairs its values are summed.
+    """A kernel and the pairs over which it is summed.
 
     members  float64 [n, S] by id of each set, 1 where row i belongs to subset s, or None
-    by_row   also for each row
+    by_row   whether to keep the sum of each row as well
     """
 
     kernel: Kernel
@@ -104,7 +104,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Sums:
-    """Of a kernel's values over each subset's pairs, [S]: within the generated rows, the real ones, and between."""
+    """Sums of a kernel over the pairs of each subset, [S]: within generated rows, within real rows, and between."""
 
     generated: Tensor
     real: Tensor
@@ -113,7 +113,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class RowSums:
-    """Of a kernel's values for each row, float64, over the other rows of its set and over all rows of the other set.
+    """Sums of a kernel for each row, float64: over the other rows of its set, and over all rows of the other set.
 
     generated, generated_to_real  [m]
     real, real_to_generated       [n]
@@ -130,7 +130,7 @@ class RowSums:
 
 
 class _Accumulators:
-    """What one reduction has summed so far over the pairs (x_i, y_j); where y is x each pair of rows is met once."""
+    """The running sums of one reduction over the pairs (x_i, y_j).  If y is x, each pair is visited once."""
 
     def __init__(self, reduction: Reduction, x: Tensor, y: Tensor):
         zeros = partial(torch.zeros, dtype=torch.float64, device=x.device)
@@ -142,7 +142,7 @@ class _Accumulators:
         self.columns = self.rows if self._symmetric else zeros(len(y)) if reduction.by_row else None
 
     def add(self, rows: slice, columns: slice, values: Tensor, above: int) -> None:
-        """Values [rows, columns]; where y is x, those of the first `above` rows stand for two pairs each."""
+        """Add values [rows, columns].  If y is x, each value of the first `above` rows counts for two pairs."""
         if self._members is not None and self.subsets is not None:
             of_row = (values @ self._members[1][columns]).mul_(self._members[0][rows])
             self.subsets += of_row.sum(dim=0)
@@ -156,9 +156,9 @@ class _Accumulators:
 def sums_over_pairs(
     generated: Tensor, real: Tensor, reductions: list[Reduction], diagonal: bool = False
 ) -> list[tuple[Sums | None, RowSums | None]]:
-    """For each reduction its sums over pairs within the generated rows, within the real ones, and between the two.
+    """For each reduction, the sums over pairs within the generated rows, within the real rows, and between them.
 
-    A row is no pair with itself unless `diagonal`.
+    A row is paired with itself only if `diagonal`.
     """
     centre = _common_mean(real, generated)
     memory = _Memory(max(len(real), len(generated)), centre, copies=len(reductions) > 1)
@@ -183,18 +183,18 @@ def _of_rows(generated: _Accumulators, real: _Accumulators, between: _Accumulato
 def _sums_of(
     x: Tensor, y: Tensor, centre: Tensor, reductions: list[Reduction], diagonal: bool, memory: _Memory
 ) -> list[_Accumulators]:
-    """Each reduction's sums over all pairs (x_i, y_j); where y is x, of different rows unless `diagonal`."""
+    """The sums of each reduction over all pairs (x_i, y_j).  A row is paired with itself only if `diagonal`."""
     sums = [_Accumulators(reduction, x, y) for reduction in reductions]
     for panel in blocks(len(x), PANEL_BLOCKS * COLUMNS):
         p = _centred(x[panel], centre, memory.panel)
         of_rows = [each.kernel.term(p, centre) for each in sums]
         for columns in blocks(len(y), COLUMNS):
-            # Where y is x: pairs with i ≤ j, and the rest of the squares on the diagonal.
+            # If y is x, only pairs with i ≤ j are needed; the squares on the diagonal are computed whole.
             stop = min(panel.stop, columns.stop) if y is x else panel.stop
             if stop <= panel.start:
                 continue
             rows, q = slice(panel.start, stop), _centred(y[columns], centre, memory.columns)
-            above = max(0, columns.start - panel.start)  # rows that hold no pair of the diagonal's square
+            above = max(0, columns.start - panel.start)  # rows above the square on the diagonal
             products = torch.mm(p[: stop - panel.start], q.T, out=_room(memory.products, stop - panel.start, len(q)))
             for of_row, each in zip(of_rows, sums, strict=True):
                 spare = None if each is sums[-1] else memory.copy  # the last kernel may overwrite the products
@@ -207,9 +207,10 @@ def _sums_of(
 
 
 class _Memory:
-    """Blocks that stay mapped.
+    """Buffers that are reused for every block.
 
-    Fresh memory is handed over page by page: rows took 0.9 s to convert, not 0.3 s (n = m = 4000, d = 2048, one core).
+    The system hands out new memory page by page.  With new buffers, converting rows took 0.9 s instead of 0.3 s
+    (n = m = 4000, d = 2048, one core).
     """
 
     def __init__(self, rows: int, centre: Tensor, copies: bool):

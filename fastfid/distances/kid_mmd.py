@@ -4,12 +4,12 @@
 
 The unbiased estimator leaves k(x, x) out of the first two means.  The three means nearly cancel (KID is often 10⁻⁴ of
 each), so kernels and sums are float64 throughout: the result carries about 10⁻¹³ of the largest mean as error.  In
-float32 each product could err by 10⁻⁴ of |x||y| at d = 2048, as much as KID itself; that the errors average out to 10⁻⁷
-or so is likely, not certain.
+float32 the error of a product can reach 10⁻⁴ of |x||y| at d = 2048, as much as KID itself.  These errors would probably
+average out to about 10⁻⁷, but nothing guarantees it.
 
-Work: one triangle of k(x, x') and of k(y, y') and the whole k(x, y), each value once for all subsets or once a subset,
-whichever is less; KID and MMD of the same features share their products (`kid_and_mmd`).  Memory: a panel of rows in
-float64 and its kernel values, whatever n and m.
+Work: one triangle of k(x, x') and of k(y, y'), and all of k(x, y).  Each value is computed once for all subsets or once
+per subset, whichever is less work.  KID and MMD of the same features share their products (`kid_and_mmd`).  Memory: a
+panel of rows in float64 and its kernel values, independent of n and m.
 
 Legend: x real [n, d], y generated [m, d]; p = x − c and q = y − c about a common c; S subsets of s rows.
 """
@@ -38,7 +38,8 @@ from fastfid.distances.kernel_sums import (
 )
 from fastfid.distances.rows import blocks, checked_pair
 
-# A median squared distance below this part of the largest squared norm has lost digits to |x|² + |y|² − 2x·y.
+# If the median squared distance is below this part of the largest squared norm, |x|² + |y|² − 2x·y has cancelled too
+# many digits, and the distances are computed directly.
 CANCELLED = 1e-4
 MEDIAN_ROWS = 1000  # rows of each set, evenly spaced, whose pairwise distances give the median bandwidth
 
@@ -115,14 +116,14 @@ def kid_and_mmd(
 ) -> tuple[KidEstimate, MaximumMeanDiscrepancy, RowSums, RowSums]:
     """`kid(real, generated, …)` and `mmd(real, generated)` together, in little more than the time of one of them.
 
-    The sums of both kernels' values for each row, which the jackknife needs, come with them.  ValueError as of either.
+    Also returns the row sums of both kernels, which the jackknife needs.  ValueError as for either.
     """
     real, generated = checked_pair(real, generated)
     _check_subset_size(subset_size, len(real), len(generated))
     d, sigma = real.shape[1], _bandwidth(real, generated, "median")
     kernel, of_mmd = polynomial_kernel(3, 1.0 / d, 1.0), Reduction(gaussian_kernel(sigma), by_row=True)
     drawn = _draw_subsets(len(generated), len(real), subsets, subset_size, seed, real.device)
-    # For all pairs, made anyway, S multiplications and a kernel value each; for those of every subset, d and a value.
+    # MMD needs all pairs anyway, so KID costs S more multiplications per pair, or d per pair of each subset.
     apart = len(real) * len(generated) > subset_size**2 * max(subsets, d)
     members = None if apart else subset_members(generated, real, drawn)
     (of_subsets, kid_rows), (_, mmd_rows) = sums_over_pairs(
@@ -213,12 +214,12 @@ def _check_estimator(estimator: str, rows: int) -> None:
 
 
 def _unbiased(sums: Sums, m: int, n: int) -> Tensor:
-    """MMD² of the sums over pairs of different rows within the m generated and the n real ones, and between them."""
+    """MMD² from sums over pairs of different rows within the m generated and the n real rows, and between them."""
     return sums.generated / (m * (m - 1)) + sums.real / (n * (n - 1)) - 2 * sums.between / (m * n)
 
 
 def _biased(sums: Sums, m: int, n: int) -> Tensor:
-    """MMD² of the sums over all pairs."""
+    """MMD² from sums over all pairs."""
     return sums.generated / m**2 + sums.real / n**2 - 2 * sums.between / (m * n)
 
 
@@ -233,7 +234,7 @@ def _bandwidth(real: Tensor, generated: Tensor, bandwidth: float | str) -> float
 
 
 def _median_distance(x: Tensor) -> float:
-    """Median distance of the pairs of rows of x float64 [n, d]; the lower of the two middle ones of an even number."""
+    """Median distance of all pairs of rows of x float64 [n, d]; the lower one of two middle values."""
     x = x - x.mean(dim=0)
     norms = x.square().sum(dim=1)
     squared = []

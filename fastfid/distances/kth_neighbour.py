@@ -8,15 +8,14 @@ from torch import Tensor
 from fastfid.distances.pair_tiles import TILE, Points, Tile, exact_squared, rounded_up, tiles
 from fastfid.distances.rows import blocks
 
-BLOCK_ROWS = 512  # rows of a float64 block where radii are found row by row: 41 MB against 10,000 columns
+BLOCK_ROWS = 512  # rows of a float64 block in `_radii_by_rows`: 41 MB with 10,000 columns
 
+SPARE_NEIGHBOURS = 1  # recomputed beyond the k-th, because rounding may have moved the true k-th one place further
 
-SPARE_NEIGHBOURS = 1  # recomputed beyond the k-th, lest rounding of the product push the true k-th out
-
-# Candidates for the k nearest kept for a row, times k, before the rows with near-ties are thought too many.
+# Most candidates kept per row, in units of k.  Beyond it there are too many near-ties, and float64 rows are used.
 CANDIDATES = 32
 
-MIN_CANDIDATES = 1 << 20  # of all rows together: 20 MB, which no one misses
+MIN_CANDIDATES = 1 << 20  # of all rows together: 20 MB, which are always allowed
 
 
 def squared_radii(x: Points, k: int) -> Tensor:
@@ -31,8 +30,8 @@ def squared_radii(x: Points, k: int) -> Tensor:
 def _neighbour_candidates(x: Points, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Pairs (i, j, lower bound) that hold every row's k nearest neighbours j; None if too many are near-ties.
 
-    The k nearest among a row's own tile bound the k-th of all rows from above; then one triangle of the other tiles is
-    made, and each gives candidates to its rows and to its columns.
+    The k nearest rows in a row's own tile give an upper bound of its radius.  Then one triangle of the other tiles is
+    computed; each tile gives candidates for its rows and for its columns.
     """
     most = max(MIN_CANDIDATES, CANDIDATES * k * len(x))
     limits = torch.empty(len(x), dtype=torch.float64, device=x.centre.device)
@@ -41,7 +40,7 @@ def _neighbour_candidates(x: Points, k: int) -> tuple[Tensor, Tensor, Tensor] | 
         tile.bounds.fill_diagonal_(torch.inf)
         limits[tile.rows] = _upper_limit(tile, k)
         found.append(tile.pairs_within(rounded_up(limits[tile.rows, None], x.dtype)))
-        if sum(len(i) for i, *_ in found) > most:  # k a row and near-ties alone
+        if sum(len(i) for i, *_ in found) > most:  # this tile gave more than k per row: near-ties
             return None
     for tile in tiles(x, x, lambda i, j: i < j):
         found.append(tile.pairs_within(rounded_up(limits[tile.rows, None], x.dtype)))
@@ -66,7 +65,7 @@ def _upper_limit(tile: Tile, k: int) -> Tensor:
 def _tightened(
     x: Points, found: list[tuple[Tensor, Tensor, Tensor]], limits: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs found so far without those that the others rule out; `limits` sinks to what they show."""
+    """The pairs that can still be among the k nearest; lowers `limits` [n] to the upper bounds found so far."""
     i, j, low = (torch.cat(parts) for parts in zip(*found, strict=True))
     upper = low.double() + x.slack[i] * 2 + x.slack[j] * 2
     torch.minimum(limits, _kth_smallest(i, upper, k, len(x)), out=limits)
@@ -77,8 +76,8 @@ def _tightened(
 def _radii_among(x: Points, i: Tensor, j: Tensor, low: Tensor, k: int) -> Tensor:
     """The k-th smallest distance of each row i among its candidates, float64 [n].
 
-    The k-th smallest lower and upper bounds enclose it.  Pairs wholly below are only counted; of the others, mostly the
-    k-th neighbour alone, the distances are summed.
+    The k-th smallest lower and upper bounds enclose it.  Pairs below the enclosure are only counted.  The distances of
+    the others, mostly one per row, are computed exactly.
     """
     low = low.double()
     upper = low + 2 * (x.slack[i] + x.slack[j])
@@ -101,7 +100,7 @@ def _kth_smallest(i: Tensor, values: Tensor, k: int | Tensor, n: int) -> Tensor:
 
 
 def _radii_by_rows(x: Points, k: int) -> Tensor:
-    """The same from whole rows of float64 bounds: for points that tie within float32, or coincide."""
+    """Squared radii from whole rows of float64 bounds, for points that coincide or tie in float32."""
     candidates = min(k + 1 + SPARE_NEIGHBOURS, len(x))
     radii = []
     for rows in blocks(len(x), BLOCK_ROWS):

@@ -11,13 +11,13 @@ c(Λ − w wᵀ), and
     Δ = tr √(Λ − w wᵀ) − tr √Λ = (1/π) ∫₀^∞ log(1 − Σ_p w_p²/(λ_p + τ²)) dτ,
     FD' − FD = |y|²/(N−1)² + 2(μ_other − μ)·y/(N−1) + (tr Σ − κ|y|²)/(N−2) − 2(√c Δ + (√c − 1) tr √Λ).
 
-It is the change of swap/engine.py for one row removed and none added, where what is special pays: each row costs its
-projection, 2 d r flops, and next to nothing for the nodes.
+This is the change of swap/engine.py for one row removed and none added.  The special case is cheaper: each row costs
+its projection, 2 d r flops, and the nodes cost almost nothing.
 
 Accuracy.  Λ is shifted by s = SHIFT·λ_max, and eigenvalues below s are left out.  √(x + s) − √x is monotone with values
-in (0, √s] and eigenvalues interlace, so either moves Δ by at most √s; with the rule's error a change of distance errs
-by less than 2√c (2·10⁻⁷ + TOL) √λ_max, whatever the spectrum.  Where Λ spans fewer digits, by far less.  A symmetric
-eigensolver's own error, some 10⁻¹⁵ λ_max, is small beside s.
+in (0, √s], and eigenvalues interlace, so each of the two changes Δ by at most √s.  With the error of the quadrature,
+the error of a change of distance is below 2√c (2·10⁻⁷ + TOL) √λ_max for every spectrum, and far below it if Λ spans
+fewer digits.  The error of the eigensolver, about 10⁻¹⁵ λ_max, is small beside s.
 
 Legend: N rows, d feature dimension, r eigenvalues kept, Q nodes.
 """
@@ -34,14 +34,14 @@ from fastfid.distances.moments import FeatureMoments
 from fastfid.linalg.quadrature import node_count, sqrt_nodes
 
 SHIFT = 1e-14  # 10 times a symmetric eigensolver's error; √s = 1e-7, the jackknife's changes are about FD/N
-TOL = 1e-8  # of the quadrature, relative to √λ_max: no more than the shift's; 36 nodes
+TOL = 1e-8  # error of the quadrature relative to √λ_max, below that of the shift; 36 nodes
 ROWS = 1024  # rows at a time: 32 MiB in float64 with their projections at d = 2048
 
 
 class LeaveOneOut:
-    """What the distance of sides a and b, as for `frechet_distance`, changes by without one of their rows.
+    """Changes of the Fréchet distance of sides a and b if one of their rows is left out.
 
-    terms  of the distance itself, `FrechetTerms`
+    terms  `FrechetTerms` of the distance itself
 
     ValueError as for `frechet_distance`.
     """
@@ -79,7 +79,7 @@ class LeaveOneOut:
         for rows in features.split(ROWS):
             y = rows.to(torch.float64) - own.mean
             lost = (y @ projection).square_() @ weights
-            # rounding may carry a row that alone spans a direction to 1; half an ε keeps the logarithm finite
+            # If one row alone spans a direction, `lost` can round to 1.  Half an ε keeps the logarithm finite.
             root_change = torch.log1p(lost.neg_().clamp_(min=torch.finfo(torch.float64).eps / 2 - 1)) @ omega
             found.append(torch.stack([y.square().sum(dim=1), y @ gap, root_change]))
         squares, gaps, root_changes = torch.cat(found, dim=1)

@@ -1,9 +1,9 @@
 """Count, mean and covariance of a feature set: streamed, evicted, merged, reduced over ranks, saved with provenance.
 
-Rows wait until they are a block's; a block is centred about its own mean, in float64, and added to the covariance by
-the pairwise update of Chan, Golub & LeVeque (1983), one triangle, in place.  So a mean of 10⁴ standard deviations costs
-no digits (no Σxxᵀ − nμμᵀ is ever formed), and rows in the same order give the same bits however they were cut into
-batches.  In host memory csrc/cpu does both, and no centred copy is made; elsewhere, or where it was not built, torch.
+Rows are collected into blocks.  Each block is centred by its own mean in float64 and added to one triangle of the
+covariance, in place, by the pairwise update of Chan, Golub & LeVeque (1983).  Σxxᵀ − nμμᵀ is never formed, so a mean of
+10⁴ standard deviations costs no digits.  Rows in the same order give the same bits, whatever the sizes of the batches.
+In host memory csrc/cpu does both steps without a centred copy.  On other devices, or without the extension, torch does.
 
 Legend: n samples, d feature dimension; scatter S = Σ (x − μ)(x − μ)ᵀ = (n − 1) cov.
 """
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 class FeatureMoments:
     """Moments of n feature rows: count n, mean float64 [d], cov float64 [d, d] with ddof = 1 (zeros while n < 2).
 
-    count       int, or None when a statistics file does not tell
-    provenance  dict of strings: extractor, weights_sha256, version…; {} when unknown
+    count       int, or None if a statistics file does not state it
+    provenance  dict of strings: extractor, weights_sha256, version…; {} if unknown
 
-    Tensors read from `mean` and `cov` stay as they are when rows are added later.
+    Tensors read from `mean` and `cov` do not change when rows are added later.
     """
 
     def __init__(self, count: int | None, mean: Tensor, cov: Tensor, provenance: Provenance | None = None):
@@ -53,11 +53,11 @@ class FeatureMoments:
             raise ValueError(
                 f"moments need mean [d] and cov [d, d], got {tuple(self._mean.shape)} and {tuple(self._cov.shape)}"
             )
-        self._count = count  # of the rows within _mean and _cov
+        self._count = count  # rows in _mean and _cov, without those in the buffers
         self.provenance = {} if provenance is None else provenance
         self._added, self._evicted = RowBuffer(), RowBuffer()
         self._shared = True  # someone else may hold _cov, so it must not be written to
-        self._mirrored = True  # both triangles of _cov are valid; else the upper one alone
+        self._mirrored = True  # whether both triangles of _cov are valid, or only the upper one
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FeatureMoments, (self.count, self.mean, self.cov, self.provenance)
@@ -105,7 +105,7 @@ class FeatureMoments:
     def empty(
         cls, dim: int, provenance: Provenance | None = None, device: str | torch.device = "cpu"
     ) -> FeatureMoments:
-        """Moments of no rows, the start of a stream of `update`s; rows are sent to `device`."""
+        """Moments of no rows, to be filled by `update`; rows are sent to `device`."""
         mean = torch.zeros(dim, dtype=torch.float64, device=device)
         moments = cls(0, mean, torch.zeros(dim, dim, dtype=torch.float64, device=device), dict(provenance or {}))
         moments._shared = False
@@ -124,22 +124,22 @@ class FeatureMoments:
             return cls(*moments_with_gradient(x), dict(provenance or {}))
         moments = cls.empty(x.shape[1], provenance, x.device)
         if kernel == "torch":
-            moments._add(x)  # as `update`, which would look for NaN once more
+            moments._add(x)  # the same as `update`, without a second search for NaN
         else:
             moments.update(x, kernel)
         moments._flush()
         moments._added = RowBuffer()
         return moments
 
-    @torch.inference_mode(False)  # what is made here is written to again, perhaps outside the caller's inference mode
+    @torch.inference_mode(False)  # later calls write to these tensors, perhaps outside the caller's inference mode
     def update(self, x: Tensor, kernel: str = "torch") -> FeatureMoments:
-        """Add the rows of x [m, d], m ≥ 0, in place and return self: exactly the moments of all rows together.
+        """Add the rows of x [m, d], m ≥ 0, in place and return self, now the exact moments of all rows.
 
         kernel  "torch", float64 throughout | "triton", one pass over x on a CUDA device, float16, bfloat16 or float32
 
-        Rows that require a gradient, added to moments or already in them, are carried differentiably ("torch" alone).
-        "triton" (fastfid/triton_kernels/moments.py) sums products of 512 rows in float32 before float64 takes over:
-        it moves cov_ij by at most 3e-5 √(cov_ii cov_jj); 1e-7 of that, and 4e-8 of a Fréchet distance, in emulation.
+        The result is differentiable in rows that require a gradient, with "torch" only.  "triton"
+        (fastfid/triton_kernels/moments.py) sums products of 512 rows in float32 before it adds them in float64.  It
+        changes cov_ij by at most 3e-5 √(cov_ii cov_jj); in emulation by 1e-7 of that, and a Fréchet distance by 4e-8.
         """
         if kernel not in ("torch", "triton"):
             raise ValueError(f"kernel must be 'torch' or 'triton', got {kernel!r}; 'torch' runs on any device")
@@ -160,11 +160,12 @@ class FeatureMoments:
 
     @torch.inference_mode(False)
     def evict(self, x: Tensor) -> FeatureMoments:
-        """Take the rows of x [m, d], added before, out again in place and return self; ValueError if n < m.
+        """Remove the rows of x [m, d], which were added before, in place and return self; ValueError if n < m.
 
-        Each buffer added or taken out rounds the covariance by a few ε = 2·10⁻¹⁶ of its largest entry so far, and this
-        adds up: measured 2·10⁻¹⁴ after 100 turnovers of 1,000 rows with means of 5 standard deviations.  Rows that were
-        never added are not noticed.  `FeatureWindow` keeps its rows and starts afresh after every turnover.
+        Each block that is added or removed rounds the covariance by a few ε = 2·10⁻¹⁶ of its largest entry so far.
+        These errors add up: 2·10⁻¹⁴ was measured after 1,000 rows with means of 5 standard deviations were replaced
+        100 times.  Rows that were never added are not detected.  `FeatureWindow` keeps its rows, and computes the
+        moments again whenever all of them have been replaced.
         """
         x, n = self.checked_rows(x), self._known_count()
         if len(x) > n:
@@ -177,18 +178,18 @@ class FeatureMoments:
         return self
 
     def to(self, device: str | torch.device) -> FeatureMoments:
-        """The same moments on `device`: themselves if they are there, else a copy."""
-        device = torch.empty(0, device=device).device  # "cuda" with its number
+        """The same moments on `device`: this object if it is there already, else a copy."""
+        device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
         if self._mean.device == device:
             return self
         return FeatureMoments(self.count, self.mean.to(device), self.cov.to(device), dict(self.provenance))
 
     def copy(self) -> FeatureMoments:
-        """Moments of the same rows that go their own way."""
+        """An independent copy."""
         return FeatureMoments(self.count, self.mean.clone(), self.cov.clone(), dict(self.provenance))
 
     def without_provenance(self) -> FeatureMoments:
-        """The same moments with an unknown origin, which may be compared with any other moments of d features."""
+        """A copy of unknown origin, which can be compared with any moments of d features."""
         return FeatureMoments(self.count, self.mean, self.cov)
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,7 +197,7 @@ class FeatureMoments:
         return {"count": self.count, "mean": self.mean, "cov": self.cov, "provenance": dict(self.provenance)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the moments that `state_dict` described, on the device these are on; ValueError for another d."""
+        """Load the moments of a `state_dict` onto this object's device; ValueError for another d."""
         if len(state["mean"]) != self.dim:
             raise ValueError(f"these moments have d = {self.dim}, the state has d = {len(state['mean'])}")
         device = self._mean.device
@@ -213,8 +214,8 @@ class FeatureMoments:
     def all_reduce(self, group: ProcessGroup | None = None) -> FeatureMoments:
         """Moments of all ranks' rows together, the same on every rank of the torch.distributed `group`.
 
-        Every rank must call it, ranks without rows (`empty`) included; without an initialised group it is a copy.
-        Sums n and nμ first, then the scatters about the common mean.
+        Every rank must call it, also a rank without rows (`empty`).  Without an initialised group it returns a copy.
+        It sums n and nμ first, then the scatters about the common mean.
         """
         import torch.distributed as dist
 
@@ -258,7 +259,7 @@ class FeatureMoments:
 
     def _known_count(self) -> int:
         if self.count is None:
-            raise ValueError("these statistics do not tell their count, so nothing can be merged in; set .count first")
+            raise ValueError("the count of these statistics is unknown, so nothing can be merged in; set .count first")
         return self.count
 
     def checked_rows(self, x: Tensor) -> Tensor:
@@ -283,14 +284,14 @@ class FeatureMoments:
     def _absorb(self, rows: Tensor, sign: int = 1) -> None:
         """Add a block's rows to the moments (sign 1) or take them out (sign −1).
 
-        With n rows before, the block's m about their mean μ + δ, and n' = n ± m after:
-            μ' = μ ± (m/n') δ,      S' = S ± (S_block + (n m/n') δδᵀ),
-        whose last term is one row more, √(n m/n') δ, in the product of the centred rows.
+        There are n rows before and n' = n ± m after; the block has m rows with mean μ + δ:
+            μ' = μ ± (m/n') δ,      S' = S ± (S_block + (n m/n') δδᵀ).
+        The last term enters the product of the centred rows as one more row, √(n m/n') δ.
         """
         m = len(rows)
         if not m:
             return
-        assert self._count is not None  # update and evict want a known count before rows wait
+        assert self._count is not None  # update and evict require a known count
         n, after = self._count, self._count + sign * m
         if self._shared or self._cov.is_inference():
             self._cov, self._shared = self._cov.clone(memory_format=torch.contiguous_format), False
@@ -321,9 +322,9 @@ def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
 
 
 def reducing_device(device: torch.device, group: ProcessGroup | None) -> torch.device:
-    """Where the group reduces tensors of `device`: in host memory unless it takes none, as NCCL, and so alike on all.
+    """The device on which the group reduces: the CPU if it has a backend for the CPU, else the GPU (NCCL).
 
-    A rank without rows knows no device, and in a group of both kinds must not wait in gloo for others in NCCL.
+    The choice must be the same on all ranks, also on one without rows, which cannot tell the device of the others.
     """
     import torch.distributed as dist
 

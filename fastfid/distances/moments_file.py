@@ -1,4 +1,4 @@
-"""The npz of moments: written by fastfid, read whoever wrote it.
+"""The npz file of moments, written by fastfid or another tool.
 
 mu, sigma    mean [d] and covariance [d, d], any float type; pytorch-fid, clean-fid, EDM and ADM use these names
 count        number of rows (fastfid)
@@ -26,11 +26,11 @@ from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.mapped_arrays import NoRoom, npz_array, writable
 
-Array = npt.NDArray[Any]  # of any type that a file may hold
+Array = npt.NDArray[Any]  # an array of any type that a file can hold
 
 
 class StoredMoments(NamedTuple):
-    """What a file tells of moments: mean float64 [d], cov float64 [d, d]; the number of rows is None if unknown."""
+    """The moments in a file: mean float64 [d], cov float64 [d, d], and the number of rows, None if unknown."""
 
     rows: int | None
     mean: Tensor
@@ -39,7 +39,7 @@ class StoredMoments(NamedTuple):
 
 
 class NumPyRefusal(Exception):
-    """NumPy refuses an entry, because it is damaged or holds pickled objects."""
+    """NumPy cannot read an entry, because it is damaged or holds pickled objects."""
 
 
 def write_moments(
@@ -88,7 +88,7 @@ def moments_of_arrays(path: Path, mu: object, sigma: object, rows: int | None, p
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What NumPy and zipfile raise for damaged files inside this block becomes one ValueError that names the file."""
+    """Turn what NumPy and zipfile raise for damaged files into one ValueError that names the file."""
     try:
         yield
     except NoRoom:

@@ -4,8 +4,8 @@ One matrix product of rows extended by two columns gives a lower bound for every
 
     [p, |p|² − s_p, 1] · [−2q, 1, |q|² − s_q] = |p − q|² − s_p − s_q ≤ |x − y|²,    p = x − c, q = y − c.
 
-s bounds all rounding errors (`_error`), so lower bound + 2 (s_p + s_q) is an upper bound.  Products are made in
-float32, which takes half the time of float64.  At d = 2048 its s is 2·10⁻⁴ of |p|² + |q|²: a sixtieth of the spread of
+s bounds all rounding errors (`_error`), so lower bound + 2 (s_p + s_q) is an upper bound.  Products are computed in
+float32, in half the time of float64.  At d = 2048 its s is 2·10⁻⁴ of |p|² + |q|²: a sixtieth of the spread of
 distances between normal rows.
 
 Legend: x [n, d], y [m, d] rows; c a common centre.
@@ -24,22 +24,22 @@ from torch import Tensor
 
 from fastfid.distances.rows import blocks
 
-# Rows and columns of a tile: 4 MiB of float32 that stay in cache for the comparisons.  Measured at d = 2048, two cores:
-# products of 1024² run at the speed of 2048², and the comparisons at three times its speed.
+# Rows and columns of a tile: 4 MiB of float32, which stay in cache for the comparisons.  Measured at d = 2048 on two
+# cores: products are as fast as with 2048², and comparisons three times as fast.
 TILE = 1024
 
-PANEL = 4  # rows of tiles that share each block of columns once it is converted: 4 × 8 MiB of float32 at d = 2048
+PANEL = 4  # rows of tiles that use a block of columns after its conversion: 4 × 8 MiB of float32 at d = 2048
 
-PAIR_ELEMENTS = 1 << 18  # coordinates of pairs judged again, held at a time: 2 MiB of float64 an array
+PAIR_ELEMENTS = 1 << 18  # coordinates in one step of `exact_squared`: 2 MiB of float64 per array
 
-# Added to squared norms (of rows scaled to at most 1 a coordinate) before their part s is taken: what products lose by
-# underflow, below d·2⁻¹⁴⁹ in float32, is far less than s then.
+# Added to squared norms of rows, which are scaled to coordinates of at most 1.  It keeps s far above what products lose
+# by underflow, d·2⁻¹⁴⁹ in float32.
 NORM_FLOOR = 2.0**-100
 
 
 @dataclass(frozen=True)
 class Points:
-    """Features as given [n, d] and their rows p = scale·(x − centre) in `dtype`, for matrix products."""
+    """Features [n, d] and their rows p = scale·(x − centre) in `dtype`, for matrix products."""
 
     features: Tensor
     centre: Tensor  # float64 [d]
@@ -80,7 +80,7 @@ class Points:
         return extended
 
     def _extended(self, rows: slice, factor: float) -> Tensor:
-        """factor·(x − centre), rounded once, and two columns to fill, [rows, d + 2]."""
+        """factor·(x − centre), rounded once, with two more columns that the caller fills, [rows, d + 2]."""
         x = self.features[rows]
         fits = self.dtype == torch.float32 and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
         x = x.to(torch.float32 if fits else torch.float64)
@@ -120,7 +120,7 @@ class Tile:
 
 
 def tiles(x: Points, y: Points, wanted: Callable[[int, int], bool] = lambda i, j: True) -> Iterator[Tile]:
-    """The tiles of all pairs, PANEL rows of tiles together; only those `wanted` by their two numbers."""
+    """The tiles of all pairs for which wanted(row of tiles, column of tiles); PANEL rows of tiles at a time."""
     panels = list(enumerate(even_blocks(len(x), TILE)))
     for panel in (panels[start : start + PANEL] for start in range(0, len(panels), PANEL)):
         lefts = [(i, rows, x.left(rows)) for i, rows in panel]
@@ -145,7 +145,7 @@ def _error(d: int, dtype: torch.dtype) -> float:
 
 
 def exact_squared(x: Points, i: Tensor, y: Points, j: Tensor) -> Tensor:
-    """Σ (x_i − y_j)²·scale² of listed pairs, float64 [pairs], of the features as given: ties of integers stay ties."""
+    """Σ (x_i − y_j)²·scale² of listed pairs, float64 [pairs], from the original features: integers tie exactly."""
     step = max(1, PAIR_ELEMENTS // x.features.shape[1])
     sums = [
         (x.features[a].to(torch.float64) - y.features[b].to(torch.float64)).mul_(x.scale).square_().sum(dim=1)
@@ -162,20 +162,20 @@ def even_blocks(n: int, most: int) -> list[slice]:
 
 
 def _places(mask: Tensor) -> Tensor:
-    """Flat positions of the true entries, int64; NumPy finds few among many five times as fast as torch."""
+    """Flat positions of the true entries, int64; on a CPU NumPy is five times as fast as torch if few are true."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.view(-1).nonzero()[:, 0]
 
 
 def rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in `dtype`, never less."""
+    """x rounded up to `dtype`."""
     rounded = x.to(dtype)
     up = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
     return torch.where(rounded.to(x.dtype) < x, up, rounded)
 
 
 def common_scale(*sets: Tensor) -> float:
-    """The power of two that brings differences of any two features to 1 at most, lest squares overflow in float32."""
+    """The power of two that scales differences of features to at most 1, so that squares do not overflow in float32."""
     largest = max(max(abs(end.item()) for end in torch.aminmax(features)) for features in sets)
     return math.ldexp(1.0, -math.frexp(largest)[1] - 1) if largest else 1.0

@@ -9,7 +9,7 @@ products:
 3. The rest are near-ties, as in equal sets, a collapsed generator or integer features.  They are computed again as
    Σ(x − y)² in float64 from the given features.  The result does not depend on the position of a pair.
 
-A tile with many pairs of the third kind is made again in float64 first.
+A tile with many pairs of the third kind is first computed again in float64.
 
 Work for n real and m generated rows: n² d + m² d for the radii and 2 n m d for the products between the sets, which
 serve both directions.  Memory: a few tiles, whatever n and m.
@@ -33,8 +33,8 @@ from fastfid.distances.pair_tiles import Points, Tile, common_scale, exact_squar
 from fastfid.distances.rows import checked_pair, mean_row, share
 from fastfid.runtime.devices import full_float32
 
-# Σ(x − y)² of one pair takes as long as about 60 products of a float64 tile (measured at d = 2048: 4 µs, 70 ns), so
-# beyond this part of its pairs a tile is cheaper to make again.
+# Share of near-ties beyond which a tile is computed again in float64.  One pair's Σ(x − y)² takes as long as about 60
+# entries of a float64 tile (measured at d = 2048: 4 µs and 70 ns).
 OPEN_PART = 1 / 64
 
 
@@ -54,7 +54,7 @@ def prdc(real: Tensor, generated: Tensor, nearest_k: int = 5) -> dict[str, float
 
 @dataclass(frozen=True)
 class BallCounts:
-    """What the four scores count.
+    """The counts behind the four scores.
 
     around             real balls around each generated row, int64 [m]
     within             generated rows within each real row's ball, int64 [n]
@@ -79,7 +79,7 @@ class BallCounts:
 def ball_counts(real: Tensor, generated: Tensor, nearest_k: int = 5) -> BallCounts:
     """The counts behind `prdc`, row by row."""
     real, generated = _checked_pair(real, generated, nearest_k)
-    with full_float32(real.device):  # no bound here covers products of TF32 or bfloat16
+    with full_float32(real.device):  # the bounds do not hold for products in TF32 or bfloat16
         return _ball_counts(real, generated, nearest_k, operator.lt)
 
 
@@ -102,7 +102,7 @@ def precision_recall(real: Tensor, generated: Tensor, nearest_k: int = 3, distan
 
 
 def _ball_counts(real: Tensor, generated: Tensor, k: int, closer: Callable[[Tensor, Tensor], Tensor]) -> BallCounts:
-    """The counts, `closer` deciding between a squared distance and a squared radius."""
+    """The counts; `closer` compares a squared distance with a squared radius."""
     scale = common_scale(real, generated)
     x, y = Points(real, mean_row(real), scale), Points(generated, mean_row(generated), scale)
     radii_x, radii_y = squared_radii(x, k), squared_radii(y, k)

@@ -11,15 +11,15 @@ from fastfid import backend
 from fastfid.distances.rows import BLOCK_ROWS
 
 # Columns of the triangle that torch multiplies at a time.  Measured at d = 2048: 128, 256 and 512 reach 66, 71 and 69%
-# of the speed of a square product, counting one triangle; half a block per column is made in vain.
+# of the speed of a square product, counting one triangle.  Half a block per column is wasted on the diagonal.
 COLUMNS = 256
 
-# Rows whose gradients are carried through one block: the d² of a merge is lost beside the 4096·d² of a product.
+# Rows in a block with gradient.  Merging two blocks costs d², which is negligible beside the 4096·d² of the product.
 GRADIENT_BLOCK_ROWS = 4096
 
 
 class RowBuffer:
-    """Fewer than BLOCK_ROWS rows that wait, with all their digits: float32 until wider ones come, then float64."""
+    """Collects fewer than BLOCK_ROWS rows without rounding: in float32, or in float64 once a wider row has come."""
 
     def __init__(self) -> None:
         self._rows, self._filled = torch.empty(0, 0), 0
@@ -28,7 +28,7 @@ class RowBuffer:
         return self._filled
 
     def blocks(self, x: Tensor, device: torch.device) -> Iterator[Tensor]:
-        """Take in the rows of x [m, d] and yield every BLOCK_ROWS rows, on `device`; the next call writes over them."""
+        """Add the rows of x [m, d]; yield each full block of BLOCK_ROWS rows on `device`, valid until the next call."""
         start = 0
         while start < len(x):
             part = x[start : start + BLOCK_ROWS - self._filled]
@@ -41,12 +41,12 @@ class RowBuffer:
                 yield self.taken()
 
     def taken(self) -> Tensor:
-        """The rows that wait, which then wait no more."""
+        """The collected rows; the buffer is empty afterwards."""
         rows, self._filled = self._rows[: self._filled], 0
         return rows
 
     def _append(self, part: Tensor, device: torch.device) -> None:
-        dtype = torch.float64 if part.dtype == torch.float64 else torch.float32  # which holds the narrower ones exactly
+        dtype = torch.float64 if part.dtype == torch.float64 else torch.float32  # float32 holds narrower types exactly
         if not len(self._rows):
             self._rows = torch.empty(BLOCK_ROWS, part.shape[1], dtype=dtype, device=device)
         if dtype == torch.float64:
@@ -68,7 +68,7 @@ def block_mean(rows: Tensor) -> Tensor:
 
 
 def add_scatter(cov: Tensor, rows: Tensor, mean: Tensor, extra: Tensor, alpha: float, beta: float) -> None:
-    """Upper triangle of cov ← beta·cov + alpha·(Σ (x − mean)(x − mean)ᵀ + extra·extraᵀ); below it stands anything."""
+    """Upper triangle of cov ← beta·cov + alpha·(Σ (x − mean)(x − mean)ᵀ + extra·extraᵀ); the lower one is undefined."""
     kernels = backend.cpu_kernels(cov.device)
     if kernels is not None:
         arrays = (t.numpy() for t in (cov, rows, mean, extra))
@@ -81,7 +81,7 @@ def add_scatter(cov: Tensor, rows: Tensor, mean: Tensor, extra: Tensor, alpha: f
 
 
 def mirror_triangle(cov: Tensor) -> None:
-    """The lower triangle of cov [d, d] becomes the upper one's mirror image, square by square within cache."""
+    """Copy the upper triangle of cov [d, d] to the lower one, square by square to stay in cache."""
     for start in range(0, len(cov), COLUMNS):
         rows = slice(start, min(start + COLUMNS, len(cov)))
         cov[rows, rows] = cov[rows, rows].triu() + cov[rows, rows].triu(1).T
@@ -100,7 +100,7 @@ def moments_with_gradient(x: Tensor) -> tuple[int, Tensor, Tensor]:
 
 
 def _block_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Moments of one block about its own mean, and a second pass for what rounding left of that mean."""
+    """Moments of one block about its own mean; a second pass removes the rounding error of that mean."""
     n = len(x)
     x = x.to(torch.float64)
     mean = x.mean(dim=0)

@@ -16,9 +16,9 @@ class FeatureWindow:
 
     size        rows kept
     dim         d
-    dtype       float32  of the rows kept, to which rows are rounded as they come, so that what leaves is what came
+    dtype       float32  of the kept rows.  Rows are rounded to it first, so eviction removes the values that were added
 
-    After every `size` evictions the moments are made afresh from the rows, so rounding never adds up over more.
+    After every `size` evictions the moments are computed again from the rows, so rounding errors do not accumulate.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class FeatureWindow:
 
     @property
     def moments(self) -> FeatureMoments:
-        """Moments of the rows in the window, which follow it; `copy()` them to keep."""
+        """Moments of the rows in the window; they change with it, `copy()` to keep them."""
         return self._moments
 
     @property
@@ -54,7 +54,7 @@ class FeatureWindow:
         return self._rows[: len(self)].roll(-self._oldest, dims=0)
 
     def add(self, x: Tensor) -> FeatureWindow:
-        """Add the rows of x [m, d], the oldest making room, and return self; ValueError as for `FeatureMoments`."""
+        """Add the rows of x [m, d], remove the oldest ones, and return self; ValueError as for `FeatureMoments`."""
         x = self._moments.checked_rows(x).detach().to(self._rows)[-self.size :]
         places = (self._oldest + len(self) + torch.arange(len(x), device=x.device)) % self.size
         leaving = max(0, len(self) + len(x) - self.size)
@@ -68,7 +68,7 @@ class FeatureWindow:
         return self
 
     def drift(self) -> float:
-        """Largest difference of the moments from those of the rows made afresh, as part of the largest covariance."""
+        """Largest error of the covariance by accumulated rounding, as a part of its largest entry."""
         fresh = self._afresh()
         scale = fresh.cov.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
         return ((self._moments.cov - fresh.cov).abs().max() / scale).item()
@@ -78,7 +78,7 @@ class FeatureWindow:
         return {"rows": self.rows, "provenance": dict(self._moments.provenance)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold the rows that `state_dict` described, the newest `size` of them; ValueError for another d."""
+        """Load the newest `size` rows of a `state_dict`; ValueError for another d."""
         self._moments.load_state_dict(FeatureMoments.empty(self._rows.shape[1], state["provenance"]).state_dict())
         self._oldest = self._evictions = 0
         self.add(state["rows"])
