@@ -338,7 +338,10 @@ def made_by(extractor):
         (lambda: FeatureMoments.empty(3).load_state_dict(with_gradient(2).state_dict()), "d = 3, the state has d = 2"),
         (lambda: FeatureWindow(0, 3), "size is 0"),
         (lambda: FeatureMoments(5, torch.zeros(3), torch.zeros(2, 2)), r"got \(3,\) and \(2, 2\)"),
-        (lambda: FeatureMoments(None, torch.zeros(1), torch.eye(1)).update(torch.zeros(2, 1)), "count of these statistics is unknown"),
+        (
+            lambda: FeatureMoments(None, torch.zeros(1), torch.eye(1)).update(torch.zeros(2, 1)),
+            "count of these statistics",
+        ),
         (lambda: made_by("net-1").merge(made_by("net-2")), "extractor differs: net-1 against net-2"),
     ],
 )
