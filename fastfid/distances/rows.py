@@ -48,9 +48,8 @@ def checked_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     for name, x in (("real", real), ("generated", generated)):
         if x.dim() != 2 or 0 in x.shape:
             raise ValueError(f"{name} features must be [n, d] with n, d > 0, got shape {tuple(x.shape)}")
-        if not all(
-            torch.isfinite(end) for end in torch.aminmax(x)
-        ):  # NaN makes both ends NaN; ten times as fast as isfinite
+        # a NaN makes both ends NaN; this is ten times as fast as isfinite of all
+        if not all(torch.isfinite(end) for end in torch.aminmax(x)):
             row = int((~torch.isfinite(x).all(dim=1)).nonzero()[0])
             raise ValueError(f"{name} feature row {row} holds NaN or infinity; check the extractor")
     if real.shape[1] != generated.shape[1]:

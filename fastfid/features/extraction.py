@@ -1,4 +1,4 @@
-"""One pass over a source: every image is read and decoded once and goes through every network.
+"""One pass over a source: every image is read and decoded once, and every network sees it.
 
 Images are handled in shards of SHARD_IMAGES.  While one shard is in the networks, the next is looked up in the cache
 and decoded.  A shard is saved as soon as its features are computed, so a bad image or an interruption loses nothing.
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 SHARD_IMAGES = BATCH_SIZE  # 2 MiB of 2048 float32 features
 PROGRESS_DELAY = 2.0  # seconds before a progress bar appears; shorter work needs none
-FIRST_ROWS = 4096  # room for features of a source of unknown length, doubled when it is full
+FIRST_ROWS = 4096  # first rows of the array for a source of unknown length; doubled when full
 
 Shape = tuple[int, ...]
 Shard = tuple[dict[str, Tensor], Shape]  # outputs by name, and the shape [C, H, W] of the images
 
 
 class Accumulator(Protocol):
-    """What takes feature rows [m, d] without keeping them, such as FeatureMoments."""
+    """An accumulator of feature rows [m, d] that does not keep them, such as FeatureMoments."""
 
     @property
     def dim(self) -> int:
@@ -59,11 +59,11 @@ A = TypeVar("A", bound=Accumulator)
 
 @dataclass
 class Extracted(Generic[A]):
-    """What one network gave for one source.
+    """The outputs of one network for one source.
 
     outputs        features [n, d] and, if the network has them, logits [n, C] and spatial [n, s]; float32, mapped
-                   from a temporary file if they are large (runtime/mapped_arrays.py).  Empty with accumulators
-    accumulated    accumulators of the features and the spatial features, by name.  Empty without
+                   from a temporary file if they are large (runtime/mapped_arrays.py).  Empty if rows are not kept
+    accumulated    accumulators of the features and the spatial features, by name.  Empty if rows are kept
     names          of the images, n
     indices        their numbers in the source, n; numbers of skipped images are missing
     labels         their classes, n, or None
@@ -92,7 +92,7 @@ def extract(
 
     batch_size  256    images a network sees at once, at most SHARD_IMAGES
     progress    False  a bar on stderr for what takes longer than two seconds
-    accumulate  None   makes the empty accumulator for rows of a width, such as FeatureMoments.empty; None keeps rows
+    accumulate  None   function of d that makes an empty accumulator, such as FeatureMoments.empty; None keeps rows
 
     ValueError names an unsuitable image, or the first image whose features are not finite; shards before it stay in the
     cache.  All ranks of a process group call it together; those above 0 get an empty list, or the same error.
@@ -149,7 +149,7 @@ class _Run(Generic[A]):
             try:
                 block = next(upcoming, None)
             except Exception:
-                if waiting:  # reading a later block failed: finish the one at hand
+                if waiting:  # reading a later block failed: finish this one first
                     self._work(*waiting)
                 raise
             looked_up = None if block is None else (block, self._look_up(block))
@@ -232,7 +232,7 @@ class _Gatherer(Generic[A]):
         self.accumulated: dict[str, A] = {}
 
     def add(self, outputs: dict[str, Tensor]) -> None:
-        """Take in the outputs of one shard, by name."""
+        """Add the outputs of one shard, by name."""
         for name, values in outputs.items():
             if self.accumulate is None:
                 self._store(name, values)
@@ -260,7 +260,7 @@ class _Gatherer(Generic[A]):
         if self.accumulate is None:
             rows = {name: distributed.gather_rows(self._filled(name, width)) for name, width in widths.items()}
             return {name: gathered for name, gathered in rows.items() if gathered is not None}, {}
-        if distributed.world_size() == 1:  # also a rank that works alone: nothing is reduced
+        if distributed.world_size() == 1:  # no process group: nothing to reduce
             return {}, self.accumulated
         for name, width in widths.items():
             if name not in self.accumulated:
@@ -282,7 +282,7 @@ def _rows(count: int, width: int) -> Tensor:
 
 @dataclass
 class _Seen:
-    """What the ranks saw, in the order of the source: everything of `Extracted` that is the same for all networks."""
+    """What all networks share of `Extracted`, from all ranks, in the order of the source."""
 
     source: ImageSource
     names: list[str]
@@ -304,7 +304,7 @@ class _Seen:
         return cls(run.source, names or [], indices or [], labels, digests or [], skipped or [], shapes or [])
 
     def extracted(self, outputs: dict[str, Tensor], accumulated: dict[str, A]) -> Extracted[A]:
-        """The record of one network, of what `_Gatherer.of_all_ranks` gave."""
+        """The `Extracted` of one network from the result of `_Gatherer.of_all_ranks`."""
         if len(self.names) < 2:
             usable = counted(len(self.names), "usable image")
             raise ValueError(f"{self.source.name} holds {usable}; a covariance needs at least 2")

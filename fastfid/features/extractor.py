@@ -1,8 +1,8 @@
 """Images → features: extractors, each carrying its name, its preprocessing and the hash of its weights.
 
-A distance is only meaningful together with the network that produced the features, so an extractor is never a bare
-callable: it knows its `name`, its `dim`, a sentence of `preprocessing` and `weights_sha256`, and these travel into
-saved statistics and reports.  A distance in the features of `fashion-a` is written "FD (fashion-a)", never "FID".
+A distance means nothing without the network that produced the features.  So an extractor carries its `name`, its
+`dim`, a sentence on its `preprocessing` and `weights_sha256`, and statistics and reports store them.  A distance in the
+features of `fashion-a` is written "FD (fashion-a)", never "FID".
 
 Legend: n images, C channels, H×W pixels, d feature dimension.
 """
@@ -22,7 +22,7 @@ from fastfid.runtime.hashes import state_sha256
 
 
 class FeatureExtractor:
-    """Maps uint8 images [n, C, H, W] to float32 features [n, d], and says how: name, dim, preprocessing, weights hash.
+    """Maps uint8 images [n, C, H, W] to float32 features [n, d], and records how.
 
     network         callable, prepared images → features [n, d]
     prepare         callable, uint8 [n, 1 or 3, H, W] → whatever `network` takes

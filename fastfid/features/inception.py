@@ -13,7 +13,7 @@ from fastfid.features.extractor import MultiExtractor, usable_device
 from fastfid.features.preparation import as_rgb, chosen_input, pil_bicubic_float, tf1_bilinear, to_rgb
 from fastfid.features.weight_files import checked_sha256
 
-# The TensorFlow Inception of 2015-12-05 ported to PyTorch; its file name carries this beginning of its SHA-256.
+# The TensorFlow Inception of 2015-12-05 ported to PyTorch; its file name contains these first digits of its SHA-256.
 INCEPTION_SHA256 = "6726825d"
 
 INCEPTION_DIM = 2048  # width of its last pooling layer
@@ -32,7 +32,7 @@ def load_inception(weights: str | Path | None, device: str | torch.device) -> tu
         ) from missing
     if weights is None:
         weights = _download(URL_INCEPTION_V3)
-    digest = checked_sha256(weights, INCEPTION_SHA256)  # before the file is opened: it is a pickle
+    digest = checked_sha256(weights, INCEPTION_SHA256)  # before it is opened: it is a pickle
     layer = str(INCEPTION_DIM)
     network = FeatureExtractorInceptionV3("inception", [layer], feature_extractor_weights_path=str(weights))
     return network.to(device), digest
@@ -73,7 +73,7 @@ def _clean(images: Tensor) -> Tensor:
     return (pil_bicubic_float(images, INCEPTION_SIDE) - 128) / 128
 
 
-INCEPTION_INPUTS = {  # name: (function, the sentence of provenance)
+INCEPTION_INPUTS = {  # name: (function, its description)
     "tf1": (_tf1, "TensorFlow-1 bilinear to 299x299, (x - 128) / 128"),
     "bilinear": (_bilinear, "bilinear to 299x299 without antialiasing, 2x - 1 on [0, 1]"),
     "antialiased": (_antialiased, "antialiased bilinear to 299x299, (x - 128) / 128"),

@@ -1,6 +1,6 @@
-"""The named networks, as far as the command line's help has to know them: nothing here loads torch.
+"""Names of the networks for the help of the command line; nothing here loads torch.
 
-What makes extractors of them is in features.py and extractors.py.
+registry.py makes extractors from the names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class FashionNetConfig:
     downsample: str  # "stride" (strided convolution) or "avgpool" (2×2 mean after the convolution)
 
 
-# Two networks that differ in every choice, so that a reward taken on one can be checked on the other.
+# Two networks that differ in every choice, so that one can check a reward that uses the other.
 FASHION_NETS = {
     "fashion-a": FashionNetConfig((32, 64, 128), 128, kernel_size=3, activation="relu", downsample="stride"),
     "fashion-b": FashionNetConfig((24, 48, 96), 96, kernel_size=5, activation="gelu", downsample="avgpool"),
@@ -52,8 +52,8 @@ CLIP_MODELS = {  # OpenAI's networks, with the QuickGELU they were trained with;
     "openclip-l14": ClipModel("vit_large_patch14_clip_224", 768, quick_gelu=False),
 }
 
-# EfficientNet-Lite0 by the side S of its input: 224 pixels, at which it was trained, and 96, at which 97% of its units
-# still answer to images of 28 pixels, eight times as fast.  Both are multiples of 32, its total stride.
+# EfficientNet-Lite0 by the side S of its input.  It was trained at 224 pixels.  96 pixels are eight times as fast, and
+# 97% of its units still respond to images of 28 pixels.  Both are multiples of 32, its total stride.
 EFFICIENTNET_SIDES = {"efficientnet-lite0": 96, "efficientnet-lite0-224": 224}
 
 NETWORK_NAMES = (*FASHION_NETS, "inception", *DINOV2_MODELS, *CLIP_MODELS, *EFFICIENTNET_SIDES)

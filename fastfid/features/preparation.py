@@ -25,7 +25,7 @@ def standardised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
 
 VALUE_RANGES: dict[
     str, tuple[Callable[[Tensor], Tensor], str]
-] = {  # name: (what happens to floats of 0…255, the words for it)
+] = {  # name: (function of floats in 0…255, its description)
     "-1..1": (lambda x: x / HALF_RANGE - 1, "x / 127.5 - 1"),
     "0..1": (lambda x: x / 255, "x / 255"),
     "0..255": (lambda x: x, "values 0 to 255"),
@@ -37,7 +37,7 @@ VALUE_RANGES: dict[
 def preparation(
     side: int | None = None, value_range: str = "-1..1", rgb: bool = False
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """Function uint8 [n, 1 or 3, H, W] → float32 [n, C, side, side], and the sentence that says what it does.
+    """Function uint8 [n, 1 or 3, H, W] → float32 [n, C, side, side], and a sentence that describes it.
 
     side         None      pixels, antialiased bilinear; None leaves the images as large as they are
     value_range  "-1..1"   a name of VALUE_RANGES
@@ -67,14 +67,14 @@ def to_rgb(images: Tensor) -> Tensor:
 
 
 def as_rgb(sentence: str) -> str:
-    """The sentence of provenance of a preparation that starts with `to_rgb`."""
+    """The description of a preparation that starts with `to_rgb`."""
     return f"grey repeated to RGB, {sentence}"
 
 
 def chosen_input(
     name: str, inputs: dict[str, tuple[Callable[..., Tensor], str]], input_name: str
 ) -> tuple[Callable[..., Tensor], str]:
-    """Resizing function and its sentence; ValueError listing the names."""
+    """Resizing function and its description; ValueError lists the names."""
     if input_name not in inputs:
         raise ValueError(f"unknown input {input_name!r} of {name}; choose one of {', '.join(inputs)}")
     return inputs[input_name]
@@ -117,5 +117,5 @@ def imagenet_standardised(x: Tensor) -> Tensor:
 
 
 def scaled_to_255(statistics: tuple[float, ...]) -> tuple[float, ...]:
-    """Channel statistics for pixels of 0…255, in which torch-fidelity standardises; /255 first differs in last bits."""
+    """Channel statistics for pixels of 0…255, as in torch-fidelity; dividing by 255 first changes last bits."""
     return tuple(255 * value for value in statistics)

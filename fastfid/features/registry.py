@@ -1,9 +1,8 @@
 """Every named extractor: Inception with each peer's resizing, DINOv2 and CLIP by timm, EfficientNet-Lite0, TorchScript.
 
-Inception, EfficientNet-Lite0 and the fashion networks are MultiExtractors, whose `outputs` also gives what the network
-knows besides the features, in the same pass: logits (Inception Score) and spatial features (sFID).  Weights come from
-a local path, for EfficientNet-Lite0 from its pip package, for Inception from torch-fidelity's download; nothing is
-fetched that the caller did not ask for.
+Inception, EfficientNet-Lite0 and the fashion networks are MultiExtractors: `outputs` also gives logits (for the
+Inception Score) and spatial features (sFID) from the same pass.  Weights come from a local path.  Those of
+EfficientNet-Lite0 are in its pip package, and torch-fidelity can download those of Inception.  Nothing else is fetched.
 
 Legend: n images, d feature dimension, H×W pixels, S side the network expects.
 """
@@ -32,7 +31,7 @@ def build_extractor(
     device: str | torch.device = "cpu",
     spatial: bool = False,
 ) -> FeatureExtractor:
-    """Extractor `name` fed as `input_name` says (of INCEPTION_INPUTS, DINOV2_INPUTS or CLIP_INPUTS), with its logits.
+    """Extractor `name`, with its logits; `input_name` is a name in INCEPTION_INPUTS, DINOV2_INPUTS or CLIP_INPUTS.
 
     name     of NETWORK_NAMES, or "torchscript:PATH?side=S&range=R" (see `torchscript_extractor`)
     spatial  also give the spatial features of sFID (Inception only)
@@ -62,7 +61,7 @@ def build_extractor(
 
 
 def preprocessing_of(name: str, protocol: Protocol) -> str:
-    """The sentence of provenance on how `protocol` feeds the network `name`, "inception" or one of DINOV2_MODELS."""
+    """How `protocol` prepares images for the network `name`, "inception" or one of DINOV2_MODELS, as a sentence."""
     inputs = INCEPTION_INPUTS if name == "inception" else DINOV2_INPUTS
     chosen = protocol.inception if name == "inception" else protocol.dinov2
     return as_rgb(chosen_input(name, inputs, chosen)[1])

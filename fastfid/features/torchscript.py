@@ -14,9 +14,9 @@ from fastfid.features.extractor import FeatureExtractor, usable_device
 from fastfid.features.preparation import preparation
 from fastfid.runtime.hashes import file_sha256
 
-TORCHSCRIPT = "torchscript:"  # how a name says that the rest is a file whose code may run
+TORCHSCRIPT = "torchscript:"  # prefix of a name whose rest is a file; the file's code may run
 
-PROBE_SIDE = 224  # of the black image that tells a TorchScript network's d where no side is stated, pixels
+PROBE_SIDE = 224  # pixels of the black image that finds d if no side is stated
 
 
 def torchscript_extractor(
@@ -32,7 +32,7 @@ def torchscript_extractor(
     A TorchScript file can run code when it is loaded: open only files you trust.
 
     side         None      pixels, antialiased bilinear; None leaves the images as large as they are
-    value_range  "-1..1"   what the network expects: a name of fastfid.features.extractor.VALUE_RANGES
+    value_range  "-1..1"   the range that the network expects, a name in fastfid.features.preparation.VALUE_RANGES
     name         None      printed beside every distance; "torchscript:FILE" unless given
 
     FileNotFoundError for a missing file; ValueError for one that is no TorchScript, fails, or returns another shape.
@@ -71,7 +71,7 @@ def load_torchscript(path: str | Path, device: str | torch.device) -> torch.jit.
     """A TorchScript module in evaluation mode; ValueError for a file that is none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer torch says that TorchScript has successors
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch deprecate TorchScript
             warnings.simplefilter("ignore", DeprecationWarning)
             module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
             return module.eval()

@@ -38,8 +38,8 @@ DINOV2_SIDE = 224  # S at which dgm-eval and EDM2 run DINOv2, pixels: 16 × 16 p
 # (facebookresearch/dinov2, interpolate_offset), without antialiasing; timm resamples otherwise.
 POSITION_OFFSET = 0.1
 
-# OpenAI publishes its networks as TorchScript archives, which run code when loaded; these three are known by their
-# SHA-256, which is part of the address they are fetched from (openai/CLIP, clip/clip.py).
+# OpenAI publishes its networks as TorchScript archives, which run code when loaded.  These three are opened because
+# their SHA-256 is known: it is part of their address (openai/CLIP, clip/clip.py).
 OPENAI_ARCHIVES = frozenset({
     "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",  # ViT-B-32.pt
     "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",  # ViT-L-14.pt
@@ -63,7 +63,7 @@ def _dinov2_tf1(images: Tensor) -> Tensor:
     return standardised(tf1_bilinear(images, DINOV2_SIDE), scaled_to_255(IMAGENET_MEAN), scaled_to_255(IMAGENET_STD))
 
 
-DINOV2_INPUTS = {  # name: (function, the sentence of provenance)
+DINOV2_INPUTS = {  # name: (function, its description)
     "pil": (_dinov2_pil, "PIL bicubic on uint8 to 224x224, /255, ImageNet mean and std"),
     "torch": (_dinov2_torch, "antialiased bicubic in float to 224x224, /255, ImageNet mean and std"),
     "tf1": (_dinov2_tf1, "TensorFlow-1 bilinear to 224x224, /255, ImageNet mean and std"),
@@ -84,7 +84,7 @@ def _clip_tf1(images: Tensor, side: int) -> Tensor:
     return standardised(tf1_bilinear(images, side), scaled_to_255(CLIP_MEAN), scaled_to_255(CLIP_STD))
 
 
-CLIP_INPUTS = {  # name: (function of images and side, the sentence of provenance with a place for the side)
+CLIP_INPUTS = {  # name: (function of images and side, its description with a placeholder for the side)
     "pil": (_clip_pil, "PIL bicubic on uint8, shorter side to {0}, centre crop, /255, CLIP mean and std"),
     "tf1": (_clip_tf1, "TensorFlow-1 bilinear to {0}x{0}, /255, CLIP mean and std"),
 }
@@ -143,7 +143,7 @@ def _transformer(
     weights: str | Path,
     device: str | torch.device,
 ) -> FeatureExtractor:
-    """The extractor of a loaded transformer behind `resize`."""
+    """The extractor of a loaded transformer; `resize` prepares its images."""
     device = usable_device(device)
     return FeatureExtractor(
         model.to(device).eval().requires_grad_(False),
@@ -175,7 +175,7 @@ def load_clip(model: Any, weights: str | Path) -> None:
     """Load a CLIP image tower into timm's `model`, in place, from timm's, OpenCLIP's or OpenAI's key layout.
 
     weights  .safetensors, or a .pt, .bin or .pth that torch.load reads without running code; OpenAI's own TorchScript
-             archives are opened if their hash is one of OPENAI_ARCHIVES.  Text towers are left aside.
+             archives are opened if their hash is one of OPENAI_ARCHIVES.  Text towers are ignored.
 
     FileNotFoundError for a missing file, ValueError for one that does not fit.
     """

@@ -1,7 +1,7 @@
-"""Plain PNG and JPEG by imagecodecs, where it is installed: of small ones half to two thirds of Pillow's time.
+"""Plain PNG and JPEG by imagecodecs, if it is installed; small ones in half to two thirds of Pillow's time.
 
-The pixels are the same: only files that its decoders and Pillow cannot read differently are taken.  The rest, and
-whatever these decoders refuse, is left to Pillow, which also says what is wrong with a damaged file.
+The pixels are the same as Pillow's: only files that both must decode alike are read here.  Pillow reads all others,
+and files that these decoders refuse; it also says what is wrong with a damaged file.
 
 PNG, by libspng    8 bits a channel, grey or RGB or RGB with alpha, not interlaced, no chunks but those of METADATA
                    before the image data and none after it.  Palettes, 16 bits and animations are Pillow's.
@@ -53,7 +53,7 @@ NOT_PLAIN = 0, 0, 0
 
 @cache
 def decoder(kind: str) -> tuple[str, Callable[[bytes], np.ndarray] | None]:
-    """What decodes plain "PNG" or "JPEG", by name and version, and imagecodecs' function, None for Pillow."""
+    """The decoder of plain "PNG" or "JPEG" by name and version, and imagecodecs' function or None for Pillow."""
     from PIL import __version__, features
 
     constants: Any
@@ -88,7 +88,7 @@ def decode_plain(encoded: bytes, max_pixels: int) -> np.ndarray | None:
         return None
     try:
         pixels = decode(encoded)
-    except Exception:  # Pillow finds words for it
+    except Exception:  # Pillow reads it again and says what is wrong
         return None
     if pixels.dtype != np.uint8 or pixels.size != height * width * channels:  # transparency of one colour, say
         return None

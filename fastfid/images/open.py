@@ -1,7 +1,7 @@
 """Folder, zip, npz, npy, tensor, array, data loader or iterator → uint8 images [n, 1 or 3, H, W], in a fixed order.
 
-Nothing is resized and nothing guessed: mixed sizes, mixed channel counts and floats of unstated range are errors that
-name the file and the remedy.  What each origin can be is in image_files.py, image_arrays.py and image_streams.py.
+Nothing is resized or guessed: mixed sizes, mixed channel counts and floats of unknown range are errors that name the
+file and the remedy.  files.py, arrays.py and streams.py describe what each source can be.
 """
 
 from __future__ import annotations

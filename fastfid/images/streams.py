@@ -1,9 +1,8 @@
-"""Images that pass by once: torch DataLoaders, generators, any iterable of batches; memory holds one block of them.
+"""Images that are read once: torch DataLoaders, generators, any iterable of batches; memory holds one block of them.
 
-A batch is a tensor or array of images, a (images, labels) pair, or a dict with one of IMAGE_KEYS and perhaps one of
-LABEL_KEYS.  Batches are cut and joined into the caller's blocks, so the loader's batch size changes nothing.  Under a
-process group every rank reads its own stream, as a DataLoader with a DistributedSampler or a generator of each rank
-gives it.
+A batch is a tensor or array of images, an (images, labels) pair, or a dict with one of IMAGE_KEYS and optionally one of
+LABEL_KEYS.  Batches are cut and joined into the caller's blocks, so the loader's batch size has no effect.  Under a
+process group every rank reads its own stream, for example a DataLoader with a DistributedSampler.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class StreamImages(ImageSource):
             return None
 
     def image(self, index: int) -> Tensor:
-        """Refused: what passed by is gone."""
+        """Raises ValueError: the images of a stream are not kept."""
         raise ValueError(f"{self.name} was read once, its image {index} is gone; pass a folder or an array")
 
     def batches(self, size: int) -> Iterator[Tensor]:
@@ -73,7 +72,7 @@ class StreamImages(ImageSource):
 
 
 class _Held:
-    """Images that have come and fill no block yet, with their labels."""
+    """Images that do not fill a block yet, with their labels."""
 
     def __init__(self, name: str):
         self.name = name

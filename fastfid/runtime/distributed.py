@@ -1,11 +1,11 @@
-"""The ranks of a torchrun: who reads which images, who computes, and how an error of one becomes the error of all.
+"""The ranks of a torchrun: which images each reads, which one computes, and how an error of one stops all.
 
-Images are divided by global index in whole shards, contiguous for each rank, so every network sees the batches it
-would see in one process and the gathered features are the same to the last bit.  Rank 0 computes the metrics and hands
-the outcome to all.  What a rank raises while the others wait is exchanged before anybody goes on: every rank stops with
-one sentence, none hangs.  All of it is the identity where there is one process.
+Images are divided by global index into whole shards, contiguous for each rank.  So every network sees the same batches
+as in one process, and the gathered features are the same to the last bit.  Rank 0 computes the metrics and sends the
+result to all.  Ranks exchange their errors before they continue: every rank stops with one sentence, and none hangs.
+With one process, these functions do nothing.
 
-Features are gathered on the host, by gloo, whatever backend the process group of the caller has.
+Features are gathered on the host by gloo, whatever backend the caller's process group has.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor
 from fastfid.runtime.failures import OtherRankFailed
 from fastfid.runtime.mapped_arrays import room
 
-# A rank with nothing cached may work for hours while another waits with all of its features.  A rank that dies closes
-# its connections, which ends the wait at once.
+# Without cached features, a rank may work for hours while another waits.  A rank that dies closes its connections,
+# which ends the wait at once.
 TIMEOUT = timedelta(days=1)
 
 Result = TypeVar("Result")
@@ -50,7 +50,7 @@ def process_group() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within this block the process works for itself: what only some ranks call must not wait for the others."""
+    """Within this block the process ignores the other ranks, because not all of them call what is inside."""
     token = _ALONE.set(True)
     try:
         yield
@@ -59,7 +59,7 @@ def alone() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Number of this process, 0 … world − 1."""
+    """Rank of this process, 0 … world − 1."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -80,7 +80,7 @@ def local_device(device: str) -> str:
 
 
 def owned(count: int, chunk: int) -> tuple[int, int]:
-    """Which of `count` images, from and to, this rank reads: whole chunks, about as many for each rank."""
+    """First and last + 1 of the `count` images that this rank reads: whole chunks, divided evenly."""
     chunks = -(-count // chunk)
     first, last = ((rank() + i) * chunks // world_size() for i in (0, 1))
     return min(count, first * chunk), min(count, last * chunk)
@@ -106,7 +106,7 @@ def agreement() -> Iterator[None]:
 
 
 def from_main(compute: Callable[[], Result]) -> Result:
-    """What compute() gives on rank 0, on every rank; its error likewise."""
+    """The result of compute() on rank 0, on every rank; an error is raised on every rank too."""
     if world_size() == 1:
         return compute()
     outcome: list[Any] = [None]
