@@ -9,7 +9,9 @@ Legend: n images, C channels, H×W pixels, d feature dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ class FeatureExtractor:
     weights_sha256  str, hexadecimal hash of the weights
     device          where the images are sent; the features come back on the same device
 
-    The network computes in float32 even within a caller's autocast, and without TF32.
+    The network computes in evaluation mode, in float32 even within a caller's autocast, and without TF32.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class FeatureExtractor:
         if prepare is not None and (side is not None or value_range != "-1..1"):
             raise ValueError("side and value_range describe the preparation that prepare replaces; pass one of them")
         device = usable_device(device)
+        warn_of_batch_statistics(module)
         plain, sentence = preparation(side, value_range)
         return cls(
             module.to(device).eval(),
@@ -100,7 +103,7 @@ class FeatureExtractor:
         _check_images(images)
         if len(images) == 0:
             return torch.empty(0, self.dim, device=self.device)
-        with full_float32(self.device):
+        with evaluation_mode(self.network, self.prepare), full_float32(self.device):
             features: Tensor = self.network(self.prepare(images.to(self.device)))
         if features.shape != (len(images), self.dim):
             raise ValueError(
@@ -111,6 +114,35 @@ class FeatureExtractor:
 
     def __repr__(self) -> str:
         return f"FeatureExtractor({self.name!r}, dim={self.dim}, weights_sha256={self.weights_sha256[:12]}…)"
+
+
+@contextmanager
+def evaluation_mode(*networks: object) -> Iterator[None]:
+    """Within this block these modules, or the owners of these methods, are in evaluation mode.
+
+    Every part gets its own mode back.  The flags are set without `train`, which some modules take as an order to change
+    their weights.  What is no module is left as it is.
+    """
+    owners = [getattr(network, "__self__", network) for network in networks]
+    parts = [part for owner in owners if isinstance(owner, nn.Module) for part in owner.modules() if part.training]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = True
+
+
+def warn_of_batch_statistics(network: nn.Module) -> None:
+    """Warn of a BatchNorm that keeps no running statistics: it computes from the batch in evaluation mode, too."""
+    for name, part in network.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+            warnings.warn(
+                f"{name or type(network).__name__} keeps no running statistics, so that features depend on the batch "
+                "they are computed in; make it with track_running_stats=True",
+                stacklevel=3,
+            )
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -152,7 +184,7 @@ class MultiExtractor(FeatureExtractor):
     @torch.inference_mode()
     def _found(self, images: Tensor) -> dict[str, Tensor]:
         _check_images(images)
-        with full_float32(self.device):
+        with evaluation_mode(self.network, self.prepare), full_float32(self.device):
             found: dict[str, Tensor] = self.network(self.prepare(images.to(self.device)))
         if found["features"].shape != (len(images), self.dim):
             raise ValueError(

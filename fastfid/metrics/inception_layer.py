@@ -5,6 +5,7 @@ Legend: n images, d feature dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -54,3 +55,13 @@ class InceptionLayer(nn.Module):
                     break
             x = F.adaptive_avg_pool2d(x, (1, 1)).flatten(1)
             return x.mm(cast(nn.Linear, self.network.fc).weight.T) if self.layer == "logits_unbiased" else x
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InceptionLayer:
+        """Follow the module that holds it to another device, and stay float32 where that becomes half precision."""
+
+        def moved(x: Tensor) -> Tensor:
+            y = fn(x)
+            return y if y.dtype == x.dtype else x.to(y.device)
+
+        super()._apply(moved, recurse)
+        return self

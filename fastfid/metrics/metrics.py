@@ -11,7 +11,11 @@
     numbers       computed and returned in float64
     KID's subsets drawn from a seed of their own, as in torch-fidelity
     a call        only updates the metric
-    checkpoints   a module that holds a metric saves none of its state; `state_dict` returns it
+    checkpoints   a module that holds a metric saves its network and none of its rows; `state_dict` returns the rows
+
+As in torchmetrics, a metric is a module and its network is a part of it, so that both follow a module that holds them
+to its device.  The network computes in evaluation mode whatever mode it is in: features do not depend on the batch, and
+no statistics of a BatchNorm move.
 
 They are no subclasses of torchmetrics.Metric, because importing torchmetrics takes longer than importing torch and this
 package together.  A MetricCollection takes `metric.as_torchmetrics()`.
@@ -34,7 +38,7 @@ from fastfid.distances.frechet import frechet_distance
 from fastfid.distances.kid_mmd import kid
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import precision_recall
-from fastfid.features.extractor import FeatureExtractor
+from fastfid.features.extractor import FeatureExtractor, evaluation_mode, warn_of_batch_statistics
 from fastfid.features.registry import feature_extractor
 from fastfid.metrics.inception_layer import INCEPTION_LAYERS, InceptionLayer
 from fastfid.metrics.sides import MomentsSide, RowsSide, distributed
@@ -44,7 +48,7 @@ Feature = int | str | nn.Module | FeatureExtractor | None
 Side = TypeVar("Side", MomentsSide, RowsSide)
 
 
-class Metric(ABC, Generic[Side]):
+class Metric(nn.Module, ABC, Generic[Side]):
     """Two sides, real and generated: `update` fills them, `compute` compares them.
 
     feature              what makes features [n, d] of the images:
@@ -57,7 +61,7 @@ class Metric(ABC, Generic[Side]):
     antialias            True   Inception's images are resized as by torchmetrics ≥ 1.8; False: as by TensorFlow 1
     sync_on_compute      True   `compute` covers all ranks where torch.distributed is initialised
     process_group        None   which ranks those are
-    device               "cpu"  of a network made here
+    device               None   of the network; None: "cpu" for one made here, a module stays where it is
     """
 
     _side: type[Side]  # what each side keeps
@@ -72,10 +76,12 @@ class Metric(ABC, Generic[Side]):
         antialias: bool = True,
         sync_on_compute: bool = True,
         process_group: ProcessGroup | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
     ) -> None:
-        self._feature, self._weights, self._antialias = feature, weights_path, antialias
+        super().__init__()
         self.extractor = _extractor(feature, weights_path, antialias, device)
+        self.has_fixed_device = isinstance(feature, FeatureExtractor)  # which stays on the device it was made on
+        self._made = feature if isinstance(feature, str) else None, weights_path, antialias  # of a name: made again
         self.reset_real_features, self.normalize = reset_real_features, normalize
         self.sync_on_compute, self.process_group = sync_on_compute, process_group
         self._real: Side = self._side()
@@ -91,12 +97,13 @@ class Metric(ABC, Generic[Side]):
         self._refuse_synced()
         if self.normalize and isinstance(self.extractor, FeatureExtractor | InceptionLayer):
             imgs = _as_bytes(imgs)
-        features = self.extractor(imgs) if self.extractor is not None else as_tensor(imgs)
+        with evaluation_mode(self.extractor):
+            features = self.extractor(imgs) if self.extractor is not None else as_tensor(imgs)
         if features.dim() == 1:  # a single row, as torchmetrics accepts it
             features = features[None]
         (self._real if real else self._fake).update(features)
 
-    __call__ = forward = update
+    forward = update
 
     def reset(self) -> None:
         """Forget the generated side, and the real one unless `reset_real_features` is False."""
@@ -128,32 +135,42 @@ class Metric(ABC, Generic[Side]):
         if self._own is not None:
             (self._real, self._fake), self._own = self._own, None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Both sides of this rank, for torch.save."""
+    def state_dict(  # type: ignore[override]  # rows have no names of tensors
+        self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """Both sides of this rank, for torch.save.
+
+        A module that holds the metric passes its `destination`, which gets the weights of the network alone.
+        """
+        if destination is not None:
+            return super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         real, fake = self._own or (self._real, self._fake)
         return {"real": real.state_dict(), "fake": fake.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
         """Take the sides that `state_dict` returned."""
         self._own, self._real, self._fake = None, self._side(), self._side()
         self._real.load_state_dict(state["real"])
         self._fake.load_state_dict(state["fake"])
 
-    @property
-    def has_fixed_device(self) -> bool:
-        """Whether the network is a FeatureExtractor, which stays on the device it was made on."""
-        return isinstance(self._feature, FeatureExtractor)
+    def to(self, device: str | torch.device) -> Metric[Side]:  # type: ignore[override]
+        """Move the network and the rows, and return self; ValueError for a FeatureExtractor."""
+        if self.has_fixed_device and isinstance(self.extractor, FeatureExtractor):
+            raise ValueError(f"{self.extractor} stays on {self.extractor.device}; make it on {device} instead")
+        return self._apply(lambda x: x.to(device))
 
-    def to(self, device: str | torch.device) -> Metric[Side]:
-        """Move the network and the state, and return self; ValueError for a FeatureExtractor."""
-        if isinstance(self._feature, FeatureExtractor):
-            raise ValueError(f"{self._feature} stays on {self._feature.device}; make it on {device} instead")
-        if isinstance(self.extractor, nn.Module):
-            self.extractor.to(device)
-        else:
-            self.extractor = _extractor(self._feature, self._weights, self._antialias, device)
-        for side in (self._real, self._fake):
-            side.to(device)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Metric[Side]:
+        """Follow the module that holds it to another device; a FeatureExtractor stays where it was made."""
+        super()._apply(fn, recurse)
+        if self.has_fixed_device:
+            return self
+        if isinstance(self.extractor, FeatureExtractor):
+            device = _moved_by(fn, self.extractor.device)
+            if device != self.extractor.device:
+                self.extractor = _extractor(*self._made, device)
+        for side in (self._real, self._fake, *(self._own or ())):
+            if side.device is not None:
+                side.to(_moved_by(fn, side.device))
         return self
 
     def as_torchmetrics(self) -> Any:
@@ -288,13 +305,15 @@ class PrecisionRecall(Metric[RowsSide]):
 
 
 def _extractor(
-    feature: Feature, weights_path: str | None, antialias: bool, device: str | torch.device
+    feature: Feature, weights_path: str | None, antialias: bool, device: str | torch.device | None
 ) -> Callable[[Tensor], Tensor] | None:
     """What makes features of images, or None where `update` is given features."""
     if feature is None or isinstance(feature, FeatureExtractor):
         return feature
     if isinstance(feature, nn.Module):
-        return feature.to(device)
+        warn_of_batch_statistics(feature)
+        return feature if device is None else feature.to(device)
+    device = device or "cpu"
     if feature in INCEPTION_LAYERS:
         return InceptionLayer(feature, weights_path, antialias, device)
     if isinstance(feature, str):
@@ -302,6 +321,11 @@ def _extractor(
     if isinstance(feature, int):
         raise ValueError(f"feature is {feature}; Inception's layers are {', '.join(map(str, INCEPTION_LAYERS))}")
     raise TypeError(f"feature is a {type(feature).__name__}; pass an Inception layer, a name, a module or None")
+
+
+def _moved_by(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
+    """Where `fn`, which a module applies to its tensors, sends those of a device."""
+    return fn(torch.empty(0, device=device)).device
 
 
 def _as_bytes(images: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ class MomentsSide:
         return 0 if self._moments is None else self._moments.count or 0
 
     @property
+    def device(self) -> torch.device | None:
+        """Where the moments are; None before the first row."""
+        return None if self._moments is None else self._moments.mean.device
+
+    @property
     def moments(self) -> FeatureMoments:
         """The moments so far; RuntimeError before the first row."""
         if self._moments is None:
@@ -76,6 +81,11 @@ class RowsSide:
     def count(self) -> int:
         """Number of rows so far."""
         return sum(len(part) for part in self._parts)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the rows are; None before the first."""
+        return self._parts[0].device if self._parts else None
 
     def rows(self) -> Tensor:
         """All rows in the order they came, [n, d]."""

@@ -5,20 +5,14 @@ Only `Metric.as_torchmetrics` imports this module, because torchmetrics takes lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 import torchmetrics
 from torch import Tensor
 
 
 class Wrapped(Protocol):
-    """What the adapter needs of a metric; see `fastfid.metrics.metrics.Metric`."""
-
-    @property
-    def has_fixed_device(self) -> bool:
-        """Whether the network stays on the device it was made on."""
+    """What the adapter needs of a metric, which is a module; see `fastfid.metrics.metrics.Metric`."""
 
     def update(self, imgs: Tensor, real: bool) -> None:
         """Add images or features to a side."""
@@ -28,9 +22,6 @@ class Wrapped(Protocol):
 
     def reset(self) -> None:
         """Forget the rows."""
-
-    def to(self, device: str | torch.device) -> Any:
-        """Move the network and the rows."""
 
 
 class TorchMetric(torchmetrics.Metric):
@@ -61,10 +52,3 @@ class TorchMetric(torchmetrics.Metric):
         """Forget what the metric's own `reset` forgets."""
         super().reset()
         self.metric.reset()
-
-    def _apply(self, fn: Callable[..., Tensor], *args: Any, **kwargs: Any) -> TorchMetric:
-        """Follow the module that holds it to another device; a FeatureExtractor stays where it was made."""
-        super()._apply(fn, *args, **kwargs)
-        if not self.metric.has_fixed_device:
-            self.metric.to(fn(torch.empty(0)).device)
-        return self

@@ -12,7 +12,8 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 
 import fastfid.features.inception
-from fastfid import FeatureMoments, frechet_distance, kid, precision_recall
+from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, precision_recall
+from fastfid.features.extractor import evaluation_mode
 from fastfid.metrics.inception_layer import InceptionLayer
 from fastfid.metrics.metrics import (
     FrechetDistance,
@@ -129,6 +130,121 @@ def test_named_extractors():
     assert named.to("cpu") is named
     with pytest.raises(ValueError, match="stays on cpu; make it on meta instead"):
         given.to("meta")
+
+
+# --- the network -------------------------------------------------------------------------------------------------
+
+MODULE_METRICS = {
+    "fid": lambda network: FrechetInceptionDistance(feature=network),
+    "fd": FrechetDistance,
+    "kid": lambda network: KernelInceptionDistance(network, subsets=3, subset_size=20),
+    "pr": PrecisionRecall,
+    "extractor": lambda network: FrechetDistance(FeatureExtractor.from_module(network, D)),
+    "torchmetrics": lambda network: FrechetInceptionDistance(feature=network).as_torchmetrics(),
+}
+
+
+def network_of_the_caller():
+    """A network whose features depend on the batch while it trains, one part of it frozen by its owner."""
+    torch.manual_seed(0)
+    frozen = nn.BatchNorm1d(D).eval()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, D), nn.BatchNorm1d(D), frozen, nn.Dropout(0.5)).train()
+    frozen.eval()
+    return network
+
+
+@pytest.mark.parametrize("name", MODULE_METRICS)
+def test_networks_compute_in_evaluation_mode(name):
+    """Neither the batch size nor training mode changes a metric; modes and statistics of the network stay."""
+    if name == "torchmetrics":
+        pytest.importorskip("torchmetrics")
+    network = network_of_the_caller()
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    generator = torch.Generator().manual_seed(3)
+    real, fake = (torch.randint(0, 256, (n, 3, 2, 2), dtype=torch.uint8, generator=generator) for n in (60, 40))
+    if name != "extractor":
+        real, fake = real / 255, fake / 255
+    found = []
+    for size in (60, 7):
+        metric = MODULE_METRICS[name](network)
+        metric.train()  # as a module that holds it does
+        network[3].eval()
+        modes = [part.training for part in network.modules()]
+        for images, is_real in ((real, True), (fake, False)):
+            for batch in images.split(size):
+                metric.update(batch, real=is_real)
+        assert modes == [part.training for part in network.modules()]
+        values = metric.compute()
+        values = values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else [values]
+        found.append(torch.stack(list(values)))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)  # float32 products of other shapes round differently
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert found[0].isfinite().all()
+    if name not in ("extractor", "torchmetrics"):
+        assert torch.equal(found[0][0], expected_of(name, network, real, fake))
+
+
+def expected_of(name, network, real, fake):
+    """The metric's first number from features of the network in evaluation mode."""
+    modes = {part: part.training for part in network.modules()}
+    with torch.no_grad():
+        x, y = network.eval()(real), network(fake)
+    for part, mode in modes.items():
+        part.training = mode
+    if name == "kid":
+        return torch.tensor(kid(x, y, 3, 20).mean, dtype=torch.float64)
+    if name == "pr":
+        return torch.tensor(precision_recall(x, y)["precision"], dtype=torch.float64)
+    moments = [FeatureMoments.from_features(features) for features in (x, y)]
+    return torch.tensor(frechet_distance(*moments), dtype=torch.float64)
+
+
+def test_modes_come_back_after_an_error_and_to_owners_of_methods():
+    network = network_of_the_caller()
+    modes = [part.training for part in network.modules()]
+    with pytest.raises(RuntimeError), evaluation_mode(network.forward, lambda x: x, None):
+        assert not any(part.training for part in network.modules())
+        raise RuntimeError
+    assert modes == [part.training for part in network.modules()]
+    with pytest.raises(RuntimeError, match="shape"):
+        FrechetDistance(network).update(torch.zeros(3, 5), real=True)
+    assert modes == [part.training for part in network.modules()]
+
+
+@pytest.mark.parametrize("make", [FrechetDistance, lambda network: FeatureExtractor.from_module(network, D)])
+def test_a_network_that_computes_from_the_batch_in_any_mode_is_said(make):
+    with pytest.warns(UserWarning, match="^1 keeps no running statistics, so that features depend on the batch"):
+        make(nn.Sequential(nn.Linear(12, D), nn.BatchNorm1d(D, track_running_stats=False)))
+
+
+def test_the_network_is_a_part_of_the_metric():
+    network = network_of_the_caller()
+    holder = nn.ModuleDict({"fid": FrechetInceptionDistance(feature=network)})
+    fid = holder["fid"]
+    assert fid.extractor is network and network in list(holder.modules())
+    assert set(holder.state_dict()) == {f"fid.extractor.{name}" for name in network.state_dict()}
+    fid.update(torch.rand(5, 3, 2, 2), real=True)
+    assert holder.state_dict().keys() == {f"fid.extractor.{name}" for name in network.state_dict()}  # no rows
+    other = nn.ModuleDict({"fid": FrechetInceptionDistance(feature=network_of_the_caller())})
+    other.load_state_dict(holder.state_dict())
+    assert set(fid.state_dict()) == {"real", "fake"}
+    holder.to("meta")
+    assert fid.real.mean.device.type == "meta" and network[1].weight.device.type == "meta"
+    holder.double()  # changes the type of the network, and no device
+    assert fid.real.mean.device.type == "meta" and network[1].weight.dtype == torch.float64
+
+
+def test_a_network_stays_where_its_caller_has_it():
+    network = nn.Linear(4, 3, device="meta")
+    assert FrechetDistance(network).extractor.weight.device.type == "meta"
+    assert FrechetDistance(nn.Linear(4, 3), device="meta").extractor.weight.device.type == "meta"
+
+
+def test_inception_stays_float32_in_a_module_of_half_precision(random_inception):
+    holder = nn.ModuleDict({"fid": FrechetInceptionDistance(64, feature_extractor_weights_path=random_inception)})
+    images = torch.randint(0, 256, (2, 3, 40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = holder["fid"].extractor(images)
+    assert torch.equal(holder.bfloat16()["fid"].extractor(images), before)
 
 
 # --- life of a metric --------------------------------------------------------------------------------------------
