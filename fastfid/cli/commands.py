@@ -115,6 +115,8 @@ def _save_statistics_of(
         if skipped := statistics.provenance.get("skipped"):
             first = statistics.provenance["first_skipped"]
             _note(f"left out: {counted(int(skipped), 'unreadable image')}, the first: {first}")
+        if notes := statistics.provenance.get("notes"):
+            _note(notes)
 
     return finish
 

@@ -100,6 +100,8 @@ def file_facts(path: str, network: str | None = None) -> dict[str, Any]:
     found = {"file": path, "holds": "images", "count": len(images)}
     found["shape of the first, C × H × W"] = " × ".join(map(str, images.image(0).shape))
     found["classes"] = len(set(images.labels(0, len(images)) or []))
+    if images.notes:
+        found["notes"] = "; ".join(images.notes)
     return found
 
 

@@ -185,6 +185,8 @@ def statistics_of(
         provenance = {**found.provenance, "protocol": chosen.name}
         if found.skipped:
             provenance |= {"skipped": str(len(found.skipped)), "first_skipped": found.skipped[0]}
+        if found.notes:
+            provenance["notes"] = "; ".join(found.notes)
         moments = FeatureMoments(found.moments.count, found.moments.mean, found.moments.cov, provenance)
         return Statistics(moments, side.name, found.features, found.spatial)
 

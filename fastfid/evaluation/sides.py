@@ -64,6 +64,7 @@ class SideInNetwork:
     spatial                             moments of the spatial features, or None
     names, indices, labels              of the n images, or None; an index counts skipped images
     skipped                             a sentence for each unreadable image that was left out
+    notes                               sentences on what was found beside the images and not read
     """
 
     name: str
@@ -78,6 +79,7 @@ class SideInNetwork:
     indices: list[int] | None = None
     labels: list[str] | None = None
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def dim(self) -> int:
@@ -280,6 +282,7 @@ def _extracted(
     extracted = extract(side.images, extractors, cache, settings.batch_size, settings.progress, accumulate)
     problems = distributed.gather_objects(cache.problem if cache is not None else None)
     warnings += list(dict.fromkeys(problem for problem in problems if problem))
+    warnings += extracted[0].notes if extracted else []
     if extracted and extracted[0].skipped:
         skipped = extracted[0].skipped
         warnings.append(
@@ -318,6 +321,7 @@ def _from_images(side: Side, extractor: FeatureExtractor, extracted: Extracted[F
         indices=extracted.indices,
         labels=extracted.labels,
         skipped=extracted.skipped,
+        notes=extracted.notes,
     )
 
 

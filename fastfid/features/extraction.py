@@ -69,6 +69,7 @@ class Extracted(Generic[A]):
     labels         their classes, n, or None
     source_sha256  SHA-256 of the content of all images, hexadecimal
     skipped        one sentence for every unreadable image that was left out
+    notes          sentences on what was found beside the images and not read
     """
 
     outputs: dict[str, Tensor]
@@ -78,6 +79,7 @@ class Extracted(Generic[A]):
     labels: list[str] | None = None
     source_sha256: str = ""
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def extract(
@@ -290,18 +292,21 @@ class _Seen:
     labels: list[str] | None
     digests: list[str]
     skipped: list[str]
+    notes: list[str]
     shapes: list[tuple[Shape | None, str]]  # of each rank's images, with the name of its first
 
     @classmethod
     def of_all_ranks(cls, run: _Run[Any]) -> _Seen:
         """The concatenation over the ranks; labels only if every rank has them."""
         shape = [(run.shape, run.names[0])] if run.names else []
-        here = (run.names, run.indices, run.labels, run.digests, list(run.source.skipped), shape)
-        names, indices, labels, digests, skipped, shapes = (
+        told = [*run.source.skipped], [*run.source.notes]
+        here = (run.names, run.indices, run.labels, run.digests, *told, shape)
+        names, indices, labels, digests, skipped, notes, shapes = (
             None if None in parts else [item for part in parts for item in part]
             for parts in zip(*distributed.gather_objects(here), strict=True)
         )
-        return cls(run.source, names or [], indices or [], labels, digests or [], skipped or [], shapes or [])
+        notes = list(dict.fromkeys(notes or []))  # every rank has the same files beside its images
+        return cls(run.source, names or [], indices or [], labels, digests or [], skipped or [], notes, shapes or [])
 
     def extracted(self, outputs: dict[str, Tensor], accumulated: dict[str, A]) -> Extracted[A]:
         """The `Extracted` of one network from the result of `_Gatherer.of_all_ranks`."""
@@ -315,4 +320,5 @@ class _Seen:
                     "resize all images to one size and convert them to one mode"
                 )
         labels = self.labels or None
-        return Extracted(outputs, accumulated, self.names, self.indices, labels, sha256(self.digests), self.skipped)
+        digest = sha256(self.digests)
+        return Extracted(outputs, accumulated, self.names, self.indices, labels, digest, self.skipped, self.notes)

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.images.files import UNREADABLE
-from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, decoded_block
+from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, decoded_block, reason_of
 from fastfid.runtime.devices import dense
 from fastfid.runtime.mapped_arrays import NoRoom, npz_array
 
@@ -112,8 +111,10 @@ def open_array_file(path: Path, value_range: tuple[float, float] | None) -> Arra
         images, labels = (content, None) if isinstance(content, np.ndarray) else _images_of_npz(path, content)
     except NoRoom:
         raise
-    except (*UNREADABLE, MemoryError) as bad:  # a header may claim what no machine has
-        raise ValueError(f"{path} cannot be read by NumPy ({bad}); save it again with np.savez or np.save") from None
+    except Exception as bad:  # damaged headers and members raise anything
+        raise ValueError(
+            f"{path} cannot be read by NumPy ({reason_of(bad)}); save it again with np.savez or np.save"
+        ) from None
     if images is None:
         held = ", ".join(content.files)
         raise ValueError(f"{path} has neither {' nor '.join(ARRAY_NAMES)} (only {held}); save the images as arr_0")

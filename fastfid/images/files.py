@@ -13,28 +13,22 @@ FILES_A_TASK at a time.  Small plain PNG and JPEG take half to two thirds as lon
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastfid.images.fast_decode import decode_plain
-from fastfid.images.source import ImageBlock, ImageSource, checked_size
+from fastfid.images.formats import decoded_by_pillow, passed_over, split_by_name
+from fastfid.images.source import ImageBlock, ImageSource, checked_size, reason_of
 from fastfid.runtime.hashes import sha256
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})  # compared in lower case
-GREY_MODES = frozenset({"1", "L", "LA"})  # Pillow modes read as one channel, alpha dropped
-DEEP_MODES = ("I", "F")  # beginnings of the modes with more than 8 bits a channel
-DEEP_RAW = ";16"  # in Pillow's raw mode of colours with 16 bits a channel, which it would cut down silently
 BLOCKS_AHEAD = 1  # encoded blocks read before they are asked for: memory does not grow with the number of images
 FILES_A_TASK = 32  # files a thread takes at a time, which share the price of handing work from thread to thread
 
@@ -44,7 +38,6 @@ MAX_INFLATION = 200  # of a zip's member; deflate reaches 1,032, a photograph st
 FREE_BYTES = 1 << 20  # members below 1 MiB may inflate as they like: plain colour as BMP does
 
 READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe called x.png is empty
-UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what damaged files raise
 
 Read = list[tuple[str, bytes | Exception, bytes]]  # name, bytes and SHA-256 of files; or why one is unreadable
 Decoded = list[np.ndarray | ValueError]  # images uint8 [C, H, W]; or what is wrong with one
@@ -70,10 +63,14 @@ class FileImages(ImageSource):
         read: Callable[[str], bytes],
         skip_corrupt: bool = False,
         workers: int | None = None,
+        note: str = "",
     ):
         if not members:
-            raise ValueError(f"{name} holds no images; expected files ending in {', '.join(sorted(EXTENSIONS))}")
-        self.name, self.members, self.read = name, sorted(members), read
+            raise ValueError(
+                f"{name} holds no images; expected files ending in .bmp, .jpg, .png, .tif, .webp or another ending of "
+                f"a format that Pillow decodes{note and f'; {note}'}"
+            )
+        self.name, self.members, self.read, self.notes = name, sorted(members), read, [note] if note else []
         self.skip_corrupt, self.skipped, self.workers = skip_corrupt, [], decoders(workers)
         self.classes = _class_folders(self.members)
 
@@ -173,21 +170,16 @@ class FileImages(ImageSource):
 
     def _decode(self, member: str, encoded: bytes | Exception) -> np.ndarray:
         """One image, uint8 [C, H, W]; ValueError names it and says what to do."""
-        from PIL import Image, UnidentifiedImageError
-
         try:
             if isinstance(encoded, Exception):
                 raise encoded
             pixels = decode_plain(encoded, MAX_PIXELS)
             if pixels is None:
-                pixels = _decoded_by_pillow(encoded)
-        # Pillow raises these for damaged or enormous images, zipfile RuntimeError for locked and BadZipFile for
-        # corrupt members.
-        except (*UNREADABLE, SyntaxError, RuntimeError, Image.DecompressionBombError) as bad:
-            # Pillow names the buffer it was given, by its address
-            why = "no image format" if isinstance(bad, UnidentifiedImageError) else bad
+                pixels = decoded_by_pillow(encoded, MAX_PIXELS)
+        except Exception as bad:  # decoders of damaged images and archives raise anything
             raise ValueError(
-                f"{member} in {self.name} cannot be read as an 8-bit image ({why}); write it again or remove it"
+                f"{member} in {self.name} cannot be read as an 8-bit image ({reason_of(bad)}); "
+                "write it again or remove it"
             ) from None
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
@@ -204,25 +196,6 @@ class FileImages(ImageSource):
             )
 
 
-def _decoded_by_pillow(encoded: bytes) -> np.ndarray:
-    """Pixels of an image of any format, uint8 [H, W] or [H, W, 3]; whatever Pillow raises for damaged ones."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as image:
-        _check_sane(image)
-        mode = "L" if image.mode in GREY_MODES else "RGB"
-        return np.asarray(image if image.mode == mode else image.convert(mode))
-
-
-def _check_sane(image: Any) -> None:
-    """ValueError for an opened Pillow image, not decoded yet, that is too large or deeper than 8 bits a channel."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"it claims {width}x{height} pixels, more than {MAX_PIXELS}")
-    if image.mode.startswith(DEEP_MODES) or any(DEEP_RAW in str(tile[3]) for tile in image.tile):
-        raise ValueError(f"it has more than 8 bits a channel, mode {image.mode}; convert it to 8 bits")
-
-
 def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exception:
     """Bytes of a file, or what reading it raised: it is told when the image is decoded, in order."""
     try:
@@ -233,8 +206,9 @@ def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exceptio
 
 def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
     """All images below `path`."""
-    files = (Path(root, file).relative_to(path).as_posix() for root, names in _walk(path) for file in names)
-    members = [file for file in files if _is_image(file)]
+    members, others = split_by_name(
+        Path(root, name).relative_to(path).as_posix() for root, names in _walk(path) for name in names
+    )
 
     def read(member: str) -> bytes:
         # Four system calls, each of which lets go of the interpreter; a file object makes seven.
@@ -247,40 +221,41 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImag
         finally:
             os.close(file)
 
-    return FileImages(str(path), members, read, skip_corrupt, workers)
+    return FileImages(str(path), members, read, skip_corrupt, workers, passed_over(str(path), others))
 
 
 def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Every folder below `path`, links followed, with its files; OSError for one that cannot be listed, or a loop.
 
-    Hidden folders are passed over, as `_is_image` takes nothing in them.
+    Hidden folders are not entered; they stand among the files, so that they are counted.
     """
 
     def refuse(unlistable: OSError) -> None:
         raise unlistable  # os.walk would pass over the folder and its images in silence
 
     for root, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        hidden = [folder for folder in folders if folder.startswith(".")]
         folders[:] = [folder for folder in folders if not folder.startswith(".")]
         real = os.path.realpath(root)
         for folder in folders:
             below = os.path.join(root, folder)
             if os.path.islink(below) and os.path.commonpath([real, os.path.realpath(below)]) == os.path.realpath(below):
                 raise OSError(f"{below} is a link to a folder that holds it; remove the link")
-        yield root, names
+        yield root, names + hidden
 
 
 def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
     """All images of a zip, read from it directly; ValueError for a damaged archive or one whose paths leave it."""
     try:
         archive = zipfile.ZipFile(path)
-    except UNREADABLE as bad:
-        raise ValueError(f"{path} is not a readable zip ({bad}); pack it again") from None
+    except Exception as bad:  # zipfile raises anything for a damaged directory
+        raise ValueError(f"{path} is not a readable zip ({reason_of(bad)}); pack it again") from None
     members = [info.filename for info in archive.infolist() if not info.is_dir()]
     for member in members:
         # Nothing is unpacked, but an archive that tries to leave its folder is not one of images.
         if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member.replace("\\", "/")).parts:
             raise ValueError(f"{path} holds the path {member}, which leaves the archive; pack it again without it")
-    members = [member for member in members if _is_image(member)]
+    members, others = split_by_name(members)
     if twice := [member for member, count in Counter(members).items() if count > 1]:
         raise ValueError(f"{path} holds {twice[0]} more than once, and only the last could be read; pack it again")
 
@@ -292,13 +267,7 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
         with archive.open(info) as file:
             return file.read(info.file_size)  # read() would inflate all there is before it cuts it to the size claimed
 
-    return FileImages(str(path), members, read, skip_corrupt, workers)
-
-
-def _is_image(member: str) -> bool:
-    """By extension; nothing hidden: macOS writes ._x.png beside x.png, Jupyter copies into .ipynb_checkpoints."""
-    path = PurePosixPath(member)
-    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    return FileImages(str(path), members, read, skip_corrupt, workers, passed_over(str(path), others))
 
 
 def _class_folders(members: list[str]) -> list[str] | None:

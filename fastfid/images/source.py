@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from fastfid.runtime.errors import first_line
 from fastfid.runtime.hashes import images_sha256
 
 
@@ -39,11 +41,13 @@ class ImageSource(ABC):
     """Images of one origin: `name` for messages, `len()` images, `batches(size)` of uint8 [n, 1 or 3, H, W].
 
     skipped  a sentence for every unreadable image that was left out, which only happens on request
+    notes    sentences on what was found beside the images and not read
     once     the images pass by a single time, as those of an iterator: no `len()`, no `image(index)`
     """
 
     name: str
     skipped: Sequence[str] = ()
+    notes: Sequence[str] = ()
     once: bool = False
 
     @abstractmethod
@@ -101,6 +105,15 @@ def class_names(labels: Any) -> list[str]:
     """Class labels of any kind, names or numbers, as text: 3, 3.0 and "3" are one class."""
     plain = labels.tolist() if hasattr(labels, "tolist") else [getattr(x, "item", lambda x=x: x)() for x in labels]
     return [str(int(x)) if isinstance(x, float) and x.is_integer() else str(x) for x in plain]
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception of a reader says, in one line; its kind where it says nothing."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format"  # Pillow names the buffer it was given, by its address
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    return first_line(error)
 
 
 def counted(count: int, noun: str) -> str:
