@@ -46,7 +46,7 @@ def refuse_indefinite(eigenvalues: Tensor) -> None:
 
 def symmetric(matrix: Tensor) -> Tensor:
     """The symmetric part of [.., d, d] (a copy of the transpose is blocked; adding a strided view is far slower)."""
-    return matrix.mT.contiguous().add_(matrix).div_(2)
+    return matrix.mT.clone(memory_format=torch.contiguous_format).add_(matrix).div_(2)
 
 
 def is_asymmetric(matrix: Tensor) -> bool:

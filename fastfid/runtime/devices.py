@@ -107,28 +107,35 @@ def _remembered(read: Callable[[], Any], write: Callable[[Any], None], parts: tu
 
 
 def dense(x: Tensor, name: str = "an argument") -> Tensor:
-    """The tensor itself; ValueError for a sparse one, whose absent values nothing here knows."""
+    """The tensor itself, with its values in memory; ValueError for a sparse one, whose absent values nothing knows."""
     if x.layout != torch.strided:
         kind = str(x.layout).removeprefix("torch.")
         raise ValueError(f"{name} is a {kind} tensor of shape {tuple(x.shape)}; pass it as .to_dense()")
-    return x
+    return x.resolve_neg()  # of a view that is to be negated when it is read, as the imaginary part of a conjugate
 
 
 def as_tensor(value: Any) -> Tensor:
     """`value` as a tensor that shares its memory where its maker allows: torch, NumPy, CuPy and others by DLPack.
 
     Device arrays come by DLPack, which makes torch's stream wait for the one that computes them;
-    `__cuda_array_interface__`, by which torch takes those that have nothing else, does not.  An array of another byte
-    order than the machine's is copied; ValueError for a sparse tensor.
+    `__cuda_array_interface__`, by which torch takes those that have nothing else, does not.  An array is copied where
+    torch has no such tensor: of another byte order than the machine's, read backwards, or of strides that are no
+    multiple of its items.  ValueError for a sparse tensor.
     """
     if isinstance(value, Tensor):
         return dense(value)
-    if isinstance(value, np.ndarray) and not value.dtype.isnative:
-        return torch.as_tensor(value.astype(value.dtype.newbyteorder("=")))
+    if isinstance(value, np.ndarray) and not _as_torch_has_it(value):
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     device_array = hasattr(value, "__cuda_array_interface__")
     if hasattr(value, "__dlpack__") and (device_array or not hasattr(value, "__array__")):
         return torch.utils.dlpack.from_dlpack(value)
     return torch.as_tensor(value)
+
+
+def _as_torch_has_it(array: np.ndarray) -> bool:
+    """Whether a tensor can have the array's byte order and strides."""
+    size = max(1, array.itemsize)
+    return array.dtype.isnative and all(stride >= 0 and stride % size == 0 for stride in array.strides)
 
 
 def named_tensor(value: object, name: str) -> Tensor:

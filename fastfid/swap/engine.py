@@ -84,7 +84,7 @@ class SwapEngine:
         self._report = Report(choice)
         self._buffers = RowBuffers(features.device)
         self._turn = threading.RLock()  # buffers, reference and report are the engine's
-        self._prepare(features.clone())
+        self._prepare(features.clone(memory_format=torch.contiguous_format))
 
     def _prepare(self, features: Tensor) -> None:
         """Make features [N, d] the reference."""
