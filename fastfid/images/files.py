@@ -26,10 +26,11 @@ from torch import Tensor
 
 from fastfid.images.fast_decode import decode_plain
 from fastfid.images.formats import decoded_by_pillow, passed_over, split_by_name
-from fastfid.images.source import ImageBlock, ImageSource, checked_size, reason_of
+from fastfid.images.source import ImageBlock, ImageSource, checked_size, counted, reason_of
 from fastfid.runtime.hashes import sha256
 
 BLOCKS_AHEAD = 1  # encoded blocks read before they are asked for: memory does not grow with the number of images
+MOST_PATHS = 100  # ways to one folder: links in linked folders double them at every level
 FILES_A_TASK = 32  # files a thread takes at a time, which share the price of handing work from thread to thread
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion, a quarter of a GiB of RGB; 9,459 pixels square
@@ -63,14 +64,14 @@ class FileImages(ImageSource):
         read: Callable[[str], bytes],
         skip_corrupt: bool = False,
         workers: int | None = None,
-        note: str = "",
+        notes: list[str] | None = None,
     ):
         if not members:
             raise ValueError(
                 f"{name} holds no images; expected files ending in .bmp, .jpg, .png, .tif, .webp or another ending of "
-                f"a format that Pillow decodes{note and f'; {note}'}"
+                f"a format that Pillow decodes{''.join(f'; {note}' for note in notes or ())}"
             )
-        self.name, self.members, self.read, self.notes = name, sorted(members), read, [note] if note else []
+        self.name, self.members, self.read, self.notes = name, sorted(members), read, notes or []
         self.skip_corrupt, self.skipped, self.workers = skip_corrupt, [], decoders(workers)
         self.classes = _class_folders(self.members)
 
@@ -206,9 +207,9 @@ def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exceptio
 
 def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
     """All images below `path`."""
-    members, others = split_by_name(
-        Path(root, name).relative_to(path).as_posix() for root, names in _walk(path) for name in names
-    )
+    files, notes = _files_below(path)
+    members, others = split_by_name(files)
+    notes = [note for note in (passed_over(str(path), others), *notes) if note]
 
     def read(member: str) -> bytes:
         # Four system calls, each of which lets go of the interpreter; a file object makes seven.
@@ -221,27 +222,46 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImag
         finally:
             os.close(file)
 
-    return FileImages(str(path), members, read, skip_corrupt, workers, passed_over(str(path), others))
+    return FileImages(str(path), members, read, skip_corrupt, workers, notes)
 
 
-def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every folder below `path`, links followed, with its files; OSError for one that cannot be listed, or a loop.
+def _files_below(path: Path) -> tuple[list[str], list[str]]:
+    """Paths of all files below `path`, relative to it, and sentences on folders that links reach several times.
 
-    Hidden folders are not entered; they stand among the files, so that they are counted.
+    Hidden folders are not entered; they stand among the files, so that they are counted.  OSError for a folder that
+    cannot be listed, for a link to a folder that holds it, and for more than MOST_PATHS ways to one folder.
     """
+    files: list[str] = []
+    ways: Counter[str] = Counter()
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(path),))]
+    while waiting:
+        below, reals = waiting.pop()  # path of a folder below `path`, real paths from there down to this folder
+        ways[reals[-1]] += 1
+        if ways[reals[-1]] > MOST_PATHS:
+            raise OSError(f"more than {MOST_PATHS} ways lead to {reals[-1]} by links in {path}; remove the links")
+        with os.scandir(path / below) as entries:
+            for entry in entries:
+                name = f"{below}{entry.name}"
+                if entry.name.startswith(".") or not _is_folder(entry):
+                    files.append(name)
+                    continue
+                real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(reals[-1], entry.name)
+                if any(f"{above}{os.sep}".startswith(f"{real.rstrip(os.sep)}{os.sep}") for above in reals):
+                    raise OSError(f"{entry.path} is a link to a folder that holds it; remove the link")
+                waiting.append((f"{name}/", (*reals, real)))
+    several = [(real, count) for real, count in ways.most_common() if count > 1]
+    if not several:
+        return files, []
+    real, count = several[0]
+    return files, [f"{counted(len(several), 'folder')} in {path} count several times by links: {real} {count} times"]
 
-    def refuse(unlistable: OSError) -> None:
-        raise unlistable  # os.walk would pass over the folder and its images in silence
 
-    for root, folders, names in os.walk(path, onerror=refuse, followlinks=True):
-        hidden = [folder for folder in folders if folder.startswith(".")]
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        real = os.path.realpath(root)
-        for folder in folders:
-            below = os.path.join(root, folder)
-            if os.path.islink(below) and os.path.commonpath([real, os.path.realpath(below)]) == os.path.realpath(below):
-                raise OSError(f"{below} is a link to a folder that holds it; remove the link")
-        yield root, names + hidden
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a folder or a link to one; not a link that leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
@@ -267,7 +287,8 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
         with archive.open(info) as file:
             return file.read(info.file_size)  # read() would inflate all there is before it cuts it to the size claimed
 
-    return FileImages(str(path), members, read, skip_corrupt, workers, passed_over(str(path), others))
+    notes = [note] if (note := passed_over(str(path), others)) else []
+    return FileImages(str(path), members, read, skip_corrupt, workers, notes)
 
 
 def _class_folders(members: list[str]) -> list[str] | None:

@@ -100,9 +100,43 @@ def test_linked_folders_are_searched(tmp_path):
     for name in ("one", "two"):
         (tmp_path / "links" / name).symlink_to(tmp_path / "f")
     assert torch.equal(all_images(tmp_path / "links"), torch.cat([EXPECTED, EXPECTED]))
+    told = [note for note in open_images(tmp_path / "links").notes if "by links" in note]
+    assert told == [f"2 folders in {tmp_path / 'links'} count several times by links: {tmp_path / 'f'} 2 times"]
     (tmp_path / "f" / "above").symlink_to(tmp_path)
     with pytest.raises(OSError, match="above is a link to a folder that holds it; remove the link"):
         open_images(tmp_path / "f")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_links_in_a_circle_are_refused(tmp_path, length):
+    """a/next → b, b/next → … → a: each is no folder that holds the link by its own path."""
+    for i in range(length):
+        write(tmp_path / str(i), {"x.png": encoded(picture(0))})
+        (tmp_path / str(i) / "next").symlink_to(tmp_path / str((i + 1) % length))
+    for start in (tmp_path, tmp_path / "0"):
+        with pytest.raises(OSError, match="next is a link to a folder that holds it; remove the link"):
+            open_images(start)
+
+
+def test_links_within_linked_folders_end_in_time(tmp_path):
+    """Two links in each of 40 folders to the next: 2⁴⁰ ways to the last."""
+    write(tmp_path / "40", {"x.png": encoded(picture(0))})
+    for i in range(40):
+        (tmp_path / str(i)).mkdir()
+        for name in ("a", "b"):
+            (tmp_path / str(i) / name).symlink_to(tmp_path / str(i + 1))
+    with pytest.raises(OSError, match="more than 100 ways lead to .* by links in .*0; remove the links"):
+        open_images(tmp_path / "0")
+    assert len(open_images(tmp_path / "35")) == 2**5
+
+
+def test_links_that_lead_nowhere_are_files(tmp_path):
+    write(tmp_path, FILES)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert torch.equal(all_images(tmp_path), EXPECTED)
+    (tmp_path / "x.png").symlink_to(tmp_path / "nowhere.png")
+    assert "x.png in" in error_of(tmp_path)
 
 
 def test_folders_that_cannot_be_listed_are_no_empty_ones(tmp_path, monkeypatch):
