@@ -26,6 +26,8 @@ from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.mapped_arrays import NoRoom, npz_array, writable
 
+NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
+
 Array = npt.NDArray[Any]  # an array of any type that a file can hold
 
 
@@ -116,15 +118,18 @@ def entry(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> Array:
 
 def real_numbers(path: Path, values: object) -> Array:
     """The values as an array; ValueError that names the file unless they are real numbers."""
-    array = np.asarray(values)
+    array = as_array(values) if isinstance(values, Tensor) else np.asarray(values)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{path} holds an array of {array.dtype}, not of real numbers; save float arrays")
     return array
 
 
 def as_array(tensor: Tensor) -> Array:
-    """The tensor's values in host memory, without gradient."""
-    array: Array = tensor.detach().cpu().numpy()
+    """The tensor's values in host memory, without gradient; float32 of floats that NumPy lacks, such as bfloat16."""
+    values = tensor.detach().cpu()
+    if values.is_floating_point() and values.dtype not in NUMPY_FLOATS:
+        values = values.float()  # exact: they are narrower
+    array: Array = values.numpy()
     return array
 
 

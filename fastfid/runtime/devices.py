@@ -120,10 +120,11 @@ def as_tensor(value: Any) -> Tensor:
     Device arrays come by DLPack, which makes torch's stream wait for the one that computes them;
     `__cuda_array_interface__`, by which torch takes those that have nothing else, does not.  An array is copied where
     torch has no such tensor: of another byte order than the machine's, read backwards, or of strides that are no
-    multiple of its items.  ValueError for a sparse tensor.
+    multiple of its items.  float8 becomes float32.  ValueError for a sparse tensor.
     """
     if isinstance(value, Tensor):
-        return dense(value)
+        x = dense(value)
+        return x.float() if x.is_floating_point() and x.dtype.itemsize == 1 else x  # torch computes nothing of float8
     if isinstance(value, np.ndarray) and not _as_torch_has_it(value):
         return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     device_array = hasattr(value, "__cuda_array_interface__")

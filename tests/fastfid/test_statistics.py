@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastfid import FeatureMoments, __version__, frechet_distance
+from fastfid.__main__ import main
 from fastfid.features.registry import preprocessing_of
 from fastfid.protocols import PROTOCOLS
 from fastfid.statistics.peer_files import holds_statistics
@@ -61,6 +62,24 @@ def test_moments_and_statistics_write_the_same_file(tmp_path):
     with np.load(tmp_path / "moments.npz") as one, np.load(tmp_path / "statistics.npz") as other:
         assert one.files == other.files == ["mu", "sigma", "count", "provenance"]
         assert all(np.array_equal(one[name], other[name]) for name in one.files)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn])
+def test_narrow_floats_are_saved_exactly(tmp_path, dtype):
+    """bfloat16 and float8, which NumPy does not have, become float32, and moments are those of the values."""
+    features = torch.from_numpy(rows()).to(dtype)
+    statistics = Statistics.from_features(features)
+    equal(statistics, *moments(features.double().numpy()))
+    statistics.save(tmp_path / "x.npz")
+    read = read_statistics(tmp_path / "x.npz")
+    assert torch.equal(read.features.double(), features.double())
+    assert read.provenance["dtype"] == statistics.provenance["dtype"]
+    if dtype.itemsize == 2:
+        torch.save(features, tmp_path / "x.pt")
+        assert main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "y.npz")]) == 0
+        assert torch.equal(read_statistics(tmp_path / "y.npz").features.double(), features.double())
+        torch.save({"mu": features[0], "sigma": torch.eye(features.shape[1]).to(dtype)}, tmp_path / "mu.pt")
+        assert torch.equal(read_statistics(tmp_path / "mu.pt").moments.mean, features[0].double())
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
