@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.distances.arguments import check_kid, check_polynomial
 from fastfid.distances.kernel_sums import (
     COLUMNS,
     Reduction,
@@ -97,6 +98,7 @@ def kid(
 
     Equal to torch-fidelity with input1 = generated, input2 = real (its convention for these roles).
     """
+    check_kid(subsets, subset_size, degree, gamma, coef, seed)
     real, generated = checked_pair(real, generated)
     _check_subset_size(subset_size, len(real), len(generated))
     gamma = 1.0 / real.shape[1] if gamma is None else gamma
@@ -118,6 +120,7 @@ def kid_and_mmd(
 
     Also returns the row sums of both kernels, which the jackknife needs.  ValueError as for either.
     """
+    check_kid(subsets, subset_size, 3, None, 1.0, seed)
     real, generated = checked_pair(real, generated)
     _check_subset_size(subset_size, len(real), len(generated))
     d, sigma = real.shape[1], _bandwidth(real, generated, "median")
@@ -159,8 +162,6 @@ def _draw_subsets(
 
 
 def _check_subset_size(size: int, n_real: int, n_generated: int) -> None:
-    if size < 2:
-        raise ValueError(f"subset_size is {size}; an unbiased estimate needs at least 2 rows")
     if size > min(n_real, n_generated):
         raise ValueError(
             f"subset_size {size} exceeds the {n_real} real or {n_generated} generated rows; "
@@ -196,9 +197,12 @@ def mmd(
         sigma = _bandwidth(real, generated, bandwidth)
         function = gaussian_kernel(sigma)
     elif kernel == "polynomial":
+        check_polynomial(degree, gamma, coef)
         function = polynomial_kernel(degree, 1.0 / real.shape[1] if gamma is None else gamma, coef)
     else:
         raise ValueError(f"unknown kernel {kernel!r}; choose gaussian or polynomial")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale!r}; the value is multiplied by a finite number")
     _check_estimator(estimator, min(len(real), len(generated)))
     mean = _unbiased if estimator == "unbiased" else _biased
     sums = row_sums(generated, real, function, diagonal=estimator == "biased")
@@ -228,7 +232,7 @@ def _bandwidth(real: Tensor, generated: Tensor, bandwidth: float | str) -> float
         bandwidth = _median_distance(torch.cat([_evenly_spaced(real), _evenly_spaced(generated)]).to(torch.float64))
         if bandwidth == 0:
             raise ValueError("the median distance is 0, most rows are identical; pass a bandwidth in feature units")
-    if isinstance(bandwidth, str) or not bandwidth > 0:
+    if isinstance(bandwidth, str) or not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth is {bandwidth!r}; pass a positive number or 'median'")
     return float(bandwidth)
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from fastfid.distances.adm_neighbours import adm_precision_recall
+from fastfid.distances.arguments import check_choice, check_neighbour
 from fastfid.distances.kth_neighbour import squared_radii
 from fastfid.distances.pair_tiles import Points, Tile, common_scale, exact_squared, rounded_up, tiles
 from fastfid.distances.rows import checked_pair, mean_row, share
@@ -91,8 +92,7 @@ def precision_recall(real: Tensor, generated: Tensor, nearest_k: int = 3, distan
 
     ValueError as in `prdc`, and for another name.
     """
-    if distances not in DISTANCES:
-        raise ValueError(f"unknown distances {distances!r}; choose one of {', '.join(DISTANCES)}")
+    check_choice("distances", distances, DISTANCES)
     real, generated = _checked_pair(real, generated, nearest_k)
     with full_float32(real.device):
         if distances == "adm":
@@ -138,8 +138,7 @@ def _inside(
 
 
 def _checked_pair(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    if k < 1:
-        raise ValueError(f"nearest_k is {k}; it counts neighbours from 1")
+    check_neighbour(k)
     real, generated = checked_pair(real, generated)
     for name, x in (("real", real), ("generated", generated)):
         if len(x) <= k:

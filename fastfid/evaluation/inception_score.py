@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
 
     seed  permutes the rows by RandomState(seed), as torch-fidelity does; None keeps their order
     """
-    if not 1 <= splits <= len(logits):
+    if not isinstance(splits, Integral) or not 1 <= splits <= len(logits):
         raise ValueError(f"splits is {splits} for {len(logits)} rows; it must be from 1 to their number")
     return _mean_and_deviation(_parts(logits, _equal_parts(len(logits), splits), seed))
 

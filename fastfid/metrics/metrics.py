@@ -34,10 +34,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from fastfid.distances.arguments import check_choice, check_flag, check_kid, check_neighbour
 from fastfid.distances.frechet import frechet_distance
 from fastfid.distances.kid_mmd import kid
 from fastfid.distances.moments import FeatureMoments
-from fastfid.distances.precision_recall import precision_recall
+from fastfid.distances.precision_recall import DISTANCES, precision_recall
 from fastfid.features.extractor import FeatureExtractor, evaluation_mode, warn_of_batch_statistics
 from fastfid.features.registry import feature_extractor
 from fastfid.metrics.inception_layer import INCEPTION_LAYERS, InceptionLayer
@@ -79,6 +80,9 @@ class Metric(nn.Module, ABC, Generic[Side]):
         device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
+        flags = {"reset_real_features": reset_real_features, "normalize": normalize, "antialias": antialias}
+        for name, value in {**flags, "sync_on_compute": sync_on_compute}.items():
+            check_flag(name, value)
         self.extractor = _extractor(feature, weights_path, antialias, device)
         self.has_fixed_device = isinstance(feature, FeatureExtractor)  # which stays on the device it was made on
         self._made = feature if isinstance(feature, str) else None, weights_path, antialias  # of a name: made again
@@ -273,6 +277,7 @@ class KernelInceptionDistance(Metric[RowsSide]):
         seed: int = 2020,
         **options: Any,
     ) -> None:
+        check_kid(subsets, subset_size, degree, gamma, coef, seed)
         super().__init__(feature, reset_real_features=reset_real_features, normalize=normalize, **options)
         self.kernel: dict[str, Any] = dict(degree=degree, gamma=gamma, coef=coef)
         self.sampling: dict[str, Any] = dict(subsets=subsets, subset_size=subset_size, seed=seed)
@@ -292,6 +297,8 @@ class PrecisionRecall(Metric[RowsSide]):
     _side = RowsSide
 
     def __init__(self, feature: Feature = 2048, nearest_k: int = 3, distances: str = "exact", **options: Any) -> None:
+        check_neighbour(nearest_k)
+        check_choice("distances", distances, DISTANCES)
         super().__init__(feature, **options)
         self.nearest_k, self.distances = nearest_k, distances
 
