@@ -1,8 +1,7 @@
 """Values of the Triton kernels: a process under Triton's interpreter, and here their references and their errors.
 
 Triton reads TRITON_INTERPRET when a kernel is defined, and an interpreted kernel cannot be compiled in the same
-process: so tests/triton_interpreted.py runs as a child of its own, and tests/test_triton_compile.py compiles in
-another.
+process.  So the files of triton_interpreted/ run in a child process, and test_triton_compile.py compiles in another.
 """
 
 import os
@@ -20,7 +19,7 @@ from fastfid.linalg.iterative_roots import trace_sqrt_product
 from fastfid.swap import routes
 
 HERE = Path(__file__).resolve().parent
-CHILD = HERE / "triton_interpreted.py"
+INTERPRETED = sorted((HERE / "triton_interpreted").glob("*.py"))
 
 
 def module(name):
@@ -34,7 +33,7 @@ def normal(*shape, seed=0):
 
 def test_values_under_the_interpreter():
     pytest.importorskip("triton", reason="the GPU kernels need triton: pip install triton")
-    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", str(CHILD)]
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", *map(str, INTERPRETED)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     child = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True)
     print(child.stdout.splitlines()[-1] if child.stdout else "no output")
