@@ -306,6 +306,9 @@ class _Seen:
             for parts in zip(*distributed.gather_objects(here), strict=True)
         )
         notes = list(dict.fromkeys(notes or []))  # every rank has the same files beside its images
+        given, there = len(names or ()) + len(skipped or ()), run.source.dataset_size
+        if there not in (None, given):
+            notes.append(f"{run.source.name} gave {given} images of a dataset of {there}; its sampler chooses them")
         return cls(run.source, names or [], indices or [], labels, digests or [], skipped or [], notes, shapes or [])
 
     def extracted(self, outputs: dict[str, Tensor], accumulated: dict[str, A]) -> Extracted[A]:

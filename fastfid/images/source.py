@@ -62,6 +62,11 @@ class ImageSource(ABC):
         """How many images there will be, for progress and memory; None where nobody knows."""
         return len(self)
 
+    @property
+    def dataset_size(self) -> int | None:
+        """How many images there are where those that come may be others in number; None where they cannot."""
+        return None
+
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[ImageBlock]:
         """Yield the images from `start` to `stop`, multiples of `size` or the end, as blocks of `size` in order."""
         first, stop = 0, len(self) if stop is None else stop

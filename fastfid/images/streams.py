@@ -2,20 +2,22 @@
 
 A batch is a tensor or array of images, an (images, labels) pair, or a dict with one of IMAGE_KEYS and optionally one of
 LABEL_KEYS.  Batches are cut and joined into the caller's blocks, so the loader's batch size has no effect.  Under a
-process group every rank reads its own stream, for example a DataLoader with a DistributedSampler.
+process group every rank reads its own stream, for example a DataLoader with a DistributedSampler.  That
+sampler repeats images to give every rank as many; the repeated ones are left out, with a note.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from fastfid.images.arrays import check_batch_axis, to_uint8
-from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, decoded_block
+from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, counted, decoded_block
 
 IMAGE_KEYS = ("images", "image", "pixel_values", "img", "x")  # what dicts of a batch call them
 LABEL_KEYS = ("labels", "label", "y", "class", "classes", "targets")
@@ -29,6 +31,8 @@ class StreamImages(ImageSource):
     def __init__(self, name: str, batches: Iterable[Any], value_range: tuple[float, float] | None):
         self.name, self.incoming, self.value_range = name, batches, value_range
         self.begun = False
+        self.own, note = _own_of_rank(name, batches)  # images of this rank, None for all it gets
+        self.notes = [note] if note else []
 
     def __len__(self) -> int:
         raise TypeError(f"{self.name} is read once, and how many images it holds is known at its end only")
@@ -41,6 +45,13 @@ class StreamImages(ImageSource):
             return len(self.incoming) * size if isinstance(size, int) and isinstance(self.incoming, Sized) else None
         except TypeError:  # a loader over an iterable dataset has no length
             return None
+
+    @property
+    def dataset_size(self) -> int | None:
+        """Images in the dataset behind a loader that makes batches of them; None where nobody knows."""
+        dataset = getattr(self.incoming, "dataset", None)
+        batched = getattr(self.incoming, "batch_sampler", None) is not None
+        return len(dataset) if batched and isinstance(dataset, Sized) else None
 
     def image(self, index: int) -> Tensor:
         """Raises ValueError: the images of a stream are not kept."""
@@ -61,14 +72,36 @@ class StreamImages(ImageSource):
             images, labels = _images_and_labels(self.name, batch)
             if first + len(held) == 0:
                 check_batch_axis(self.name, tuple(images.shape))
+            if self.own is not None and first + len(held) + len(images) > self.own:
+                images = images[: self.own - first - len(held)]
+                labels = None if labels is None else labels[: len(images)]
             held.add(to_uint8(self.name, images, self.value_range, first + len(held)), labels)
             while len(held) >= size:
                 yield held.take(size, first)
                 first += size
         if len(held):
             yield held.take(len(held), first)
-        elif first == 0:
+        elif first == 0 and self.own != 0:
             raise ValueError(f"{self.name} gave no images; an exhausted iterator gives none a second time")
+
+
+def _own_of_rank(name: str, loader: object) -> tuple[int | None, str]:
+    """How many images a loader with a DistributedSampler gives before it repeats some, and a sentence on those.
+
+    The sampler deals out its dataset in turn and appends the repeated images, so that they are the last of a rank.
+    None without such a sampler, or where workers may change the order.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", None) or getattr(loader, "sampler", None)
+    ordered = getattr(loader, "in_order", True) or not getattr(loader, "num_workers", 0)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last or not ordered:
+        return None, ""
+    size, ranks = len(cast(Sized, sampler.dataset)), sampler.num_replicas
+    own = len(range(sampler.rank, size, ranks))
+    repeated = ranks * len(range(0, size, ranks)) - size  # by all ranks, so that all tell the same
+    if not repeated:
+        return own, ""
+    return own, f"left out of {name}: {counted(repeated, 'image')} that its DistributedSampler gives a second time"
 
 
 class _Held:

@@ -21,7 +21,8 @@ They are no subclasses of torchmetrics.Metric, because importing torchmetrics ta
 package together.  A MetricCollection takes `metric.as_torchmetrics()`.
 
 With torch.distributed every rank updates with its own images.  `compute` collects the images of all ranks and returns
-the same number on each, so every rank must call it.
+the same number on each, so every rank must call it.  `update` sees images and not where they are from: those that a
+DistributedSampler gives a second time count twice, unless the caller leaves them out; `fastfid.evaluate` does.
 """
 
 from __future__ import annotations

@@ -63,6 +63,14 @@ def streamed():
     return scores(evaluate(iter(mine.split(7)), f"{folder}/real.npz", metrics=["fd", "precision"]))
 
 
+def sampled():
+    images = next(open_images(f"{folder}/real.npz").batches(1000))[:21]
+    dataset = torch.utils.data.TensorDataset(images)
+    loader = torch.utils.data.DataLoader(dataset, 4, sampler=torch.utils.data.DistributedSampler(dataset))
+    result = evaluate(loader, f"{folder}/real.npz", metrics=["fd"])
+    return [result.provenance["samples"]["count"], result.warnings]
+
+
 def statistics(keep):
     statistics = statistics_of(f"{folder}/fake", keep_features=keep)
     rows = None if statistics.features is None else len(statistics.features)
@@ -83,6 +91,7 @@ with distributed.process_group():
     attempt("skipping", skipping)
     attempt("distance", lambda: compare(f"{folder}/bad", f"{folder}/real.npz", skip_corrupt=True)[2].total)
     attempt("streamed", streamed)
+    attempt("sampled", sampled)
     attempt("statistics", lambda: statistics(False))
     attempt("features", lambda: statistics(True))
     attempt("difference", lambda: diff(f"{folder}/fake", f"{folder}/real.npz", f"{folder}/real.npz").difference)
@@ -175,6 +184,10 @@ def test_two_ranks_are_one_process(sets):
     alone = evaluate(real, real, metrics=["fd", "precision"])
     assert [name for name, *_ in first["streamed"]] == ["fd", "precision"] and first["streamed"] == second["streamed"]
     assert first["streamed"][0][1] == pytest.approx(alone["fd"].value, abs=1e-4)
+
+    # 21 images on two ranks: one is given twice, and counts once
+    told = "left out of the samples: 1 image that its DistributedSampler gives a second time"
+    assert first["sampled"] == second["sampled"] and first["sampled"][0] == 21 and told in first["sampled"][1]
 
     alone = statistics_of(fake, keep_features=True)
     for name, rows in (("statistics", None), ("features", 70)):

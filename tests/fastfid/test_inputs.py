@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
 from fastfid import FeatureExtractor, evaluate, open_images, prdc
 from fastfid.evaluation.evaluate import statistics_of
@@ -178,6 +178,46 @@ def test_the_length_of_a_loader_is_expected():
     assert open_images(DataLoader(dataset, batch_size=40)).expected == 80  # a bound, for the bar alone
     assert open_images(batches()).expected is None
     assert open_images(FAKE).expected == 70
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("count", "ranks"), [(21, 2), (20, 2), (21, 4), (3, 8), (70, 3)])
+def test_a_sampler_that_repeats_images_counts_each_once(count, ranks, shuffle):
+    """Every rank gets as many images as the others; those it gets a second time are left out, and said."""
+    numbered = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
+    dataset, found = TensorDataset(numbered, torch.arange(count)), []
+    for rank in range(ranks):
+        for grouped in (False, True):
+            sampler = DistributedSampler(dataset, ranks, rank, shuffle=shuffle)
+            options = (
+                {"batch_sampler": BatchSampler(sampler, 4, False)} if grouped else {"sampler": sampler, "batch_size": 4}
+            )
+            source = open_images(DataLoader(dataset, **options))
+            blocks = list(source.blocks(5))
+            own = [int(image[0, 0, 0]) for block in blocks for image in block.decode(None)[0]]
+            assert [int(label) for block in blocks for label in block.labels] == own
+            repeated = -count % ranks
+            told = f"{repeated} image{'s' * (repeated > 1)} that its DistributedSampler gives a second time"
+            assert source.notes == ([f"left out of the iterator: {told}"] if repeated else [])
+        found += own
+    assert sorted(found) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"batch_size": 16, "drop_last": True}, 64),
+        ({"sampler": RandomSampler(range(70), replacement=True, num_samples=90), "batch_size": 9}, 90),
+        ({"sampler": DistributedSampler(range(70), 3, 1, drop_last=True), "batch_size": 9}, 23),
+    ],
+)
+def test_loaders_that_give_other_images_than_their_dataset_holds_are_said(options, count):
+    loader = DataLoader(TensorDataset(CHANNELS_FIRST), **options)
+    result = evaluate(loader, REAL, features=first_rows(), metrics=["fd"])
+    told = f"the samples gave {count} images of a dataset of 70; its sampler chooses them"
+    assert told in result.warnings and result.provenance["samples"]["count"] == count
+    whole = evaluate(DataLoader(TensorDataset(CHANNELS_FIRST), 13), REAL, features=first_rows(), metrics=["fd"])
+    assert not any("of a dataset of" in warning for warning in whole.warnings)
 
 
 @pytest.mark.parametrize(
