@@ -42,6 +42,7 @@ from fastfid.distances.real_side import HasMoments, Pair, PreparedMoments, check
 from fastfid.linalg import banded_trace
 from fastfid.linalg.factors import factor_covariance, pseudo_inverse_times, varying_columns
 from fastfid.linalg.symmetric import NOISE, refuse_indefinite
+from fastfid.linalg.units import in_unit, unit_of
 
 # Columns of M = Lᵀ Σ L computed at a time.  Measured at d = 2048: 0.28, 0.25 and 0.29 s with 128, 256 and 512; two
 # full products take 0.67 s and LAPACK's dsygst 0.32 s.
@@ -93,22 +94,30 @@ def frechet_distance(a: Side, b: Side) -> float | Tensor:
 def frechet_terms(a: Side, b: Side) -> FrechetTerms:
     """The three terms of `frechet_distance` with the clipped eigenvalues and the route."""
     pair = factored_pair(a, b)
-    return pair.terms(*_TraceRoot.apply(pair.factored.cov, pair.other.cov, pair.root, pair.route))
+    covs = (in_unit(side.cov, pair.unit) for side in (pair.factored, pair.other))
+    return pair.terms(*_TraceRoot.apply(*covs, pair.root, pair.route))
 
 
 @dataclass(frozen=True)
 class FactoredPair:
-    """Two sides, one of them factored: Σ_factored = RᵀR, R = `root` by `route`; `swapped` if that is the second."""
+    """Two sides, one of them factored: t²Σ_factored = RᵀR, R = `root` by `route`; `swapped` if that is the second.
+
+    t is `unit` (linalg/units.py).  It is 1 unless R Σ Rᵀ would leave the range of float64.
+    """
 
     factored: FeatureMoments
     other: FeatureMoments
     root: Tensor
     route: str
     swapped: bool
+    unit: float
 
     def terms(self, trace: Tensor, clipped: int, most_negative: float, root_by: str = "eigenvalues") -> FrechetTerms:
-        """The terms from the results of `trace_of_roots`."""
+        """The terms from the results of `trace_of_roots` for R t²Σ Rᵀ."""
         a, b = self.factored, self.other
+        if self.unit != 1:
+            trace = trace / self.unit / self.unit
+            most_negative = most_negative / self.unit**2 / self.unit**2
         difference = a.mean - b.mean
         tensors = difference @ difference, torch.trace(a.cov) + torch.trace(b.cov), 2 * trace
         differentiable = any(term.requires_grad for term in tensors)
@@ -129,7 +138,8 @@ def factored_pair(a: Side, b: Side) -> FactoredPair:
         root, route, _ = factor_covariance(factored.cov.detach(), rank_bound(factored.count, factored.dim))
     else:
         root, route = ready
-    return FactoredPair(factored, other, root, route, swapped=factored is not a)
+    unit = unit_of(factored.cov, other.cov)
+    return FactoredPair(factored, other, root if unit == 1 else root * unit, route, factored is not a, unit)
 
 
 def _choose_factored(

@@ -135,7 +135,7 @@ def kid_and_mmd(
     assert kid_rows is not None and mmd_rows is not None  # both reductions are by row
     if of_subsets is None:
         of_subsets = sums_by_subsets(generated, real, drawn, kernel)
-    value = _unbiased(mmd_rows.total(), len(generated), len(real)).item()
+    value = _check_finite(_unbiased(mmd_rows.total(), len(generated), len(real))).item()
     return (
         _kid_estimate(of_subsets, subsets, subset_size, 3, 1.0 / d, 1.0, seed),
         MaximumMeanDiscrepancy(value, "gaussian", sigma, "unbiased", 1.0),
@@ -146,6 +146,7 @@ def kid_and_mmd(
 
 def _kid_estimate(sums: Sums, subsets: int, subset_size: int, *options: Any) -> KidEstimate:
     estimates = _unbiased(sums, subset_size, subset_size)
+    _check_finite(estimates)
     return KidEstimate(estimates.mean().item(), estimates.std(correction=0).item(), subsets, subset_size, *options)
 
 
@@ -206,7 +207,7 @@ def mmd(
     _check_estimator(estimator, min(len(real), len(generated)))
     mean = _unbiased if estimator == "unbiased" else _biased
     sums = row_sums(generated, real, function, diagonal=estimator == "biased")
-    value = mean(sums.total(), len(generated), len(real)).item()
+    value = _check_finite(mean(sums.total(), len(generated), len(real))).item()
     return MaximumMeanDiscrepancy(scale * value, kernel, sigma, estimator, scale)
 
 
@@ -220,6 +221,13 @@ def _check_estimator(estimator: str, rows: int) -> None:
 def _unbiased(sums: Sums, m: int, n: int) -> Tensor:
     """MMD² from sums over pairs of different rows within the m generated and the n real rows, and between them."""
     return sums.generated / (m * (m - 1)) + sums.real / (n * (n - 1)) - 2 * sums.between / (m * n)
+
+
+def _check_finite(estimates: Tensor) -> Tensor:
+    """The estimates; ValueError where kernel values were too large for float64."""
+    if not torch.isfinite(estimates).all():
+        raise ValueError("kernel values of these features leave float64; scale the features, or pass another kernel")
+    return estimates
 
 
 def _biased(sums: Sums, m: int, n: int) -> Tensor:

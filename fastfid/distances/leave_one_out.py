@@ -32,6 +32,7 @@ from torch import Tensor
 from fastfid.distances.frechet import Side, factored_pair, trace_of_roots, under_root
 from fastfid.distances.moments import FeatureMoments
 from fastfid.linalg.quadrature import node_count, sqrt_nodes
+from fastfid.linalg.units import in_unit
 
 SHIFT = 1e-14  # 10 times a symmetric eigensolver's error; √s = 1e-7, the jackknife's changes are about FD/N
 TOL = 1e-8  # error of the quadrature relative to √λ_max, below that of the shift; 36 nodes
@@ -48,15 +49,16 @@ class LeaveOneOut:
 
     def __init__(self, a: Side, b: Side):
         pair = factored_pair(a, b)
-        factored, other = pair.factored, pair.other
-        eigenvalues, vectors = torch.linalg.eigh(under_root(pair.root, other.cov, pair.route), UPLO="L")
+        factored, other, self._unit = pair.factored, pair.other, pair.unit
+        cov = in_unit(other.cov, pair.unit)
+        eigenvalues, vectors = torch.linalg.eigh(under_root(pair.root, cov, pair.route), UPLO="L")
         self.terms = pair.terms(*trace_of_roots(eigenvalues))
         largest = eigenvalues[-1].item() if len(eigenvalues) else 0.0
         kept = eigenvalues > SHIFT * largest
         self._scale = largest if kept.any() else 1.0
         self._eigenvalues = eigenvalues[kept]
         of_other = pair.root.T @ vectors[:, kept]  # P_bᵀ
-        of_factored = (other.cov @ of_other).div_(self._eigenvalues.sqrt())
+        of_factored = (cov @ of_other).div_(self._eigenvalues.sqrt())
         sides = (factored, of_factored, other), (other, of_other, factored)
         self._first, self._second = sides[::-1] if pair.swapped else sides
 
@@ -73,7 +75,7 @@ class LeaveOneOut:
         nodes = node_count(TOL, SHIFT, 2.0)
         tau, omega = (torch.from_numpy(x).to(projection.device) for x in sqrt_nodes(nodes, SHIFT, 2.0))
         weights = 1 / ((self._eigenvalues / self._scale + SHIFT)[:, None] + tau.square())  # [r, Q], λ_max = 1
-        projection = projection * math.sqrt(kappa / ((n - 1) * self._scale))
+        projection = projection * math.sqrt(kappa / ((n - 1) * self._scale)) * self._unit
         gap = other.mean - own.mean
         found = []
         for rows in features.split(ROWS):
@@ -85,6 +87,7 @@ class LeaveOneOut:
         squares, gaps, root_changes = torch.cat(found, dim=1)
         shrink = math.sqrt((n - 1) / (n - 2))  # √c
         roots = shrink * math.sqrt(self._scale) / math.pi * root_changes + (shrink - 1) * self._eigenvalues.sqrt().sum()
+        roots = roots / self._unit / self._unit
         traces = (own.cov.trace() - kappa * squares) / (n - 2)
         changes: Tensor = squares / (n - 1) ** 2 + 2 * gaps / (n - 1) + traces - 2 * roots
         return changes

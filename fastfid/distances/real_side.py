@@ -32,6 +32,8 @@ class HasMoments(Protocol):
         """Covariance [d, d], a tensor or an array."""
 
 
+LEAST_VARIANCE = 2.0**-1000  # 2²² times the least that float64 has all digits of: of the largest of a covariance
+
 # (mean [d], cov [d, d]), tensors or arrays
 Pair = tuple[object, object] | list[object]
 
@@ -164,6 +166,12 @@ def checked_moments(side: PreparedMoments | HasMoments | Pair, which: str) -> Fe
     mean, cov = moments.mean.detach(), moments.cov.detach()
     if not (_all_finite(mean) and _all_finite(cov)):
         raise ValueError(f"the {which} moments hold NaN or infinity; check the features they came from")
+    largest = cov.diagonal().abs().max().item()
+    if 0 < largest < LEAST_VARIANCE:
+        raise ValueError(
+            f"the {which} variances are up to {largest:.3g}, which float64 resolves to a few digits; multiply the "
+            "features by 1e100"
+        )
     if is_symmetric(cov):
         return moments
     if is_asymmetric(cov):

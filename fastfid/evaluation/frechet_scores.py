@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastfid.distances.frechet import frechet_distance
 from fastfid.distances.moments import FeatureMoments
-from fastfid.evaluation.intervals import jackknife_variance, line_through, normal_interval
+from fastfid.evaluation.intervals import jackknife_error, line_through, normal_interval
 from fastfid.evaluation.pair import Distance, Pair, distance_of, rows_behind
 from fastfid.evaluation.results import Details, Score
 
@@ -61,7 +61,7 @@ def _frechet_score(metric: str, label: str, network: str, found: Distance) -> Sc
     if not known:
         method = "no interval: neither side has features of 3 images or more"
         return Score(metric, label, network, total, method=method, details=details)
-    error = math.sqrt(sum(map(jackknife_variance, known.values())))
+    error = jackknife_error(known.values())
     fixed = "".join(f", {name} taken as fixed" for name in sides if name not in known)
     method = f"jackknife over {' and '.join(known)}{fixed}; which images were drawn, not the bias of finite N"
     return Score(metric, label, network, total, error, normal_interval(total, error), method, details)

@@ -66,6 +66,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from fastfid.distances.kernel_sums import Kernel, RowSums
+from fastfid.linalg.units import SAFE_EXPONENT
 
 NORMAL_95 = 1.959964  # 97.5% quantile of the standard normal
 
@@ -103,6 +105,15 @@ def jackknife_variance(changes: Tensor) -> float:
     """(N − 1)/N Σ (c_i − mean c)² of leave-one-out changes c [N]: the variance of the score that changes."""
     n = len(changes)
     return (n - 1) / n * (changes - changes.mean()).square().sum().item()
+
+
+def jackknife_error(sides: Iterable[Tensor]) -> float:
+    """Standard error of a score by its leave-one-out changes of every side, float64 [N], in a unit that suits them."""
+    sides = list(sides)
+    largest = max((changes.abs().max().item() for changes in sides if len(changes)), default=0.0)
+    exponent = math.frexp(largest)[1]
+    unit = 1.0 if abs(exponent) <= SAFE_EXPONENT else 2.0**-exponent  # a power of two, which changes no digit
+    return math.sqrt(sum(jackknife_variance(changes * unit) for changes in sides)) / unit
 
 
 def mmd_variance(a: Tensor, b: Tensor, kernel: Kernel, seed: int = 2020) -> float | None:

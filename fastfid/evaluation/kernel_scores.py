@@ -18,7 +18,10 @@ def kid_score(pair: Pair) -> Score | str:
     if size > available:
         remedy = f"pass kid_subset_size={available} or less (--kid-subset-size)"
         return f"subsets of {size} rows from {available} images; {remedy}"
-    found, variance = pair.kid
+    try:
+        found, variance = pair.kid
+    except ValueError as unfit:  # features so large that kernel values leave float64
+        return str(unfit)
     details = {k: v for k, v in asdict(found).items() if k not in ("mean", "std")} | {"std_over_subsets": found.std}
     formula = f"(x·y/{pair.samples.dim} + 1)^{found.degree}"
     method = f"mean of {found.subsets} subsets of {size}, std {found.std:.4g}, kernel {formula}"

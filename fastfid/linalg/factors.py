@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastfid.linalg.symmetric import EPS, NOISE, refuse_indefinite, symmetric
+from fastfid.linalg.units import in_unit, unit_of
 
 # Vectors and steps of the inverse iteration for a covariance's smallest eigenvalue.  An eigenvalue that stands apart,
 # as that of a singular matrix, is found exactly.  In the dense spectra of features the estimate is at most 1.2 times
@@ -33,6 +34,10 @@ class Factor(NamedTuple):
 
 def factor_covariance(cov: Tensor, rank: int) -> Factor:
     """The factor of Σ [d, d] whose rank is at most `rank`: by Cholesky if Σ is regular in float64, else by eigh."""
+    unit = unit_of(cov)
+    if unit != 1:
+        factor = factor_covariance(in_unit(cov, unit), rank)
+        return factor._replace(root=factor.root / unit)
     root = _root_of_varying(cov) if rank == len(cov) else None
     return factor_by_eigh(symmetric(cov), NOISE, rank) if root is None else Factor(root, "cholesky", 0)
 
@@ -45,6 +50,10 @@ def factor_by_eigh(cov: Tensor, noise: float, rank: int | None = None) -> Factor
 
     ValueError for a Σ that is clearly indefinite.
     """
+    unit = unit_of(cov)
+    if unit != 1:
+        factor = factor_by_eigh(in_unit(cov, unit), noise, rank)
+        return factor._replace(root=factor.root / unit)
     weights, directions = torch.linalg.eigh(cov)  # ascending
     refuse_indefinite(weights)
     kept = weights > noise * weights[-1].clamp(min=0)

@@ -58,6 +58,7 @@ from fastfid import backend as backends
 from fastfid import triton_kernels
 from fastfid.linalg.factors import factor_by_eigh
 from fastfid.linalg.symmetric import NOISE, is_asymmetric, refuse_indefinite, symmetric
+from fastfid.linalg.units import in_unit, unit_of
 from fastfid.runtime.devices import as_tensor, float32_products
 
 METHODS = ("eigh", "newton_schulz", "polar_express")
@@ -165,7 +166,11 @@ def trace_sqrt_terms(
     for start in range(0, batch, size):
         if start == 0 or len(a) > 1:
             factor = factor_by_eigh(symmetric(a[start].double()), NOISE).root
-        parts.append(root_of(symmetric(factor @ b[start : start + size].double() @ factor.T)))
+        covs = b[start : start + size].double()
+        unit = unit_of(a[start if len(a) > 1 else 0].double(), covs)
+        root = factor if unit == 1 else factor * unit
+        trace, clipped, residual = root_of(symmetric(root @ in_unit(covs, unit) @ root.T))
+        parts.append((trace / unit / unit, clipped, residual))
     fields = [torch.cat(field) for field in zip(*parts, strict=True)] if parts else _nothing(a.device)
     if cov_a.ndim == cov_b.ndim == 2:
         fields = [field[0] for field in fields]

@@ -1,0 +1,31 @@
+"""Units of features in which products of covariances stay within float64's range, 2⁻¹⁰²² to 2¹⁰²³.
+
+Covariances of features of scale 1e±100 are of 1e±200, and a product of two leaves the range.  In a unit that makes
+features of scale 1 it does not, and distances follow by the unit's square.  Units are powers of two, so that no digit
+changes, and 1 wherever nothing is lost without: results there are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+SAFE_EXPONENT = 480  # eigensolvers and norms square a product's entries: 2⁹⁶⁰, with room for sums over d
+
+
+def unit_of(*covs: Tensor) -> float:
+    """The power of two t for which t²Σ of each, or of two the geometric mean, is about 1; 1.0 where that is no need."""
+    total = sum(_exponent(cov) for cov in covs)
+    return 1.0 if abs(total) <= SAFE_EXPONENT else 2.0 ** -round(total / (2 * len(covs)))
+
+
+def in_unit(cov: Tensor, unit: float) -> Tensor:
+    """t²Σ, or Σ itself in the unit 1."""
+    return cov if unit == 1 else cov * unit * unit
+
+
+def _exponent(cov: Tensor) -> int:
+    """Binary exponent of the largest variance of Σ [.., d, d]; 0 where all are 0."""
+    variances = cov.detach().diagonal(dim1=-2, dim2=-1)
+    return math.frexp(variances.abs().max().item())[1] if variances.numel() else 0
