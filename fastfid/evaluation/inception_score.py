@@ -9,6 +9,7 @@ Legend: N samples, n of them in a part, C classes of the classifier, p [n, C] cl
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 
@@ -19,6 +20,10 @@ from torch import Tensor
 from fastfid.evaluation.intervals import jackknife_variance, normal_interval
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.results import Details, Score
+
+# An order counts as felt beyond so many standard deviations of a part, of which the mean over parts of another mixed
+# order never differs by more than one, and beyond this part of the score.
+ORDER_SPREADS, ORDER_PART = 3, 0.01
 
 ENTROPY_ROWS = 2048  # rows of probabilities at a time: 17 MB at 1,008 classes
 
@@ -36,6 +41,8 @@ def classifier_score(pair: Pair) -> Score | str:
     mean, std = _mean_and_deviation(parts)
     label = "Inception Score" if pair.network == "inception" else f"Classifier score ({pair.network})"
     details: Details = {"splits": len(parts), "std_over_splits": std, "shuffled": p.is_shuffle}
+    if not p.is_shuffle and (mixed := _score_in_mixed_order(logits, bounds, mean, pair.settings.seed)) is not None:
+        details["mixed_order"] = mixed
     method = f"mean of {len(parts)} splits, std {std:.4g}"
     variances = [variance for part in parts if (variance := part.variance()) is not None]
     if len(variances) < len(parts):
@@ -48,11 +55,32 @@ def classifier_score(pair: Pair) -> Score | str:
 def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -> tuple[float, float]:
     """exp E[KL(p(y|x) ‖ p(y))], mean and population deviation over `splits` parts of logits [N, C]; float64 inside.
 
-    seed  permutes the rows by RandomState(seed), as torch-fidelity does; None keeps their order
+    seed  permutes the rows by RandomState(seed), as torch-fidelity does; None keeps their order, with a warning where
+          the score is another than in mixed order, as of images sorted by class
     """
     if not isinstance(splits, Integral) or not 1 <= splits <= len(logits):
         raise ValueError(f"splits is {splits} for {len(logits)} rows; it must be from 1 to their number")
-    return _mean_and_deviation(_parts(logits, _equal_parts(len(logits), splits), seed))
+    bounds = _equal_parts(len(logits), splits)
+    mean, std = _mean_and_deviation(_parts(logits, bounds, seed))
+    if seed is None and (mixed := _score_in_mixed_order(logits, bounds, mean)) is not None:
+        warnings.warn(order_warning("the score", mean, mixed), stacklevel=2)
+    return mean, std
+
+
+def order_warning(label: str, score: float, mixed: float) -> str:
+    """The sentence on a score of images in an order that their splits feel."""
+    return (
+        f"{label} is {score:.4g} in the order of the images and {mixed:.4g} in mixed order: the splits differ, as of "
+        "images sorted by class; mix the images"
+    )
+
+
+def _score_in_mixed_order(logits: Tensor, bounds: Sequence[int], score: float, seed: int = 2020) -> float | None:
+    """The mean score of the same parts of permuted rows; None where `score` is that to the chance of a permutation."""
+    if len(bounds) < 3:  # one part has no order
+        return None
+    mixed, spread = _mean_and_deviation(_parts(logits, bounds, seed))
+    return mixed if abs(score - mixed) > max(ORDER_SPREADS * spread, ORDER_PART * mixed) else None
 
 
 def _equal_parts(n: int, parts: int) -> list[int]:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from fastfid.evaluation.classes_and_outliers import missing_outliers
 from fastfid.evaluation.frechet_scores import fd_infinity_score, fd_score, sfid_score
-from fastfid.evaluation.inception_score import classifier_score
+from fastfid.evaluation.inception_score import classifier_score, order_warning
 from fastfid.evaluation.kernel_scores import kid_score, mmd_score
 from fastfid.evaluation.neighbour_scores import coverage_score, density_score, precision_score, recall_score
 from fastfid.evaluation.pair import Pair
@@ -48,10 +48,13 @@ def compute(pair: Pair, metrics: Sequence[str], warnings: list[str]) -> tuple[li
 
 
 def _repairs(score: Score, pair: Pair) -> list[str]:
-    """A warning if KID's subsets shrank or eigenvalues were clipped."""
+    """A warning if KID's subsets shrank, eigenvalues were clipped, or the order of images changed a score."""
     if score.metric == "kid":
         wanted, size = pair.settings.kid_subset_size or pair.protocol.kid_subset_size, score.details["subset_size"]
         return [f"KID subsets shrank from {wanted} to the {size} images there are"] if size < wanted else []
+    if score.metric == "is":
+        mixed = score.details.get("mixed_order")
+        return [] if mixed is None else [order_warning(f"the {score.label}", score.value, mixed)]
     clipped = score.details.get("clipped", 0)
     values = "eigenvalue was" if clipped == 1 else "eigenvalues were"
     return [f"{clipped} {values} below 0 under the root of {score.label} and taken for 0"] if clipped else []

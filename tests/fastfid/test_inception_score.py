@@ -1,16 +1,28 @@
 """The Inception Score is torch-fidelity's; its variance is the jackknife's, and its intervals hold."""
 
 import math
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fastfid import FeatureMoments
 from fastfid.evaluation import inception_score as inception_score_module
-from fastfid.evaluation.inception_score import ClassProbabilities, _mean_and_deviation, _parts, inception_score
-from fastfid.evaluation.intervals import (
-    normal_interval,
+from fastfid.evaluation.inception_score import (
+    ClassProbabilities,
+    _mean_and_deviation,
+    _parts,
+    classifier_score,
+    inception_score,
 )
+from fastfid.evaluation.intervals import normal_interval
+from fastfid.evaluation.pair import Pair
+from fastfid.evaluation.scores import compute
+from fastfid.evaluation.settings import Settings
+from fastfid.evaluation.sides import SideInNetwork
+from fastfid.protocols import protocol_named
 from tests.support.repeated_draws import held, lower_limit, rows
 from tests.support.small_network import features
 
@@ -63,3 +75,41 @@ def test_inception_score_intervals_hold():
     ratio = np.mean([error**2 for _, error in found]) / values.var(ddof=1)
     assert abs(ratio - 1) < 4 * math.sqrt(2 / repeats)
     assert held(values.mean(), [normal_interval(*pair) for pair in found]) > lower_limit(repeats)
+
+
+def sorted_by_class(n=1000, classes=10):
+    """Logits [n, classes] of images of one class after the other, most of them recognised."""
+    labels = torch.arange(n) * classes // n
+    noise = torch.randn(n, classes, generator=torch.Generator().manual_seed(0))
+    return 6 * torch.nn.functional.one_hot(labels, classes) + noise
+
+
+def test_images_sorted_by_class_are_said():
+    logits = sorted_by_class()
+    mixed = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(1))]
+    shuffled = inception_score(logits, 4)[0]
+    with pytest.warns(UserWarning, match="in the order of the images and .* in mixed order: the splits differ") as told:
+        in_order = inception_score(logits, 4, None)[0]
+    assert in_order < 0.6 * shuffled and f"is {in_order:.4g} in" in str(told[0].message)
+    assert f"and {shuffled:.4g} in mixed" in str(told[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(30):  # no order of chance is told
+            order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
+            inception_score(logits[order], 10, None)
+        inception_score(mixed, 4, None), inception_score(logits, 1, None), inception_score(logits, 4)
+
+
+def test_an_evaluation_says_that_images_are_sorted():
+    logits = sorted_by_class()
+    protocol = replace(protocol_named("adm"), network="given", is_split_size=250)
+    x = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    for order, said in ((torch.arange(1000), True), (torch.randperm(1000), False)):
+        side = SideInNetwork("samples", "given", FeatureMoments.from_features(x), {}, features=x, logits=logits[order])
+        found = []
+        (score,), _ = compute(Pair(side, side, protocol, Settings(), ["is"]), ["is"], found)
+        assert any("in mixed order: the splits differ" in warning for warning in found) == said
+        assert ("mixed_order" in score.details) == said
+    assert (
+        "mixed_order" not in classifier_score(Pair(side, side, replace(protocol, is_shuffle=True), Settings())).details
+    )
