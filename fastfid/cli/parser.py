@@ -58,6 +58,7 @@ class NetworkOptions:
     device: Annotated[str, arg(metavar="NAME", help="where the network runs, for example cuda")] = "cpu"
     no_cache: Annotated[Switch, switch("neither read nor write the cache of features")] = False
     skip_corrupt: Annotated[Switch, switch("leave unreadable images out, with a warning")] = False
+    class_folders: Annotated[Switch, switch("numbered folders such as 00000 are classes")] = False
     force: Annotated[Switch, switch("compare what does not match, with a warning")] = False
 
     def check(self) -> None:
@@ -73,6 +74,7 @@ class NetworkOptions:
             "device": self.device,
             "batch_size": self.batch_size,
             "workers": self.workers,
+            "class_folders": self.class_folders,
             "value_range": None if self.value_range is None else range_of(self.value_range),
             "cache": not self.no_cache,
             "skip_corrupt": self.skip_corrupt,

@@ -34,6 +34,7 @@ class Settings:
     force: bool = False
     value_range: tuple[float, float] | None = None
     workers: int | None = None
+    class_folders: bool = False
     kid_subset_size: int | None = None
     nearest_k: int | None = None
     seed: int = 2020
@@ -66,4 +67,4 @@ class Settings:
 
     def open_images(self, source: object, name: str | None = None) -> ImageSource:
         """`open_images` with these settings."""
-        return open_images(source, self.value_range, self.skip_corrupt, self.workers, name)
+        return open_images(source, self.value_range, self.skip_corrupt, self.workers, name, self.class_folders)

@@ -1,7 +1,8 @@
 """Encoded images of a folder or a zip: sorted by path, read and decoded by threads, hostile and damaged ones named.
 
 Files are sorted by their path below the root as text, so a folder and a zip of it give the same images in the same
-order.  In a tree whose images all lie in folders of their class, the labels are those folders' names.
+order.  In a tree whose images all lie in folders of their class, the labels are those folders' names.  Folders that are
+numbered with five digits or more hold parts of a set, not classes, unless the caller says so.
 
 Bounds.  A file may hold at most MAX_PIXELS pixels and MAX_FILE_BYTES bytes, and a zip's member may not inflate more
 than MAX_INFLATION times beyond FREE_BYTES: what claims more is refused before it is inflated.  Nothing is ever written
@@ -14,6 +15,7 @@ FILES_A_TASK at a time.  Small plain PNG and JPEG take half to two thirds as lon
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ from fastfid.images.source import ImageBlock, ImageSource, checked_size, counted
 from fastfid.runtime.hashes import sha256
 
 BLOCKS_AHEAD = 1  # encoded blocks read before they are asked for: memory does not grow with the number of images
+BUCKET = re.compile(r"\d{5,}")  # folders of a thousand images each, as 00000/ of StyleGAN and EDM
 MOST_PATHS = 100  # ways to one folder: links in linked folders double them at every level
 FILES_A_TASK = 32  # files a thread takes at a time, which share the price of handing work from thread to thread
 
@@ -65,6 +68,7 @@ class FileImages(ImageSource):
         skip_corrupt: bool = False,
         workers: int | None = None,
         notes: list[str] | None = None,
+        class_folders: bool = False,
     ):
         if not members:
             raise ValueError(
@@ -74,6 +78,13 @@ class FileImages(ImageSource):
         self.name, self.members, self.read, self.notes = name, sorted(members), read, notes or []
         self.skip_corrupt, self.skipped, self.workers = skip_corrupt, [], decoders(workers)
         self.classes = _class_folders(self.members)
+        if self.classes is not None and not class_folders and all(map(BUCKET.fullmatch, self.classes)):
+            first, last = min(self.classes), max(self.classes)
+            self.notes.append(
+                f"the numbered folders {first} to {last} of {name} are not taken for classes; class_folders=True "
+                "(--class-folders) takes them"
+            )
+            self.classes = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -205,7 +216,7 @@ def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exceptio
         return unreadable
 
 
-def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
+def open_folder(path: Path, skip_corrupt: bool, workers: int | None, class_folders: bool = False) -> FileImages:
     """All images below `path`."""
     files, notes = _files_below(path)
     members, others = split_by_name(files)
@@ -222,7 +233,7 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None) -> FileImag
         finally:
             os.close(file)
 
-    return FileImages(str(path), members, read, skip_corrupt, workers, notes)
+    return FileImages(str(path), members, read, skip_corrupt, workers, notes, class_folders)
 
 
 def _files_below(path: Path) -> tuple[list[str], list[str]]:
@@ -264,7 +275,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
+def open_zip(path: Path, skip_corrupt: bool, workers: int | None, class_folders: bool = False) -> FileImages:
     """All images of a zip, read from it directly; ValueError for a damaged archive or one whose paths leave it."""
     try:
         archive = zipfile.ZipFile(path)
@@ -288,7 +299,7 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None) -> FileImages:
             return file.read(info.file_size)  # read() would inflate all there is before it cuts it to the size claimed
 
     notes = [note] if (note := passed_over(str(path), others)) else []
-    return FileImages(str(path), members, read, skip_corrupt, workers, notes)
+    return FileImages(str(path), members, read, skip_corrupt, workers, notes, class_folders)
 
 
 def _class_folders(members: list[str]) -> list[str] | None:

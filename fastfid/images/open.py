@@ -27,6 +27,7 @@ def open_images(
     skip_corrupt: bool = False,
     workers: int | None = None,
     name: str | None = None,
+    class_folders: bool = False,
 ) -> ImageSource:
     """Open images without reading them all.
 
@@ -37,6 +38,7 @@ def open_images(
     skip_corrupt  leave unreadable image files out and list them in `.skipped`, instead of stopping at the first
     workers       threads that decode files (default: one for each usable core, up to 8)
     name          what messages call images in memory
+    class_folders folders numbered with five digits or more, such as 00000, are classes, too
 
     Labels come from the folders of a class tree, from arr_1 or labels of an npz, from pairs and from dicts.
     FileNotFoundError for a missing path, ValueError for an empty, unreadable or unsuitable one.
@@ -60,11 +62,11 @@ def open_images(
         raise ValueError("images are given as an empty path; pass a folder, .zip, .npz or .npy ('.' for this folder)")
     path = Path(source)
     if path.is_dir():
-        return open_folder(path, skip_corrupt, workers)
+        return open_folder(path, skip_corrupt, workers, class_folders)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass a folder, .zip, .npz or .npy of images")
     if path.suffix.lower() == ".zip":
-        return open_zip(path, skip_corrupt, workers)
+        return open_zip(path, skip_corrupt, workers, class_folders)
     if path.suffix.lower() in (".npz", ".npy"):
         return open_array_file(path, value_range)
     raise ValueError(f"{path} is not a folder, .zip, .npz or .npy; put single images into a folder")

@@ -115,6 +115,20 @@ def test_every_command_says_what_it_passed_over(tmp_path, capsys):
     assert "passed over 6 in " in json.loads(capsys.readouterr().out)["notes"]
 
 
+def test_commands_take_numbered_folders_for_classes_on_request(tmp_path, capsys):
+    for name in ("f", "g"):
+        write(tmp_path / name, {f"0000{i % 2}/{i:02}.png": encoded(picture(i, 28, 28, channels=1)) for i in range(12)})
+    words = ["eval", str(tmp_path / "f"), str(tmp_path / "g"), "--network", "fashion-a", "--no-cache", "--json"]
+    words += ["--metrics", "precision", "--nearest-k", "2"]
+    assert main(words) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["classes"] == [] and sum("are not taken for classes" in told for told in plain["warnings"]) == 2
+    assert main([*words, "--class-folders"]) == 0
+    asked = json.loads(capsys.readouterr().out)
+    assert [entry["class"] for entry in asked["classes"]] == ["00000", "00001"]
+    assert not any("classes" in told for told in asked["warnings"])
+
+
 # --- depths ------------------------------------------------------------------------------------------------------
 
 

@@ -218,6 +218,21 @@ def test_floats_of_a_stated_range_round_to_the_nearest_level(value_range, dtype)
     assert torch.equal(all_images(floats + 1e-4, value_range=value_range), levels)  # a hair outside is still white
 
 
+def test_numbered_folders_are_classes_on_request_only(tmp_path):
+    images = [encoded(picture(i)) for i in range(4)]
+    buckets = {f"00000/img{i:08}.png": x for i, x in enumerate(images)} | {"00001/img00001000.png": images[0]}
+    for source in (write(tmp_path / "b", buckets), pack(tmp_path / "b.zip", buckets)):
+        parts = open_images(source)
+        assert parts.labels(0, 5) is None
+        told = f"the numbered folders 00000 to 00001 of {source} are not taken for classes; class_folders=True"
+        assert parts.notes == [f"{told} (--class-folders) takes them"]
+        asked = open_images(source, class_folders=True)
+        assert asked.labels(0, 5) == ["00000"] * 4 + ["00001"] and asked.notes == []
+    for name in ("0007", "n01440764", "00000_cat"):  # 10,000 classes have four digits
+        classes = open_images(write(tmp_path / name, {f"{name}/x.png": images[0], "0001/x.png": images[1]}))
+        assert classes.labels(0, 2) == sorted(["0001", name]) and classes.notes == []
+
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
