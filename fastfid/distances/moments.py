@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastfid import triton_kernels
-from fastfid.distances.moments_file import StoredMoments, open_arrays, read_moments, readable, write_moments
+from fastfid.distances.moments_file import StoredMoments, read_moments, reading_arrays, write_moments
 from fastfid.distances.rows import checked_features
 from fastfid.distances.scatter import (
     RowBuffer,
@@ -32,6 +32,7 @@ from fastfid.distances.scatter import (
 )
 from fastfid.identity import Identity, Provenance
 from fastfid.runtime.devices import as_tensor
+from fastfid.runtime.mapped_arrays import open_numpy
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -248,10 +249,10 @@ class FeatureMoments:
         the file.
         """
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"no statistics file at {path}")
-        with readable(path):
-            content = open_arrays(path)
+        with reading_arrays(path):
+            content = open_numpy(path)
             if isinstance(content, np.ndarray):
                 raise ValueError(f"{path} is a single array, not statistics; save mu and sigma together with np.savez")
             with content:

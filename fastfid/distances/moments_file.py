@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +21,14 @@ from torch import Tensor
 
 from fastfid.identity import Provenance
 from fastfid.runtime.atomic_files import write_atomically
-from fastfid.runtime.errors import first_line
-from fastfid.runtime.mapped_arrays import NoRoom, npz_array, writable
+from fastfid.runtime.errors import first_line, shown
+from fastfid.runtime.input_files import check_growth, reading
+from fastfid.runtime.mapped_arrays import npz_array, writable
 
 NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 Array = npt.NDArray[Any]  # an array of any type that a file can hold
+MOST_ROWS = 2**53  # up to which float64 and JSON keep every count
 
 
 class StoredMoments(NamedTuple):
@@ -38,10 +38,6 @@ class StoredMoments(NamedTuple):
     mean: Tensor
     cov: Tensor
     provenance: Provenance
-
-
-class NumPyRefusal(Exception):
-    """NumPy cannot read an entry, because it is damaged or holds pickled objects."""
 
 
 def write_moments(
@@ -69,59 +65,69 @@ def read_moments(path: Path, arrays: np.lib.npyio.NpzFile) -> StoredMoments:
     missing = sorted({"mu", "sigma"} - set(names))
     if missing:
         raise ValueError(
-            f"{path} has no {' and no '.join(missing)} (only {', '.join(names) or 'nothing'}); statistics need mu and "
-            "sigma"
+            f"{path} has no {' and no '.join(missing)} (only {shown(', '.join(names)) or 'nothing'}); "
+            "statistics need mu and sigma"
         )
     provenance: Provenance = _read_provenance(path, entry(path, arrays, "provenance")) if "provenance" in names else {}
-    rows = int(entry(path, arrays, "count")) if "count" in names else None
+    rows = count_of(path, entry(path, arrays, "count")) if "count" in names else None
     return moments_of_arrays(path, entry(path, arrays, "mu"), entry(path, arrays, "sigma"), rows, provenance)
 
 
 def moments_of_arrays(path: Path, mu: object, sigma: object, rows: int | None, provenance: Provenance) -> StoredMoments:
     """Moments in float64 of mu [d] and sigma [d, d] of any number types; ValueError that names the file otherwise."""
-    mean, cov = (torch.from_numpy(writable(real_numbers(path, x))) for x in (mu, sigma))
-    if mean.dim() != 1 or cov.shape != (len(mean), len(mean)):
-        shapes = f"mu {tuple(mean.shape)} and sigma {tuple(cov.shape)}"
+    mean_array, cov_array = real_numbers(path, mu), real_numbers(path, sigma)
+    dim = mean_array.size
+    if mean_array.ndim != 1 or cov_array.shape != (dim, dim):
+        shapes = f"mu {mean_array.shape} and sigma {cov_array.shape}"
         raise ValueError(f"{path} has {shapes}; they must be [d] and [d, d]")
+    if dim == 0:
+        raise ValueError(f"{path} has a mu and a sigma without entries, d = 0; compute the statistics again")
+    check_growth(path, 8 * dim * dim)  # of the float64 that it becomes
+    mean, cov = (torch.from_numpy(writable(x)) for x in (mean_array, cov_array))
     if not (torch.isfinite(mean).all() and torch.isfinite(cov).all()):
         raise ValueError(f"{path} holds NaN or infinity in mu or sigma; compute the statistics again")
     return StoredMoments(rows, mean.double(), cov.double(), provenance)
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn what NumPy and zipfile raise for damaged files into one ValueError that names the file."""
-    try:
-        yield
-    except NoRoom:
-        raise
-    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NumPyRefusal) as damaged:
-        raise ValueError(f"{path} cannot be read by NumPy ({first_line(damaged)}); save it again") from None
-
-
-def open_arrays(path: Path) -> Array | np.lib.npyio.NpzFile:
-    """The array of an npy file, mapped, or an open npz; NumPyRefusal for other content."""
-    try:
-        content: Array | np.lib.npyio.NpzFile = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as refusal:
-        raise NumPyRefusal(first_line(refusal)) from None
-    return content
+def reading_arrays(path: Path) -> AbstractContextManager[None]:
+    """The boundary around a reader of npz and npy files; errors as of `reading`."""
+    return reading(path, "save it again", by="NumPy")
 
 
 def entry(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> Array:
-    """One array of an open npz; NumPyRefusal if it cannot be read."""
+    """One array of an open npz; a ValueError about the entry says its name."""
     try:
         return npz_array(path, arrays, name)
     except ValueError as refusal:
-        raise NumPyRefusal(f"{name}: {first_line(refusal)}") from None
+        if str(path) in str(refusal):
+            raise
+        raise ValueError(f"{name}: {first_line(refusal)}") from None
 
 
 def real_numbers(path: Path, values: object) -> Array:
-    """The values as an array; ValueError that names the file unless they are real numbers."""
+    """The values as an array that torch can hold, long doubles as float64.
+
+    ValueError that names the file unless `values` is an array, or something that NumPy takes for one, of real numbers.
+    """
+    if isinstance(values, list | tuple | dict | str | bytes):  # lists that hold a list twice grow without an end
+        raise ValueError(f"{path} holds a {type(values).__name__} where an array is wanted; save float arrays")
     array = as_array(values) if isinstance(values, Tensor) else np.asarray(values)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{path} holds an array of {array.dtype}, not of real numbers; save float arrays")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # long double, which torch does not know
+        with np.errstate(over="ignore"):  # infinity is refused where it matters
+            return array.astype(np.float64)
     return array
+
+
+def count_of(path: Path, value: object) -> int:
+    """A number of images or rows; ValueError that names the file unless it is one whole number from 0."""
+    array = np.asarray(value) if not isinstance(value, list | tuple | dict) else np.empty(0)
+    number = array.item() if array.size == 1 and array.dtype.kind in "iuf" else None
+    if number is None or not 0 <= number <= MOST_ROWS or number != int(number):
+        told = f"{number}" if number is not None else f"of type {type(value).__name__}, shape {np.shape(array)}"
+        raise ValueError(f"{path} has a count {told}; a count is one whole number from 0")
+    return int(number)
 
 
 def as_array(tensor: Tensor) -> Array:
@@ -136,8 +142,8 @@ def as_array(tensor: Tensor) -> Array:
 def _read_provenance(path: Path, recorded: Array) -> Provenance:
     try:
         provenance = json.loads(str(recorded))
-    except json.JSONDecodeError as damaged:
-        raise ValueError(f"the provenance in {path} is no JSON ({damaged}); write the file again") from None
+    except (ValueError, RecursionError) as damaged:  # not JSON, numbers without an end, or thousands of brackets
+        raise ValueError(f"the provenance in {path} is no JSON ({first_line(damaged)}); write the file again") from None
     if not isinstance(provenance, dict):
         raise ValueError(f"the provenance in {path} is a {type(provenance).__name__}; it must be a JSON object")
     return {str(key): value if value is None else str(value) for key, value in provenance.items()}

@@ -7,14 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastfid.runtime.errors import first_line
 from fastfid.runtime.hashes import file_sha256
+from fastfid.runtime.input_files import reading
+from fastfid.runtime.pickle_checks import check_tensors, check_torch_file
 
 
 def checked_sha256(path: str | Path, expected: str) -> str:
     """SHA-256 of a file, hexadecimal; ValueError unless it starts with `expected`, FileNotFoundError if missing."""
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"no weights file at {path}; pass the path of the downloaded weights")
-    digest = file_sha256(path)
+    with reading(path, "download it again"):
+        digest = file_sha256(path)
     if not digest.startswith(expected):
         raise ValueError(f"{path} has SHA-256 {digest[:8]}…, not {expected}…: download the weights again")
     return digest
@@ -22,8 +26,7 @@ def checked_sha256(path: str | Path, expected: str) -> str:
 
 def unfit_weights(weights: str | Path, kind: str, error: Exception) -> ValueError:
     """The error for weights that a network does not accept."""
-    reason = str(error).splitlines()[0]
-    return ValueError(f"{weights} does not hold these {kind} weights ({reason}); pass the right file")
+    return ValueError(f"{weights} does not hold these {kind} weights ({first_line(error)}); pass the right file")
 
 
 def read_state(weights: str | Path) -> dict[str, Tensor]:
@@ -31,12 +34,12 @@ def read_state(weights: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     path = Path(weights)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no weights file at {path}; pass the path of the downloaded weights")
-    try:
+    with reading(path, "download it again", by="torch"):
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as damaged:  # damaged files raise nearly anything
-        reason = (str(damaged).splitlines() or [type(damaged).__name__])[0]
-        raise ValueError(f"{path} is no readable weights file ({reason}); download it again") from None
+        check_torch_file(path)
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        check_tensors(path, (x for x in state.values() if isinstance(x, Tensor)))
+        return state

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, decoded_block, reason_of
+from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, decoded_block
 from fastfid.runtime.devices import dense
-from fastfid.runtime.mapped_arrays import NoRoom, npz_array
+from fastfid.runtime.errors import shown
+from fastfid.runtime.input_files import reading
+from fastfid.runtime.mapped_arrays import npz_array, open_numpy
 
 ARRAY_NAMES = ("arr_0", "images")  # what an npz of images calls them: ADM's evaluator, and everybody else
 LABEL_NAMES = ("arr_1", "labels")  # and what it calls their classes
@@ -106,21 +108,17 @@ def open_array_file(path: Path, value_range: tuple[float, float] | None) -> Arra
 
     Compressed ones (np.savez_compressed) are inflated, above LARGE bytes into a temporary file (large_arrays.py).
     """
-    try:
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
-        images, labels = (content, None) if isinstance(content, np.ndarray) else _images_of_npz(path, content)
-    except NoRoom:
-        raise
-    except Exception as bad:  # damaged headers and members raise anything
-        raise ValueError(
-            f"{path} cannot be read by NumPy ({reason_of(bad)}); save it again with np.savez or np.save"
-        ) from None
-    if images is None:
-        held = ", ".join(content.files)
-        raise ValueError(f"{path} has neither {' nor '.join(ARRAY_NAMES)} (only {held}); save the images as arr_0")
-    # An arr_1 that is no list of classes is nobody's labels: one-hot rows, latents, a single number.
-    labelled = labels is not None and labels.shape == images.shape[:1]
-    return ArrayImages(str(path), images, value_range, labels if labelled else None)
+    with reading(path, "save it again with np.savez or np.save", by="NumPy"):
+        content = open_numpy(path)
+        if isinstance(content, np.ndarray):
+            return ArrayImages(str(path), content, value_range)
+        images, labels = _images_of_npz(path, content)
+        if images is None:
+            held = shown(", ".join(content.files))
+            raise ValueError(f"{path} has neither {' nor '.join(ARRAY_NAMES)} (only {held}); save the images as arr_0")
+        # An arr_1 that is no list of classes is nobody's labels: one-hot rows, latents, a single number.
+        labelled = labels is not None and labels.shape == images.shape[:1]
+        return ArrayImages(str(path), images, value_range, labels if labelled else None)
 
 
 def _images_of_npz(path: Path, content: np.lib.npyio.NpzFile) -> tuple[np.ndarray | None, np.ndarray | None]:

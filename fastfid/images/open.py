@@ -17,6 +17,7 @@ from fastfid.images.arrays import ARRAY_NAMES, ArrayImages, open_array_file
 from fastfid.images.files import open_folder, open_zip
 from fastfid.images.source import ImageBlock, ImageSource
 from fastfid.images.streams import StreamImages
+from fastfid.runtime.input_files import file_bytes
 
 __all__ = ["ARRAY_NAMES", "ImageBlock", "ImageSource", "open_images"]
 
@@ -65,6 +66,7 @@ def open_images(
         return open_folder(path, skip_corrupt, workers, class_folders)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass a folder, .zip, .npz or .npy of images")
+    file_bytes(path)
     if path.suffix.lower() == ".zip":
         return open_zip(path, skip_corrupt, workers, class_folders)
     if path.suffix.lower() in (".npz", ".npy"):

@@ -1,6 +1,18 @@
 """Words of errors that other libraries raise."""
 
+MOST_CHARACTERS = 200  # of another library's words in a sentence: a line on a wide terminal
+
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, or the name of its class if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0].strip()
+    """First line of an error's message, or the name of its class if it has none.
+
+    It is as `shown` writes it, because the words may come from a damaged file.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return shown(lines[0].strip())
+
+
+def shown(text: str) -> str:
+    """Words of a file for a sentence: cut if long, and characters that a terminal would obey written as escapes."""
+    text = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -21,6 +21,9 @@ from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
+from fastfid.runtime.errors import first_line
+from fastfid.runtime.input_files import NoRoom, check_growth
+
 LARGE = 1 << 30  # bytes of an array that is held in memory at most: 131,072 rows of 2048 float32 features
 COPIED_BYTES = 1 << 24  # copied at a time from one array into another
 
@@ -29,10 +32,6 @@ NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.forma
 # behind it (APPNOTE.TXT 4.3.7).
 LOCAL_HEADER, LOCAL_LENGTHS = 30, struct.Struct("<26x2H")
 READ_BYTES = 1 << 20
-
-
-class NoRoom(OSError):
-    """The disk has no room for an array that is too large for memory."""
 
 
 def room(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
@@ -68,34 +67,70 @@ def writable(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def open_numpy(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
+    """The array of an npy file, mapped, or an open npz; ValueError, or what zipfile raises, for any other file.
+
+    The header is checked first.  NumPy maps what a header claims, and a type of no bytes ends the process.
+    """
+    with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            archive: np.lib.npyio.NpzFile = np.load(path, allow_pickle=False)
+            return archive
+        file.seek(0)
+        header = _read_header(file)
+    held = path.stat().st_size - header.length
+    if header.size > held:
+        raise ValueError(f"its header claims {header.size:,} bytes and it holds {held:,}")
+    return _map(path, header, header.length)
+
+
 def npz_shape(content: np.lib.npyio.NpzFile, name: str) -> tuple[int, ...]:
     """Shape of array `name` of an npz, by its header."""
-    with _opened(content, f"{name}.npy") as member:
+    with _opened(content, _member(content, name)) as member:
         return _read_header(member).shape
 
 
 def npz_array(path: Path, content: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     """Array `name` of the npz at `path`: a read-only map of what is stored as it is, its checksum found right.
 
-    What is compressed is inflated into `room`, a block at a time.  Raises what NumPy and zipfile do.
+    What is compressed is inflated into `room`, a block at a time.  ValueError, or what zipfile raises, for a damaged
+    entry; ValueError or NoRoom for one that is out of proportion to the file or the memory (input_files.py).
     """
-    info = _archive(content).NameToInfo.get(f"{name}.npy")
-    if info is None:
-        return content[name]
+    info = _member(content, name)
     with _opened(content, info) as member:
         header = _read_header(member)
-        if header.dtype.hasobject or not header.length < info.file_size == header.length + header.size:
-            return content[name]  # which says what is wrong
+        if info.file_size != header.length + header.size:
+            raise ValueError(f"its header claims {header.size:,} bytes and it holds {info.file_size - header.length:,}")
         if info.compress_type != zipfile.ZIP_STORED:
+            check_growth(path, header.size)
             return _inflated(member, header)
         while member.read(READ_BYTES):  # to its end, where zipfile compares the checksum
             pass
     with path.open("rb") as file:
         file.seek(info.header_offset)
         lengths = LOCAL_LENGTHS.unpack_from(file.read(LOCAL_HEADER))
-    offset = info.header_offset + LOCAL_HEADER + sum(lengths) + header.length
+    return _map(path, header, info.header_offset + LOCAL_HEADER + sum(lengths) + header.length)
+
+
+def _map(path: Path, header: _Header, offset: int) -> np.ndarray:
+    """The array that lies at `offset` in the file, read-only."""
+    if header.size == 0:  # nothing to map
+        return np.empty(header.shape, header.dtype)
     mapped: np.ndarray = np.memmap(path, header.dtype, "r", offset, header.shape, header.order)
     return mapped
+
+
+def _member(content: np.lib.npyio.NpzFile, name: str) -> zipfile.ZipInfo:
+    """The zip's entry of array `name`; ValueError if it is no npy file, or packed in another way than NumPy does.
+
+    Python's bz2 and lzma inflate all there is at once, whatever the zip claims.
+    """
+    info = _archive(content).NameToInfo.get(f"{name}.npy")
+    if info is None:
+        raise ValueError("it is no .npy file")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("its compression method is not supported, which is neither none nor deflate")
+    return info
 
 
 def _archive(content: np.lib.npyio.NpzFile) -> zipfile.ZipFile:
@@ -105,8 +140,8 @@ def _archive(content: np.lib.npyio.NpzFile) -> zipfile.ZipFile:
     return content.zip
 
 
-def _opened(content: np.lib.npyio.NpzFile, member: str | zipfile.ZipInfo) -> IO[bytes]:
-    """A member to read; ValueError for one that is encrypted or compressed in a way that zipfile does not know."""
+def _opened(content: np.lib.npyio.NpzFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    """A member to read; ValueError for one that is encrypted."""
     try:
         return _archive(content).open(member)
     except RuntimeError as refusal:
@@ -127,11 +162,23 @@ class _Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _read_header(member: IO[bytes]) -> _Header:
-    """Of a file at its beginning; a version that is not known here has the type of objects, which is none of ours."""
-    read = NPY_HEADERS.get(np.lib.format.read_magic(member))
-    shape, fortran, dtype = read(member) if read else ((), False, np.dtype(object))
-    return _Header(shape, "F" if fortran else "C", dtype, member.tell())
+def _read_header(file: IO[bytes]) -> _Header:
+    """Of a file at its beginning; ValueError if it cannot be parsed, or is of no array that can be mapped."""
+    version = np.lib.format.read_magic(file)
+    read = NPY_HEADERS.get(version)
+    if read is None:
+        raise ValueError(f"it is of npy version {version[0]}.{version[1]}, which plain arrays do not need")
+    try:
+        shape, fortran, dtype = read(file)
+    except ValueError:
+        raise
+    except Exception as damaged:  # Python's parser: SyntaxError, TokenError, RecursionError, MemoryError
+        raise ValueError(f"its header is no description of an array: {first_line(damaged)}") from None
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded: they hold pickled Python objects")
+    if dtype.itemsize == 0 or any(n < 0 for n in shape):
+        raise ValueError(f"its header claims the shape {shape} of type {dtype.str}")
+    return _Header(shape, "F" if fortran else "C", dtype, file.tell())
 
 
 def _inflated(member: IO[bytes], header: _Header) -> np.ndarray:
@@ -141,6 +188,8 @@ def _inflated(member: IO[bytes], header: _Header) -> np.ndarray:
     while part := member.read(READ_BYTES):
         content[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
         filled += len(part)
+    if filled != header.size:
+        raise ValueError(f"it ends after {filled:,} of {header.size:,} bytes")
     inflated: np.ndarray = content.view(header.dtype).reshape(header.shape, order=header.order)
     return inflated
 

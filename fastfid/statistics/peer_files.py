@@ -19,7 +19,6 @@ Legend: n images, d feature dimension.
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,13 +27,23 @@ import torch
 from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
-from fastfid.distances.moments_file import entry, moments_of_arrays, open_arrays, read_moments, readable, real_numbers
+from fastfid.distances.moments_file import (
+    count_of,
+    entry,
+    moments_of_arrays,
+    read_moments,
+    reading_arrays,
+    real_numbers,
+)
 from fastfid.distances.rows import BLOCK_ROWS
 from fastfid.features.registry import preprocessing_of
 from fastfid.identity import Provenance
 from fastfid.images.open import ARRAY_NAMES
 from fastfid.protocols import PROTOCOLS
-from fastfid.runtime.mapped_arrays import npz_shape, writable
+from fastfid.runtime.errors import shown
+from fastfid.runtime.input_files import check_growth, reading
+from fastfid.runtime.mapped_arrays import npz_shape, open_numpy, writable
+from fastfid.runtime.pickle_checks import check_tensors
 from fastfid.statistics.safe_pickle import load_pickle, load_torch
 
 FEATURE_NAMES = ("features", "feats", "reps")  # fastfid; clean-fid; dgm-eval
@@ -43,9 +52,8 @@ PICKLES = (".pkl", ".pickle")
 
 TORCH_FILES = (".pt", ".pth")
 
-UNREADABLE_ARRAYS = (  # what damaged npz and npy raise; MemoryError is a header that claims more than there is
-    ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile,
-)  # fmt: skip
+# Types of a tensor that are features; 8-bit floats have two or three digits and no arithmetic.
+FEATURE_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # EDM2 keeps one entry a network; these are the networks' names here.
 EDM2_ENTRIES = {"fid": "inception", "fd_dinov2": "dinov2"}
@@ -72,15 +80,17 @@ class FileContent(NamedTuple):
 
 def read_file(path: Path, network: str | None = None) -> FileContent:
     """The content of a statistics file; arguments and errors as of `read_statistics`."""
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no statistics file at {path}; pass an .npz, .npy, .pkl or .pt file")
     suffix = path.suffix.lower()
-    if suffix in PICKLES:
-        return _from_edm2(path, load_pickle(path), network)
-    if suffix in TORCH_FILES:
-        return _from_torch(path)
     if suffix in (".npz", ".npy"):
-        return _from_numpy(path)
+        with reading_arrays(path):
+            return _from_numpy(path)
+    with reading(path, "save it again"):
+        if suffix in PICKLES:
+            return _from_edm2(path, load_pickle(path), network)
+        if suffix in TORCH_FILES:
+            return _from_torch(path)
     raise ValueError(f"{path} is no .npz, .npy, .pkl or .pt file; statistics are read from these")
 
 
@@ -92,28 +102,27 @@ def holds_statistics(path: str | os.PathLike[str]) -> bool:
     suffix = path.suffix.lower()
     if suffix in PICKLES or suffix in TORCH_FILES:
         return True
-    try:
-        if suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return bool(array.ndim == 2 and array.dtype.kind == "f")
-        if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                names = set(arrays.files)
-                if {"mu", "sigma"} <= names or names & set(FEATURE_NAMES):
-                    return True
-                return len(names) == 1 and len(npz_shape(arrays, arrays.files[0])) == 2
-    except UNREADABLE_ARRAYS:  # open_images says in its own words what is wrong with it
+    if suffix not in (".npz", ".npy"):
         return False
-    return False
+    try:
+        content = open_numpy(path)
+        if isinstance(content, np.ndarray):
+            return bool(content.ndim == 2 and content.dtype.kind == "f")
+        with content as arrays:
+            names = set(arrays.files)
+            if {"mu", "sigma"} <= names or names & set(FEATURE_NAMES):
+                return True
+            return len(names) == 1 and len(npz_shape(arrays, arrays.files[0])) == 2
+    except Exception:  # damaged files raise nearly anything; open_images says what is wrong with this one
+        return False
 
 
 def _from_numpy(path: Path) -> FileContent:
-    with readable(path):
-        content = open_arrays(path)
-        if isinstance(content, np.ndarray):
-            return FileContent("features", {}, features=_checked_features(path, content))
-        with content:
-            return _from_npz(path, content)
+    content = open_numpy(path)
+    if isinstance(content, np.ndarray):
+        return FileContent("features", {}, features=_checked_features(path, content))
+    with content:
+        return _from_npz(path, content)
 
 
 def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> FileContent:
@@ -132,8 +141,8 @@ def _from_npz(path: Path, arrays: np.lib.npyio.NpzFile) -> FileContent:
             return FileContent("features", {}, features=_checked_features(path, array))
     missing = sorted({"mu", "sigma"} - names)
     raise ValueError(
-        f"{path} has no {' and no '.join(missing)} (only {', '.join(arrays.files) or 'nothing'}); statistics need mu "
-        "and sigma, features the name features, feats or reps"
+        f"{path} has no {' and no '.join(missing)} (only {shown(', '.join(arrays.files)) or 'nothing'}); "
+        "statistics need mu and sigma, features the name features, feats or reps"
     )
 
 
@@ -162,7 +171,10 @@ def _made_by(protocol: str, network: str) -> Provenance:
 
 def _checked_features(path: Path, array: np.ndarray | Tensor) -> Tensor:
     """Features [n ≥ 2, d] of a finite float dtype, or ValueError naming the file."""
-    features = array if isinstance(array, Tensor) else torch.from_numpy(writable(real_numbers(path, array)))
+    if isinstance(array, Tensor):
+        features = _plain(path, array)
+    else:
+        features = torch.from_numpy(writable(real_numbers(path, array)))
     if features.dim() != 2 or not features.is_floating_point():
         raise ValueError(
             f"{path} holds an array {tuple(features.shape)} of {str(features.dtype).removeprefix('torch.')}; features "
@@ -170,11 +182,27 @@ def _checked_features(path: Path, array: np.ndarray | Tensor) -> Tensor:
         )
     if len(features) < 2 or features.shape[1] == 0:
         raise ValueError(f"{path} holds {len(features)} feature rows of d = {features.shape[1]}; two rows are needed")
+    check_growth(path, 8 * features.shape[1] ** 2)  # of their covariance
     for start, rows in zip(range(0, len(features), BLOCK_ROWS), features.split(BLOCK_ROWS), strict=True):
         bad = ~torch.isfinite(rows).all(dim=1)
         if bad.any():
             raise ValueError(f"{path} holds NaN or infinity in row {start + int(bad.nonzero()[0])}; compute it again")
     return features
+
+
+def _plain(path: Path, tensor: Tensor) -> Tensor:
+    """The tensor without gradient; ValueError unless it is one of plain numbers, all of which the file holds."""
+    told = None
+    if tensor.layout != torch.strided:
+        told = f"{str(tensor.layout).removeprefix('torch.')} tensor; save its .to_dense()"
+    elif tensor.device.type != "cpu":
+        told = f"tensor on the device {tensor.device}, without values; save it from a device that has them"
+    elif tensor.is_floating_point() and tensor.dtype not in FEATURE_TYPES:
+        told = f"tensor of {str(tensor.dtype).removeprefix('torch.')}; save its .float()"
+    if told is not None:
+        raise ValueError(f"{path} holds a {told}")
+    check_tensors(path, [tensor])
+    return tensor.detach()
 
 
 def _from_edm2(path: Path, content: object, network: str | None) -> FileContent:
@@ -187,7 +215,7 @@ def _from_edm2(path: Path, content: object, network: str | None) -> FileContent:
     key = _edm2_entry(path, list(entries), network)
     provenance = _made_by("edm2", EDM2_ENTRIES.get(key, str(key)))
     count = content.get("num_images")
-    count = None if count is None else int(count)
+    count = None if count is None else count_of(path, count)
     stored = moments_of_arrays(path, entries[key]["mu"], entries[key]["sigma"], count, provenance)
     return FileContent(f"EDM2 ({key})", provenance, FeatureMoments(*stored))
 
@@ -200,7 +228,7 @@ def _edm2_entry(path: Path, keys: list[str], network: str | None) -> str:
         return wanted[0]
     told = "" if network is None else f", none of the network {network}"
     raise ValueError(
-        f"{path} holds statistics of {', '.join(EDM2_ENTRIES.get(k, str(k)) for k in keys)}{told}; "
+        f"{path} holds statistics of {shown(', '.join(EDM2_ENTRIES.get(k, str(k)) for k in keys))}{told}; "
         "say which with network= (--network)"
     )
 
@@ -209,7 +237,8 @@ def _from_torch(path: Path) -> FileContent:
     """torch-fidelity's cache: features, one tensor or a dict with one, or statistics {mu, sigma}."""
     content = load_torch(path)
     if isinstance(content, dict) and {"mu", "sigma"} <= set(content):
-        stored = moments_of_arrays(path, content["mu"], content["sigma"], None, {})
+        mu, sigma = (_plain(path, x) if isinstance(x, Tensor) else x for x in (content["mu"], content["sigma"]))
+        stored = moments_of_arrays(path, mu, sigma, None, {})
         return FileContent("torch-fidelity statistics", {}, FeatureMoments(*stored))
     if isinstance(content, dict) and len(content) == 1:
         content = next(iter(content.values()))
@@ -220,4 +249,4 @@ def _from_torch(path: Path) -> FileContent:
 
 
 def _names(content: dict[Any, Any]) -> str:
-    return ", ".join(str(key) for key in content) or "nothing"
+    return shown(", ".join(str(key) for key in content)) or "nothing"

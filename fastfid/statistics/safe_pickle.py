@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from fastfid.runtime.errors import first_line
+from fastfid.runtime.input_files import reading
+from fastfid.runtime.pickle_checks import check_pickle, check_torch_file
 
 NUMBER_CODES = re.compile(r"[biufc]\d{1,2}")  # NumPy's codes of booleans, integers, floats and complex numbers
 
@@ -111,30 +113,31 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def load_pickle(path: Path) -> object:
     """The content of a pickle of arrays and plain containers; ValueError for any other."""
-    try:
-        with open(path, "rb") as file:
-            return _ArrayUnpickler(file).load()
-    except _Refusal as refused:
-        raise ValueError(
-            f"{path} is a pickle that asks for {first_line(refused)}, which is refused because it could run code; "
-            "only arrays and plain containers are read, save mu and sigma with np.savez instead"
-        ) from None
-    except Exception as damaged:  # a damaged pickle raises nearly anything
-        raise ValueError(f"{path} is not a readable pickle ({first_line(damaged)}); fetch it again") from None
+    with reading(path, "fetch it again", by="pickle"):
+        check_pickle(path)
+        try:
+            with open(path, "rb") as file:
+                return _ArrayUnpickler(file).load()
+        except _Refusal as refused:
+            raise ValueError(
+                f"{path} is a pickle that asks for {first_line(refused)}, which is refused because it could run code; "
+                "only arrays and plain containers are read, save mu and sigma with np.savez instead"
+            ) from None
 
 
 def load_torch(path: Path) -> object:
     """torch.load restricted to tensors, NumPy arrays and plain containers."""
     allowed: list[Any] = [(value, f"{module}.{name}") for (module, name), value in _array_builders().items()]
     allowed += [_Type, _Array]  # whose state torch sets only where it knows the class
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as unreadable:  # a damaged file raises nearly anything
-        if "unsupported" not in str(unreadable).lower():  # torch's word for a name that is not on its list
-            reason = first_line(unreadable)
-            raise ValueError(f"{path} is not a readable torch file ({reason}); save it again") from None
-        raise ValueError(
-            f"{path} asks for more than tensors and arrays, which is refused because it could run code; save the "
-            "features alone with torch.save"
-        ) from None
+    with reading(path, "save it again", by="torch"):
+        check_torch_file(path)
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as refused:
+            if "unsupported" not in str(refused).lower():  # torch's word for a name that is not on its list
+                raise
+            raise ValueError(
+                f"{path} asks for more than tensors and arrays, which is refused because it could run code; save the "
+                "features alone with torch.save"
+            ) from None

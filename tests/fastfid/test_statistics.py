@@ -293,14 +293,14 @@ def test_damaged_files_are_named(tmp_path):
     for name, words in [
         ("x.npz", "cannot be read by NumPy"),
         ("x.npy", "cannot be read by NumPy"),
-        ("x.pkl", "is not a readable pickle"),
-        ("x.pt", "is not a readable torch file"),
+        ("x.pkl", "cannot be read by pickle"),
+        ("x.pt", "cannot be read by torch"),
     ]:
         (tmp_path / name).write_bytes(b"hello")
         assert words in error_of(tmp_path / name)
     good = pickle.dumps({"fid": {"mu": MU, "sigma": SIGMA}})
     (tmp_path / "short.pkl").write_bytes(good[: len(good) // 2])
-    assert "is not a readable pickle" in error_of(tmp_path / "short.pkl")
+    assert "cannot be read by pickle" in error_of(tmp_path / "short.pkl")
     np.savez(tmp_path / "cut.npz", mu=MU, sigma=SIGMA)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:-30])
     assert "cannot be read by NumPy" in error_of(tmp_path / "cut.npz")

@@ -1,0 +1,106 @@
+"""Checks of pickles and torch files before anything in them is built.
+
+A few bytes of a pickle can ask for gigabytes or for hours.  An index of its memo makes the reader's table as long, and
+tuples that hold a tuple twice, thirty deep, take minutes as the key of a dict.  pickletools names the operations of a
+pickle without carrying them out.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickletools
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+from torch import Tensor
+
+from fastfid.runtime.input_files import check_growth
+
+ZIP_START = b"PK\x03\x04"  # of a torch file since torch 1.6 (PKWARE's APPNOTE, local file header)
+# At the beginning of an older one: a magic number, the protocol, the system, the content and the keys of its values.
+LEGACY_PICKLES = 5
+# Objects that a pickle may mention again, each with all it holds: hashing so many takes half a second.
+MOST_REPEATED = 1 << 22
+WRITES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
+READS = frozenset({"GET", "BINGET", "LONG_BINGET"})
+
+
+def check_pickle(path: Path) -> None:
+    """ValueError for a pickle that asks for far more than its bytes hold; what pickletools raises for damaged ones."""
+    with _mapped(path) as content:
+        _check_operations(content)
+
+
+def check_torch_file(path: Path) -> None:
+    """As `check_pickle`, for what torch.save writes; also for a zip that claims to inflate beyond proportion."""
+    with open(path, "rb") as file:
+        zipped = file.read(len(ZIP_START)) == ZIP_START
+    if zipped:
+        _check_torch_zip(path)
+        return
+    with _mapped(path) as content:
+        for _ in range(LEGACY_PICKLES):
+            _check_operations(content)
+
+
+def check_tensors(path: Path, tensors: Iterable[Tensor]) -> None:
+    """ValueError or NoRoom if the tensors stand for more values than fit the file; an expanded one holds few."""
+    check_growth(path, sum(x.numel() * x.element_size() for x in tensors))
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[IO[bytes]]:
+    """The file to read from a map, which gives no more than it holds, whatever length is asked for."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield cast("IO[bytes]", content)  # it has read and readline, and pickletools needs no more
+
+
+def _check_torch_zip(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        check_growth(path, sum(member.file_size for member in members))
+        for member in members:
+            if member.filename.endswith("data.pkl"):
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{member.filename} is compressed in a way that torch does not write")
+                with archive.open(member) as content:
+                    _check_operations(content)
+
+
+def _check_operations(content: IO[bytes]) -> None:
+    """Follow one pickle to its end, with the number of objects that each object on its stack stands for."""
+    stack: list[int | None] = []  # None is a mark
+    memo: dict[int, int] = {}
+    repeated = 0
+    for done, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        if operation.name in WRITES:
+            index = len(memo) if argument is None else argument
+            if index > done + 1:  # every object takes an operation; Python 2 counted from 1
+                raise ValueError(f"it numbers an object {index:,} after {done} operations")
+            memo[index] = stack[-1] or 0
+        elif operation.name in READS or operation.name == "DUP":
+            again = (stack[-1] if argument is None else memo[argument]) or 0
+            repeated += again
+            if repeated > MOST_REPEATED:
+                raise ValueError(f"it repeats more than {MOST_REPEATED:,} objects")
+            stack.append(again)
+        elif operation.name == "MARK":
+            stack.append(None)
+        else:
+            weight = 1 + _taken(stack, operation)
+            stack += [weight] * len(operation.stack_after)
+
+
+def _taken(stack: list[int | None], operation: pickletools.OpcodeInfo) -> int:
+    """Take what an operation takes from the stack; the number of objects in it."""
+    before, total = list(operation.stack_before), 0
+    if pickletools.stackslice in before:
+        before = before[: before.index(pickletools.markobject)]
+        while (weight := stack.pop()) is not None:
+            total += weight
+    for _ in before:
+        total += stack.pop() or 0
+    return total
