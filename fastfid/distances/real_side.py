@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -18,6 +17,7 @@ from fastfid.linalg.symmetric import is_asymmetric, is_symmetric, solver_noise
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.devices import named_tensor
 from fastfid.runtime.hashes import moments_sha256
+from fastfid.runtime.input_files import file_bytes
 
 
 class HasMoments(Protocol):
@@ -105,10 +105,11 @@ class RealFactor(PreparedMoments):
         moments = _constants(_as_moments(real, "real"))
         digest = moments_sha256(moments.mean, moments.cov)
         try:
+            file_bytes(path)
             with np.load(path, allow_pickle=False) as held:
                 if str(held["moments_sha256"]) == digest:
                     return cls._from_file(held, _moved(moments, device))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except Exception:  # damaged files raise nearly anything; this one is made again
             pass
         factor = cls(real, device)
         write_atomically(
@@ -128,6 +129,8 @@ class RealFactor(PreparedMoments):
     def _from_file(cls, held: np.lib.npyio.NpzFile, moments: FeatureMoments) -> RealFactor:
         factor = cls.__new__(cls)
         root = torch.from_numpy(held["root"]).to(moments.mean.device)
+        if root.dtype != torch.float64 or root.ndim != 2 or root.shape[1] != moments.dim or not _all_finite(root):
+            raise ValueError(f"a factor {tuple(root.shape)} of {root.dtype} is not one of d = {moments.dim}")
         PreparedMoments.__init__(factor, moments, root, "eigh", int(held["clipped"]))
         return factor
 

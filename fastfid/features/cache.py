@@ -11,7 +11,6 @@ image or a second run at the same time leave whole shards only, and whoever come
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.hashes import sha256
+from fastfid.runtime.input_files import file_bytes
 
 FORMAT = 1  # of a shard's file; part of its key, so that a new layout never meets an old file
 
@@ -58,16 +58,19 @@ class FeatureCache:
         self, extractor: FeatureExtractor, digest: str, count: int
     ) -> tuple[dict[str, Tensor], tuple[int, ...]] | None:
         """Outputs by name, float32 [count, …], and the images' shape [C, H, W]; None if absent or damaged."""
+        path = self.path(extractor, digest)
         try:
-            with np.load(self.path(extractor, digest), allow_pickle=False) as arrays:
+            file_bytes(path)
+            with np.load(path, allow_pickle=False) as arrays:
                 held = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            channels, height, width = (int(size) for size in held.pop("image_shape"))
+            fits = all(len(rows) == count and rows.dtype == torch.float32 for rows in held.values())
+            if not fits or held["features"].shape != (count, extractor.dim):
+                return None
+        except Exception:  # damaged files raise nearly anything
             return None  # not there, or cut short by a crash of the machine: extracted and written again
-        shape = tuple(held.pop("image_shape", torch.empty(0)).tolist())
-        if len(shape) != 3 or held.get("features", torch.empty(0)).shape != (count, extractor.dim):
-            return None
         self.hits += 1
-        return held, shape
+        return held, (channels, height, width)
 
     def save(
         self, extractor: FeatureExtractor, digest: str, outputs: dict[str, Tensor], shape: tuple[int, ...]

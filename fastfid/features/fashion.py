@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastfid.features.extractor import FeatureExtractor, MultiExtractor, usable_device
 from fastfid.features.names import FASHION_NETS
 from fastfid.features.preparation import HALF_RANGE
+from fastfid.runtime.errors import first_line
 from fastfid.runtime.hashes import file_sha256
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -84,14 +85,13 @@ def load_fashion_net(name: str, path: str | Path | None = None) -> FashionNet:
 
     ValueError for an unknown name; FileNotFoundError, naming the command that trains them, for missing weights.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     net, weights = build_fashion_net(name), _fashion_weights(name, path)
     try:
         net.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as unfit:
-        reason = str(unfit).splitlines()[0]
+    except Exception as unfit:  # whatever safetensors and torch find in it
+        reason = first_line(unfit)
         raise ValueError(f"{weights} does not hold the weights of {name} ({reason}); pass the right file") from None
     return net.eval().requires_grad_(False)
 

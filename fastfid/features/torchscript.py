@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fastfid.features.extractor import FeatureExtractor, usable_device
 from fastfid.features.preparation import preparation
+from fastfid.runtime.errors import first_line, shown
 from fastfid.runtime.hashes import file_sha256
+from fastfid.runtime.input_files import file_bytes
 
 TORCHSCRIPT = "torchscript:"  # prefix of a name whose rest is a file; the file's code may run
 
@@ -39,8 +41,9 @@ def torchscript_extractor(
     """
     path, device = Path(path), usable_device(device)
     prepare, sentence = preparation(side, value_range, rgb=True)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no TorchScript file at {path}; pass the path of a module saved by torch.jit.save")
+    file_bytes(path)
     network = load_torchscript(path, device)
     return FeatureExtractor(
         network,
@@ -75,9 +78,8 @@ def load_torchscript(path: str | Path, device: str | torch.device) -> torch.jit.
             warnings.simplefilter("ignore", DeprecationWarning)
             module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
             return module.eval()
-    except (RuntimeError, ValueError) as unfit:
-        reason = (str(unfit).splitlines() or [type(unfit).__name__])[0]
-        raise ValueError(f"{path} is no TorchScript file ({reason}); save a module with torch.jit.save") from None
+    except Exception as unfit:  # damaged files raise nearly anything
+        raise ValueError(f"{path} is no TorchScript file ({first_line(unfit)}); save it by torch.jit.save") from None
 
 
 @torch.inference_mode()
@@ -92,8 +94,8 @@ def _probed_dim(
     black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
     try:
         found = network(prepare(black))
-    except RuntimeError as failed:
-        reason = str(failed).strip().splitlines()[-1]
+    except Exception as failed:  # whatever its code raises
+        reason = shown((str(failed).strip().splitlines() or [type(failed).__name__])[-1])
         raise ValueError(
             f"{path} fails on images [n, 3, {side}, {side}] ({reason}); state the side it expects, ?side=PIXELS"
         ) from None

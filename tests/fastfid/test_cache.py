@@ -1,5 +1,6 @@
 """The cache of features: found again by content, whole after any interruption, and never the cause of a failure."""
 
+import os
 import shutil
 import threading
 import zipfile
@@ -262,3 +263,34 @@ def test_progress_shows_itself_when_late(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(extraction, "PROGRESS_DELAY", 0.0)
     run(folder, made, cache=False, progress=True)
     assert "20/20" in capsys.readouterr().err
+
+
+SHARDS = {
+    "text": {"features": np.array(["a"] * 4), "image_shape": np.array([3, 8, 8])},
+    "integers": {"features": np.zeros((4, 6), int), "image_shape": np.array([3, 8, 8])},
+    "a scalar shape": {"features": np.zeros((4, 6), np.float32), "image_shape": np.array(3)},
+    "a shape of text": {"features": np.zeros((4, 6), np.float32), "image_shape": np.array(["a", "b", "c"])},
+    "a scalar beside": {"features": np.zeros((4, 6), np.float32), "image_shape": np.array([3, 8, 8]), "x": np.array(1)},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("kind", SHARDS)
+def test_shards_of_another_kind_are_made_again(tmp_path, kind):
+    """Whatever lies in a shard's place is read as absent and replaced."""
+    extractor, cache = FeatureExtractor.from_module(nn.Flatten(), 6, name="f"), FeatureCache(tmp_path)
+    path = cache.path(extractor, "d")
+    path.parent.mkdir(parents=True)
+    np.savez(path, **SHARDS[kind])
+    assert cache.load(extractor, "d", 4) is None and cache.hits == 0
+    features = torch.arange(24.0).reshape(4, 6)
+    cache.save(extractor, "d", {"features": features}, (3, 8, 8))
+    held, shape = cache.load(extractor, "d", 4)
+    assert torch.equal(held["features"], features) and shape == (3, 8, 8)
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(tmp_path):
+    extractor, cache = FeatureExtractor.from_module(nn.Flatten(), 6, name="f"), FeatureCache(tmp_path)
+    cache.path(extractor, "d").parent.mkdir(parents=True)
+    os.mkfifo(cache.path(extractor, "d"))
+    assert cache.load(extractor, "d", 4) is None

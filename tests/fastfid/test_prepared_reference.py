@@ -1,5 +1,7 @@
 """The distance of the reference set itself, in many digits and by the original definition."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -48,5 +50,19 @@ def test_the_real_factor_is_kept_on_disk(tmp_path, monkeypatch):
         assert torch.equal(SwapEngine(again, reference).score(removed, added), expected)
     other = RealFactor.kept(moments(real * 2), path)  # of other moments: replaced
     assert other.trace == pytest.approx(4 * first.trace) and path.read_bytes() != path_of_others
-    path.write_bytes(b"damaged")
-    assert torch.equal(RealFactor.kept(moments(real), path).root, first.root)
+    whole = path_of_others
+    digest = str(np.load(io.BytesIO(whole))["moments_sha256"])
+    for damaged in (
+        b"damaged", whole[:-40], written(moments_sha256=digest), written(moments_sha256=digest, root="x", clipped=0),
+        written(moments_sha256=digest, root=np.zeros(12), clipped=0),
+        written(moments_sha256=digest, root=np.eye(12), clipped="x"),
+        written(moments_sha256=digest, root=np.full((12, 12), np.nan), clipped=0), written(moments_sha256=["a", "b"]),
+    ):  # fmt: skip
+        path.write_bytes(damaged)
+        assert torch.equal(RealFactor.kept(moments(real), path).root, first.root)
+
+
+def written(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
