@@ -14,7 +14,7 @@ from fastfid import FeatureExtractor, FeatureMoments
 from fastfid.identity import NetworkFeatures, mismatch
 from fastfid.images.open import open_images
 from fastfid.statistics.peer_files import holds_statistics
-from fastfid.statistics.statistics import Statistics
+from fastfid.statistics.statistics import Statistics, read_statistics
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.preemption import stop_if_told
 
@@ -31,14 +31,13 @@ class RealSide:
 
 
 def extract_real(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress: bool) -> RealSide:
-    """Moments and features of images (tensor, folder, zip, npz), or the moments of a statistics file.
+    """Moments and features of images (tensor, folder, zip, npz), or the moments of a file of statistics or features.
 
     Every rank calls it. Preempted between two batches if the run was told to stop.
     """
-    moments = saved_moments(source)
-    if moments is not None:
-        check_statistics(Statistics(moments, str(source)), net)
-        return RealSide(moments.to(net.device), None)
+    statistics = saved_statistics(source, net)
+    if statistics is not None:
+        return RealSide(statistics.moments.to(net.device), None)
     images = open_images(source)
     parts = []
     with tqdm(total=len(images), desc=label, unit="image", disable=not progress, leave=False) as bar:
@@ -53,19 +52,23 @@ def extract_real(source: torch.Tensor | Path, net: FeatureExtractor, label: str,
 
 def validate_real(source: Path, nets: list[FeatureExtractor]) -> None:
     """ValueError or OSError, before features are computed, if real images or statistics cannot be used."""
-    moments = saved_moments(source)
-    if moments is None:
+    if not holds_statistics(source):
         next(iter(open_images(source).batches(1)))
         return
     for net in nets:
-        check_statistics(Statistics(moments, str(source)), net)
+        saved_statistics(source, net)
 
 
-def saved_moments(source: torch.Tensor | Path) -> FeatureMoments | None:
-    """The moments of a statistics file; None for images."""
-    if not isinstance(source, Path) or source.suffix != ".npz" or not holds_statistics(source):
+def saved_statistics(source: torch.Tensor | Path, net: FeatureExtractor) -> Statistics | None:
+    """What a file of statistics or features tells of the network `net`, as `fastfid` reads it; None for images.
+
+    ValueError or OSError for a damaged file, and for statistics of another network.
+    """
+    if not isinstance(source, Path) or not holds_statistics(source):
         return None
-    return FeatureMoments.load(source)
+    statistics = read_statistics(source, net.name)
+    check_statistics(statistics, net)
+    return statistics
 
 
 def check_statistics(statistics: Statistics, net: FeatureExtractor) -> None:

@@ -1,5 +1,10 @@
 """What a run loads before any work: feature networks by name and file, statistics of that network alone."""
 
+import io
+import os
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +16,7 @@ from sit_rl.components.build import build_components
 from sit_rl.components.checks import check_classes
 from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.components.networks import load_networks
-from sit_rl.components.real_side import extract_real
+from sit_rl.components.real_side import extract_real, validate_real
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.presets import PRESETS
@@ -76,6 +81,72 @@ def test_statistics_of_another_network_are_refused(train_error, tmp_path):
     own = saved("own.npz", 128, **feature_extractor("fashion-a").identity.provenance())
     side = extract_real(own[1], feature_extractor("fashion-a"), "real", progress=False)
     assert side.moments.count == 300 and side.features is None
+
+
+MU, SIGMA = np.zeros(128), np.eye(128)
+STATISTICS = {
+    "big-endian.npz": lambda path: np.savez(path, mu=MU.astype(">f8"), sigma=SIGMA.astype(">f4")),
+    "long.npz": lambda path: np.savez(path, mu=MU.astype(np.longdouble), sigma=SIGMA.astype(np.longdouble)),
+    "half.npz": lambda path: np.savez(path, mu=MU.astype("f2"), sigma=SIGMA.astype("f2")),
+    "capital.NPZ": lambda path: path.write_bytes(written(mu=MU, sigma=SIGMA)),
+    "torch.pt": lambda path: torch.save({"mu": torch.from_numpy(MU), "sigma": torch.from_numpy(SIGMA)}, path),
+    "edm2.pkl": lambda path: path.write_bytes(
+        pickle.dumps({"fashion-a": {"mu": MU, "sigma": SIGMA}, "x": {"mu": MU, "sigma": 2 * SIGMA}})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_the_trainer_reads_the_statistics_that_fastfid_reads(tmp_path, name):
+    STATISTICS[name](tmp_path / name)
+    net = feature_extractor("fashion-a")
+    validate_real(tmp_path / name, [net])
+    side = extract_real(tmp_path / name, net, "real", progress=False)
+    assert torch.equal(side.moments.cov, torch.eye(128, dtype=torch.float64)) and side.features is None
+
+
+def test_features_in_a_file_give_their_moments(tmp_path):
+    features = np.random.default_rng(0).normal(size=(300, 128)).astype(np.float32)
+    np.save(tmp_path / "x.npy", features)
+    side = extract_real(tmp_path / "x.npy", feature_extractor("fashion-a"), "real", progress=False)
+    assert side.moments.count == 300 and side.features is None
+    assert torch.equal(side.moments.cov, FeatureMoments.from_features(torch.from_numpy(features)).cov)
+
+
+def flipped(path):
+    np.savez(path, mu=MU, sigma=SIGMA)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+
+
+DAMAGED = {
+    "flipped.npz": flipped,
+    "cut.npz": lambda path: path.write_bytes(written(mu=MU, sigma=SIGMA)[:5000]),
+    "text.npz": lambda path: path.write_text("mu sigma"),
+    "words.npz": lambda path: np.savez(path, mu=MU.astype(str), sigma=SIGMA),
+    "counts.npz": lambda path: np.savez(path, mu=MU, sigma=SIGMA, count=[1, 2]),
+    "negative.npz": lambda path: np.savez(path, mu=MU, sigma=SIGMA, count=-5),
+    "nothing.npz": lambda path: np.savez(path, mu=MU[:0], sigma=SIGMA[:0, :0]),
+    "objects.npz": lambda path: np.savez(path, mu=np.array([{}] * 128), sigma=SIGMA),
+    "pipe.npz": os.mkfifo,
+    "text.pt": lambda path: path.write_text("mu sigma"),
+    "empty.pkl": lambda path: path.write_bytes(b""),
+    "header.npy": lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x02\x00(\n"),
+}
+
+
+def written(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize("flag", ["--real", "--heldout"])
+def test_damaged_statistics_are_one_sentence_with_the_flag_and_the_file(train_error, tmp_path, flag, name):
+    DAMAGED[name](tmp_path / name)
+    assert train_error(flag, tmp_path / name).startswith(f"error: {flag} {tmp_path / name} ")
 
 
 def test_classes_of_one_image_a_step_are_refused(train_error):
