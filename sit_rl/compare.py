@@ -14,10 +14,11 @@ from typing import Any
 import tyro
 
 from fastfid.cli.command_line import parse
+from fastfid.runtime.input_files import reading
 from sit_rl.command_line import run_command
 from sit_rl.config import MACHINE_FIELDS
 from sit_rl.files.paths import require_paths
-from sit_rl.runs.summary import load_summary, percent, relative_change, sampler_kinds
+from sit_rl.runs.summary import load_summary, percent, relative_change, sampler_kinds, summary_file
 
 # Columns of relative change: heading, key in summary.json; each under both samplers.
 CHANGES = (("FD", "fd"), ("2nd network", "fd_b"), ("recall", "recall"))
@@ -92,7 +93,15 @@ def print_comparison(runs: tuple[Path, ...]) -> None:
     if not runs:
         raise ValueError("no runs are given; pass run folders, or files like summary.json")
     require_paths(("run", path) for path in runs)
-    print(compare([load_summary(path) for path in runs]))
+    print(compare([_comparable(path) for path in runs]))
+
+
+def _comparable(path: Path) -> dict[str, Any]:
+    """The summary of a run; ValueError that names the file if a row of the table cannot be made of it."""
+    summary = load_summary(path)
+    with reading(summary_file(path), "pass a run's folder", "as the summary of a run"):
+        compare([summary])
+    return summary
 
 
 if __name__ == "__main__":

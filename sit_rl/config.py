@@ -17,6 +17,8 @@ import tyro
 import yaml
 
 from fastfid.cli.command_line import parse
+from fastfid.runtime.errors import shown
+from fastfid.runtime.input_files import read_text, reading
 from sit_rl.config_groups import (
     EvaluationOptions,
     FileOptions,
@@ -42,6 +44,8 @@ ESTIMATOR_DEFAULTS: dict[str, dict[str, Any]] = {
     "rejection": {"keep": 0.05, "updates": 4, "minibatch": 400, "lr": 5e-5},
     "sde_policy_gradient": {"keep": 0.25, "updates": 4, "minibatch": 100, "lr": 1e-4},
 }
+
+CONFIG_BYTES = 1 << 16  # of config.yaml, which has 4 KiB; a parser of YAML in Python takes seconds for a MiB
 
 
 @dataclass(frozen=True)
@@ -173,19 +177,31 @@ def _flag(name: str, place: Place, default: Any) -> tuple[str, Any, Any]:
 
 def load_config(path: Path) -> Config:
     """Read a saved config; ValueError if it cannot be read, or has a field of unknown name or of another type."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); restore it, or choose another --out") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} is not YAML ({reason}); restore it, or choose another --out") from None
-    try:
-        config = Config.of(**_converted(values, {name: place.hint for name, place in places().items()}))
-        resolve(config).check()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; restore it, or choose another --out") from None
+    remedy = "restore it, or choose another --out"
+    if not path.exists():
+        raise ValueError(f"{path} cannot be read (No such file or directory); {remedy}")
+    with reading(path, remedy):
+        try:
+            values = yaml.load(read_text(path, CONFIG_BYTES), _PlainLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(f"{path} is not YAML ({reason}); {remedy}") from None
+        try:
+            config = Config.of(**_converted(values, {name: place.hint for name, place in places().items()}))
+            resolve(config).check()
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}; {remedy}") from None
     return config
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, by which a few lines stand for billions of values; a saved config has none."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next value of the file; YAMLError for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, which no saved config has")
+        return super().compose_node(parent, index)
 
 
 def differences(saved: Config, asked: Config) -> list[str]:
@@ -208,7 +224,7 @@ def _converted(values: Any, hints: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{type(values).__name__} in place of a table of fields")
     unknown = sorted(str(name) for name in set(values) - set(hints))
     if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}: it was not written by this version")
+        raise ValueError(f"unknown field {shown(repr(unknown[0]))}: it was not written by this version")
     return {name: _convert(name, value, hints[name]) for name, value in values.items()}
 
 
@@ -228,4 +244,4 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             return float(value)
         if isinstance(choice, type) and type(value) is choice:
             return value
-    raise ValueError(f"{name} is {value!r}, which is not of its type {getattr(hint, '__name__', hint)}")
+    raise ValueError(f"{name} is {shown(repr(value))}, which is not of its type {getattr(hint, '__name__', hint)}")

@@ -91,7 +91,7 @@ def moments_of_arrays(path: Path, mu: object, sigma: object, rows: int | None, p
 
 def reading_arrays(path: Path) -> AbstractContextManager[None]:
     """The boundary around a reader of npz and npy files; errors as of `reading`."""
-    return reading(path, "save it again", by="NumPy")
+    return reading(path, "save it again", how="by NumPy")
 
 
 def entry(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> Array:

@@ -36,7 +36,7 @@ def read_state(weights: str | Path) -> dict[str, Tensor]:
     path = Path(weights)
     if not path.exists():
         raise FileNotFoundError(f"no weights file at {path}; pass the path of the downloaded weights")
-    with reading(path, "download it again", by="torch"):
+    with reading(path, "download it again", how="by torch"):
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         check_torch_file(path)

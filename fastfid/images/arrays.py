@@ -108,7 +108,7 @@ def open_array_file(path: Path, value_range: tuple[float, float] | None) -> Arra
 
     Compressed ones (np.savez_compressed) are inflated, above LARGE bytes into a temporary file (large_arrays.py).
     """
-    with reading(path, "save it again with np.savez or np.save", by="NumPy"):
+    with reading(path, "save it again with np.savez or np.save", how="by NumPy"):
         content = open_numpy(path)
         if isinstance(content, np.ndarray):
             return ArrayImages(str(path), content, value_range)

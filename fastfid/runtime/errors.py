@@ -8,6 +8,8 @@ def first_line(error: BaseException) -> str:
 
     It is as `shown` writes it, because the words may come from a damaged file.
     """
+    if isinstance(error, KeyError):  # its message is the key alone
+        return shown(f"it has no {error}")
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return shown(lines[0].strip())
 

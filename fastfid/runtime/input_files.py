@@ -44,11 +44,11 @@ class NoRoom(OSError):
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str], remedy: str, by: str = "") -> Iterator[None]:
+def reading(path: str | os.PathLike[str], remedy: str, how: str = "") -> Iterator[None]:
     """Whatever is raised inside becomes one sentence that names the file.
 
     remedy  what to do about a damaged file
-    by      the reader in the sentence "x.npz cannot be read by NumPy (…)"
+    how     how it is read, in the sentence "x.npz cannot be read by NumPy (…)"
 
     ValueError for a file that is damaged or no regular file, OSError for one that the system does not give, NoRoom
     where memory is short.  A ValueError or OSError of this project that names the file passes.
@@ -61,7 +61,7 @@ def reading(path: str | os.PathLike[str], remedy: str, by: str = "") -> Iterator
     except BaseException as failed:  # panics of Rust are no Exception
         if isinstance(failed, NoRoom) or _names(path, failed):
             raise
-        raise _sentence(path, failed, remedy, by) from None
+        raise _sentence(path, failed, remedy, how) from None
 
 
 def file_bytes(path: str | os.PathLike[str]) -> int:
@@ -85,7 +85,7 @@ def check_growth(path: str | os.PathLike[str], becomes: int) -> None:
     NoRoom if a fitting content is more than this process may have.
     """
     held = file_bytes(path)
-    if becomes > FREE_BYTES + MOST_GROWTH * held:
+    if becomes > most_content(path):
         raise ValueError(
             f"{path} has {held:,} bytes and claims to hold {becomes:,}, as no sound file does; save it again"
         )
@@ -95,6 +95,11 @@ def check_growth(path: str | os.PathLike[str], becomes: int) -> None:
             f"{path} holds {becomes / (1 << 30):.1f} GiB and this process may have {memory / (1 << 30):.1f} GiB of "
             "memory; read it on a larger machine, or raise the limit (ulimit -v)"
         )
+
+
+def most_content(path: str | os.PathLike[str]) -> int:
+    """Bytes that the content of a file may take, whatever it claims."""
+    return FREE_BYTES + MOST_GROWTH * file_bytes(path)
 
 
 def memory_bytes() -> int | None:
@@ -107,14 +112,11 @@ def memory_bytes() -> int | None:
 
 
 def read_text(path: str | os.PathLike[str], most: int = TEXT_BYTES) -> str:
-    """The UTF-8 text of a file of at most `most` bytes; ValueError that names the file otherwise."""
+    """The UTF-8 text of a regular file of at most `most` bytes; ValueError (a UnicodeDecodeError, too) for others."""
     size = file_bytes(path)
     if size > most:
         raise ValueError(f"{path} has {size:,} bytes, more than the {most:,} of any file of its kind; restore it")
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as wrong:
-        raise ValueError(f"{path} is no text ({first_line(wrong)}); restore it") from None
+    return Path(path).read_text(encoding="utf-8")
 
 
 def _names(path: str | os.PathLike[str], error: BaseException) -> bool:
@@ -124,19 +126,19 @@ def _names(path: str | os.PathLike[str], error: BaseException) -> bool:
     return ours and os.fspath(path) in text and "\n" not in text
 
 
-def _sentence(path: str | os.PathLike[str], failed: BaseException, remedy: str, by: str) -> Exception:
-    if _lacks_memory(failed):
+def _sentence(path: str | os.PathLike[str], failed: BaseException, remedy: str, how: str) -> Exception:
+    if lacks_memory(failed):
         return NoRoom(
             f"{path} needs more memory than this process may have ({first_line(failed)}); end other programs, or raise "
             "the limit (ulimit -v)"
         )
     if isinstance(failed, OSError) and failed.errno is not None:
         return OSError(f"{path} cannot be read ({failed.strerror}); check its permissions and its disk")
-    reader = f" by {by}" if by else ""
-    return ValueError(f"{path} cannot be read{reader} ({first_line(failed)}); {remedy}")
+    return ValueError(f"{path} cannot be read{how and ' '}{how} ({first_line(failed)}); {remedy}")
 
 
-def _lacks_memory(error: BaseException) -> bool:
+def lacks_memory(error: BaseException) -> bool:
+    """Whether any library's error says that the system refused memory."""
     out = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     return out or REFUSED_MEMORY.search(str(error)) is not None
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from torch import Tensor
 
@@ -70,12 +70,22 @@ def _check_torch_zip(path: Path) -> None:
                     _check_operations(content)
 
 
+def _operations(content: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    """The operations of one pickle; EOFError if the file ends before it."""
+    try:
+        yield from pickletools.genops(content)
+    except ValueError:
+        if content.read(1):
+            raise
+        raise EOFError("EOF: it ends before its pickle does") from None
+
+
 def _check_operations(content: IO[bytes]) -> None:
     """Follow one pickle to its end, with the number of objects that each object on its stack stands for."""
     stack: list[int | None] = []  # None is a mark
     memo: dict[int, int] = {}
     repeated = 0
-    for done, (operation, argument, _) in enumerate(pickletools.genops(content)):
+    for done, (operation, argument, _) in enumerate(_operations(content)):
         if operation.name in WRITES:
             index = len(memo) if argument is None else argument
             if index > done + 1:  # every object takes an operation; Python 2 counted from 1

@@ -113,7 +113,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def load_pickle(path: Path) -> object:
     """The content of a pickle of arrays and plain containers; ValueError for any other."""
-    with reading(path, "fetch it again", by="pickle"):
+    with reading(path, "fetch it again", how="by pickle"):
         check_pickle(path)
         try:
             with open(path, "rb") as file:
@@ -129,7 +129,7 @@ def load_torch(path: Path) -> object:
     """torch.load restricted to tensors, NumPy arrays and plain containers."""
     allowed: list[Any] = [(value, f"{module}.{name}") for (module, name), value in _array_builders().items()]
     allowed += [_Type, _Array]  # whose state torch sets only where it knows the class
-    with reading(path, "save it again", by="torch"):
+    with reading(path, "save it again", how="by torch"):
         check_torch_file(path)
         try:
             with torch.serialization.safe_globals(allowed):

@@ -7,7 +7,6 @@ real images, from the official training split; `heldout`, the judge's, from the 
 from __future__ import annotations
 
 import gzip
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastfid.runtime.input_files import check_growth, most_content, reading
 from sit_rl.models.pixels import to_float
 from sit_rl.models.sit import SiTConfig
 
@@ -92,14 +92,14 @@ def load_official(folder: Path, split: str) -> ImageSet:
 
 def _read_idx(path: Path, header: int) -> npt.NDArray[np.uint8]:
     """The bytes after the header of a gzipped idx file."""
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist; point --source at a folder with Fashion-MNIST's four .gz files"
         )
-    try:
-        return np.frombuffer(gzip.open(path).read(), np.uint8, offset=header)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be unpacked ({error}); download it again") from None
+    with reading(path, "download it again", "as gzip"), gzip.open(path) as file:
+        content = file.read(most_content(path) + 1)
+        check_growth(path, len(content))
+        return np.frombuffer(content, np.uint8, offset=header)
 
 
 def balanced_subset(data: ImageSet, count: int) -> ImageSet:

@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.hashes import READ_BYTES, sha256
+from fastfid.runtime.input_files import reading
 
 # First bytes of a zip file (PKWARE's APPNOTE, local file header). Files of torch ≥ 1.6 are zip files.
 ZIP_START = b"PK\x03\x04"
@@ -51,13 +52,15 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors, mapped, and the metadata; ValueError, with a diagnosis, for any other file and for a damaged one."""
-    try:
-        with safe_open(path, "pt") as file:
-            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except Exception as error:  # safetensors raises its own type, which has no public name in older releases
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({damage(path) or error}); download or copy it again"
-        ) from None
+    with reading(path, "download or copy it again", "as safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        except Exception:  # safetensors raises its own type, which has no public name in older releases
+            told = damage(path)
+            if told is None:
+                raise
+            raise ValueError(told) from None
     if SUM in metadata and _sum_of(path, metadata[SUM]) != metadata[SUM]:
         raise ValueError(
             f"{path} is damaged, or another program has changed it: its SHA-256 is not the one in its metadata; copy "

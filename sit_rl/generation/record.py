@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from fastfid import __version__
+from fastfid.runtime.errors import shown
+from fastfid.runtime.input_files import reading
 from sit_rl.generation.generator import Generator
 from sit_rl.generation.recipe import Recipe, batch_of
 from sit_rl.generation.sample_files import SampleFiles
@@ -49,7 +51,8 @@ def check_output(files: SampleFiles, record: dict[str, Any]) -> dict[str, Any] |
     """The record of the images already there, or None; ValueError for another recipe or a file of another program."""
     earlier = files.read_record()
     if earlier is not None:
-        check_same_recipe(earlier, record, files)
+        with reading(files.record_path, "choose another --out", "as a record of samples"):
+            check_same_recipe(earlier, record, files)
     foreign = files.foreign()
     if foreign is not None:
         raise ValueError(f"{foreign} is in the way and was not written by this command; choose another --out")
@@ -63,10 +66,15 @@ def check_same_recipe(earlier: dict[str, Any], now: dict[str, Any], files: Sampl
         if key in RUN_KEYS or there == asked:
             continue
         while isinstance(there, dict) and isinstance(asked, dict):
-            key, there, asked = next((k, there.get(k), v) for k, v in asked.items() if there.get(k) != v)
-            what = f"{what} {key}".strip()
-        there, asked = (x["folder"] if isinstance(x, dict) else x for x in (there, asked))  # an autoencoder, or None
-        raise ValueError(f"{files.path} holds images of another {what}: {there}, not {asked}; choose another --out")
+            names = [*asked, *there]  # those of another program may be more
+            key = next(
+                name for name in names if there.get(name) != asked.get(name) or (name in there) != (name in asked)
+            )
+            there, asked, what = there.get(key), asked.get(key), f"{what} {key}".strip()
+        # An autoencoder, or None.
+        told, wanted = (x.get("folder", x) if isinstance(x, dict) else x for x in (there, asked))
+        of_another = f"{files.path} holds images of another {shown(what or key)}"
+        raise ValueError(f"{of_another}: {shown(str(told))}, not {wanted}; choose another --out")
 
 
 def run_facts(made: Generator, seconds: float) -> dict[str, Any]:

@@ -25,6 +25,8 @@ import torch
 from PIL import Image
 
 from fastfid.runtime.atomic_files import write_atomically
+from fastfid.runtime.input_files import read_text, reading
+from fastfid.runtime.mapped_arrays import open_numpy
 from sit_rl.files.atomic import write_json
 
 # PNG (ISO/IEC 15948): a signature, then the IHDR chunk, which begins with width and height. IEND is the last chunk.
@@ -76,15 +78,13 @@ class SampleFiles(ABC):
 
     def read_record(self) -> dict[str, Any] | None:
         """The record of an earlier run, or None; ValueError if it cannot be read."""
-        if not self.record_path.is_file():
+        if not self.record_path.exists():
             return None
-        try:
-            record = json.loads(self.record_path.read_text())
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{self.record_path} cannot be read ({error}); choose another --out") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{self.record_path} is not a record of samples; choose another --out")
-        return record
+        with reading(self.record_path, "choose another --out"):
+            record = json.loads(read_text(self.record_path))
+            if not isinstance(record, dict):
+                raise ValueError(f"{self.record_path} is not a record of samples; choose another --out")
+            return record
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Replace the record."""
@@ -194,7 +194,7 @@ class AdmNpz(SampleFiles):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 sizes = {member.filename: member.file_size for member in archive.infolist()}
-        except (OSError, zipfile.BadZipFile):
+        except Exception:  # damaged files raise nearly anything; this one is made again
             return False
         return "arr_1.npy" in sizes and sizes.get("arr_0.npy", 0) > self.count * int(np.prod(self.shape))
 
@@ -202,10 +202,11 @@ class AdmNpz(SampleFiles):
         if self._joined():
             return True
         try:
-            part = np.load(self.part_path(rows.start, rows.stop), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            part = open_numpy(self.part_path(rows.start, rows.stop))
+        except Exception:  # damaged files raise nearly anything; this one is made again
             return False
-        return bool(part.shape == (len(rows), *self.shape[1:], self.shape[0]) and part.dtype == np.uint8)
+        expected = (len(rows), *self.shape[1:], self.shape[0])
+        return isinstance(part, np.ndarray) and part.shape == expected and part.dtype == np.uint8
 
     def write(self, rows: range, images: torch.Tensor) -> None:  # noqa: D102
         array = np.ascontiguousarray(images.movedim(1, 3).numpy())

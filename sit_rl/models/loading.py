@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from fastfid.runtime.input_files import lacks_memory, reading
+from fastfid.runtime.pickle_checks import check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
 from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiT, SiTConfig, infer_config, published_heads
@@ -43,21 +45,24 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto", hea
     path = Path(path)
     _check_choice("weights", weights, WEIGHTS)
     _check_choice("architecture", architecture, ("auto", *ARCHITECTURES))
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {problem}; pass the path of a .safetensors or .pt file")
-    # A safetensors file has a single set of weights, so `weights` does not matter.
-    state, metadata = read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path, weights)
-    said = metadata.get("architecture", "dit" if path.name.startswith(DIT_FILES) else "sit")
-    if architecture != "auto" and architecture != metadata.get("architecture", architecture):
-        raise ValueError(f"{path} is of a {said!r}, not a {architecture!r}; choose --architecture {said}")
-    if heads is not None:
-        metadata = metadata | {"heads": str(heads)}
-    try:
-        model = _fill(ARCHITECTURES[said if architecture == "auto" else architecture], state, metadata)
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is not of an architecture that sit_rl knows: {reason}") from None
+    with reading(path, "choose another file"):
+        # A safetensors file has a single set of weights, so `weights` does not matter.
+        state, metadata = read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path, weights)
+        said = metadata.get("architecture", "dit" if path.name.startswith(DIT_FILES) else "sit")
+        if architecture != "auto" and architecture != metadata.get("architecture", architecture):
+            raise ValueError(f"{path} is of a {said!r}, not a {architecture!r}; choose --architecture {said}")
+        if heads is not None:
+            metadata = metadata | {"heads": str(heads)}
+        try:
+            model = _fill(ARCHITECTURES[said if architecture == "auto" else architecture], state, metadata)
+        except Exception as error:  # tensors and metadata of any kind
+            if lacks_memory(error):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path} is not of an architecture that sit_rl knows: {reason}") from None
     _tell_guessed_heads(path, model.config, metadata)
     return model
 
@@ -143,10 +148,13 @@ def _reason(error: Exception) -> str:
 def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """One set of tensors of a .pt file, and metadata with the architecture, if the trainer's arguments contain it."""
     try:
+        check_torch_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the official trainer saves its arguments
             # Only zip files, the format since torch 1.6, can be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
+        if lacks_memory(error):
+            raise
         wrong = damage(path)
         if wrong is None and "EOF" in f"{type(error).__name__} {error}":  # a file of torch < 1.6
             wrong = f"it is incomplete: {file_size(path)}, and its end is missing"
@@ -158,10 +166,21 @@ def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[st
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
     if not set(WEIGHTS) & set(content):
-        return dict(content), {}
+        return _state(path, content), {}
     if weights not in content:
         other = next(name for name in WEIGHTS if name in content)
         raise ValueError(f"{path} has no {weights!r} weights; choose --weights {other}")
     architecture = str(getattr(content.get("args"), "model", None))[:3].lower()
     metadata = {"architecture": architecture} if architecture in ARCHITECTURES else {}
-    return dict(content[weights]), metadata
+    return _state(path, content[weights]), metadata
+
+
+def _state(path: Path, content: object) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict by name; ValueError if it is none, or stands for more values than fit the file."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
+    other = next((value for value in content.values() if not isinstance(value, torch.Tensor)), None)
+    if other is not None:
+        raise ValueError(f"{path} holds a {type(other).__name__} among its weights, which are tensors")
+    check_tensors(path, content.values())
+    return dict(content)

@@ -222,7 +222,7 @@ class SiT(nn.Module):
         super().__init__()
         if config.image_size % config.patch_size:
             raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
-        if config.width % config.heads:
+        if config.heads < 1 or config.width % config.heads:
             raise ValueError(f"width {config.width} is not a multiple of heads {config.heads}")
         self.config = config
         self.x_embedder = PatchEmbed(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from fastfid.runtime.input_files import read_text
 from sit_rl.components.checks import given_paths
 from sit_rl.config import Config, differences, load_config
 from sit_rl.config_groups import dashed
@@ -62,8 +63,8 @@ def check_replaceable(config: Config) -> None:
 def is_run(place: Path) -> bool:
     """Whether a folder has the config.yaml of a run, of any version."""
     try:
-        return any(line.startswith("estimator:") for line in (place / "config.yaml").read_text().splitlines())
-    except (OSError, UnicodeDecodeError):
+        return any(line.startswith("estimator:") for line in read_text(place / "config.yaml").splitlines())
+    except (OSError, ValueError):
         return False
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastfid.runtime.input_files import read_text, reading
+
 # Rows of the table: key in summary.json, name, whether lower is better.
 ROWS = (
     ("fd", "FD", True), ("kid", "KID", True), ("mmd", "MMD", True), ("fd_b", "FD, second network", True),
@@ -90,18 +92,26 @@ def _reward_share(seconds: dict[str, float]) -> str:
     return f"; reward {seconds['reward'] / steps:.1%} of the training steps" if steps else ""
 
 
+def summary_file(path: Path) -> Path:
+    """The summary of a run folder, or the file itself."""
+    return path / "summary.json" if path.is_dir() else path
+
+
 def load_summary(path: Path) -> dict[str, Any]:
     """Read summary.json, given a run folder or the file; FileNotFoundError without it, ValueError for another file."""
-    file = path / "summary.json" if path.is_dir() else path
-    if not file.is_file():
+    file = summary_file(path)
+    if not file.exists():
         raise FileNotFoundError(f"{path} holds no summary.json: a run writes it at its end")
-    try:
-        summary: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:  # not JSON, or not text
-        raise ValueError(
-            f"{file} is not the summary of a run ({file.stat().st_size:,} bytes, {error}); pass a run's folder"
-        ) from None
-    missing = [key for key in SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
-    if missing:
-        raise ValueError(f"{file} is not the summary of a run: it has no {missing[0]!r}")
+    with reading(file, "pass a run's folder", "as the summary of a run"):
+        text = read_text(file)
+        try:
+            summary: dict[str, Any] = json.loads(text)
+        except ValueError as error:  # not JSON
+            raise ValueError(
+                f"{file} is not the summary of a run ({len(text):,} bytes, {error}); pass a run's folder"
+            ) from None
+        missing = [key for key in SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
+        if missing:
+            raise ValueError(f"{file} is not the summary of a run: it has no {missing[0]!r}")
+        summary_table(summary)  # now, where an entry of another kind is told with the file's name
     return summary
