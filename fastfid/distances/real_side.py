@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
 from fastfid.linalg.factors import factor_by_eigh, factor_covariance
 from fastfid.linalg.symmetric import is_asymmetric, is_symmetric, solver_noise
-from fastfid.runtime.atomic_files import write_atomically
+from fastfid.runtime.checked_arrays import load_checked, save_checked
 from fastfid.runtime.devices import named_tensor
 from fastfid.runtime.hashes import moments_sha256
-from fastfid.runtime.input_files import file_bytes
 
 
 class HasMoments(Protocol):
@@ -100,37 +100,23 @@ class RealFactor(PreparedMoments):
     ) -> RealFactor:
         """The factor of `real`, read from the file `path` (.npz), or made and written there.
 
-        The file stores the moments' SHA-256.  If it differs, or the file is damaged, the file is rewritten.
+        The file stores the SHA-256 of the moments and of its own arrays.  If one differs, or the file is damaged, the
+        file is rewritten.
         """
         moments = _constants(_as_moments(real, "real"))
         digest = moments_sha256(moments.mean, moments.cov)
-        try:
-            file_bytes(path)
-            with np.load(path, allow_pickle=False) as held:
-                if str(held["moments_sha256"]) == digest:
-                    return cls._from_file(held, _moved(moments, device))
-        except Exception:  # damaged files raise nearly anything; this one is made again
-            pass
+        held = load_checked(path, digest)
+        if held is not None:
+            return cls._from_arrays(held, _moved(moments, device))
         factor = cls(real, device)
-        write_atomically(
-            path,
-            lambda file: np.savez(
-                file,
-                mean=factor.mean.cpu().numpy(),
-                root=factor.root.cpu().numpy(),
-                trace=factor.trace,
-                clipped=factor.clipped,
-                moments_sha256=digest,
-            ),
-        )
+        arrays = {"root": factor.root.cpu().numpy(), "clipped": np.array(factor.clipped)}
+        save_checked(path, digest, arrays)
         return factor
 
     @classmethod
-    def _from_file(cls, held: np.lib.npyio.NpzFile, moments: FeatureMoments) -> RealFactor:
+    def _from_arrays(cls, held: dict[str, npt.NDArray[Any]], moments: FeatureMoments) -> RealFactor:
         factor = cls.__new__(cls)
         root = torch.from_numpy(held["root"]).to(moments.mean.device)
-        if root.dtype != torch.float64 or root.ndim != 2 or root.shape[1] != moments.dim or not _all_finite(root):
-            raise ValueError(f"a factor {tuple(root.shape)} of {root.dtype} is not one of d = {moments.dim}")
         PreparedMoments.__init__(factor, moments, root, "eigh", int(held["clipped"]))
         return factor
 

@@ -2,8 +2,9 @@
 
 A shard is a block of consecutive images of a source (extraction.py).  Its key is the SHA-256 of their content, of the
 network's weights and of its preprocessing, so a renamed folder, a zip of it, or one file changed among thousands find
-every shard that still holds.  Each shard is written under a temporary name and renamed: an interrupted run, a late bad
-image or a second run at the same time leave whole shards only, and whoever comes next goes on from them.
+every shard that still holds.  A shard also holds the SHA-256 of its key and its arrays: a damaged or exchanged file is
+extracted again.  Each shard is written under a temporary name and renamed: an interrupted run, a late bad image or a
+second run at the same time leave whole shards only, and whoever comes next goes on from them.
 
     $FASTFID_CACHE, or $XDG_CACHE_HOME/fastfid, or ~/.cache/fastfid
 """
@@ -12,18 +13,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastfid.features.extractor import FeatureExtractor
-from fastfid.runtime.atomic_files import write_atomically
+from fastfid.runtime.checked_arrays import load_checked, save_checked
 from fastfid.runtime.hashes import sha256
-from fastfid.runtime.input_files import file_bytes
 
-FORMAT = 1  # of a shard's file; part of its key, so that a new layout never meets an old file
+FORMAT = 2  # of a shard's file; part of its key, so that a new layout never meets an old file
 
 
 def cache_folder() -> Path:
@@ -59,18 +58,15 @@ class FeatureCache:
     ) -> tuple[dict[str, Tensor], tuple[int, ...]] | None:
         """Outputs by name, float32 [count, …], and the images' shape [C, H, W]; None if absent or damaged."""
         path = self.path(extractor, digest)
-        try:
-            file_bytes(path)
-            with np.load(path, allow_pickle=False) as arrays:
-                held = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-            channels, height, width = (int(size) for size in held.pop("image_shape"))
-            fits = all(len(rows) == count and rows.dtype == torch.float32 for rows in held.values())
-            if not fits or held["features"].shape != (count, extractor.dim):
-                return None
-        except Exception:  # damaged files raise nearly anything
-            return None  # not there, or cut short by a crash of the machine: extracted and written again
+        arrays = load_checked(path, path.stem)
+        if arrays is None:
+            return None  # extracted and written again
+        held = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        shape = tuple(held.pop("image_shape", torch.empty(0)).tolist())
+        if len(shape) != 3 or held.get("features", torch.empty(0)).shape != (count, extractor.dim):
+            return None
         self.hits += 1
-        return held, (channels, height, width)
+        return held, shape
 
     def save(
         self, extractor: FeatureExtractor, digest: str, outputs: dict[str, Tensor], shape: tuple[int, ...]
@@ -79,9 +75,9 @@ class FeatureCache:
         if self.problem is not None:
             return
         path = self.path(extractor, digest)
-        arrays: dict[str, Any] = {name: value.numpy() for name, value in outputs.items()}
+        arrays = {"image_shape": np.array(shape)} | {name: value.numpy() for name, value in outputs.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: np.savez(file, image_shape=np.array(shape), **arrays))
+            save_checked(path, path.stem, arrays)
         except OSError as full:
             self.problem = f"features are not cached any more ({full}); free space, or set FASTFID_CACHE elsewhere"

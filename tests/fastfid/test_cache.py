@@ -180,6 +180,18 @@ def test_damaged_shards_are_made_again(tmp_path):
     assert module.seen == 40
 
 
+def test_a_shard_of_other_images_is_made_again(tmp_path):
+    """It is a whole file of the right shape; without its key in the hash its features were taken."""
+    folder = write_images(tmp_path / "a")
+    made, module = extractor()
+    first = run(folder, made)
+    sizes = [(np.load(path)["features"].shape, path) for path in sorted((tmp_path / "cache").rglob("*.npz"))]
+    (_, one), (_, other) = [pair for pair in sizes if pair[0] == (SHARD, 3)]
+    one.write_bytes(other.read_bytes())
+    assert torch.equal(run(folder, made).outputs["features"], first.outputs["features"])
+    assert module.seen == 20 + SHARD
+
+
 def test_concurrent_runs_agree(tmp_path):
     folder = write_images(tmp_path / "a", 64)
     results, failures = [], []
