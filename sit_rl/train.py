@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sit_rl.components.build import Components, build_components
 from sit_rl.components.checks import check_inputs
 from sit_rl.config import Config, parse_config, resolve
 from sit_rl.estimators import build_estimator
-from sit_rl.files.atomic import folder, write_json
+from sit_rl.files.atomic import write_json
 from sit_rl.learner import checkpoint
 from sit_rl.learner.guards import out_of_memory
 from sit_rl.models.loading import save_model
@@ -37,7 +37,7 @@ from sit_rl.runs.forecast import describe_run
 from sit_rl.runs.gpu_plan import dry_run
 from sit_rl.runs.html_report import write_run_report
 from sit_rl.runs.log import Clock, RunLog, say, start_wandb
-from sit_rl.runs.run_folder import checkpoint_to_resume, prepare_folder
+from sit_rl.runs.run_folder import checkpoint_to_resume, locked_folder, prepare_folder
 from sit_rl.runs.summary import summary_table
 from sit_rl.training.held_out import METRICS, evaluate_model, floor
 from sit_rl.training.loop import train
@@ -93,13 +93,19 @@ def parse(argv: list[str]) -> Config:
 
 
 def run(config: Config, device: torch.device, clock: Clock) -> None:
-    """Evaluate, train, evaluate, report."""
+    """Evaluate, train, evaluate, report, as the only run in the run folder."""
     check_inputs(config)
+    with suppress(Preempted), locked_folder(config.run_folder):
+        run_alone(config, device, clock)
+
+
+def run_alone(config: Config, device: torch.device, clock: Clock) -> None:
+    """`run` inside its locked folder; Preempted, after a message, where it was told to stop."""
     path = checkpoint_to_resume(config)
     values = None if path is None else read_values(path)
     clock.continue_from(values and values["seconds"])
     try:
-        with clock.phase("setup"), folder(config.run_folder) if is_main() else nullcontext():
+        with clock.phase("setup"):
             remote = start_wandb(config) if config.run.wandb and is_main() else None
             components = build_components(config, device, progress=is_main())
             estimator, state = build_estimator(config, components), start(config, components, path, values, clock)
@@ -109,7 +115,8 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
             prepare_folder(config, fresh=path is None)
             log = RunLog(config.run_folder, first_step=values["step"] if values else 0, remote=remote)
     except Preempted:
-        return say(f"stopped on request before the first step; {config.run_folder} is unchanged")
+        say(f"stopped on request before the first step; {config.run_folder} is unchanged")
+        raise
     if path is None:
         say(describe_run(config, components))
     else:
@@ -121,7 +128,8 @@ def run(config: Config, device: torch.device, clock: Clock) -> None:
         log.close()
     except Preempted:
         state.writer.wait()
-        return say(f"stopped on request; {config.run_folder} is saved, the same command resumes")
+        say(f"stopped on request; {config.run_folder} is saved, the same command resumes")
+        raise
     finally:
         state.writer.wait()
     model = exported(state)

@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from fastfid.runtime.distributed import from_main
 from fastfid.runtime.input_files import read_text
 from sit_rl.components.checks import given_paths
 from sit_rl.config import Config, differences, load_config
 from sit_rl.config_groups import dashed
-from sit_rl.files.atomic import writing
+from sit_rl.files.atomic import folder, writing
+from sit_rl.files.lock import held
 from sit_rl.learner import checkpoint
 from sit_rl.ranks.process_group import barrier, is_main
+from sit_rl.runs.log import say
 
+# The file that a run holds a lock on while it works in its folder.
+LOCK = "run.lock"
 # What a run writes beside config.yaml, and a fresh run in the same folder removes.
 FOLDERS, FILES = (
     ("checkpoints", "tensorboard", "figures", "ema"),
     ("metrics.jsonl", "summary.json", "report.html", "ema.safetensors"),
 )
+
+
+@contextmanager
+def locked_folder(place: Path) -> Iterator[None]:
+    """Inside the block the run folder exists, and this run is the only one in it; all ranks call it.
+
+    The main rank holds the lock for all. ValueError, before anything is written, if another run holds it. On failure
+    an empty folder is removed.
+    """
+    with ExitStack() as stack:
+
+        def take() -> str | None:
+            stack.enter_context(folder(place))
+            with writing("--out", place):
+                return stack.enter_context(held(place / LOCK, "--out", place))
+
+        note = from_main(take)
+        if note:
+            say(f"note: {note}")
+        yield
 
 
 def checkpoint_to_resume(config: Config) -> Path | None:
