@@ -16,10 +16,11 @@ from fastfid.runtime.hashes import sha256
 from sit_rl.components.image_sets import tile
 from sit_rl.config import Config
 from sit_rl.files.atomic import write_text
-from sit_rl.files.paths import require_extra
+from sit_rl.files.paths import listed, require_extra
 from sit_rl.ranks.process_group import is_main
 
 PHASES = ("setup", "rollout", "reward", "update", "refresh", "evaluate", "save")
+NAMED_LINES = 3  # damaged lines that a note names; the first ones are enough to find the cause
 GRID_COLUMNS = 10  # evaluation labels cycle through the classes, so with ten classes each column shows one class
 
 
@@ -136,15 +137,29 @@ def start_wandb(config: Config) -> Remote:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Records of metrics.jsonl, without a last line that a crash truncated."""
+    """Records of metrics.jsonl. Other lines are left out, and a note names them; not the last one if a crash cut it."""
     path = folder / "metrics.jsonl"
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    records = [_record(line) for line in [*lines, rest]]
+    bad = [str(i + 1) for i, line in enumerate(lines) if line.strip() and records[i] is None]
+    if bad:
+        which = f"line {bad[0]} is" if len(bad) == 1 else f"lines {listed(_few(bad))} are"
+        say(f"note: in {path}, {which} damaged or not of a training step; left out")
+    return [record for record in records if record is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line of metrics.jsonl; None for any other text."""
+    try:
+        record = json.loads(line.decode("utf-8-sig"))  # an editor may have put its mark before the first line
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def _few(words: list[str]) -> list[str]:
+    """The first words, and how many more there are."""
+    return words if len(words) <= NAMED_LINES else [*words[:NAMED_LINES], f"{len(words) - NAMED_LINES} more"]
 
 
 def say(text: str) -> None:

@@ -88,6 +88,29 @@ def test_log_drops_the_steps_that_a_resume_repeats(tmp_path):
     assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1]
 
 
+BAD_LINES = [b"{", b"\xff\xfe", b'{"step": 1, "note": "caf\xe9"}', b"7", b"[]", b'{"loss": 1.0}', b'{"step": "1"}',
+             b'{"step": true}', b"[" * 100_000, b"1" * 5_000, b"\0" * 4_096]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_LINES, ids=range(len(BAD_LINES)))
+def test_a_damaged_line_of_the_log_loses_itself_alone(tmp_path, capsys, bad):
+    path = tmp_path / "metrics.jsonl"
+    good = [b'{"step": %d}' % step for step in range(4)]
+    path.write_bytes(b"\n".join([good[0], bad, *good[1:], b'{"step": 4, "los']))
+    RunLog(tmp_path, 3).close()  # a resume at step 3
+    assert capsys.readouterr().out == f"note: in {path}, line 2 is damaged or not of a training step; left out\n"
+    assert path.read_bytes() == b"".join(line + b"\n" for line in good[:3])
+    assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2] and not capsys.readouterr().out
+
+
+def test_many_damaged_lines_are_counted_and_other_ends_of_lines_are_read(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"step": 0}\r\n\r\n{"step": 1}\n' + b"?\n" * 5 + b'{"step": 2}'
+    )
+    assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2]
+    assert "lines 4, 5, 6 and 2 more are damaged" in capsys.readouterr().out
+
+
 def test_clock_carries_time_over_a_resume():
     clock = Clock()
     with clock.phase("rollout"):

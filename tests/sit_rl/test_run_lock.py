@@ -72,11 +72,13 @@ with held(Path(sys.argv[1]), "--out", Path("x")):
 def test_a_lock_ends_with_its_process(tmp_path, end):
     path = tmp_path / "run.lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"held\n"
-        for _ in range(2):  # refusing changes nothing
-            with pytest.raises(ValueError, match=f"--out x is in use by process {process.pid} on .* since 20"):
-                held(path, "--out", "x").__enter__()
-        process.send_signal(end)
+        try:
+            assert process.stdout.readline() == b"held\n"
+            for _ in range(2):  # refusing changes nothing
+                with pytest.raises(ValueError, match=f"--out x is in use by process {process.pid} on .* since 20"):
+                    held(path, "--out", "x").__enter__()
+        finally:
+            process.send_signal(end)
     with held(path, "--out", "x") as note:
         assert f"left by process {process.pid} " in note
     assert not path.exists()
