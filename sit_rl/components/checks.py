@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from sit_rl.config import Config
 from sit_rl.config_groups import FileOptions, dashed
 from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths
 from sit_rl.files.weights import weights_files
 from sit_rl.models.sit import SiT
+from sit_rl.sampling.guidance import bind
 
 # Paths that a preset without embedded assets needs.
 NEEDED_PATHS_ARE = {
@@ -58,6 +61,10 @@ def check_predictions(config: Config, model: SiT) -> None:
                 f"{flag} is {sampler}, for a model that predicts {sampler.needs}, and the checkpoint is a {kind}, "
                 f"which predicts {model.predicts}; choose --preset {preset}, {flag}.kind, or another --architecture"
             )
+        try:
+            bind(model, torch.zeros(0, dtype=torch.int64), sampler)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
 
 
 def check_classes(config: Config, model: SiT) -> None:

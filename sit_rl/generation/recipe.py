@@ -118,7 +118,7 @@ def _converted(field: str, value: str, kind: type[Any]) -> str | int | float:
 
 
 def check_sampler(model: SiT, sampler: SamplerConfig) -> None:
-    """ValueError if the sampler needs another kind of model, or guides more channels than the model has."""
+    """ValueError if the sampler needs another kind of model, or cannot guide this one."""
     if sampler.needs != model.predicts:
         other = "sit" if model.predicts == "noise" else "dit"
         raise ValueError(

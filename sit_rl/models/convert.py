@@ -3,7 +3,7 @@
     python -m sit_rl.models.convert SiT-XL-2-256.pt SiT-XL-2-256.safetensors
     python -m sit_rl.models.convert 0400000.pt model.safetensors --weights model
     python -m sit_rl.models.convert renamed.pt DiT-XL-2-256.safetensors --architecture dit
-    python -m sit_rl.models.convert own.pt own.safetensors --heads 12
+    python -m sit_rl.models.convert own.pt own.safetensors --heads 12 --null-class no
     python -m sit_rl.models.convert tuned.safetensors tuned.pt
 
 The written weights are float32, under the official names.
@@ -31,6 +31,7 @@ def convert(
     weights: Literal["ema", "model"] = "ema",
     architecture: Literal["auto", "sit", "dit"] = "auto",
     heads: int | None = None,
+    null_class: Literal["auto", "yes", "no"] = "auto",
 ) -> None:
     """Rewrite a SiT or DiT checkpoint in another format, in float32, and print its shape.
 
@@ -40,9 +41,12 @@ def convert(
         weights: which weights of a trainer's checkpoint
         architecture: auto: as the source's metadata say, else DiT for a name that begins with DiT-, else SiT
         heads: number of attention heads, for a .pt whose size is not a published one
+        null_class: whether the last row of the label table is the null class; auto: as the source says, else a guess
     """
     if target.suffix == ".pt" and heads is not None:
         raise ValueError("--heads cannot be kept in a .pt file; name a target that ends in .safetensors")
+    if target.suffix == ".pt" and null_class != "auto":
+        raise ValueError("--null-class cannot be kept in a .pt file; name a target that ends in .safetensors")
     if target.suffix not in (".safetensors", ".pt"):
         raise ValueError(f"target {target} must end in .safetensors or .pt")
     if not target.parent.is_dir():
@@ -50,7 +54,8 @@ def convert(
     if target.exists() and source.exists() and target.samefile(source):
         raise ValueError(f"target {target} is the source, and only these weights would be left of it; choose another")
     with reading("source", source):
-        model = load_model(source, weights, architecture, heads)
+        null = None if null_class == "auto" else null_class == "yes"
+        model = load_model(source, weights, architecture, heads, null)
     require_finite_start(model.named_parameters(), str(source))
     if target.suffix == ".safetensors":
         save_model(model, target)
@@ -59,7 +64,8 @@ def convert(
     c, size = model.config, sum(p.numel() for p in model.parameters())
     print(
         f"{target}: {type(model).__name__}-{c.name}, {size / 1e6:.1f}M parameters, width {c.width}, depth {c.depth}, "
-        f"heads {c.heads}, samples {c.channels}×{c.image_size}×{c.image_size}, {c.num_classes} classes, "
+        f"heads {c.heads}, samples {c.channels}×{c.image_size}×{c.image_size}, {c.num_classes} classes"
+        f"{'' if c.null_class else ' without a null class'}, "
         f"learn_sigma {c.learn_sigma}"
     )
 

@@ -19,7 +19,7 @@ from fastfid.runtime.input_files import lacks_memory, reading
 from fastfid.runtime.pickle_checks import check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
 from sit_rl.models.dit import DiT
-from sit_rl.models.sit import SiT, SiTConfig, infer_config, published_heads
+from sit_rl.models.sit import IMAGENET_CLASSES, SiT, SiTConfig, infer_config, published_heads
 from sit_rl.ranks.process_group import is_main
 
 ARCHITECTURES: dict[str, type[SiT]] = {"sit": SiT, "dit": DiT}
@@ -30,7 +30,13 @@ DIT_FILES = "DiT-"
 TOLD_DIFFERENCES = 3
 
 
-def load_model(path: Path, weights: str = "ema", architecture: str = "auto", heads: int | None = None) -> SiT:
+def load_model(
+    path: Path,
+    weights: str = "ema",
+    architecture: str = "auto",
+    heads: int | None = None,
+    null_class: bool | None = None,
+) -> SiT:
     """SiT or DiT from a .safetensors or .pt file, in eval mode, float32 on the CPU.
 
     path          file of the weights
@@ -38,6 +44,8 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto", hea
     architecture  'sit', 'dit', or 'auto': as the metadata say, else DiT for a name that begins with DiT-, else SiT
     heads         number of attention heads, which the tensors do not tell; None: from the metadata or the published
                   size, else a guess, which is printed
+    null_class    whether the label table ends with a row for the null class; None: from the metadata, the trainer's
+                  number of classes, or the published 1001 rows; no for 1 row; else a guess, which is printed
 
     The shape, with learn_sigma, follows from the tensors. FileNotFoundError or ValueError, with the name of the file,
     for any other file.
@@ -56,6 +64,9 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto", hea
             raise ValueError(f"{path} is of a {said!r}, not a {architecture!r}; choose --architecture {said}")
         if heads is not None:
             metadata = metadata | {"heads": str(heads)}
+        if null_class is not None:
+            metadata = {key: value for key, value in metadata.items() if key != "num_classes"}
+            metadata |= {"null_class": str(null_class)}
         try:
             model = _fill(ARCHITECTURES[said if architecture == "auto" else architecture], state, metadata)
         except Exception as error:  # tensors and metadata of any kind
@@ -64,6 +75,7 @@ def load_model(path: Path, weights: str = "ema", architecture: str = "auto", hea
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{path} is not of an architecture that sit_rl knows: {reason}") from None
     _tell_guessed_heads(path, model.config, metadata)
+    _tell_guessed_null_class(path, model.config, metadata)
     return model
 
 
@@ -74,6 +86,26 @@ def _tell_guessed_heads(path: Path, config: SiTConfig, metadata: dict[str, str])
             f"note: {path} does not contain its number of heads; {config.heads} is a guess. If it is wrong, write the "
             f"right one into the file: python -m sit_rl.models.convert {path} NEW.safetensors --heads N"
         )
+
+
+def _tell_guessed_null_class(path: Path, config: SiTConfig, metadata: dict[str, str]) -> None:
+    """Print a note if nothing tells whether the label table ends with a null class."""
+    rows, published = config.label_rows, IMAGENET_CLASSES + 1
+    if not is_main() or rows in (1, published) or _null_class_of(rows, metadata) is not None:
+        return
+    guess = f"{config.num_classes} classes and the null class" if config.null_class else f"{rows} classes without it"
+    print(
+        f"note: {path} does not say whether the last of the {rows} rows of its label table is the null class. It is "
+        f"read as {guess}; if that is wrong, write the answer into the file: python -m sit_rl.models.convert "
+        f"{path} NEW.safetensors --null-class {'no' if config.null_class else 'yes'}"
+    )
+
+
+def _null_class_of(rows: int, metadata: dict[str, str]) -> bool | None:
+    """Whether a label table ends with a null class, by the metadata; None if they do not tell."""
+    if "null_class" in metadata:
+        return metadata["null_class"] == str(True)
+    return rows > int(metadata["num_classes"]) if "num_classes" in metadata else None
 
 
 def save_model(model: SiT, path: Path, **notes: str) -> None:
@@ -95,7 +127,9 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _fill(kind: type[SiT], state: dict[str, torch.Tensor], metadata: dict[str, str]) -> SiT:
     """A model with float32 copies of the state's tensors; each tensor is removed from the state when it is copied."""
-    config = infer_config(state, int(metadata["heads"]) if "heads" in metadata else None)
+    table = state.get("y_embedder.embedding_table.weight")
+    null_class = None if table is None else _null_class_of(len(table), metadata)
+    config = infer_config(state, int(metadata["heads"]) if "heads" in metadata else None, null_class)
     _check_metadata(config, metadata)
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
         model = kind(config)
@@ -146,7 +180,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """One set of tensors of a .pt file, and metadata with the architecture, if the trainer's arguments contain it."""
+    """One set of tensors of a .pt file, and metadata with what the trainer's arguments tell, if it contains them."""
     try:
         check_torch_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the official trainer saves its arguments
@@ -170,9 +204,18 @@ def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[st
     if weights not in content:
         other = next(name for name in WEIGHTS if name in content)
         raise ValueError(f"{path} has no {weights!r} weights; choose --weights {other}")
-    architecture = str(getattr(content.get("args"), "model", None))[:3].lower()
+    state = _state(path, content[weights])
+    return state, _arguments_of(content.get("args"), state)
+
+
+def _arguments_of(arguments: object, state: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Metadata by a trainer's arguments: the architecture, and the number of classes if it fits the label table."""
+    architecture, classes = str(getattr(arguments, "model", None))[:3].lower(), getattr(arguments, "num_classes", None)
+    table = state.get("y_embedder.embedding_table.weight")
     metadata = {"architecture": architecture} if architecture in ARCHITECTURES else {}
-    return _state(path, content[weights]), metadata
+    if table is not None and isinstance(classes, int) and len(table) - classes in (0, 1):
+        metadata["num_classes"] = str(classes)
+    return metadata
 
 
 def _state(path: Path, content: object) -> dict[str, torch.Tensor]:

@@ -29,12 +29,13 @@ CPU_COMPILE_OPTIONS = {"realize_opcount_threshold": 8}
 # Width, depth and heads of the published sizes (DiT, arXiv 2212.09748, table 1; SiT has the same).
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 PATCH_SIZES = (2, 4, 8)
+IMAGENET_CLASSES = 1000  # of the published models
 MODEL_NAMES = tuple(f"{size}/{patch}" for size in SIZES for patch in PATCH_SIZES)
 
 
 @dataclass(frozen=True)
 class SiTConfig:
-    """Shape of a SiT: all that the tensors of a checkpoint determine, and the number of heads."""
+    """Shape of a SiT: all that the tensors of a checkpoint determine, the number of heads, and the null class."""
 
     image_size: int = 32
     patch_size: int = 2
@@ -44,6 +45,7 @@ class SiTConfig:
     heads: int = 16
     num_classes: int = 1000
     learn_sigma: bool = True  # the last layer has 2·C outputs; the first half is the velocity
+    null_class: bool = True  # the label table has one row more than classes, for the null class that guidance needs
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -71,6 +73,11 @@ class SiTConfig:
         sizes = {shape: size for size, shape in SIZES.items()}
         name = f"{sizes.get((self.width, self.depth, self.heads))}/{self.patch_size}"
         return name if name in MODEL_NAMES else "custom"
+
+    @property
+    def label_rows(self) -> int:
+        """Rows of the label table."""
+        return self.num_classes + self.null_class
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file's metadata."""
@@ -112,11 +119,11 @@ class TimeEmbed(nn.Module):
 
 
 class LabelEmbed(nn.Module):
-    """Class labels [n] → [n, D]; the last row, index `num_classes`, is the null class."""
+    """Class labels [n] → [n, D]; the row after the classes, index `num_classes`, is the null class if there is one."""
 
-    def __init__(self, num_classes: int, width: int):
+    def __init__(self, rows: int, width: int):
         super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
+        self.embedding_table = nn.Embedding(rows, width)
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         """Look labels up."""
@@ -227,7 +234,7 @@ class SiT(nn.Module):
         self.config = config
         self.x_embedder = PatchEmbed(config)
         self.t_embedder = TimeEmbed(config.width)
-        self.y_embedder = LabelEmbed(config.num_classes, config.width)
+        self.y_embedder = LabelEmbed(config.label_rows, config.width)
         grid = config.image_size // config.patch_size
         self.pos_embed = nn.Parameter(sincos_positions(config.width, grid)[None], requires_grad=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -288,8 +295,16 @@ def published_heads(width: int, depth: int) -> int | None:
     return {(w, d): h for w, d, h in SIZES.values()}.get((width, depth))
 
 
-def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> SiTConfig:
-    """The shape of a SiT from its tensors. Without `heads`: the published number, or 72, 64 or 32 channels per head.
+def likely_null_class(rows: int) -> bool:
+    """Whether a label table probably ends with a null class: not if it has 1 row, or as many as ImageNet classes."""
+    return rows not in (1, IMAGENET_CLASSES)
+
+
+def infer_config(state: dict[str, torch.Tensor], heads: int | None = None, null_class: bool | None = None) -> SiTConfig:
+    """The shape of a SiT from its tensors, which do not tell two numbers.
+
+    heads       None: the published number, or 72, 64 or 32 channels per head
+    null_class  whether the label table ends with a row for it; None: `likely_null_class`
 
     ValueError that names the first missing key if `state` is not that of a SiT.
     """
@@ -297,7 +312,7 @@ def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> Si
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
         outputs = state["final_layer.linear.weight"].shape[0]
         tokens = state["pos_embed"].shape[1]
-        classes = state["y_embedder.embedding_table.weight"].shape[0] - 1
+        rows = state["y_embedder.embedding_table.weight"].shape[0]
     except KeyError as error:
         first = f", and begins with {next(iter(state))!r}" if state else ""
         raise ValueError(f"not a SiT checkpoint: it has no tensor {error}{first}; choose another file") from None
@@ -305,7 +320,11 @@ def infer_config(state: dict[str, torch.Tensor], heads: int | None = None) -> Si
     if heads is None:
         others = (width // size for size in (72, 64, 32, width) if width % size == 0)
         heads = published_heads(width, depth) or next(others)
+    null_class = likely_null_class(rows) if null_class is None else null_class
+    if rows <= null_class:
+        raise ValueError(f"its label table of {rows} rows has no class" + (" beside the null class" if rows else ""))
     return SiTConfig(
         image_size=math.isqrt(tokens) * patch, patch_size=patch, channels=channels, width=width, depth=depth,
-        heads=heads, num_classes=classes, learn_sigma=outputs == 2 * channels * patch**2,
+        heads=heads, num_classes=rows - null_class, learn_sigma=outputs == 2 * channels * patch**2,
+        null_class=null_class,
     )  # fmt: skip

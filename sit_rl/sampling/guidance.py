@@ -27,7 +27,7 @@ def bind(model: Model, labels: torch.Tensor, sampler: SamplerConfig | None = Non
     """The function (x [n, C, H, W], t) → model output for labels int64 [n], guided as `sampler` says.
 
     The model may be inside a wrapper that keeps it as `module`, such as DDP. ValueError where the sampler is not one
-    for what the model predicts, or guides more channels than there are.
+    for what the model predicts, guides more channels than there are, or guides a model without a null class.
     """
     core = cast(SiT, getattr(model, "module", model))
     if sampler is not None and sampler.needs != core.predicts:
@@ -40,6 +40,12 @@ def bind(model: Model, labels: torch.Tensor, sampler: SamplerConfig | None = Non
         raise ValueError(
             f"guidance_channels is {sampler.guidance_channels}, and the model's samples have {core.config.channels}; "
             "lower it, or 0 for all"
+        )
+
+    if sampler is not None and sampler.guidance != 1 and not core.config.null_class:
+        raise ValueError(
+            f"guidance is {sampler.guidance:g}, and the model has no null class to guide from: its label table has a "
+            "row for each class alone; choose guidance 1"
         )
 
     def conditional(x: torch.Tensor, t: float) -> torch.Tensor:

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from sit_rl.components.checks import check_predictions
+from sit_rl.generation.recipe import Recipe, check_sampler, choose_labels
 from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.presets import PRESETS
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.sampling.solvers import sample, sample_path
@@ -97,3 +100,23 @@ def test_samplers_refuse_models_that_predict_something_else():
         bind(random_model(DiT), LABELS, SamplerConfig())
     with pytest.raises(ValueError, match="this one predicts velocity: choose 'ode' or 'sde'"):
         bind(random_model(), LABELS, SamplerConfig("discrete", "ddpm"))
+
+
+def test_a_model_without_a_null_class_is_not_guided_and_every_class_is_sampled():
+    """Its last class stood for the null class, and was never drawn."""
+    config = SiTConfig(**{**CONFIG.to_dict(), "null_class": False})
+    model, x = SiT(config), torch.randn(3, 4, 4, 4)
+    bind(model, LABELS, SamplerConfig())(x, 0.3)  # label 2 is in the table
+    for check in (lambda s: bind(model, LABELS, s), lambda s: check_sampler(model, s)):
+        with pytest.raises(ValueError, match="guidance is 2, and the model has no null class"):
+            check(SamplerConfig(guidance=2.0))
+    assert choose_labels(Recipe(images=6), config.num_classes).tolist() == [0, 1, 2, 0, 1, 2]
+    asked = PRESETS["fashion"][1].changed(evaluate_sde=SamplerConfig("sde", "euler", 5, guidance=1.5))
+    with pytest.raises(ValueError, match="--evaluate-sde: guidance is 1.5, and the model has no null class"):
+        check_predictions(asked, model)
+
+
+def test_an_unconditional_model_has_one_class():
+    model = SiT(SiTConfig(**{**CONFIG.to_dict(), "num_classes": 1, "null_class": False}))
+    assert model.y_embedder.embedding_table.weight.shape[0] == 1
+    assert choose_labels(Recipe(images=3), model.config.num_classes).tolist() == [0, 0, 0]

@@ -50,6 +50,49 @@ def test_guessed_heads_are_told_and_can_be_given(tmp_path, capsys):
         load_model(tmp_path / "bare.pt", heads=5)
 
 
+def labelled(rows):
+    """A small model whose label table has so many rows."""
+    return random_sit(SiTConfig(**{**SMALL.to_dict(), "num_classes": rows, "null_class": False}))
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (2, 1), (5, 4), (1000, 1000), (1001, 1000)])
+def test_a_label_table_that_tells_nothing_is_read_as_published_and_told(tmp_path, capsys, rows, classes):
+    """One row is one class; 1001 rows are the published models'; anything else is said."""
+    path = tmp_path / "bare.pt"
+    torch.save(labelled(rows).state_dict(), path)
+    config = load_model(path, heads=4).config
+    assert (config.num_classes, config.null_class) == (classes, rows > classes)
+    told = capsys.readouterr().out
+    assert told.count("note: ") == (rows not in (1, 1001))
+    assert rows in (1, 1001) or f"--null-class {'no' if rows > classes else 'yes'}" in told
+    for null in (True, False)[rows == 1 :]:
+        config = load_model(path, heads=4, null_class=null).config
+        assert (config.num_classes, config.null_class) == (rows - null, null) and not capsys.readouterr().out
+    if rows == 1:
+        with pytest.raises(ValueError, match="label table of 1 rows has no class beside the null class"):
+            load_model(path, heads=4, null_class=True)
+
+
+@pytest.mark.parametrize("null", ["yes", "no"])
+def test_the_null_class_is_kept_in_files_and_read_from_a_trainers_arguments(tmp_path, capsys, null):
+    model, classes = labelled(6), 6 - (null == "yes")
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    convert.main([str(tmp_path / "bare.pt"), str(tmp_path / "a.safetensors"), "--heads", "4", "--null-class", null])
+    assert (f"{classes} classes without a null class" in capsys.readouterr().out) == (null == "no")
+    arguments = argparse.Namespace(model="SiT-S/2", num_classes=classes)
+    torch.save({"model": {}, "ema": model.state_dict(), "args": arguments}, tmp_path / "trainer.pt")
+    for path, heads in ((tmp_path / "a.safetensors", None), (tmp_path / "trainer.pt", 4)):
+        config = load_model(path, heads=heads).config
+        assert (config.num_classes, config.null_class) == (classes, null == "yes") and not capsys.readouterr().out
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:  # as versions without the field wrote it
+        old = {k: v for k, v in file.metadata().items() if k not in ("null_class", "sit_rl_sha256")}
+    save_file(model.state_dict(), tmp_path / "old.safetensors", old)
+    assert load_model(tmp_path / "old.safetensors").config == load_model(tmp_path / "a.safetensors").config
+    with pytest.raises(SystemExit):
+        convert.main([str(tmp_path / "bare.pt"), str(tmp_path / "b.pt"), "--null-class", null])
+    assert "--null-class cannot be kept in a .pt file" in capsys.readouterr().err
+
+
 def test_a_trainers_two_sets_of_weights(tmp_path):
     model = random_sit(SiTConfig(**{**SMALL.to_dict(), "width": 144, "heads": 2}))
     save_forms(model, tmp_path)
@@ -119,7 +162,7 @@ def test_a_damaged_file_of_weights_is_refused(tmp_path):
     save_model(random_sit(seed=1), other, step="7")
     damaged = [good[:start] + other.read_bytes()[start:], good[: len(good) // 2].ljust(len(good), b"\0")]
     name = good.index(b"sit_rl_sha256")  # without this name the file is one without a hash, and its tensors are right
-    for i in [*range(start), *range(start, len(good), 997)]:
+    for i in [*range(0, start, 3), *range(start, len(good), 1999)]:
         if i not in range(name, name + len("sit_rl_sha256")):
             damaged.append(good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :])
     for content in damaged:
