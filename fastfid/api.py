@@ -15,22 +15,37 @@ from fastfid.features.torchscript import torchscript_extractor
 from fastfid.images.open import open_images
 from fastfid.linalg.iterative_roots import trace_sqrt_product
 from fastfid.metrics.metrics import FrechetDistance, FrechetInceptionDistance, KernelInceptionDistance, PrecisionRecall
+from fastfid.rewards.credit import swap_credit
+from fastfid.rewards.density_ratio import DensityRatioReward
+from fastfid.rewards.frechet import FrechetReward
+from fastfid.rewards.kernel import KernelReward
+from fastfid.rewards.per_image import CallableReward
+from fastfid.rewards.protocol import DifferentiableSet, PreparedSet, SetReward
+from fastfid.rewards.sliced_wasserstein import SlicedWassersteinReward
 from fastfid.statistics.statistics import Statistics, read_statistics
 from fastfid.swap.cross_checks import swap_change_ref
 from fastfid.swap.engine import SwapEngine
 
 __all__ = [
+    "CallableReward",
+    "DensityRatioReward",
     "DifferenceResult",
+    "DifferentiableSet",
     "EvaluationResult",
     "FeatureExtractor",
     "FeatureMoments",
     "FeatureWindow",
     "FrechetDistance",
     "FrechetInceptionDistance",
+    "FrechetReward",
     "KernelInceptionDistance",
+    "KernelReward",
     "PrecisionRecall",
     "PreparedMoments",
+    "PreparedSet",
     "RealFactor",
+    "SetReward",
+    "SlicedWassersteinReward",
     "Statistics",
     "SwapEngine",
     "diff",
@@ -46,6 +61,7 @@ __all__ = [
     "prepare",
     "read_statistics",
     "swap_change_ref",
+    "swap_credit",
     "torchscript_extractor",
     "trace_sqrt_product",
 ]

@@ -74,7 +74,8 @@ def test_judges_do_not_know_rewards():
     below = {}
     for package in PACKAGES:
         for each in imports(package):
-            below.setdefault(each.source, set()).add(each.target)
+            if each.source != package:  # a package hands out public names; who imports one imports its module here
+                below.setdefault(each.source, set()).add(each.target)
     judges = [module for package in PACKAGES for module in modules(package) if within(module, JUDGES)]
     assert judges
     for judge in judges:

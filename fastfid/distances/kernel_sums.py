@@ -23,17 +23,18 @@ PANEL_BLOCKS = 16  # 4096 rows: 64 MiB at d = 2048, converted to float64 once fo
 class Kernel:
     """k(x, y) computed from p·q and one number per row, so that kernels of the same rows share the matrix product.
 
-    term    p float64 [n, d], c float64 [d] → float64 [n]
-    values  p·q float64 [n, m], terms of x [n] and of y [m], out [n, m] → k(x_i, y_j) [n, m] in `out`, which may be p·q
+    term    p float64 [..., n, d], c float64 [d] → float64 [..., n]
+    values  p·q float64 [..., n, m], terms of x [..., n] and of y [..., m], out [..., n, m] → k(x_i, y_j) [..., n, m] in
+            `out`, which may be p·q
     """
 
     term: Callable[[Tensor, Tensor], Tensor]
     values: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
     def between(self, x: Tensor, y: Tensor, centre: Tensor) -> Tensor:
-        """k(x_i, y_j) float64 [n, m] of rows of any float dtype about c = `centre`."""
+        """k(x_i, y_j) float64 [..., n, m] of rows of any float dtype about c = `centre`."""
         p, q = x.to(torch.float64) - centre, y.to(torch.float64) - centre
-        products = p @ q.T
+        products = p @ q.mT
         return self.values(products, self.term(p, centre), self.term(q, centre), products)
 
 
@@ -51,6 +52,14 @@ def row_sums(generated: Tensor, real: Tensor, kernel: Kernel, diagonal: bool = F
     ((_, rows),) = sums_over_pairs(generated, real, [Reduction(kernel, by_row=True)], diagonal)
     assert rows is not None  # asked for by_row
     return rows
+
+
+def sums_by_row(x: Tensor, y: Tensor, kernel: Kernel, centre: Tensor) -> Tensor:
+    """Σ_j k(x_i, y_j) float64 [n] of rows x [n, d] and y [m, d] about c = `centre`; where y is x, over j ≠ i."""
+    memory = _Memory(max(len(x), len(y)), centre, copies=False)
+    (sums,) = _sums_of(x, y, centre, [Reduction(kernel, by_row=True)], False, memory)
+    assert sums.rows is not None
+    return sums.rows
 
 
 def subset_members(generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor]) -> dict[int, Tensor]:
@@ -71,7 +80,8 @@ def polynomial_kernel(degree: int, gamma: float, coef: float) -> Kernel:
         return products.add_(centre.square().sum() / 2).mul_(gamma).add_(coef / 2)
 
     def values(products: Tensor, of_x: Tensor, of_y: Tensor, out: Tensor) -> Tensor:
-        return torch.add(of_x[:, None], products, alpha=gamma, out=out).add_(of_y).pow_(degree)
+        shifted = torch.add(of_x[..., None], products, alpha=gamma, out=out)
+        return shifted.add_(of_y[..., None, :]).pow_(degree)
 
     return Kernel(term, values)
 
@@ -80,11 +90,12 @@ def gaussian_kernel(sigma: float) -> Kernel:
     """k(x, y) = exp(−|x − y|²/2σ²), with −|x − y|²/2 = p·q − |p|²/2 − |q|²/2."""
 
     def term(p: Tensor, centre: Tensor) -> Tensor:
-        norms: Tensor = torch.linalg.vector_norm(p, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(p, dim=-1)
         return norms.square_().div_(-2 * sigma**2)
 
     def values(products: Tensor, of_x: Tensor, of_y: Tensor, out: Tensor) -> Tensor:
-        return torch.add(of_x[:, None], products, alpha=sigma**-2, out=out).add_(of_y).exp_()
+        shifted = torch.add(of_x[..., None], products, alpha=sigma**-2, out=out)
+        return shifted.add_(of_y[..., None, :]).exp_()
 
     return Kernel(term, values)
 

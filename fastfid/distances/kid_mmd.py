@@ -123,7 +123,7 @@ def kid_and_mmd(
     check_kid(subsets, subset_size, 3, None, 1.0, seed)
     real, generated = checked_pair(real, generated)
     _check_subset_size(subset_size, len(real), len(generated))
-    d, sigma = real.shape[1], _bandwidth(real, generated, "median")
+    d, sigma = real.shape[1], chosen_bandwidth("median", real, generated)
     kernel, of_mmd = polynomial_kernel(3, 1.0 / d, 1.0), Reduction(gaussian_kernel(sigma), by_row=True)
     drawn = _draw_subsets(len(generated), len(real), subsets, subset_size, seed, real.device)
     # MMD needs all pairs anyway, so KID costs S more multiplications per pair, or d per pair of each subset.
@@ -195,7 +195,7 @@ def mmd(
     real, generated = checked_pair(real, generated)
     sigma = None
     if kernel == "gaussian":
-        sigma = _bandwidth(real, generated, bandwidth)
+        sigma = chosen_bandwidth(bandwidth, real, generated)
         function = gaussian_kernel(sigma)
     elif kernel == "polynomial":
         check_polynomial(degree, gamma, coef)
@@ -235,9 +235,10 @@ def _biased(sums: Sums, m: int, n: int) -> Tensor:
     return sums.generated / m**2 + sums.real / n**2 - 2 * sums.between / (m * n)
 
 
-def _bandwidth(real: Tensor, generated: Tensor, bandwidth: float | str) -> float:
+def chosen_bandwidth(bandwidth: float | str, *sets: Tensor) -> float:
+    """σ; "median": the median distance of at most MEDIAN_ROWS rows of each set, pooled."""
     if bandwidth == "median":
-        bandwidth = _median_distance(torch.cat([_evenly_spaced(real), _evenly_spaced(generated)]).to(torch.float64))
+        bandwidth = _median_distance(torch.cat([_evenly_spaced(x) for x in sets]).to(torch.float64))
         if bandwidth == 0:
             raise ValueError("the median distance is 0, most rows are identical; pass a bandwidth in feature units")
     if isinstance(bandwidth, str) or not 0 < bandwidth < math.inf:

@@ -19,12 +19,17 @@ from fastfid.swap.prepared_reference import PreparedReference
 ROWS_IN_CACHE = 64  # float64 rows squared and then summed before the next ones: 1 MiB at d = 2048
 
 
+def curvature(prepared: PreparedReference) -> Tensor:
+    """Weights [r] float64 of the squares of a projected row in I(x): (N − 1)·scale/√λ."""
+    shift = 0.0 if prepared.resolved else SHIFT
+    return (prepared.count - 1) * math.sqrt(prepared.scale) * (prepared.spectrum + shift).rsqrt()
+
+
 def influence_of(
     features: Tensor, prepared: PreparedReference, options: EngineOptions, buffers: RowBuffers, chunk_bytes: int
 ) -> Tensor:
     """I(x) [n] float64 of features [n, d], in chunks of at most `chunk_bytes` of temporary memory."""
-    shift = 0.0 if prepared.resolved else SHIFT
-    curvature = (prepared.count - 1) * math.sqrt(prepared.scale) * (prepared.spectrum + shift).rsqrt()
+    weights = curvature(prepared)
     nothing = torch.empty((1, 0), dtype=torch.int64, device=features.device)
     parts = [features.new_zeros(0, dtype=torch.float64)]
     step = max(1, chunk_bytes // (8 * (prepared.dim + prepared.rank)))
@@ -36,6 +41,6 @@ def influence_of(
         else:
             centred = centred_by_torch(added, prepared, torch.float64)
         projected = project(centred.added, prepared, buffers)[:, 0]
-        squares = torch.cat([block.square_() @ curvature for block in projected.split(ROWS_IN_CACHE)])
+        squares = torch.cat([block.square_() @ weights for block in projected.split(ROWS_IN_CACHE)])
         parts.append(centred.sums.norm_change - 2 * centred.sums.sum_gap - squares)
     return torch.cat(parts)

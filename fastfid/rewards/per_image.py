@@ -1,0 +1,136 @@
+"""A reward of each image as a set reward: D = c − mean of the images' scores.
+
+A candidate changes the mean by (Σ_a (s_a − s̄) − Σ_r (s_r − s̄))/N', and leaving image i out by −(s_i − s̄)/(N − 1).
+So per-image rewards, such as those of a classifier or an aesthetic model, run wherever a set reward does.
+
+Legend: as in rewards/protocol.py; s the score of an image, s̄ the mean of the set's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastfid.rewards.checks import checked_labels, labels_of_added
+from fastfid.runtime.devices import as_tensor, named_tensor
+from fastfid.runtime.errors import first_line
+from fastfid.swap.checks import checked_swap
+
+# Scores whose spread is below this part of the largest are equal: float64 rounding of a sum of N terms makes as much.
+CONSTANT = 1e-12
+
+
+class ScoredSet:
+    """A set of images that each have a score.
+
+    scores   [N] float64
+    score    rows [n, ...], labels int64 [n] or None → scores [n] float64 of other images
+    labels   int64 [N] of the set, or None
+    row      shape of one row
+    offset   c
+    """
+
+    def __init__(
+        self,
+        scores: Tensor,
+        score: Callable[[Tensor, Tensor | None], Tensor],
+        labels: Tensor | None,
+        row: tuple[int, ...],
+        offset: float = 0.0,
+    ):
+        self.scores, self._score, self.labels, self._row, self._offset = scores, score, labels, row, offset
+
+    @property
+    def count(self) -> int:
+        """Number N of images."""
+        return len(self.scores)
+
+    @property
+    def distance(self) -> float:
+        """c − s̄."""
+        return self._offset - self.scores.mean().item()
+
+    def change(self, removed: object, added: object, labels: object = None) -> Tensor:
+        """Exact change for each candidate [B] float64; arguments as in `PreparedSet.change`."""
+        removed, added = named_tensor(removed, "removed"), named_tensor(added, "added").detach()
+        if added.ndim < 2 or tuple(added.shape[2:]) != self._row:
+            raise ValueError(f"added must be [B, m_a, {', '.join(map(str, self._row))}], got {tuple(added.shape)}")
+        like = self.scores.new_zeros(added.shape[:2])[..., None]
+        removed, _ = checked_swap(removed, like, self.scores[:, None])
+        of_added = None
+        if self.labels is not None:
+            of_added = labels_of_added(labels, removed, added.shape[1], self.labels).flatten()
+        new = like[..., 0]
+        if new.numel():
+            new = self._score(added.flatten(0, 1), of_added).view(new.shape)
+        mean = self.scores.mean()
+        gain = (new - mean).sum(1) - (self.scores[removed] - mean).sum(1)
+        return -gain / (self.count - removed.shape[1] + added.shape[1])
+
+    def leave_one_out(self) -> Tensor:
+        """Exact change when one image is left out, for each of them [N] float64."""
+        return (self.scores - self.scores.mean()) / (self.count - 1)
+
+
+class CallableReward:
+    """A function of images, images [n, ...] and int64 labels [n] or None → rewards [n], higher is better.
+
+    ValueError, in one sentence with the component's name, where the function raises, or returns another shape, NaN or
+    infinity, or the same reward for every image of a set, or writes into its images.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor | None], object], name: str):
+        if not callable(function):
+            raise ValueError(f"reward {name} is of type {type(function).__name__}; pass a function(images, labels)")
+        self.function, self.name = function, name
+
+    def prepare(self, rows: object, labels: object = None) -> ScoredSet:
+        """The set of images [N, ...], N ≥ 2."""
+        images = named_tensor(rows, "rows").detach()
+        if images.ndim < 2 or len(images) < 2:
+            raise ValueError(f"rows must be at least 2 images [N, ...], got shape {tuple(images.shape)}")
+        of_set = None if labels is None else checked_labels(labels, len(images))
+        scores = self._scores(images, of_set)
+        if scores.max() - scores.min() <= CONSTANT * scores.abs().max():
+            raise ValueError(
+                f"reward {self.name} gives all {len(scores)} images the same reward {scores[0].item():.6g}: nothing "
+                "distinguishes them; look at the function or leave it out"
+            )
+        return ScoredSet(scores, self._scores, of_set, tuple(images.shape[1:]))
+
+    @torch.no_grad()
+    def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """Checked rewards [n] float64 on the images' device."""
+        version = images._version
+        try:
+            returned = self.function(images, labels)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # who calls knows what to lower
+        except Exception as error:
+            what = f"{type(error).__name__} for images {tuple(images.shape)}"
+            raise ValueError(f"reward {self.name} raised {what}: {first_line(error)}") from error
+        if images._version != version:
+            raise ValueError(f"reward {self.name} wrote into its images; let it work on a copy, images.clone()")
+        try:
+            found = as_tensor(returned).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"reward {self.name} returned {type(returned).__name__}; return a tensor of shape ({len(images)},)"
+            ) from error
+        if tuple(found.shape) != (len(images),):
+            raise ValueError(
+                f"reward {self.name} returned shape {tuple(found.shape)} for {len(images)} images; "
+                f"return one number an image, shape ({len(images)},)"
+            )
+        if found.is_complex():
+            raise ValueError(f"reward {self.name} returned {found.dtype}; return real numbers")
+        scores = found.to(images.device, torch.float64)
+        bad = (~torch.isfinite(scores)).nonzero().flatten()
+        if len(bad):
+            raise ValueError(
+                f"reward {self.name} returned NaN or infinity for {len(bad)} of {len(images)} images, first image "
+                f"{bad[0].item()}; return finite numbers"
+            )
+        return scores
