@@ -30,8 +30,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -210,6 +208,8 @@ def _data(generated: Tensor, of_set: Tensor, real: Tensor, of_real: Tensor, clas
 
 def _fit(data: _Data, variances: Tensor, penalty: str, strength: float) -> tuple[Tensor, float]:
     """(u_y, b_y) [K, d + 1] that minimise the loss, and the norm of the gradient there."""
+    from scipy.optimize import minimize  # takes a third of a second to load
+
     penalties, free = _penalties(data, len(variances), penalty, strength)
     # Hessian at 0: σ' = 1/4 times the second moments of both sides, taken as those of the real one
     moments = torch.cat([variances.clamp(min=0), variances.new_ones(1)]) / 2
@@ -231,6 +231,8 @@ def _fit(data: _Data, variances: Tensor, penalty: str, strength: float) -> tuple
 
 def _newton(objective: _Objective, phi: np.ndarray) -> tuple[np.ndarray, float]:
     """φ after Newton steps from near the minimum, and the norm of the gradient there."""
+    from scipy.sparse.linalg import LinearOperator, cg
+
     for _ in range(NEWTON_STEPS):
         _, gradient = objective.value_and_gradient(phi)
         if np.linalg.norm(gradient) <= CONVERGED:
