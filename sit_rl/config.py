@@ -32,6 +32,7 @@ from sit_rl.config_groups import (
     option,
 )
 from sit_rl.files.atomic import write_text
+from sit_rl.reward_names import ComponentName, components_of, networks_of
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 # What each estimator learns best with on the embedded default.  A policy gradient makes a pass for every noisy sampler
@@ -101,6 +102,26 @@ class Config:
         check_bounds(self)
         for group in (self.reward, self.update, self.rollout, self.evaluation, self.files, self.run):
             group.check()
+        self._check_networks()
+
+    @property
+    def reward_components(self) -> tuple[ComponentName, ...]:
+        """The components of the reward."""
+        return components_of(self.reward.components, self.files.reward_features)
+
+    def _check_networks(self) -> None:
+        """ValueError for a first network that is not rewarded, and for a judge that is."""
+        networks, first = networks_of(self.reward_components), self.files.reward_features
+        if networks and first not in networks:
+            raise ValueError(
+                f"--reward does not use --reward-features {first}, which the evaluations report; pass "
+                f"--reward-features {networks[0]}"
+            )
+        if self.reward.components and self.files.judge_features in networks:
+            raise ValueError(
+                f"--judge-features {self.files.judge_features} is a network of --reward; a judge must not be rewarded: "
+                "choose another one, or none"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by flat name, paths as strings."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sit_rl.models.averages import gamma_of
+from sit_rl.reward_names import KINDS, components_of
 from sit_rl.sampling.sampler_config import SamplerConfig, noisy_steps
 
 Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]
@@ -79,6 +80,12 @@ def check_bounds(group: Any) -> None:
 class RewardOptions:
     """The reward (arXiv 2607.02291): m new images take the place of m of the N images of the reference set."""
 
+    components: tuple[str, ...] = option(
+        (),
+        f"components of the reward: any of {', '.join(KINDS)}, with :NETWORK for another network than "
+        "--reward-features, python:FILE:NAME for a function of images and labels, and =WEIGHT; default: fd",
+        flag="reward",
+    )
     reference: Literal["rolling", "refresh"] = option(
         "rolling",
         "rolling: a step's images replace the oldest of the reference set; refresh: all are renewed every "
@@ -121,6 +128,9 @@ class RewardOptions:
     def check(self) -> None:
         """ValueError if the numbers contradict each other."""
         check_bounds(self)
+        others = [word for word in self.components if components_of((word,), "")[0].kind != "fd"]
+        if self.credit == "influence" and others:
+            raise ValueError(f"--credit influence is known for fd only, not for --reward {others[0]}; choose image")
         if self.replace > self.reference_size - 2:
             raise ValueError(
                 f"--replace {self.replace} leaves fewer than 2 of the --reference-size {self.reference_size} images; "

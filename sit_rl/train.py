@@ -194,6 +194,8 @@ def protocol(config: Config, components: Components) -> dict[str, Any]:
         "generated_images": config.evaluation.images,
         "heldout_images": components.heldout.moments.count,
         "reward_real_images": components.real.moments.count,
+        "reward": {str(each): each.weight for each in config.reward_components},
+        "reward_networks": {n.name: n.weights_sha256 for n in (components.reward_net, *components.more_nets)},
         "samplers": {"ode": str(config.evaluation.ode), "sde": str(config.evaluation.sde)},
         "weights": f"EMA, decay {config.update.ema} per optimiser step",
     }

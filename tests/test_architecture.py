@@ -15,9 +15,9 @@ ROOMS = {
         "protocols", "features", "statistics", "metrics", "evaluation", "api", "cli", "__main__",
     ),
     "sit_rl": (
-        "files", "ranks", "command_line", "models", "sampling", "ema", "config_groups", "config", "presets", "learner",
-        "components", "reward", "rollout", "estimators", "runs", "generation", "report", "compare", "training",
-        "sample", "evaluate", "pretrain", "train",
+        "files", "ranks", "command_line", "models", "sampling", "ema", "reward_names", "config_groups", "config",
+        "presets", "learner", "components", "reward", "rollout", "estimators", "runs", "generation", "report",
+        "compare", "training", "sample", "evaluate", "pretrain", "train",
     ),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastfid.rewards.checks import checked_labels, labels_of_added
 from fastfid.runtime.devices import as_tensor, named_tensor
 from fastfid.runtime.errors import first_line
-from fastfid.swap.checks import checked_swap
+from fastfid.swap.checks import check_rows, checked_swap
 
 # Scores whose spread is below this part of the largest are equal: float64 rounding of a sum of N terms makes as much.
 CONSTANT = 1e-12
@@ -74,6 +74,24 @@ class ScoredSet:
         return (self.scores - self.scores.mean()) / (self.count - 1)
 
 
+class ScoreReward:
+    """Scores that were computed elsewhere, rows [n, 1], as a reward."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def prepare(self, rows: object, labels: object = None) -> ScoredSet:
+        """The set of scores [N, 1], N ≥ 2; labels are not used."""
+        scores = named_tensor(rows, "rows").detach()
+        check_rows(scores, "rows", 1)
+        return ScoredSet(_column(scores), lambda rows, labels: _column(rows), None, (1,))
+
+
+def _column(scores: Tensor) -> Tensor:
+    """Scores [n, 1] as [n] float64."""
+    return scores[:, 0].to(torch.float64)
+
+
 class CallableReward:
     """A function of images, images [n, ...] and int64 labels [n] or None → rewards [n], higher is better.
 
@@ -92,17 +110,17 @@ class CallableReward:
         if images.ndim < 2 or len(images) < 2:
             raise ValueError(f"rows must be at least 2 images [N, ...], got shape {tuple(images.shape)}")
         of_set = None if labels is None else checked_labels(labels, len(images))
-        scores = self._scores(images, of_set)
+        scores = self.scores(images, of_set)
         if scores.max() - scores.min() <= CONSTANT * scores.abs().max():
             raise ValueError(
                 f"reward {self.name} gives all {len(scores)} images the same reward {scores[0].item():.6g}: nothing "
                 "distinguishes them; look at the function or leave it out"
             )
-        return ScoredSet(scores, self._scores, of_set, tuple(images.shape[1:]))
+        return ScoredSet(scores, self.scores, of_set, tuple(images.shape[1:]))
 
     @torch.no_grad()
-    def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """Checked rewards [n] float64 on the images' device."""
+    def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """Rewards [n] float64 on the images' device; ValueError as above, but for equal rewards."""
         version = images._version
         try:
             returned = self.function(images, labels)

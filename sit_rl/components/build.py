@@ -20,6 +20,7 @@ from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.loading import load_model
 from sit_rl.models.pixels import to_uint8
 from sit_rl.models.sit import SiT
+from sit_rl.reward_names import networks_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Components:
 
     model: SiT  # the base generator, SiT or DiT, on the device
     decode: Callable[[torch.Tensor], torch.Tensor]  # samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
-    reward_net: FeatureExtractor
+    reward_net: FeatureExtractor  # the reward's first network
     judge_net: FeatureExtractor | None  # a second network, which the reward never uses
     real: RealSide  # the reward's real images through reward_net
     real_b: RealSide | None  # the same images through judge_net, only for the floor
@@ -36,6 +37,8 @@ class Components:
     heldout_b: RealSide | None  # the judge's real images through judge_net
     real_images: ImageSet | None  # with labels, for the estimator `pretraining`
     device: torch.device
+    more_nets: tuple[FeatureExtractor, ...] = ()  # the reward's further networks
+    more_real: tuple[RealSide, ...] = ()  # the reward's real images through more_nets
 
     @property
     def num_classes(self) -> int:
@@ -61,12 +64,15 @@ def build_components(config: Config, device: torch.device, progress: bool = True
     check_classes(config, model)
     fast = config.run.precision != "float32"
     decode = to_uint8 if config.files.vae is None else load_decoder(config.files.vae, device, tf32=fast)
-    reward_net, judge_net = load_networks(config.files, device)
+    nets = load_networks(config.files, networks_of(config.reward_components), device)
+    reward_net, judge_net = nets.reward, nets.judge
     train = embedded("train", config.files.embedded_images) if config.files.real is None else None
     for flag, file in (("--real", config.files.real), ("--heldout", config.files.heldout)):
         if file is not None:
             with reading(flag, file):
                 validate_real(file, [net for net in (reward_net, judge_net) if net])
+                if flag == "--real":
+                    validate_real(file, list(nets.more))
 
     def side(split: str, net: FeatureExtractor) -> RealSide:
         file = config.files.real if split == "real" else config.files.heldout
@@ -74,10 +80,12 @@ def build_components(config: Config, device: torch.device, progress: bool = True
         with reading(f"--{split}", file or ASSETS):
             return extract_real(source, net, f"{split} images → {net.name}", progress)
 
-    real = side("real", reward_net)
+    real, more_real = side("real", reward_net), tuple(side("real", net) for net in nets.more)
     real_b = None if judge_net is None else side("real", judge_net)
     heldout, heldout_b = real, real_b
     if config.files.heldout is not None or like_embedded(model):
         heldout = side("heldout", reward_net)
         heldout_b = None if judge_net is None else side("heldout", judge_net)
-    return Components(model, decode, reward_net, judge_net, real, real_b, heldout, heldout_b, train, device)
+    return Components(
+        model, decode, reward_net, judge_net, real, real_b, heldout, heldout_b, train, device, nets.more, more_real
+    )

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from sit_rl.config import Config
-from sit_rl.config_groups import FileOptions, dashed
+from sit_rl.config_groups import dashed
 from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths
 from sit_rl.files.weights import weights_files
 from sit_rl.models.sit import SiT
+from sit_rl.reward_names import PYTHON
 from sit_rl.sampling.guidance import bind
 
 # Paths that a preset without embedded assets needs.
@@ -26,7 +27,7 @@ def check_inputs(config: Config) -> None:
     """Check that all paths and packages exist; ValueError, FileNotFoundError or ModuleNotFoundError otherwise."""
     missing = [name for name in NEEDED_PATHS.get(config.preset, ()) if config[name] is None]
     needed = listed([NEEDED_PATHS_ARE[name] for name in missing]) if missing else None
-    require_paths(given_paths(config.files), needed and f"preset {config.preset} needs {needed}")
+    require_paths(given_paths(config), needed and f"preset {config.preset} needs {needed}")
     for flag in EXTRAS:
         if config[flag[2:]] not in (None, 0):
             require_extra(flag)
@@ -37,12 +38,13 @@ def check_inputs(config: Config) -> None:
         )
 
 
-def given_paths(files: FileOptions) -> list[tuple[str, Path | str | None]]:
+def given_paths(config: Config) -> list[tuple[str, Path | str | None]]:
     """Flag and path of everything that a run may read; the path is None if it was not given."""
     paths: list[tuple[str, Path | str | None]] = [
-        (f"--{name}", getattr(files, name)) for name in ("checkpoint", "vae", "real", "heldout")
+        (f"--{name}", getattr(config.files, name)) for name in ("checkpoint", "vae", "real", "heldout")
     ]
-    return paths + weights_files(files.weights)
+    paths += [("--reward", each.function[0]) for each in config.reward_components if each.kind == PYTHON]
+    return paths + weights_files(config.files.weights)
 
 
 def check_predictions(config: Config, model: SiT) -> None:

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 
 from fastfid import FeatureExtractor, feature_extractor
 from sit_rl.config_groups import FileOptions
-from sit_rl.files.paths import reading
+from sit_rl.files.paths import listed, reading
 from sit_rl.files.weights import weights_of
 
 
-def load_networks(files: FileOptions, device: torch.device) -> tuple[FeatureExtractor, FeatureExtractor | None]:
-    """The reward's feature network and the judge's, with the files of --weights."""
+@dataclass(frozen=True)
+class Networks:
+    """The feature networks of a run.
+
+    reward  the first network of the reward, which evaluations report
+    judge   a second network, which the reward never uses, or None
+    more    the reward's further networks
+    """
+
+    reward: FeatureExtractor
+    judge: FeatureExtractor | None
+    more: tuple[FeatureExtractor, ...]
+
+
+def load_networks(files: FileOptions, rewarded: Sequence[str], device: torch.device) -> Networks:
+    """The networks of a run, with the files of --weights; `rewarded` names those of --reward."""
+    more = [name for name in rewarded if name != files.reward_features]
     judges = [] if files.judge_features == "none" else [files.judge_features]
-    names = [files.reward_features, *judges]
+    names = [files.reward_features, *judges, *more]
     weights = weights_of(files.weights)
     if isinstance(weights, str) and len(set(names)) > 1:
-        raise ValueError(f"--weights {weights} is one file for {' and '.join(names)}; write NAME={weights}")
+        raise ValueError(f"--weights {weights} is one file for {listed(names)}; write NAME={weights}")
     paths = dict.fromkeys(names, weights) if isinstance(weights, str) else weights or {}
     unused = [name for name in paths if name not in names]
     if unused:
         raise ValueError(f"--weights names {unused[0]}, which is not a network of this run: {', '.join(names)}")
     nets = [load_network(name, paths.get(name), device) for name in names]
-    return nets[0], nets[1] if len(nets) > 1 else None
+    return Networks(nets[0], nets[1] if judges else None, tuple(nets[1 + len(judges) :]))
 
 
 def load_network(name: str, weights: str | None, device: torch.device) -> FeatureExtractor:

@@ -1,29 +1,39 @@
-"""The subset-replace reward.  Training uses fastfid's distances only through this file.
+"""The subset-replace reward.
 
 A reference set of N generated images represents the generator. Replace m of them by new images of the same classes:
-the Fréchet distance of the changed set measures what the new images do to the distribution (arXiv 2607.02291, eq. 4).
-`fastfid.SwapEngine` computes it exactly, for all subsets at once, and for every single image.
+the distance of the changed set measures what the new images do to the distribution (arXiv 2607.02291, eq. 4, with the
+Fréchet distance). The set rewards of fastfid compute it exactly, for all subsets at once, and for every single image.
 
 Signs: a `change` below 0 is an improvement; a reward is minus a distance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from fastfid import FeatureMoments, SwapEngine
-from fastfid.distances.real_side import RealFactor
+from fastfid import PreparedSet, swap_credit
+from fastfid.rewards.frechet import FrechetSet
+from sit_rl.components.build import Components
+from sit_rl.config import Config
 from sit_rl.config_groups import RewardOptions
 from sit_rl.ranks.cpu_batches import enter_worker
+from sit_rl.reward.components import Component, RewardSide, reward_side
 from sit_rl.sampling.random_streams import Stream, generator
 
 
 @dataclass
 class ReferenceSet:
-    """The N images that represent the generator: features float32 [N, d], labels int64 [N], index of the oldest row."""
+    """The N images that represent the generator.
+
+    features  float32 [N, d], rows of `RewardSide`
+    labels    int64 [N]
+    oldest    index of the oldest row
+    """
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -31,52 +41,70 @@ class ReferenceSet:
 
 
 @dataclass
-class Scores:
-    """Rewards of a step's candidates, float64.
+class Credits:
+    """The credits of one component, float64 [B·m], from which its advantages are made; higher is better."""
 
-    subset  [B], minus the FD of the reference set after the swap
-    image   [B·m], the credit of each image, from which the advantages are made
-    """
-
-    subset: torch.Tensor
+    component: Component
+    distance: float
     image: torch.Tensor
 
 
-class SwapReward:
-    """Holds the reference set and scores candidates against the real moments.
+@dataclass
+class Scores:
+    """Rewards of a step's candidates, float64.
 
-    The engine is on the features' device, or with --reward-device cpu in host memory. In host memory a thread prepares
-    the engine (an eigendecomposition) while the GPU works: during the update if the reference set rolls, during the
-    rollout if it was refreshed. Scores cannot overlap with other work: they need the last feature, and the first
-    advantage needs them.
+    subset   [B], minus the first component's distance of the reference set after the swap
+    credits  of each component
     """
 
-    def __init__(self, options: RewardOptions, seed: int, real: FeatureMoments, reference: ReferenceSet):
-        self.options, self.seed = options, seed
-        self.device = torch.device("cpu") if options.device == "cpu" else reference.features.device
-        self.real = RealFactor(real, self.device)
+    subset: torch.Tensor
+    credits: tuple[Credits, ...]
+
+    @property
+    def image(self) -> torch.Tensor:
+        """The first component's credits [B·m]."""
+        return self.credits[0].image
+
+
+class SwapReward:
+    """Holds the reference set and scores candidates by each component of the reward.
+
+    The components are on the features' device, or with --reward-device cpu in host memory. In host memory a thread
+    prepares them (for FD, an eigendecomposition) while the GPU works: during the update if the reference set rolls,
+    during the rollout if it was refreshed. Scores cannot overlap with other work: they need the last feature, and the
+    first advantage needs them.
+    """
+
+    def __init__(self, options: RewardOptions, seed: int, side: RewardSide, reference: ReferenceSet):
+        self.options, self.seed, self.side = options, seed, side
+        self.device = reward_device(options, reference.features.device)
         self._thread = None
         if options.device == "cpu":
             self._thread = ThreadPoolExecutor(1, "reward", enter_worker, (torch.get_num_threads(),))
         self.renew(reference)
 
     def renew(self, reference: ReferenceSet) -> None:
-        """Take a new reference set and begin one symmetric eigendecomposition."""
+        """Take a new reference set and begin to prepare each component for it."""
         self.reference = replace(reference, features=reference.features.to(self.device))
-        arguments = self.real, self.reference.features
-        self._engine = SwapEngine(*arguments) if self._thread is None else self._thread.submit(SwapEngine, *arguments)
+        work = partial(_prepare, self.side.components, self.reference)
+        self._prepared = work() if self._thread is None else self._thread.submit(work)
 
     @property
-    def engine(self) -> SwapEngine:
-        """The engine of the present reference set; waits until it is ready."""
-        if isinstance(self._engine, Future):
-            self._engine = self._engine.result()
-        return self._engine
+    def prepared(self) -> list[PreparedSet]:
+        """The present reference set under each component; waits until it is ready."""
+        if isinstance(self._prepared, Future):
+            self._prepared = self._prepared.result()
+        return self._prepared
 
     @property
     def distance(self) -> float:
-        """FD between the reference set and the reward's real moments."""
-        return self.engine.distance
+        """The first component's distance of the reference set from the reward's real images."""
+        return self.prepared[0].distance
+
+    @property
+    def reference_fd(self) -> float | None:
+        """FD of the reference set under the first component that is a Fréchet distance; None without one."""
+        return next((each.distance for each in self.prepared if isinstance(each, FrechetSet)), None)
 
     def propose(self, step: int) -> torch.Tensor:
         """Rows int64 [B, m] that this step's candidates replace; a new image has the label of the row it replaces.
@@ -96,31 +124,37 @@ class SwapReward:
     def score(self, removed: torch.Tensor, features: torch.Tensor) -> Scores:
         """Rewards of candidates: removed int64 [B, m], features [B, m, d] of the images that replace them.
 
-        Results are on the engine's device.
+        Results are on the device of the reward.
         """
         removed, features = removed.to(self.device), features.to(self.device)
-        subset = -self.engine.score(removed, features)
-        return Scores(subset, self._credit(removed, features, subset).flatten())
+        credits, first = [], None
+        for component, prepared in zip(self.side.components, self.prepared, strict=True):
+            new = features[..., component.columns]
+            subset = None
+            if first is None or self.options.credit == "subset":
+                subset = -(prepared.distance + prepared.change(removed, new))
+                first = subset if first is None else first
+            credit = self._credit(prepared, removed, new, subset)
+            credits.append(Credits(component, prepared.distance, credit.flatten()))
+        assert first is not None, "a reward has at least one component"
+        return Scores(first, tuple(credits))
 
-    def _credit(self, removed: torch.Tensor, features: torch.Tensor, subset: torch.Tensor) -> torch.Tensor:
+    def _credit(
+        self, prepared: PreparedSet, removed: torch.Tensor, features: torch.Tensor, subset: torch.Tensor | None
+    ) -> torch.Tensor:
         """Reward of every image [B, m] under the credit rule.
 
         subset     the reward of the image's subset
-        image      minus the exact change by swapping this image in alone, plus the change by only removing the old one.
-                   The second term depends on the old image only; without it, half of the variance would come from there
-        influence  first-order change by adding the image
+        image      minus the exact change by swapping this image in alone, plus the change by only removing the old one
+        influence  first-order change of FD by adding the image
         """
         if self.options.credit == "subset":
+            assert subset is not None, "the subsets are scored first"
             return subset[:, None].expand(removed.shape)
         if self.options.credit == "image":
-            return self._left_out(removed) - self.engine.change_each(removed, features)
-        return -self.engine.influence(features.flatten(0, 1)).view(removed.shape) / self.engine.count
-
-    def _left_out(self, removed: torch.Tensor) -> torch.Tensor:
-        """Exact change [B, m] by removing each row alone, without a replacement."""
-        rows = removed.reshape(-1, 1)
-        nothing = self.reference.features.new_zeros((len(rows), 0, self.reference.features.shape[1]))
-        return self.engine.change(rows, nothing).view(removed.shape)
+            return swap_credit(prepared, removed, features)
+        assert isinstance(prepared, FrechetSet), "the config allows influence for fd only"
+        return -prepared.engine.influence(features.flatten(0, 1)).view(removed.shape) / prepared.count
 
     def roll(self, removed: torch.Tensor, features: torch.Tensor) -> None:
         """Carry out every swap of a rolling step: features [B, m, d] replace the rows [B, m]."""
@@ -128,3 +162,25 @@ class SwapReward:
         kept[removed.flatten()] = features.flatten(0, 1).to(kept)
         oldest = (self.reference.oldest + removed.numel()) % len(kept)
         self.renew(ReferenceSet(kept, self.reference.labels, oldest))
+
+
+def reward_side_of(config: Config, components: Components) -> RewardSide:
+    """The components of the run's reward, where --reward-device wants them."""
+    return reward_side(config, components, reward_device(config.reward, components.device))
+
+
+def reward_device(options: RewardOptions, features: torch.device) -> torch.device:
+    """Where the reward is computed, for features that come on a device."""
+    return torch.device("cpu") if options.device == "cpu" else features
+
+
+def _prepare(components: Sequence[Component], reference: ReferenceSet) -> list[PreparedSet]:
+    """The reference set under each component; ValueError with the component's name where it cannot be used."""
+    prepared = []
+    for component in components:
+        try:
+            rows = reference.features[:, component.columns]
+            prepared.append(component.reward.prepare(rows, reference.labels.to(rows.device)))
+        except ValueError as error:
+            raise ValueError(f"reward component {component.name}: {error}") from error
+    return prepared

@@ -82,7 +82,7 @@ def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
 
 
 def draw_rewards(records: list[dict[str, Any]]) -> bytes | None:
-    """Histogram of the FD change by one subset, in the first and the last quarter of training; None without rewards."""
+    """Histogram of the first component's change by one subset, early and late in training; None without rewards."""
     scored = [r for r in records if r.get("subset_rewards")]
     if not scored:
         return None
@@ -91,15 +91,43 @@ def draw_rewards(records: list[dict[str, Any]]) -> bytes | None:
     figure, axes = plt.subplots(figsize=(7.5, 3.2))
     parts = {"first quarter": (scored[:quarter], GREY), "last quarter": (scored[-quarter:], BLUE)}
     changes = {
-        name: np.concatenate([-np.array(r["subset_rewards"]) - r["reference_fd"] for r in part])
+        name: np.concatenate([-np.array(r["subset_rewards"]) - _reference_distance(r) for r in part])
         for name, (part, _) in parts.items()
     }
     edges = np.histogram_bin_edges(np.concatenate(list(changes.values())), bins=40)
     for name, values in changes.items():
         axes.hist(values, bins=edges, alpha=0.6, label=f"{name} of training", color=parts[name][1])
     axes.axvline(0, color="black", lw=0.8)
-    axes.set(xlabel="change of the reference FD by one subset (below 0 is better)", ylabel="subsets")
+    axes.set(xlabel="change of the reference set's distance by one subset (below 0 is better)", ylabel="subsets")
     axes.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def _reference_distance(record: dict[str, Any]) -> float:
+    """The first component's distance of the reference set, in a step that scored subsets."""
+    components = record.get("components")
+    distance: float = next(iter(components.values()))["distance"] if components else record["reference_fd"]
+    return distance
+
+
+def draw_components(records: list[dict[str, Any]]) -> bytes | None:
+    """Each component's distance relative to the first step's, and its share of the advantages; None for one alone."""
+    mixed = [r for r in records if len(r.get("components") or {}) > 1]
+    if not mixed:
+        return None
+    plt = _pyplot()
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7.5, 5), sharex=True)
+    steps = [r["step"] for r in mixed]
+    for name in mixed[0]["components"]:
+        parts = [r["components"][name] for r in mixed]
+        first = parts[0]["distance"]
+        label = name.replace("$", r"\$")  # not as a formula
+        above.plot(steps, [part["distance"] / first if first else float("nan") for part in parts], label=label)
+        below.plot(steps, [part["share"] for part in parts], label=label)
+    above.set(ylabel="distance / first step's")
+    below.set(xlabel="training step", ylabel="share of the advantages")
+    below.axhline(0, color="black", lw=0.8)
+    above.legend(fontsize=8, frameon=False)
     return _png(figure)
 
 

@@ -13,6 +13,7 @@ from sit_rl.config_groups import given
 from sit_rl.models import attention
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import world_size
+from sit_rl.reward_names import PYTHON, ComponentName
 from sit_rl.runs.log import Clock
 from sit_rl.runs.summary import known
 from sit_rl.sampling.sampler_config import SamplerConfig, trained_steps
@@ -33,7 +34,8 @@ def describe_run(config: Config, components: Components) -> str:
     parts = ", ".join(f"{phase} {m:.1f}" for phase, m in minutes.items() if m)
     keep = "all samples" if config.reward.kept_fraction == 1 else f"best {config.reward.kept_fraction:.0%} of samples"
     c, shape = config, components.sample_shape
-    reward = f"−FD ({components.reward_net.name}) of {c.reward.reference_size} images with {c.reward.replace} replaced"
+    rewarded = " + ".join(_weighted(each) for each in c.reward_components)
+    reward = f"{rewarded} of {c.reward.reference_size} images with {c.reward.replace} replaced"
     arguments = attention.attention_arguments(c.run.attention, components.model, c.run.precision, components.device)
     images = f"{c.reward.candidates} × {c.reward.replace} images"
     lines = {
@@ -48,6 +50,13 @@ def describe_run(config: Config, components: Components) -> str:
         "predicted": f"about {sum(minutes.values()):.1f} minutes ({parts})",
     }
     return aligned(lines)
+
+
+def _weighted(component: ComponentName) -> str:
+    """A component of the reward with its weight, for people: minus its distance."""
+    name = f"−FD ({component.source})" if component.kind == "fd" else f"−{component}"
+    name = str(component) if component.kind == PYTHON else name
+    return name if component.weight == 1 else f"{component.weight:g} {name}"
 
 
 def judged_against(components: Components, images: int) -> str:

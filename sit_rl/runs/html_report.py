@@ -9,7 +9,7 @@ from typing import Any
 
 from fastfid.runtime.templates import template
 from sit_rl.files.atomic import write_text
-from sit_rl.runs.figures import draw_curve, draw_rewards, draw_samples, draw_time
+from sit_rl.runs.figures import draw_components, draw_curve, draw_rewards, draw_samples, draw_time
 from sit_rl.runs.log import read_metrics
 from sit_rl.runs.summary import load_summary, sampler_kinds, summary_table, table_head, table_rows
 
@@ -22,10 +22,11 @@ def write_run_report(folder: Path) -> Path:
         "Fréchet distance over training": draw_curve(summary, records),
         "Samples from the same noise and labels": draw_samples(folder, sampler_kinds(summary)),
         "Reward of the candidate subsets": draw_rewards(records),
+        "Components of the reward": draw_components(records),
         "Where the time went": draw_time(summary),
     }
     (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in zip(("curve", "samples", "rewards", "time"), figures.values(), strict=True):
+    for name, figure in zip(("curve", "samples", "rewards", "components", "time"), figures.values(), strict=True):
         if figure is not None:
             (folder / "figures" / f"{name}.png").write_bytes(figure)
     path = folder / "report.html"

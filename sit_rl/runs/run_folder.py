@@ -73,7 +73,7 @@ def check_replaceable(config: Config) -> None:
     there = [place / name for name in (*FOLDERS, *FILES) if (place / name).exists()]
     if there and not is_run(place):
         raise ValueError(f"{there[0]} is in the way and {place} is no run's folder; choose another --out")
-    inside = [f"{flag} {path}" for flag, path in given_paths(config.files) if _within(path, there)]
+    inside = [f"{flag} {path}" for flag, path in given_paths(config) if _within(path, there)]
     if inside:
         raise ValueError(
             f"{inside[0]} is part of the run that a fresh one in {place} would replace; copy it elsewhere, or choose "

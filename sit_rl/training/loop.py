@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from sit_rl.learner import guards
 from sit_rl.ranks.collectives import broadcast_from_main, gather_owned
 from sit_rl.ranks.preemption import Preempted, told_to_stop
 from sit_rl.ranks.process_group import is_main
-from sit_rl.reward.advantages import advantages, select
-from sit_rl.reward.swap_reward import ReferenceSet, Scores, SwapReward
-from sit_rl.rollout import generate
+from sit_rl.reward.advantages import select
+from sit_rl.reward.components import RewardSide
+from sit_rl.reward.mix import Mix, Part, mix
+from sit_rl.reward.swap_reward import Credits, ReferenceSet, Scores, SwapReward
+from sit_rl.rollout import Rollout, generate
 from sit_rl.runs.forecast import Forecast
 from sit_rl.runs.log import GRID_COLUMNS, RunLog
 from sit_rl.sampling.random_streams import Stream, balanced_labels
@@ -70,17 +73,19 @@ def train_step(config: Config, components: Components, state: State, estimator: 
             )  # fmt: skip
             state.images_generated += len(labels)
         with clock.phase("reward"):
-            features = gather_owned(rollout.features, len(labels), config.rollout.batch)
+            features = gathered_rows(config, reward.side, rollout, len(labels))
             guards.require_finite("samples", rollout.samples, step)
             guards.require_finite("features", features, step)
             features = features.view(*removed.shape, -1)
             scores = reward.score(removed, features)
-            advantage = advantages(scores.image, labels, config.reward.normalise, config.reward.advantage_clip)
-            advantage = advantage * fade(config.reward, state, float(scores.image.std()))
-            advantage = broadcast_from_main(advantage)
+            parts = faded(config.reward, state, scores)
+            mixed = mix(parts, labels, config.reward.normalise, config.reward.advantage_clip)
+            advantage = broadcast_from_main(mixed.advantage)
             kept = select(advantage, config.reward.kept_fraction)
-        state.first_reference_fd = state.first_reference_fd or reward.distance
-        record |= describe(reward.distance, scores, advantage, kept)
+        state.first_reference_fd = state.first_reference_fd or reward.reference_fd
+        record |= describe(reward.reference_fd, scores, advantage, kept)
+        if len(parts) > 1 or reward.reference_fd is None:
+            record |= describe_mix(scores, parts, mixed)
         if config.reward.reference == "rolling":
             with clock.phase("reward"):
                 reward.roll(removed, features)
@@ -106,30 +111,46 @@ def refreshed(config: Config, components: Components, state: State, estimator: E
         initial=Stream.REFERENCE, noisy=Stream.REFERENCE_SDE, label="reference set",
     )  # fmt: skip
     guards.require_finite("reference samples", made.samples, state.step)
-    features = gather_owned(made.features, config.reward.reference_size, config.rollout.batch)
+    assert state.side is not None, "only an estimator that rolls out has a reference set"
+    features = gathered_rows(config, state.side, made, config.reward.reference_size)
     guards.require_finite("reference features", features, state.step)
     state.images_generated += config.reward.reference_size
     reference = ReferenceSet(features, labels)
     if state.reward is None:
-        state.reward = SwapReward(config.reward, config.seed, components.real.moments, reference)
+        state.reward = state.reward_of(reference)
     else:
         state.reward.renew(reference)
     return state.reward
 
 
-def fade(options: RewardOptions, state: State, reward_std: float) -> float:
-    """Factor of the advantages: the spread of this step's rewards relative to the first step's, at most 1.
+def gathered_rows(config: Config, side: RewardSide, made: Rollout, count: int) -> torch.Tensor:
+    """What the reward reads of all ranks' images, float32 [count, d], on every rank."""
+    rows = side.rows(made.features, made.images, made.labels.cpu(), config.rollout.batch)
+    return gather_owned(rows, count, config.rollout.batch)
+
+
+def faded(options: RewardOptions, state: State, scores: Scores) -> list[Part]:
+    """Each component's part of the mix, with its own fade."""
+    return [
+        Part(each.component.name, each.image, each.component.weight, fade(options, state, each))
+        for each in scores.credits
+    ]
+
+
+def fade(options: RewardOptions, state: State, credits: Credits) -> float:
+    """Factor of a component's advantages: the spread of this step's credits relative to the first step's, at most 1.
 
     Rewards differ less as the distribution approaches the real one: at FD 0 no image could improve it. Advantages that
     are standardised step by step hide this, and push with the same force beyond the optimum.
     """
-    state.first_reward_std = state.first_reward_std or reward_std
-    return min(1.0, reward_std / state.first_reward_std) if options.fade else 1.0
+    spread = float(credits.image.std())
+    first = state.first_credit_std.setdefault(credits.component.name, spread)
+    return min(1.0, spread / first) if options.fade and first else 1.0
 
 
-def describe(reference_fd: float, scores: Scores, advantage: torch.Tensor, kept: torch.Tensor) -> dict[str, Any]:
-    """The reward's part of a step's record."""
-    change = -scores.subset - reference_fd
+def describe(reference_fd: float | None, scores: Scores, advantage: torch.Tensor, kept: torch.Tensor) -> dict[str, Any]:
+    """The reward's part of a step's record: of the first component, but for the advantages, which are the mix's."""
+    change = -scores.subset - scores.credits[0].distance
     return {
         "reference_fd": reference_fd,
         "subset_reward_mean": float(scores.subset.mean()),
@@ -144,6 +165,22 @@ def describe(reference_fd: float, scores: Scores, advantage: torch.Tensor, kept:
         "kept_fraction": len(kept) / len(advantage),
         "kept_advantage_mean": float(advantage[kept].mean()),
     }
+
+
+def describe_mix(scores: Scores, parts: Sequence[Part], mixed: Mix) -> dict[str, Any]:
+    """What each component of a mix says and adds, and how they agree."""
+    of_component = {
+        part.name: {
+            "distance": each.distance,
+            "credit_mean": float(part.credit.mean()),
+            "credit_std": float(part.credit.std()),
+            "weight": part.weight,
+            "fade": part.fade,
+            "share": mixed.shares[part.name],
+        }
+        for each, part in zip(scores.credits, parts, strict=True)
+    }
+    return {"components": of_component, "correlations": mixed.correlations}
 
 
 def timing(seconds: dict[str, float], predicted: float | None) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from sit_rl.models.loading import save_model
 from sit_rl.models.lora import merge_lora
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.process_group import is_main
-from sit_rl.reward.swap_reward import ReferenceSet, SwapReward
+from sit_rl.reward.components import RewardSide
+from sit_rl.reward.swap_reward import ReferenceSet, SwapReward, reward_side_of
 from sit_rl.runs.log import Clock
 
 # The plain values of a checkpoint, and their types.
 VALUE_KINDS = {
-    "step": int, "images_generated": int, "seconds": dict, "evaluations": dict, "first_reward_std": float | None,
+    "step": int, "images_generated": int, "seconds": dict, "evaluations": dict, "first_credit_std": dict,
     "first_reference_fd": float | None, "reference": dict | None, "config": dict,
 }  # fmt: skip
 
@@ -52,11 +53,12 @@ class State:
     learner: Learner
     writer: checkpoint.Writer
     clock: Clock
+    side: RewardSide | None = None  # of the reward; None for an estimator without one
     step: int = 0
     reward: SwapReward | None = None
     images_generated: int = 0
     evaluations: dict[str, Any] = field(default_factory=dict)  # {"before" or "after": {"ode" or "sde": metrics}}
-    first_reward_std: float | None = None  # of the first step's images
+    first_credit_std: dict[str, float] = field(default_factory=dict)  # of the first step's credits, by component
     first_reference_fd: float | None = None
 
     def save(self) -> None:
@@ -83,15 +85,20 @@ class State:
             "images_generated": self.images_generated,
             "seconds": self.clock.state_dict(),
             "evaluations": self.evaluations,
-            "first_reward_std": self.first_reward_std,
+            "first_credit_std": self.first_credit_std,
             "first_reference_fd": self.first_reference_fd,
             "reference": None if self.reward is None else {"oldest": self.reward.reference.oldest},
             "config": self.config.to_dict(),
         }
 
+    def reward_of(self, reference: ReferenceSet) -> SwapReward:
+        """The reward with its first reference set."""
+        assert self.side is not None, "an estimator that has a reward was started with its side"
+        return SwapReward(self.config.reward, self.config.seed, self.side, reference)
+
     def load(self, path: Path, values: dict[str, Any], components: Components) -> None:
         """Load the tensors of checkpoint `path` and its plain values, which `read_values` has read."""
-        for name in ("step", "images_generated", "evaluations", "first_reward_std", "first_reference_fd"):
+        for name in ("step", "images_generated", "evaluations", "first_credit_std", "first_reference_fd"):
             setattr(self, name, values[name])
         kinds = checkpoint.names(path)
         if any(name.startswith("optimizer.") for name in kinds):
@@ -107,7 +114,7 @@ class State:
         if reference:
             features = reference["reference.features"].to(components.device)
             whole = ReferenceSet(features, reference["reference.labels"], **values["reference"])
-            self.reward = SwapReward(self.config.reward, self.config.seed, components.real.moments, whole)
+            self.reward = self.reward_of(whole)
 
 
 def start(
@@ -115,7 +122,8 @@ def start(
 ) -> State:
     """A fresh state, or the one that checkpoint `path` holds."""
     writer = checkpoint.Writer(config.run_folder / "checkpoints", config.run.keep_checkpoints)
-    state = State(config, Learner(components.model, config), writer, clock)
+    side = None if config.update.estimator == "pretraining" else reward_side_of(config, components)
+    state = State(config, Learner(components.model, config), writer, clock, side)
     if path is not None and values is not None:
         state.load(path, values, components)
     source = path or (f"--checkpoint {config.files.checkpoint}" if config.files.checkpoint else "the embedded model")

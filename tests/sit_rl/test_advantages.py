@@ -8,7 +8,8 @@ import torch
 
 from sit_rl.config_groups import RewardOptions
 from sit_rl.reward.advantages import advantages, select
-from sit_rl.reward.swap_reward import Scores
+from sit_rl.reward.components import Component
+from sit_rl.reward.swap_reward import Credits, Scores
 from sit_rl.training.loop import describe, fade
 
 
@@ -79,13 +80,20 @@ def test_selection_is_global_and_stable():
 
 
 def test_advantages_fade_with_the_spread_of_rewards():
-    state = SimpleNamespace(first_reward_std=None)
-    # the first step sets the scale; a wider spread later does not push harder
-    assert [fade(RewardOptions(), state, std) for std in (0.2, 0.1, 0.4)] == [1.0, 0.5, 1.0]
-    assert fade(RewardOptions(fade=False), state, 0.1) == 1.0
+    state = SimpleNamespace(first_credit_std={})
+    # the first step sets the scale of each component; a wider spread later does not push harder
+    assert [fade(RewardOptions(), state, spread("fd", std)) for std in (0.2, 0.1, 0.4)] == [1.0, 0.5, 1.0]
+    assert [fade(RewardOptions(), state, spread("kid", std)) for std in (8.0, 2.0)] == [1.0, 0.25]
+    assert fade(RewardOptions(fade=False), state, spread("fd", 0.1)) == 1.0
+
+
+def spread(name, std):
+    """Credits of a component whose standard deviation is `std`, a power of two times that of the others."""
+    return Credits(Component(name, 1.0, slice(None), None), 1.0, std * torch.tensor([0.0, 1.0, 2.0]).double())
 
 
 def test_one_candidate_has_no_spread_and_its_line_stays_json():
-    scores = Scores(torch.tensor([-0.9], dtype=torch.float64), torch.tensor([0.1, 0.2], dtype=torch.float64))
+    credits = Credits(Component("fd", 1.0, slice(None), None), 1.0, torch.tensor([0.1, 0.2], dtype=torch.float64))
+    scores = Scores(torch.tensor([-0.9], dtype=torch.float64), (credits,))
     record = describe(1.0, scores, torch.tensor([1.0, -1.0]), torch.arange(2))
     assert record["subset_reward_std"] is None and json.loads(json.dumps(record, allow_nan=False)) == record

@@ -32,11 +32,12 @@ def test_inception_from_a_file(random_weights):  # noqa: F811
     """--weights as `fastfid eval` takes it: a file in torch-fidelity's own format, of random numbers."""
     path = str(random_weights[0])
     config = PRESETS["sit-xl-imagenet256"][1].changed(weights=(path,))
-    net, judge = load_networks(config.files, CPU)
-    assert (net.name, net.dim, judge) == ("inception", 2048, None)
-    assert net.weights_sha256 == file_sha256(path)
+    nets = load_networks(config.files, (), CPU)
+    assert (nets.reward.name, nets.reward.dim, nets.judge, nets.more) == ("inception", 2048, None, ())
+    assert nets.reward.weights_sha256 == file_sha256(path)
     named = config.changed(weights=(f"inception={path}",), judge_features="fashion-b")
-    assert [n.name for n in load_networks(named.files, CPU)] == ["inception", "fashion-b"]
+    nets = load_networks(named.files, ("inception", "fashion-a"), CPU)
+    assert [n.name for n in (nets.reward, nets.judge, *nets.more)] == ["inception", "fashion-b", "fashion-a"]
 
 
 @pytest.fixture

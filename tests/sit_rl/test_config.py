@@ -34,7 +34,7 @@ def test_a_flag_with_its_group_is_an_alias():
 
 def test_every_flat_name_has_one_place():
     config = Config()
-    assert list(config.to_dict()) == list(places()) and len(places()) == 65
+    assert list(config.to_dict()) == list(places()) and len(places()) == 66
     for name, place in places().items():
         assert config[name] == getattr(getattr(config, place.group) if place.group else config, place.field.name)
     with pytest.raises(TypeError, match="'colour' is no field"):

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +194,8 @@ def test_a_constant_reward_is_explained(tmp_path, monkeypatch, capsys, command):
 
     def constant(self, removed, features):
         scores = original(self, removed, features)
-        return training_loop.Scores(scores.subset, torch.full_like(scores.image, 0.5))
+        (credits,) = scores.credits
+        return replace(scores, credits=(replace(credits, image=torch.full_like(credits.image, 0.5)),))
 
     monkeypatch.setattr(training_loop.SwapReward, "score", constant)
     error = error_of(capsys, command(tmp_path / "run"))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastfid import SwapEngine
+from fastfid import FrechetReward, SwapEngine
 from sit_rl.config import Config
+from sit_rl.reward.components import Component, RewardSide
 from sit_rl.reward.swap_reward import ReferenceSet, SwapReward
 
 N, D, B, M = 120, 6, 5, 8
@@ -34,7 +35,8 @@ def setup(**changes):
     base = Config.of(preset="smoke", reference_size=N, replace=M, candidates=B, minibatch=10)
     config = base.changed(**changes)
     labels = torch.arange(N) % 10
-    reward = SwapReward(config.reward, config.seed, Moments(real), ReferenceSet(torch.from_numpy(reference), labels))
+    side = RewardSide((Component("fd", 1.0, slice(None), FrechetReward(Moments(real))),))
+    reward = SwapReward(config.reward, config.seed, side, ReferenceSet(torch.from_numpy(reference), labels))
     return reward, real, reference, torch.from_numpy(new)
 
 
@@ -108,7 +110,7 @@ def test_on_the_cpu_beside_the_device_it_is_prepared_meanwhile_and_says_the_same
     for device, reward in rewards.items():
         removed = reward.propose(0)
         if device == "cpu":
-            monkeypatch.setattr("sit_rl.reward.swap_reward.SwapEngine", slow)
+            monkeypatch.setattr("fastfid.rewards.frechet.SwapEngine", slow)
         reward.roll(removed, new)
     assert rewards["cpu"].propose(1).shape == (B, M)  # labels and rows need no engine
     go.set()

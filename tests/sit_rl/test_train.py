@@ -302,7 +302,7 @@ def test_checkpoints_are_kept_to_a_number_and_damage_is_named(tmp_path):
 def test_a_checkpoints_values_of_another_kind_are_refused(tmp_path, change):
     """One sentence that names checkpoint and value, for values as for tensors."""
     good = dict.fromkeys(VALUE_KINDS, None) | {"step": 2, "images_generated": 0}
-    good |= {"seconds": {}, "evaluations": {}, "config": {}}
+    good |= {"seconds": {}, "evaluations": {}, "config": {}, "first_credit_std": {}}
     (tmp_path / "state.json").write_text(json.dumps(good))
     assert read_values(tmp_path) == good
     (tmp_path / "state.json").write_text(json.dumps(good | change))

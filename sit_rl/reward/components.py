@@ -1,0 +1,126 @@
+"""The components of a run's reward, and what they read of images: the trainer's door to fastfid/rewards.
+
+Every image has one row: the features of each network of the reward, side by side, then the score of each Python
+function.  A component reads its own columns.  So features of a network are computed once an image, however many
+components read them, and the reference set is one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fastfid import (
+    CallableReward,
+    DensityRatioReward,
+    FeatureExtractor,
+    FrechetReward,
+    KernelReward,
+    SetReward,
+    SlicedWassersteinReward,
+)
+from fastfid.rewards.per_image import ScoreReward
+from sit_rl.components.build import Components
+from sit_rl.components.real_side import RealSide
+from sit_rl.config import Config
+from sit_rl.ranks.cpu_batches import map_batches
+from sit_rl.reward.python_function import load_function
+from sit_rl.reward_names import PYTHON, ComponentName, networks_of
+
+# Real images, evenly spaced, that kernels and sorted projections compare with: as many as the reference set has by
+# default.  Moments are of all real images.
+REAL_ROWS = 5_000
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component: its name, its weight in the mix, the columns that it reads, and the reward itself."""
+
+    name: str
+    weight: float
+    columns: slice
+    reward: SetReward
+
+
+@dataclass(frozen=True)
+class RewardSide:
+    """All components of a run, and how an image's row comes about.
+
+    networks   those whose features a rollout does not compute: all but the first
+    functions  Python functions, each of which adds one column
+    """
+
+    components: tuple[Component, ...]
+    networks: tuple[FeatureExtractor, ...] = ()
+    functions: tuple[CallableReward, ...] = ()
+
+    def rows(self, features: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, batch: int) -> torch.Tensor:
+        """float32 [n, d]: features [n, d₁] of the first network, and what else the components read of the images.
+
+        images uint8 [n, c, h, w] and labels int64 [n] in host memory, read `batch` at a time as in a rollout
+        """
+        more = sum(net.dim for net in self.networks) + len(self.functions)
+        if not more or not len(images):  # a rank may own no image
+            return features if not more else features.new_empty(0, features.shape[1] + more)
+        parts, batches = [features], images.split(batch)
+        for net in self.networks:
+            parts.append(torch.cat(list(map_batches(net, batches, net.device))))
+        for function in self.functions:
+            scores = [function.scores(*some) for some in zip(batches, labels.split(batch), strict=True)]
+            parts.append(torch.cat(scores).to(features)[:, None])
+        return torch.cat(parts, dim=1)
+
+
+def reward_side(config: Config, components: Components, device: torch.device) -> RewardSide:
+    """The components that --reward names, with their real side on `device`.
+
+    ValueError, with the component's name, where it needs the features of real images and --real holds statistics.
+    """
+    named, first = config.reward_components, config.files.reward_features
+    networks = (first, *(name for name in networks_of(named) if name != first))
+    nets = (components.reward_net, *components.more_nets)
+    sides = dict(zip(networks, (components.real, *components.more_real), strict=True))
+    functions = {str(each): load_function(each) for each in named if each.kind == PYTHON}
+    dims = [*((name, net.dim) for name, net in zip(networks, nets, strict=True)), *((name, 1) for name in functions)]
+    columns = _columns(dims)
+    labels = None if components.real_images is None else components.real_images.labels
+    found = []
+    for each in named:
+        key = str(each) if each.kind == PYTHON else each.source
+        found.append(Component(str(each), each.weight, columns[key], _reward(each, sides, labels, device)))
+    return RewardSide(tuple(found), components.more_nets, tuple(functions.values()))
+
+
+def _columns(dims: Sequence[tuple[str, int]]) -> dict[str, slice]:
+    """Name → columns of rows that hold so many features of each side by side."""
+    columns, start = {}, 0
+    for name, dim in dims:
+        columns[name] = slice(start, start + dim)
+        start += dim
+    return columns
+
+
+def _reward(
+    component: ComponentName, sides: Mapping[str, RealSide], labels: torch.Tensor | None, device: torch.device
+) -> SetReward:
+    name = str(component)
+    if component.kind == PYTHON:
+        return ScoreReward(name)
+    side = sides[component.source]
+    if component.kind == "fd":
+        return FrechetReward(side.moments, name, device)
+    if side.features is None:
+        raise ValueError(f"--reward {name} needs the features of real images, and --real holds statistics; pass images")
+    if component.kind == "density_ratio":
+        return DensityRatioReward(side.features.to(device), labels, name=name)
+    rows = _evenly_spaced(side.features).to(device)
+    if component.kind == "sliced_wasserstein":
+        return SlicedWassersteinReward(rows, name=name)
+    return KernelReward(rows, "polynomial" if component.kind == "kid" else "gaussian", name=name)
+
+
+def _evenly_spaced(rows: torch.Tensor) -> torch.Tensor:
+    """At most REAL_ROWS rows [n, d], at equal steps."""
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), REAL_ROWS)).round().long()]
