@@ -1,4 +1,4 @@
-// What bindings.cpp calls for fastfid/linalg/banded_trace.py; `threads`, `isa` and errors as in swap.h.
+// The function that bindings.cpp calls for fastfid/linalg/banded_trace.py; `threads`, `isa` and errors as in swap.h.
 #pragma once
 
 #include <string>

@@ -6,12 +6,12 @@
 //
 //   L_ij = (B_ij − Σ_k L_ik L_jk) / L_jj,    r_i = B_ii − Σ_k L_ik²,    L_ii = √(r_i + s)
 //
-// W shifts s are worked on side by side, one to a lane, so that a product of two entries is one multiply-add of vectors: d b²/2
-// of them a set of W shifts.  log det is the sum of log((r_i + s)/(a + s)) = log1p((r_i − a)/(a + s)), which keeps its digits
-// where s is far above B.
+// W shifts s are computed side by side, one in each lane, so one product of entries is one multiply-add of vectors; a set of W
+// shifts takes d b²/2 of them.  log det is the sum of log((r_i + s)/(a + s)) = log1p((r_i − a)/(a + s)), which keeps its digits
+// if s is far above B.
 //
-// BLOCK rows are made together, PAIR columns at a time: each entry of an earlier row, which comes from the second-level cache
-// (b = 64: 300 kB), serves BLOCK multiply-adds.
+// BLOCK rows are computed together, PAIR columns at a time.  An entry of an earlier row comes from the second-level cache
+// (b = 64: 300 kB) and is used for BLOCK multiply-adds.
 //
 //   window [c/BLOCK + 1][BLOCK][c + BLOCK][W]  the last blocks of rows of L in a ring, c = b rounded up to whole blocks; in the
 //          block that begins with row i, column j stands at j − i + c, and 1/L_ii on the diagonal
@@ -25,7 +25,7 @@ namespace FASTFID_ISA {
 // Their 8 sums cover a multiply-add's latency of 4 cycles on two units.
 constexpr int64_t BLOCK = 4, PAIR = 2;
 
-// W shifts and what they have come to.
+// W shifts and their running results.
 struct ShiftedBand {
     const BandMatrix& of;
     int64_t reach, stride;  // c, c + BLOCK
@@ -33,7 +33,7 @@ struct ShiftedBand {
     double sums[Vector<double>::width];
 };
 
-// Shifts worked on side by side.
+// Shifts computed side by side.
 inline int64_t band_lanes() { return Vector<double>::width; }
 
 // Doubles of memory for one set of shifts, zeroed and 64-byte aligned.
@@ -90,7 +90,7 @@ inline void divide_by_corner(const Vector<double>::type* corner, int64_t stride,
     }
 }
 
-// Columns of the block of rows `others`, which stand at `place` in `rows` and begin to matter at `begin`.
+// Subtracts the product with the block of rows `others`: its columns start at `place` in `rows`; those before `begin` are zero.
 inline void make_columns(const ShiftedBand& at, const Vector<double>::type* others, int64_t begin, int64_t place,
                          Vector<double>::type* rows) {
     const int64_t behind = at.reach - place;  // a column stands this much further right in `others`

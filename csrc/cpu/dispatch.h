@@ -1,5 +1,4 @@
-// What is common to the functions that bindings.cpp calls: the kernels of the instruction set asked for, and tasks shared among
-// threads.
+// Shared by the functions that bindings.cpp calls: choosing the kernels of an instruction set, and dividing tasks among threads.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +15,8 @@
 
 namespace fastfid {
 
-// The kernels of `isa`, of the best instruction set of this machine where it is empty; std::invalid_argument for a name this build
-// or machine lacks.
+// The kernels of `isa`; an empty string means the best instruction set of this machine.  std::invalid_argument for a name that
+// this build or machine lacks.
 template <class T>
 Kernels<T> kernels_of(const std::string& isa);
 

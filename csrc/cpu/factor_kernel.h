@@ -2,14 +2,14 @@
 //
 //   lanes [entry (i, j ≤ i)][W], rows of the lower triangle one after the other
 //
-// The nodes of a candidate are factored by the same steps, so every arithmetic operation is a whole vector of them and there is
-// nothing to transpose or to pad.  Left-looking, COLUMNS columns at a time: what earlier columns take from a block of rows is a
-// product held in registers,
+// All nodes of a candidate are factored by the same steps, so every operation works on a full vector of nodes; nothing is
+// transposed or padded.  The algorithm is left-looking with COLUMNS columns at a time.  The contribution of the earlier columns to
+// a block of rows is a product in registers,
 //   G[i, j] − Σ_{l < j} L[i, l] d_l L[j, l],
-// with the d_l L[j, l] of these columns gathered in a panel once.
+// where the d_l L[j, l] of these columns are copied to a panel once.
 //
-// J never enters the matrix.  At the larger nodes G is small beside 1, and 1 + g would keep few of its digits while the weight of
-// the node is large; kept apart, g has all of them for log1p, and float32 is enough.
+// J is never added to the matrix.  At the larger nodes G is small beside 1: 1 + g would lose most digits of g, and the weight of
+// the node is large.  Kept apart, g has all its digits for log1p, so float32 is enough.
 #pragma once
 
 #include "gram_kernel.h"
@@ -24,12 +24,12 @@ constexpr int64_t COLUMNS = 4, ROWS = FASTFID_VECTOR_BYTES == 64 ? 4 : 2;
 // leverages of new rows, which the smallest shift of a spectrum bounds by some 1e15·k.
 constexpr int64_t PIVOTS_A_LOGARITHM = 8;
 
-// |d_j| − 1 for the pivot d_j = J_j + g, moved to where exact arithmetic has it: a removed row's 1 − g stays positive, an
-// added row's g does not turn negative.  NaN when g is further off than rounding explains: by slack, and for an added row by
-// slack times the diagonal it started from.
+// |d_j| − 1 for the pivot d_j = J_j + g, clamped to the range of exact arithmetic: 1 − g > 0 for a removed row, g ≥ 0 for an
+// added one.  NaN if g is outside by more than rounding explains: by more than slack, for an added row slack times the diagonal
+// that it started from.
 template <class T>
 double pivot_excess(T g, bool removed, T diagonal, double slack) {
-    const double least = sizeof(T) == 4 ? 4.8e-7 : 8.9e-16;  // 4 ε, the smallest 1 − leverage that is not all rounding
+    const double least = sizeof(T) == 4 ? 4.8e-7 : 8.9e-16;  // 4 ε, the smallest 1 − leverage above rounding
     if (removed) {
         if (!(g <= 1 + slack)) return NAN;
         return g <= 1 - least ? -(double)g : least - 1;
@@ -38,7 +38,7 @@ double pivot_excess(T g, bool removed, T diagonal, double slack) {
     return g >= 0 ? (double)g : 0;
 }
 
-// Σ log|d_j| of W nodes; the first pivot of a wrong sign in `wrong`, and NaN for that node.
+// Σ log|d_j| of W nodes.  A node with a pivot of the wrong sign gets NaN; `wrong` holds the first such pivot.
 template <class T>
 struct LogDeterminants {
     static constexpr int64_t width = Vector<T>::width;
@@ -63,7 +63,7 @@ struct LogDeterminants {
         }
         if (j % PIVOTS_A_LOGARITHM == PIVOTS_A_LOGARITHM - 1) fold();
     }
-    // The excess has more digits than the product near 1, unless a pivot near 0 has swallowed them: then the two differ.
+    // Near 1 the excess has more digits than the product, unless a pivot near 0 has cancelled them; then the two differ.
     void fold() {
         for (int64_t q = 0; q < width; q++) {
             const bool near = product[q] > 0.5 && product[q] < 2 && fabs(product[q] - 1 - excess[q]) < 1e-14;
@@ -142,7 +142,7 @@ void eliminate_diagonal(int64_t removed, double slack, int64_t start, int64_t co
 }
 
 // Columns 0 … end−1 of J + G = L D Lᵀ for one set of nodes: L in the strict lower triangle of G, d_j and 1/d_j in of.pivots and
-// of.inverses, Σ log|d_j| in `logs`.  Of the known rows the whole blocks of columns are done.
+// of.inverses, Σ log|d_j| in `logs`.  Whole blocks of columns of the known rows are already done.
 template <class T>
 void factor(const Layout<T>& at, int64_t removed, int64_t end, double slack, T* lanes, const Workspace<T>& of,
             LogDeterminants<T>& logs) {
@@ -159,12 +159,12 @@ void factor(const Layout<T>& at, int64_t removed, int64_t end, double slack, T* 
     }
 }
 
-// Steps of inverse iteration: an eigenvalue of a fifth of the others' size is found to a few per cent by three.
+// Steps of inverse iteration.  Three find an eigenvalue of a fifth of the others' size to a few per cent.
 constexpr int REMAINING_STEPS = 3;
 
-// The smallest eigenvalue of I − G_rr at the first node, from above: what a removal leaves of the direction it takes most of.
-// Inverse iteration on the lane of that node, from a fixed vector of positive entries without a pattern: where a rare feature of
-// one sign is lost, so is the eigenvector.  `memory` takes k doubles.
+// Upper estimate of the smallest eigenvalue of I − G_rr at the first node: the share that remains of the direction that a
+// removal reduces most.  It uses inverse iteration on the lane of that node, from a fixed irregular vector of positive entries,
+// because the eigenvector has one sign if a rare feature of one sign is removed.  `memory` holds k doubles.
 
 template <class T>
 double remaining_share(int64_t removed, const T* lanes, const T* pivots, double* memory) {

@@ -4,9 +4,9 @@
 //                                  = 2 Σ_n K_n A (w_s diag e_n) on slice s,
 //   K_n = Σ_m x[n, m] K_m,   K_m = Σ_q ω_q c[m, q] H_q
 //
-// by the WeightPlan of gram_kernel.h, whose A and w these are; only the rows of H_q that belong to added rows are made, from
-// the factor L D Lᵀ, for W nodes at once.  The sum over n is one product of depth k·terms: [K_1 A, K_2 A …] times the w diag e_n
-// on top of each other.
+// by the WeightPlan of gram_kernel.h, which defines A and w.  Only the rows of H_q that belong to added rows are computed, from
+// the factor L D Lᵀ, for W nodes at once.  The sum over n is one product of depth k·terms: [K_1 A, K_2 A …] times the stacked
+// w diag e_n.
 #pragma once
 
 #include "shared_kernel.h"
@@ -40,7 +40,7 @@ int64_t workspace(int64_t removed, int64_t added, int64_t rank, const WeightPlan
     return gradient ? at.total() + GradientLayout<T>(removed, added, plan, at).total() : at.total();
 }
 
-// x [k][wide] lanes, rows `first` … `first`+rows−1 of columns m … m+COLUMNS−1, less what rows before them contribute:
+// Forward substitution for rows `first` … `first`+rows−1 and columns m … m+COLUMNS−1 of x [k][wide] lanes:
 // x[i] −= Σ_{begin ≤ l < first} L[i, l] x[l], then the same within the block.
 template <class T, int64_t rows>
 void substitute_forward(const typename Vector<T>::type* lanes, int64_t begin, int64_t first, int64_t wide,
@@ -61,7 +61,7 @@ void substitute_forward(const typename Vector<T>::type* lanes, int64_t begin, in
     }
 }
 
-// The same upwards: x[i] −= Σ_{l > i} L[l, i] x[l] for i = first+rows−1 … first.
+// Back substitution: x[i] −= Σ_{l > i} L[l, i] x[l] for i = first+rows−1 … first.
 template <class T, int64_t rows>
 void substitute_back(const typename Vector<T>::type* lanes, int64_t k, int64_t first, int64_t wide, typename Vector<T>::type* x) {
     using V = typename Vector<T>::type;
@@ -110,7 +110,7 @@ void separate_nodes(const GradientLayout<T>& grad, const T* x, T* inverses) {
         transpose(x + entry * width, width, inverses + entry, grad.size);
 }
 
-// K → K A for K [k, wide], one row of it for each of the k: a sum over rows for each of the means (gram_kernel.h).
+// K → K A for K [k, wide]: adds a sum over rows for each of the two means (gram_kernel.h).
 template <class T>
 void shift_columns(const ChangedRows<T>& rows, const GradientLayout<T>& grad, T* matrix) {
     using V = typename Vector<T>::type;
@@ -125,7 +125,7 @@ void shift_columns(const ChangedRows<T>& rows, const GradientLayout<T>& grad, T*
     }
 }
 
-// Columns n·k … n·k+k−1 of left [added][depth] = 2·mixed [k, wide] transposed; what spills past them is overwritten by the next n.
+// Columns n·k … n·k+k−1 of left [added][depth] = 2·mixed [k, wide] transposed; entries written beyond them are overwritten by the next n.
 template <class T>
 void lay_left(const GradientLayout<T>& grad, int64_t n, T* mixed, T* left) {
     using V = typename Vector<T>::type;
@@ -135,7 +135,7 @@ void lay_left(const GradientLayout<T>& grad, int64_t n, T* mixed, T* left) {
         for (int64_t i = 0; i < grad.k; i += width) transpose(mixed + i * grad.wide + m, grad.wide, left + m * grad.depth + n * grad.k + i, grad.depth);
 }
 
-// right [terms·k][NR]: columns p … p+NR−1 of w diag e_n on top of each other; `columns` of them exist.
+// right [terms·k][NR]: columns p … p+NR−1 of the stacked w diag e_n; only `columns` of them exist.
 template <class T>
 void stack_columns(const Layout<T>& at, const T* left, const T* functions, int64_t length, int64_t terms, int64_t p, int64_t columns,
                    T* right) {

@@ -3,23 +3,23 @@
 //   w   [k, r]  rows of the candidate, removed ones first, before their shift (problem.h)
 //   G_q = Σ_p w_p w_pᵀ / (λ_p + τ_q²) = Σ_m c[m, q] Σ_n x[n, m] M_n,    M_n = Σ_{p in slice} e_n[p] w_p w_pᵀ
 //
-// A WeightPlan writes the Q weights of a slice of positions as combinations of a few functions e_n: eigenvalues that are
-// neighbours in a sorted spectrum differ little, and 3 or 4 functions do for 16 nodes.  k²/2 multiply-adds a position and
-// function replace those of every node.  The M_n of all slices of a group are combined to the functions of the group, some 6 of
-// them, and those to the nodes.
+// A WeightPlan writes the Q weights of a slice of positions as combinations of a few functions e_n.  Neighbours in a sorted
+// spectrum are similar, so 3 or 4 functions suffice for 16 nodes.  Each function takes k²/2 multiply-adds per position, which
+// replace those of every node.  The M_n of all slices of a group are combined to the about 6 functions of the group, and these to
+// the nodes.
 //
-// Work goes by spans of positions, one group or a few short ones.  A span of w is copied to rows, left operands whose entries
-// are broadcast one at a time, and column block by column block to right panels of NR rows, which are scaled by e_n before the
-// product.  The M_n of a tile and of every slice of the span are kept until the last is there: their combinations then grow in
-// registers and go through the nodes' sums once a span.  A sum for each group that every slice adds to would be read and
-// written 300 kB a slice, at k = 100: that took a fifth longer.
+// The positions are processed in spans of one group or a few short groups.  A span of w is copied twice: to rows (left operands,
+// broadcast entry by entry) and, one column block at a time, to right panels of NR rows, which are scaled by e_n before the
+// product.  The M_n of a tile are kept for all slices of the span.  Then they are combined in registers and added to the sums of
+// the nodes once per span.  Adding every slice to a sum for its group instead took a fifth longer: at k = 100 it reads and writes
+// 300 kB per slice.
 //
 //   right     [panel][position][NR]
 //   products  [row block][panel][slice, n][MR·NR]   M_n = Σ_p w[i][p] ⊗ (e_n[p] right[j][p][:]), tiles that touch the lower triangle
 //   sums      [m][MR·NR]                            a tile's functions of the span's groups
 //   lanes     [set of W nodes][entry (i, j ≤ i)][W] W of the G_q side by side, as factor_kernel.h wants them
 //
-// Shifts.  z = A w, the rows of equation 2, adds multiples of two mean rows, so that A G Aᵀ costs sums over rows of G; z itself
+// Shifts.  The rows z = A w of equation 2 are w plus multiples of two mean rows.  So A G Aᵀ needs only sums over rows of G, and z
 // is never formed.
 //
 // Legend: p position along the rank, i j row and column blocks, m function of a group, n function of a slice, W vector width.
@@ -30,14 +30,14 @@
 namespace fastfid {
 namespace FASTFID_ISA {
 
-// Vectors of a tile, and functions of a group at most, that are combined at once: 24 or 12 accumulators of 32 or 16 registers.
+// Vectors of a tile and functions of a group that are combined at once: 24 accumulators of 32 registers, or 12 of 16.
 #if FASTFID_VECTOR_BYTES == 64
 constexpr int64_t TILE_PART = 4, FUNCTIONS_TOGETHER = 6;
 #else
 constexpr int64_t TILE_PART = 3, FUNCTIONS_TOGETHER = 4;
 #endif
 
-// What the rows of a candidate get, in units of its sums of rows: α/m_r, β/m_a, γ/m_r of problem.h.
+// Shifts of a candidate's rows as multiples of its sums of rows: α/m_r, β/m_a, γ/m_r of problem.h.
 template <class T>
 struct Shifts {
     T alpha, beta, gamma;
@@ -54,8 +54,8 @@ const T* row_of(const ChangedRows<T>& rows, int64_t c, int64_t i) {
     return rows.added_rows + (c * rows.added + i - rows.removed) * rows.rank;
 }
 
-// Positions start … start+length−1 of every row, followed by zeros to a whole vector; what lies past the last row is zero already.
-// The rows lie scattered in the reference: while one is copied the next is fetched.
+// Positions start … start+length−1 of every row, padded with zeros to a whole vector; rows past the last one are zero already.
+// The rows are scattered in the reference, so the next one is prefetched while one is copied.
 template <class T>
 void copy_positions(const ChangedRows<T>& rows, int64_t c, int64_t start, int64_t length, T* left) {
     constexpr int64_t line = 64 / sizeof(T);

@@ -8,18 +8,18 @@
 namespace fastfid {
 namespace FASTFID_ISA {
 
-// Rows of a span's copy are this far apart: 16 past the length keeps them off one cache set.
+// Distance of the rows in a span's copy.  The 16 extra elements keep them from sharing a cache set.
 constexpr int64_t LEFT_STRIDE = SPAN + 16;
 
 // Entries combined at once: as many accumulators as cover a multiply-add's latency of 4 cycles on two units.
 template <class T>
 constexpr int64_t TOGETHER = NR<T> < 8 ? NR<T> : 8;
 
-// Products of row blocks made together take this many bytes at most, unless one block takes more: a fifth of a second-level
-// cache of 1 MiB, where the sums of 16 nodes take 320 kB and the span's rows 220 (k = 100).  Twice as much is no faster.
+// Most bytes for the products of row blocks that are computed together, unless one block takes more.  It is a fifth of a
+// second-level cache of 1 MiB; the sums of 16 nodes take 320 kB and the span's rows 220 kB (k = 100).  Twice as much is no faster.
 constexpr int64_t PRODUCT_BYTES = 192 << 10;
 
-// Groups of slices that are worked on together: one, or neighbours that fit SPAN positions.
+// Groups of slices that are processed together: one, or several neighbours that fit into SPAN positions.
 template <class T>
 struct Span {
     int64_t first, last, first_group, last_group;  // slices, groups
@@ -27,7 +27,7 @@ struct Span {
     int64_t functions, terms;                      // of all slices, of all groups
 };
 
-// The span that begins with a group and its first slice; of no length behind the last.
+// The span that begins with a group and its first slice; its length is 0 after the last group.
 template <class T>
 Span<T> next_span(const WeightPlan<T>& plan, int64_t first, int64_t group) {
     Span<T> span{first, first, group, group, plan.bounds[first], 0, 0, 0};
@@ -41,8 +41,8 @@ Span<T> next_span(const WeightPlan<T>& plan, int64_t first, int64_t group) {
     return span;
 }
 
-// How one thread's memory is laid out, in elements of T; every part starts on a 64-byte boundary.  The products of the first
-// `known` rows with each other are not wanted (shared_kernel.h has them).
+// Layout of one thread's memory, in elements of T; every part starts on a 64-byte boundary.  The products among the first `known`
+// rows are not computed, because shared_kernel.h has them.
 template <class T>
 struct Layout {
     int64_t k, known, rank, nodes, sets, row_blocks, column_blocks, most_terms, most_functions, most_span_terms, most_group_terms,
@@ -73,7 +73,7 @@ struct Layout {
         const int64_t by_rows = row_blocks * MR, by_columns = column_blocks * NR<T>;
         return by_rows > by_columns ? by_rows : by_columns;
     }
-    // Row blocks whose products are made together where each takes `functions` tiles a panel.
+    // Row blocks whose products are computed together if each takes `functions` tiles per panel.
     int64_t blocks_together(int64_t functions) const {
         const int64_t fit = PRODUCT_BYTES / (PANELS * functions * TILE<T> * int64_t(sizeof(T)));
         return fit < 1 ? 1 : fit < row_blocks ? fit : row_blocks;

@@ -1,8 +1,8 @@
 // The functions compiled once per instruction set, and the table through which band.cpp, moments.cpp and swap.cpp call them.
 //
 // Each isa_*.cpp defines FASTFID_ISA (a namespace) and FASTFID_VECTOR_BYTES and includes this file, which then includes their
-// source.  Only functions of that namespace and of the C library are used there: a standard template instantiated under wider
-// instructions might be the copy the linker keeps for everybody.
+// source.  They use only functions of that namespace and of the C library: the linker might keep a standard template that was
+// compiled for wider instructions, and older machines could not run it.
 #pragma once
 
 #include "problem.h"
@@ -13,7 +13,7 @@ template <class T>
 struct Kernels {
     // Elements of T one thread needs for log-determinants and for gradients, zeroed and 64-byte aligned.
     int64_t (*workspace)(int64_t removed, int64_t added, int64_t rank, const WeightPlan<T>& plan, bool gradient);
-    // Elements of T of what candidates that remove the same rows share, and that part from the rows of candidate c.
+    // Elements of T of the part shared by candidates that remove the same rows; and that part, from the rows of candidate c.
     int64_t (*shared_size)(int64_t removed, const WeightPlan<T>& plan);
     void (*share_removed)(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int64_t c, T* memory, T* shared);
     // Candidate c: logdets [nodes], wrong [nodes] where a logdet is NaN, and the smallest eigenvalue of I − G_rr at the first node.

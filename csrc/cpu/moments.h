@@ -1,4 +1,4 @@
-// What bindings.cpp calls for fastfid/distances/moments.py; `threads`, `isa` and errors as in swap.h.
+// The functions that bindings.cpp calls for fastfid/distances/moments.py; `threads`, `isa` and errors as in swap.h.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// What the kernels are given: plain structs of pointers and sizes.  Nothing here knows Python or torch.
+// Input of the kernels: plain structs of pointers and sizes, without Python or torch.
 //
 // Legend (fastfid/swap/engine.py has the equations): k = removed + added rows of a candidate, r rank, d features, Q nodes.
 #pragma once
@@ -36,8 +36,8 @@ struct WeightPlan {
 // Most positions of a slice: its scaled right panel (256·16·4 B = 16 kB) leaves half of a 32 kB first-level cache.
 constexpr int64_t SLICE = 256;
 
-// Most positions of a group of slices.  One of 512 of 2,048 eigenvalues that fall as those of network features needs 6 functions
-// for 17 nodes at a relative error of 1e-5, one of 1,024 needs 8; 100 rows of 512 take 220 kB of a second-level cache.
+// Most positions of a group of slices.  For 2,048 eigenvalues that fall like those of network features, 17 nodes and a relative
+// error of 1e-5, a group of 512 needs 6 functions and one of 1,024 needs 8.  100 rows of 512 take 220 kB of a second-level cache.
 constexpr int64_t SPAN = 512;
 
 struct WrongPivot {
@@ -57,7 +57,7 @@ struct FeatureRows {
     const double* gap;          // [d] μ_r − μ_g
 };
 
-// y = x − μ_g of the added rows, and what equation 4 needs of features rather than projections, s = Σ y_a − Σ y_r.
+// y = x − μ_g of the added rows, and the sums over features in equation 4; s = Σ y_a − Σ y_r.
 struct CentredRows {
     void* added;                // [candidates, added, d] y
     double* square_norms;       // [candidates, added] |y_a|²

@@ -20,7 +20,7 @@ double sum_lanes(const typename Vector<T>::type& v) {
 // Rows centred at once: they share each read of μ and each update of the sum.
 constexpr int64_t ABREAST = 4;
 
-// Some rows: y = x − μ stored where `out` is not null, squares[i] = |y_i|², sum += sign·Σ y.  One pass, in float64.
+// For each row y = x − μ, stored if `out` is not null: squares[i] = |y_i|², sum += sign·Σ y.  One pass, in float64.
 template <class X, class Y, int64_t count>
 void centre_together(const X* const* rows, const double* mean, double sign, int64_t dim, Y* const* out, double* sum,
                      double* squares) {
@@ -92,7 +92,7 @@ double centre_added(const FeatureRows& rows, int64_t c, double* sum, const Centr
     return centre_all<X, Y>(rows.added_count, row, centred, rows.mean, 1, rows.dim, sum, squares);
 }
 
-// A candidate of one row each way, or of one added row alone: everything in one pass, without the sum in memory.
+// A candidate that swaps one row, or only adds one: everything in one pass, without a sum in memory.
 template <class X, class A, class Y>
 void centre_pair(const FeatureRows& rows, int64_t c, const CentredRows& out) {
     using V = Vector<double>::type;

@@ -1,18 +1,18 @@
-// One block of a covariance brought up to date, compiled once per instruction set (kernels.h):
+// Update of one block of a covariance, compiled once per instruction set (kernels.h):
 //
 //   cov ← β·cov + α·S,      S = Σ_p (x_p − m)(x_p − m)ᵀ + e eᵀ        upper triangle
 //
-// The product goes as Goto & van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008), except that a whole block of
-// S, not of an operand, is what a thread keeps in its second-level cache while all rows p pass by, DEPTH at a time: cov is read and
-// written once, and its rows, a power of two apart, never compete for the same cache sets.  Of each DEPTH rows the block's columns
-// are copied, converted to double and centred on the way, to panels: left operands, LEFT columns wide, whose entries are broadcast
-// one at a time, and right operands, RIGHT columns wide.  No centred copy of the rows is ever made.
+// The product follows Goto & van de Geijn (Anatomy of High-Performance Matrix Multiplication, 2008) with one difference: a thread
+// keeps a whole block of S, not of an operand, in its second-level cache while it reads all rows p, DEPTH at a time.  So cov is
+// read and written once, and its rows, which are a power of two apart, do not compete for cache sets.  The block's columns of each
+// DEPTH rows are converted to double, centred and copied to panels: left operands, LEFT columns wide, whose entries are broadcast
+// one at a time, and right operands, RIGHT columns wide.  No centred copy of all rows is made.
 //
 //   left, right   [panel][p][LEFT or RIGHT]     x_p − m of these columns, zeros behind the last
 //   sums          [panel of right][panel of left][LEFT·RIGHT]
 //
-// An entry is Σ over stretches of DEPTH rows of Σ over their rows, both in order, whatever block it belongs to: how a covariance is
-// cut into blocks, and who computes which, changes no bit.
+// An entry is a sum over stretches of DEPTH rows of the sums over their rows, both in order, in every block.  So the division into
+// blocks and threads changes no bit.
 //
 // Legend: p row of x, i column of x that is a row of the block, j column of x that is one of its columns.
 #pragma once
@@ -27,7 +27,7 @@ namespace FASTFID_ISA {
 constexpr int64_t LEFT = FASTFID_VECTOR_BYTES == 64 ? 8 : 4, RIGHT_VECTORS = 3;
 constexpr int64_t DOUBLES = Vector<double>::width, RIGHT = RIGHT_VECTORS * DOUBLES, SCATTER_TILE = LEFT * RIGHT;
 
-// Rows that pass by at once: a right panel of 24 columns, 16 kB, leaves half of a 32 kB first-level cache, and 2,048 rows and one more
+// Rows in a stretch: a right panel of 24 columns, 16 kB, leaves half of a 32 kB first-level cache, and 2,048 rows and one more
 // fill 24 stretches.  Measured at d = 2048, AVX-512, two threads: 69, 103 and 129 are 4 to 6% slower.
 constexpr int64_t DEPTH = 86;
 

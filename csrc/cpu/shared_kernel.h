@@ -1,5 +1,5 @@
-// What candidates that remove the same rows have in common: the Gram matrices of these rows, shifted and factored, since
-// G of equation 3 begins with them.  Compiled once per instruction set (kernels.h).
+// The part that candidates share if they remove the same rows: the Gram matrices of these rows, shifted and factored.  They are
+// the leading block of G in equation 3.  Compiled once per instruction set (kernels.h).
 //
 //   J + G = [J_r + G_rr  ·       ]      rows and columns of whole blocks of COLUMNS are factored; a block that reaches into the
 //           [G_ar        I + G_aa]      added rows is left to each candidate.

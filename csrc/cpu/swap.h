@@ -1,10 +1,10 @@
-// What bindings.cpp calls for fastfid/swap/engine.py: candidates shared among threads, instruction set chosen at run time.
+// The functions that bindings.cpp calls for fastfid/swap/engine.py: they divide candidates among threads, and choose the
+// instruction set at run time.
 //
 // `isa` names an instruction set ("avx512", "avx2", "baseline", or "wide" for tests); an empty string takes the best this machine
 // has.  std::invalid_argument for a name this build or machine lacks, std::bad_alloc when memory runs out.  Results do not
 // depend on `threads`: a candidate is computed by one thread, in one order, its nodes side by side in the lanes of vectors.
-// Handing parts of a candidate to two threads was tried where candidates are fewer than threads, and cost more than it gained:
-// 2.3 ms beside 1.9 for one candidate of d = 1024.
+// Dividing one candidate between two threads is slower: 2.3 instead of 1.9 ms at d = 1024.
 #pragma once
 
 #include <string>
@@ -14,8 +14,9 @@
 
 namespace fastfid {
 
-// log|det(J + G_q)| of every candidate and node: logdets [candidates, nodes], and what the removal leaves of the direction it takes
-// most of, remaining [candidates]: the smallest eigenvalue of I − G_rr at the first node, estimated from above.
+// log|det(J + G_q)| of every candidate and node: logdets [candidates, nodes], and remaining
+// [candidates], the share that remains of the direction that the removal reduces most: an upper estimate of the smallest
+// eigenvalue of I − G_rr at the first node.
 template <class T>
 WrongPivot swap_logdet(const ChangedRows<T>& rows, const WeightPlan<T>& plan, double slack, int threads, const std::string& isa,
                        double* logdets, double* remaining);
