@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import tyro
 
 from fastfid.runtime.failures import OtherRankFailed
+from fastfid.runtime.terminal import printable
 
 Form = TypeVar("Form")
 
@@ -73,9 +74,9 @@ def run(program: str, work: Callable[[], object], *, interrupted: str) -> int:
 
 
 def report(program: str, sentence: str) -> None:
-    """Print one sentence to stderr, with the number of the rank above 0."""
+    """Print one sentence to stderr, with the number of the rank above 0; nothing in it commands the terminal."""
     speaker = f"{program} on rank {_rank()}" if _rank() else program
-    print(f"{speaker}: {sentence}", file=sys.stderr, flush=True)
+    print(printable(f"{speaker}: {sentence}"), file=sys.stderr, flush=True)
 
 
 def _rank() -> int:

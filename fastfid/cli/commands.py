@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastfid import __version__
 from fastfid.cli import parser
+from fastfid.runtime.terminal import printable
 
 if TYPE_CHECKING:
     from fastfid.distances.frechet import FrechetTerms
@@ -70,7 +71,7 @@ def evaluate_samples(form: parser.Evaluate) -> Finish:
     )
 
     def finish() -> None:
-        print(result.to_json() if form.json else result.table(), flush=True)
+        _say(result.to_json() if form.json else result.table())
         if form.html:  # after the scores, so that a full disk does not lose them
             write_report(result, form.html)
         if not result.scores:  # a script reads the exit status
@@ -86,7 +87,7 @@ def compare_with_reference(form: parser.Difference) -> Finish:
     result = diff(
         form.a, form.b, form.reference, features=form.network, same_noise=form.same_noise, **form.settings()
     )  # fmt: skip
-    return lambda: print(result.to_json() if form.json else result.table())
+    return lambda: _say(result.to_json() if form.json else result.table())
 
 
 # --- stats, convert, info ----------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def _save_statistics_of(
 
     def finish() -> None:
         statistics.save(out)
-        print(f"{out}: {statistics.count} images, {_described(statistics.provenance)}")
+        _say(f"{out}: {statistics.count} images, {_described(statistics.provenance)}")
         if skipped := statistics.provenance.get("skipped"):
             first = statistics.provenance["first_skipped"]
             _note(f"left out: {counted(int(skipped), 'unreadable image')}, the first: {first}")
@@ -142,7 +143,7 @@ def convert_statistics(form: parser.Convert) -> Finish:
     def finish() -> None:
         statistics.save(form.out)
         count = statistics.count or "unknown number of"
-        print(f"{form.out}: {count} images, {_described(statistics.provenance)}")
+        _say(f"{form.out}: {count} images, {_described(statistics.provenance)}")
 
     return finish
 
@@ -155,7 +156,7 @@ def show_information(form: parser.Information) -> Finish:
         found, text = info.facts(), info.text
     else:
         found, text = info.file_facts(form.file, form.network), info.file_text
-    return lambda: print(json.dumps(found) if form.json else text(found))
+    return lambda: _say(json.dumps(found) if form.json else text(found))
 
 
 def _described(provenance: dict[str, Any]) -> str:
@@ -178,7 +179,7 @@ def compare_two(form: parser.Compare) -> Finish:
         for warning in warnings:  # on stderr, because the last line of stdout is pytorch-fid's
             _note(warning)
         found = {**_report(form, a, b, terms), "warnings": warnings}
-        print(json.dumps(found) if form.json else _text(found))
+        _say(json.dumps(found) if form.json else _text(found))
 
     return finish
 
@@ -219,8 +220,13 @@ def _text(report: dict[str, Any]) -> str:
 # --- shared ------------------------------------------------------------------------------------------------------
 
 
+def _say(text: str) -> None:
+    """Print to stdout; what names of files hold does not command the terminal."""
+    print(printable(text), flush=True)
+
+
 def _note(sentence: str) -> None:
-    print(f"{parser.PROGRAM}: note: {sentence}", file=sys.stderr)
+    print(printable(f"{parser.PROGRAM}: note: {sentence}"), file=sys.stderr)
 
 
 def check_target(path: str) -> None:

@@ -28,6 +28,7 @@ from fastfid.images.source import ImageBlock, ImageSource, counted
 from fastfid.runtime import distributed
 from fastfid.runtime.hashes import sha256
 from fastfid.runtime.mapped_arrays import room
+from fastfid.runtime.terminal import printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -118,7 +119,7 @@ def progress_bar(source: ImageSource, expected: int | None, shown: bool) -> tqdm
     from tqdm import tqdm
 
     hidden = not (shown and distributed.is_main())
-    name = Path(source.name).name
+    name = printable(Path(source.name).name)
     return tqdm(total=expected, unit="image", desc=name, file=sys.stderr, delay=PROGRESS_DELAY, disable=hidden)
 
 

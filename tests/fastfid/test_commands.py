@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastfid.statistics.statistics import read_statistics
 from tests.support.image_sets import expected_distance, pixels, run
@@ -193,3 +194,32 @@ def test_where_nothing_can_be_written_is_told_before_any_work(sets, capsys, monk
     with pytest.raises(SystemExit):
         run(capsys, "eval", *images, "--json", sets / "x.json")
     assert "x.json; --json prints: write `--json > FILE`" in capsys.readouterr().err
+
+
+# --- what needs no network, and what commands no terminal ---------------------------------------------------------
+
+
+def test_names_of_files_do_not_command_the_terminal(tmp_path, capsys):
+    """A name may hold the escape character, which changes colours, titles and what was printed before."""
+    hostile = "\x1b]0;owned\x07\x9b31m\u202e"
+    folder = tmp_path / f"set{hostile}"
+    folder.mkdir()
+    for i, image in enumerate(pixels(30, 1)):
+        Image.fromarray(image).save(folder / f"{i:02}{hostile}.png")
+    (folder / f"zz{hostile}.png").write_bytes(b"damaged")
+    (folder / f"notes.{hostile}").write_bytes(b"")
+    options = ("--skip-corrupt", "--no-cache", "--network", "fashion-a")
+    printed = [
+        run(capsys, folder, folder, *options),
+        run(capsys, folder, folder, "--no-cache"),
+        run(capsys, "eval", folder, folder, *options, "--metrics", "fd,outliers"),
+        run(capsys, "eval", folder, folder, *options, "--metrics", "fd", "--json"),
+        run(capsys, "stats", folder, tmp_path / f"x{hostile}.npz", *options),
+        run(capsys, "convert", tmp_path / f"x{hostile}.npz", tmp_path / f"y{hostile}.npz"),
+        run(capsys, "info", folder),
+        run(capsys, "info", tmp_path / f"x{hostile}.npz"),
+    ]
+    assert [status for status, *_ in printed] == [0, 2, *[0] * 6]
+    for _, out, err in printed:
+        assert all(c.isprintable() or c in "\n\t" for c in out + err)
+    assert "\\x1b]0;owned\\x07\\x9b31m\\u202e" in printed[1][2]
