@@ -139,7 +139,7 @@ def compare(
     options, chosen = Settings.of(settings), protocol_named(protocol)
     with distributed.agreement():
         sides = [open_side(x, role, options) for x, role in ((a, "A"), (b, "B"))]
-        networks = networks_of(features, chosen, sides, options)
+        networks = networks_of(features, chosen, sides, options, moments_only=True)
     warnings: list[str] = []
     in_networks = gather(sides, networks, options, warnings, keep=False)
 

@@ -140,11 +140,13 @@ def networks_of(
     sides: Sequence[Side],
     settings: Settings,
     spatial: bool = False,
+    moments_only: bool = False,
 ) -> list[Network]:
-    """The networks asked for: extractors if some side has images, else their names.
+    """The networks asked for: extractors if some side's images are needed, else their names.
 
     features  None: the network that the sides' statistics record, else the protocol's
     spatial   also make the spatial features of sFID (Inception only)
+    moments_only  the images of a side that holds statistics of the network are not needed
 
     ValueError for an empty list, a bare module, or one weights file for several networks.
     """
@@ -161,9 +163,17 @@ def networks_of(
             f"one weights file for {len(asked)} networks; pass weights={{network: path}} (--weights NAME=PATH)"
         )
     named: list[Network] = [_recorded_network(sides, protocol) if x is None else x for x in asked]
-    if all(side.images is None for side in sides):
-        return named
-    return [_built(network, protocol, settings, spatial) for network in named]
+    return [
+        _built(network, protocol, settings, spatial)
+        if any(_needs_network(side, network, moments_only) for side in sides)
+        else network
+        for network in named
+    ]
+
+
+def _needs_network(side: Side, network: Network, moments_only: bool) -> bool:
+    """Whether features of the side's images have to be computed."""
+    return side.images is not None and not (moments_only and _statistics_in(side, network) is not None)
 
 
 def _built(network: Network, protocol: Protocol, settings: Settings, spatial: bool) -> FeatureExtractor:

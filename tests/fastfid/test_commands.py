@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastfid import frechet_distance
 from fastfid.statistics.statistics import read_statistics
 from tests.support.image_sets import expected_distance, pixels, run
 
@@ -197,6 +198,27 @@ def test_where_nothing_can_be_written_is_told_before_any_work(sets, capsys, monk
 
 
 # --- what needs no network, and what commands no terminal ---------------------------------------------------------
+
+
+def test_the_distance_of_two_references_of_adm_needs_no_network(tmp_path, capsys, monkeypatch):
+    """Their mu and sigma suffice, though they hold images as well."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a network was made")
+
+    monkeypatch.setattr("fastfid.evaluation.sides.build_extractor", refuse)
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        x = rng.normal(size=(40, 6))
+        moments = {"mu": x.mean(0), "sigma": np.cov(x.T), "mu_s": x.mean(0), "sigma_s": np.cov(x.T)}
+        np.savez(tmp_path / f"{name}.npz", **moments, arr_0=np.zeros((40, 4, 4, 3), np.uint8))
+    status, out, err = run(capsys, tmp_path / "one.npz", tmp_path / "two.npz")
+    assert status == 0 and err == ""
+    pairs = [tuple(np.load(tmp_path / f"{name}.npz")[key] for key in ("mu", "sigma")) for name in ("one", "two")]
+    assert float(out.splitlines()[-1].split()[-1]) == pytest.approx(frechet_distance(*pairs), rel=1e-12)
+    np.savez(tmp_path / "none.npz", mu=x.mean(0), sigma=np.cov(x.T), arr_0=np.zeros((40, 4, 4, 3), np.uint8))
+    with pytest.raises(AssertionError, match="a network was made"):  # of unknown origin: the images decide
+        run(capsys, tmp_path / "one.npz", tmp_path / "none.npz")
 
 
 def test_names_of_files_do_not_command_the_terminal(tmp_path, capsys):
