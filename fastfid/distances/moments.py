@@ -54,7 +54,9 @@ class FeatureMoments:
             raise ValueError(
                 f"moments need mean [d] and cov [d, d], got {tuple(self._mean.shape)} and {tuple(self._cov.shape)}"
             )
-        self._count = count  # rows in _mean and _cov, without those in the buffers
+        if len(self._mean) == 0:
+            raise ValueError("moments of d = 0 features were given; a distance needs at least 1")
+        self._count = _checked_count(count)  # rows in _mean and _cov, without those in the buffers
         self.provenance = {} if provenance is None else provenance
         self._added, self._evicted = RowBuffer(), RowBuffer()
         self._shared = True  # someone else may hold _cov, so it must not be written to
@@ -74,7 +76,7 @@ class FeatureMoments:
     @count.setter
     def count(self, count: int | None) -> None:
         self._flush()
-        self._count = count
+        self._count = _checked_count(count)
 
     @property
     def mean(self) -> Tensor:
@@ -308,6 +310,13 @@ class FeatureMoments:
         else:
             extra = delta * math.sqrt(n * m / after)
             add_scatter(self._cov, rows, own, extra, sign / (after - 1), max(n - 1, 0) / (after - 1))
+
+
+def _checked_count(count: int | None) -> int | None:
+    """The count; ValueError for a negative one."""
+    if count is not None and count < 0:
+        raise ValueError(f"the count of these statistics is {count}; pass the number of images, or None if unknown")
+    return count
 
 
 def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:

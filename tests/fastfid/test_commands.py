@@ -245,3 +245,12 @@ def test_names_of_files_do_not_command_the_terminal(tmp_path, capsys):
     for _, out, err in printed:
         assert all(c.isprintable() or c in "\n\t" for c in out + err)
     assert "\\x1b]0;owned\\x07\\x9b31m\\u202e" in printed[1][2]
+
+
+def test_a_count_below_0_is_refused(sets, capsys):
+    assert run(capsys, "stats", sets / "a", sets / "real.npz")[0] == 0
+    with np.load(sets / "real.npz") as arrays:
+        np.savez(sets / "bare.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    status, _, err = run(capsys, "convert", sets / "bare.npz", sets / "x.npz", "--count", "-5")
+    assert status == 2 and "count of these statistics is -5; pass the number of images" in err
+    assert not (sets / "x.npz").exists()

@@ -338,6 +338,10 @@ def made_by(extractor):
         (lambda: FeatureMoments.empty(3).load_state_dict(with_gradient(2).state_dict()), "d = 3, the state has d = 2"),
         (lambda: FeatureWindow(0, 3), "size is 0"),
         (lambda: FeatureMoments(5, torch.zeros(3), torch.zeros(2, 2)), r"got \(3,\) and \(2, 2\)"),
+        (lambda: FeatureMoments(5, torch.zeros(0), torch.zeros(0, 0)), "moments of d = 0 features were given"),
+        (lambda: FeatureMoments.empty(0), "moments of d = 0 features were given"),
+        (lambda: FeatureMoments(-5, torch.zeros(1), torch.eye(1)), "count of these statistics is -5; pass the number"),
+        (lambda: setattr(FeatureMoments.empty(1), "count", -1), "count of these statistics is -1; pass the number"),
         (
             lambda: FeatureMoments(None, torch.zeros(1), torch.eye(1)).update(torch.zeros(2, 1)),
             "count of these statistics",
