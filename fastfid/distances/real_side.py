@@ -15,6 +15,7 @@ from torch import Tensor
 from fastfid.distances.moments import FeatureMoments
 from fastfid.linalg.factors import factor_by_eigh, factor_covariance
 from fastfid.linalg.symmetric import is_asymmetric, is_symmetric, solver_noise
+from fastfid.linalg.units import in_unit
 from fastfid.runtime.checked_arrays import load_checked, save_checked
 from fastfid.runtime.devices import named_tensor
 from fastfid.runtime.hashes import moments_sha256
@@ -67,6 +68,14 @@ class PreparedMoments:
     def dim(self) -> int:
         """Feature dimension d."""
         return self.moments.dim
+
+    def in_unit(self, unit: float) -> PreparedMoments:
+        """The same in another unit (linalg/units.py): means and the factor times t, the covariance times t²."""
+        if unit == 1:
+            return self
+        cov = in_unit(self.moments.cov, unit)
+        moments = FeatureMoments(self.moments.count, self.moments.mean * unit, cov, self.moments.provenance)
+        return PreparedMoments(moments, self.root * unit, self.route, self.clipped)
 
     @property
     def rank(self) -> int:

@@ -16,8 +16,13 @@ SAFE_EXPONENT = 480  # eigensolvers and norms square a product's entries: 2⁹�
 
 def unit_of(*covs: Tensor) -> float:
     """The power of two t for which t²Σ of each, or of two the geometric mean, is about 1; 1.0 where that is no need."""
-    total = sum(_exponent(cov) for cov in covs)
-    return 1.0 if abs(total) <= SAFE_EXPONENT else 2.0 ** -round(total / (2 * len(covs)))
+    return unit_of_variances(*(cov.diagonal(dim1=-2, dim2=-1) for cov in covs))
+
+
+def unit_of_variances(*variances: Tensor) -> float:
+    """`unit_of` covariances with these diagonals."""
+    total = sum(map(_exponent, variances))
+    return 1.0 if abs(total) <= SAFE_EXPONENT else 2.0 ** -round(total / (2 * len(variances)))
 
 
 def in_unit(cov: Tensor, unit: float) -> Tensor:
@@ -25,7 +30,6 @@ def in_unit(cov: Tensor, unit: float) -> Tensor:
     return cov if unit == 1 else cov * unit * unit
 
 
-def _exponent(cov: Tensor) -> int:
-    """Binary exponent of the largest variance of Σ [.., d, d]; 0 where all are 0."""
-    variances = cov.detach().diagonal(dim1=-2, dim2=-1)
-    return math.frexp(variances.abs().max().item())[1] if variances.numel() else 0
+def _exponent(variances: Tensor) -> int:
+    """Binary exponent of the largest variance; 0 where all are 0."""
+    return math.frexp(variances.detach().abs().max().item())[1] if variances.numel() else 0

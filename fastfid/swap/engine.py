@@ -21,6 +21,7 @@ Legend: N reference samples, d features, B candidates, m_r rows removed and m_a 
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fastfid.distances.real_side import HasMoments, Pair, PreparedMoments, RealFactor
+from fastfid.linalg.units import unit_of_variances
 from fastfid.runtime.devices import full_float32, named_tensor
 from fastfid.swap.candidate_rows import Candidates, RowBuffers
 from fastfid.swap.checks import check_device, check_rows, checked_swap
@@ -81,18 +83,25 @@ class SwapEngine:
                 f"real is on {self._real.mean.device}, reference_features on {features.device}; move both to one device"
             )
         check_rows(features, "reference_features", self._real.dim)
+        largest = torch.linalg.vector_norm(features, math.inf).double()  # stands for a deviation, without a copy
+        self._unit = unit_of_variances(self._real.moments.cov.diagonal(), largest.square())
+        self._scaled_real = self._real.in_unit(self._unit)
         self._report = Report(choice)
         self._buffers = RowBuffers(features.device)
         self._turn = threading.RLock()  # buffers, reference and report are the engine's
-        self._prepare(features.clone(memory_format=torch.contiguous_format))
+        self._prepare(self._scaled(features.clone(memory_format=torch.contiguous_format)))
 
     def _prepare(self, features: Tensor) -> None:
         """Make features [N, d] the reference."""
         timer = PhaseTimer(features.device)
         with timer.phase("prepare"), full_float32(features.device):
-            self._prepared = prepare_reference(self._real, features, self._options.dtype, self._chunk_bytes)
+            self._prepared = prepare_reference(self._scaled_real, features, self._options.dtype, self._chunk_bytes)
         self._nodes = NodeSets(self._prepared, self._options)
         self._report = self._report.then(Report(seconds=timer.seconds))
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        """Rows in the unit of the computation (linalg/units.py), in which distances are t² as large."""
+        return rows if self._unit == 1 else rows * self._unit
 
     @property
     def _chunk_bytes(self) -> int:
@@ -103,7 +112,7 @@ class SwapEngine:
     @property
     def distance(self) -> float:
         """Fréchet distance of the reference set from the real moments (equation 1)."""
-        return self._prepared.distance
+        return self._prepared.distance / self._unit / self._unit
 
     @property
     def count(self) -> int:
@@ -113,7 +122,7 @@ class SwapEngine:
     @property
     def reference(self) -> Tensor:
         """The reference features [N, d] in the dtype they came in; read-only by convention, see `replace`."""
-        return self._prepared.features
+        return self._prepared.features if self._unit == 1 else self._prepared.features / self._unit
 
     @property
     def real(self) -> PreparedMoments:
@@ -127,7 +136,7 @@ class SwapEngine:
 
     @property
     def prepared(self) -> PreparedReference:
-        """The reference with its eigenbasis and projected rows; another value after `replace`."""
+        """The reference with its eigenbasis and projected rows, in their unit; another value after `replace`."""
         return self._prepared
 
     # -------------------------------------------------------------------------------------------- distances of swaps
@@ -147,7 +156,8 @@ class SwapEngine:
         """
         with self._turn:
             removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
-            candidates = Candidates.of(*checked_swap(removed, added, self.reference))
+            removed, added = checked_swap(removed, added, self._prepared.features)
+            candidates = Candidates.of(removed, self._scaled(added))
             route = route_of(self._options, self._prepared, *candidates.sizes, candidates.needs_grad)
             timer = PhaseTimer(self._prepared.device)
             bench = Workbench(self._buffers, self._nodes, timer, self._options.workspace)
@@ -155,7 +165,7 @@ class SwapEngine:
                 changes, report = changes_of(candidates, route, self._prepared, bench)
             self._report = self._report.without_counts().then(report)
             self._buffers.release()
-            return changes
+            return changes if self._unit == 1 else changes / self._unit / self._unit
 
     def change_each(self, removed: object, added: object) -> Tensor:
         """Exact change of every single-image swap on its own: removed [...] int64, added [..., d] → [...] float64."""
@@ -170,8 +180,9 @@ class SwapEngine:
     def leave_one_out(self) -> Tensor:
         """Exact change of the distance when one reference row is left out, for each of them: [N] float64."""
         with self._turn:
-            every = torch.arange(self.count, device=self.reference.device)[:, None]
-            return self.change(every, self.reference.new_zeros((self.count, 0, self._prepared.dim)))
+            features = self._prepared.features
+            every = torch.arange(self.count, device=features.device)[:, None]
+            return self.change(every, features.new_zeros((self.count, 0, self._prepared.dim)))
 
     @torch.no_grad()
     def influence(self, features: object) -> Tensor:
@@ -183,9 +194,10 @@ class SwapEngine:
         with self._turn, full_float32(features.device):
             check_rows(features, "features", self._prepared.dim, at_least=0)
             check_device(features, "features", self._prepared.device)
-            influence = influence_of(features, self._prepared, self._options, self._buffers, self._chunk_bytes)
+            rows = self._scaled(features)
+            influence = influence_of(rows, self._prepared, self._options, self._buffers, self._chunk_bytes)
             self._buffers.release()
-            return influence
+            return influence / self._unit / self._unit
 
     @torch.no_grad()
     def replace(self, removed: object, added: object) -> SwapEngine:
@@ -200,9 +212,10 @@ class SwapEngine:
                 f"got {tuple(removed.shape)} and {tuple(added.shape)}; commit candidates one after the other"
             )
         with self._turn:
-            removed, added = (batch[0] for batch in checked_swap(removed[None], added[None], self.reference))
+            features = self._prepared.features
+            removed, added = (batch[0] for batch in checked_swap(removed[None], added[None], features))
             check_rows(added, "added", self._prepared.dim, at_least=0)
-            self._prepare(replaced_rows(self.reference, removed, added))
+            self._prepare(replaced_rows(features, removed, self._scaled(added)))
         return self
 
     # -------------------------------------------------------------------------------------------------------- report
@@ -220,16 +233,17 @@ class SwapEngine:
         """
         with self._turn:
             prepared, options, report = self._prepared, self._options, self._report
+        scale = prepared.scale / self._unit**2 / self._unit**2
         assert report.choice is not None, "the first choice is made with the engine"
         return {
             "count": prepared.count,
             "dim": prepared.dim,
             "real_rank": prepared.rank,
-            "lambda_min": prepared.lambda_min * prepared.scale,
-            "lambda_max": prepared.lambda_max * prepared.scale,
+            "lambda_min": prepared.lambda_min * scale,
+            "lambda_max": prepared.lambda_max * scale,
             "real_eigenvalues_clipped": self._real.clipped,
             "reference_eigenvalues_clipped": prepared.clipped,
-            **report.quadrature(prepared.scale),
+            **report.quadrature(scale),
             "recomputed": report.recomputed,
             "changed_eigenvalues_clipped": report.clipped,
             "dtype": str(prepared.projected.dtype).removeprefix("torch."),
