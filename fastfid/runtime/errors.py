@@ -1,5 +1,7 @@
 """Words of errors that other libraries raise."""
 
+from fastfid.runtime.terminal import printable
+
 MOST_CHARACTERS = 200  # of another library's words in a sentence: a line on a wide terminal
 
 
@@ -17,4 +19,4 @@ def first_line(error: BaseException) -> str:
 def shown(text: str) -> str:
     """Words of a file for a sentence: cut if long, and characters that a terminal would obey written as escapes."""
     text = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text, kept="")

@@ -5,14 +5,8 @@ from __future__ import annotations
 LINES = "\n\t"  # of our own tables
 
 
-def printable(text: str) -> str:
-    """The text with everything but letters, signs, spaces and line ends written as escapes such as \\x1b."""
-    return text if _is_plain(text) else "".join(c if _is_plain(c) else _escaped(c) for c in text)
-
-
-def _is_plain(text: str) -> bool:
-    return text.translate(dict.fromkeys(map(ord, LINES))).isprintable()
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+def printable(text: str, kept: str = LINES) -> str:
+    """The text with everything but letters, signs, spaces and `kept` written as escapes such as \\x1b."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in kept or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
