@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <stdexcept>
@@ -44,6 +45,20 @@ const T* dense(const py::array& a, const char* name, py::ssize_t ndim) {
     return static_cast<const T*>(a.data());
 }
 
+// An axis of a size that something is divided by, or that nothing bounds where it is absent.
+void require_axis(py::ssize_t size, const char* name) {
+    require(size >= 1, std::string(name) + " is 0; at least 1 is needed");
+}
+
+// Whether rows along this axis start a whole number of elements apart; the stride of a single row is used for nothing.
+bool is_whole_stride(const py::array& a, py::ssize_t axis) { return a.shape(axis) <= 1 || a.strides(axis) % a.itemsize() == 0; }
+
+// Takes first·second from what is left of a size, by division: a product of sizes that a caller made up could overflow.
+void take(int64_t& left, int64_t first, int64_t second) {
+    require(first <= left / second, "plan functions, mixes and coefficients are fewer than its terms ask for");
+    left -= first * second;
+}
+
 void check_places(const py::array& index, const int64_t* rows, py::ssize_t count) {
     for (py::ssize_t i = 0; i < index.size(); i++)
         require(rows[i] >= 0 && rows[i] < count,
@@ -63,6 +78,7 @@ fastfid::ChangedRows<T> changed_rows(const py::array& reference, const py::array
     require(index.shape(0) == added.shape(0) && reference.shape(1) == added.shape(2),
             "reference must be [N, r], index [B, m_r] and added_rows [B, m_a, r], got " + shape_of(reference) + ", " +
                 shape_of(index) + " and " + shape_of(added));
+    require_axis(reference.shape(1), "the rank r of reference and added_rows");
     check_places(index, rows, reference.shape(0));
     return {reference_rows, rows, added_rows, added.shape(0), index.shape(1), added.shape(1), added.shape(2),
             shifts[0], shifts[1], shifts[2]};
@@ -76,24 +92,27 @@ fastfid::WeightPlan<T> weight_plan(const py::tuple& plan, int64_t rank) {
                     coefficients = plan[6];
     const int64_t *edges = dense<int64_t>(bounds, "plan bounds", 1), *counts = dense<int64_t>(terms, "plan terms", 1);
     const int64_t *last = dense<int64_t>(ends, "plan group_ends", 1), *totals = dense<int64_t>(group_terms, "plan group_terms", 1);
+    const T* values = dense<T>(coefficients, "plan coefficients", 2);
     fastfid::WeightPlan<T> found{coefficients.shape(1), terms.size(), ends.size(), edges, counts, dense<T>(functions, "plan functions", 1),
-                                 last, totals, dense<T>(mixes, "plan mixes", 1), dense<T>(coefficients, "plan coefficients", 2)};
+                                 last, totals, dense<T>(mixes, "plan mixes", 1), values};
     require(bounds.size() == found.slices + 1 && edges[0] == 0 && edges[found.slices] == rank,
             "plan bounds must run from 0 to the rank, one more than terms, got " + shape_of(bounds) + " and " + shape_of(terms));
     require(group_terms.size() == found.groups && (found.groups ? last[found.groups - 1] : 0) == found.slices,
             "plan groups must end with the last slice, got " + shape_of(ends) + " and " + shape_of(group_terms));
-    int64_t entries = 0, mixed = 0, nodes_mixed = 0;
-    for (int64_t g = 0, s = 0; g < found.groups; nodes_mixed += totals[g], g++) {
+    for (int64_t s = 0; s < found.slices; s++)
+        require(edges[s] < edges[s + 1] && edges[s + 1] <= rank && edges[s + 1] - edges[s] <= fastfid::SLICE && counts[s] > 0,
+                "a slice of the plan must have 1 to 256 positions");
+    int64_t entries = functions.size(), mixed = mixes.size(), nodes_mixed = coefficients.shape(0);
+    for (int64_t g = 0, s = 0; g < found.groups; g++) {
         require(totals[g] > 0 && last[g] > s, "a group of the plan must have slices and functions");
         require(last[g] <= found.slices && edges[last[g]] - edges[s] <= fastfid::SPAN, "a group of the plan may have 512 positions at most");
+        take(nodes_mixed, totals[g], 1);
         for (; s < last[g]; s++) {
-            const int64_t length = edges[s + 1] - edges[s];
-            require(length > 0 && length <= fastfid::SLICE && counts[s] > 0, "a slice of the plan must have 1 to 256 positions");
-            entries += counts[s] * length;
-            mixed += counts[s] * totals[g];
+            take(entries, counts[s], edges[s + 1] - edges[s]);
+            take(mixed, counts[s], totals[g]);
         }
     }
-    require(functions.size() == entries && mixes.size() == mixed && coefficients.shape(0) == nodes_mixed,
+    require(entries == 0 && mixed == 0 && nodes_mixed == 0,
             "plan functions, mixes and coefficients do not fit its terms, got " + shape_of(functions) + ", " + shape_of(mixes) + " and " +
                 shape_of(coefficients));
     return found;
@@ -107,7 +126,7 @@ py::tuple swap_logdet_of(const py::array& reference, const py::array& index, con
     py::array_t<double> logdets({rows.candidates, weights.nodes}), remaining(rows.candidates);
     double *out = logdets.mutable_data(), *left = remaining.mutable_data();
     fastfid::WrongPivot wrong;
-    {
+    if (rows.candidates) {
         py::gil_scoped_release release;
         wrong = fastfid::swap_logdet(rows, weights, slack, threads, isa, out, left);
     }
@@ -127,7 +146,7 @@ py::tuple swap_gradient_of(const py::array& reference, const py::array& index, c
     T* slope = gradient.mutable_data();
     const double* omega = node_weights.data();
     fastfid::WrongPivot wrong;
-    {
+    if (rows.candidates) {  // else its other sizes, which nothing bounds, are those of no work
         py::gil_scoped_release release;
         wrong = fastfid::swap_gradient(rows, weights, omega, slack, threads, isa, out, left, slope);
     }
@@ -143,14 +162,20 @@ py::array_t<double> swap_singles_of(const py::array& reference, const py::array&
             "a single swap has one row at most each way, got " + shape_of(index) + " and " + shape_of(added));
     py::array_t<double> sums({rows.candidates, int64_t(3), weights.nodes});
     double* out = sums.mutable_data();
-    {
+    if (rows.candidates) {
         py::gil_scoped_release release;
         fastfid::swap_singles(rows, weights, threads, isa, out);
     }
     return sums;
 }
 
-void check_threads(int threads) { require(threads >= 1, "threads must be at least 1, got " + std::to_string(threads)); }
+// More than any machine has; OpenMP ends the process where the system grants fewer than asked for.
+constexpr int MOST_THREADS = 1024;
+
+void check_threads(int threads) {
+    require(threads >= 1 && threads <= MOST_THREADS,
+            "threads must be at least 1 and at most " + std::to_string(MOST_THREADS) + ", got " + std::to_string(threads));
+}
 
 py::tuple swap_logdet(const py::array& reference, const py::array& index, const py::array& added_rows, const Shifts& shifts,
                       const py::tuple& plan, double slack, int threads, const std::string& isa) {
@@ -189,9 +214,11 @@ py::tuple centre_rows(const py::array& reference, const py::array& index, const 
                 centred.size() == added.size(),
             "reference must be [N, d], index [B, m_r], added and centred [B, m_a, d], mean and gap [d], got " +
                 shape_of(reference) + ", " + shape_of(index) + ", " + shape_of(added) + " and " + shape_of(centred));
+    require_axis(added.shape(2), "d of added");
     check_places(index, rows, reference.shape(0));
     const py::ssize_t size = added.itemsize();
     require(added.size() == 0 || added.shape(2) == 1 || added.strides(2) == size, "rows of added must be contiguous");
+    require(is_whole_stride(added, 0) && is_whole_stride(added, 1), "rows of added must lie whole elements apart");
     fastfid::FeatureRows problem{reference.data(), rows, added.data(), added.strides(0) / size, added.strides(1) / size,
                                  added.shape(0), index.shape(1), added.shape(1), added.shape(2), is_double(reference, "reference"),
                                  is_double(added, "added"), is_double(centred, "centred"), mean.data(), gap.data()};
@@ -206,11 +233,17 @@ py::tuple centre_rows(const py::array& reference, const py::array& index, const 
     return py::make_tuple(norms, sums, totals);
 }
 
+// A band of this width takes 17 MB of memory on each thread, however small the matrix is.
+constexpr py::ssize_t WIDEST_NARROW_BAND = 512;
+
 py::array_t<double> band_logdets(const py::array& band, const Doubles& shifts, double origin, int threads, const std::string& isa) {
     check_threads(threads);
     const double* entries = dense<double>(band, "band", 2);
     require(band.shape(1) >= 1 && shifts.ndim() == 1,
             "band must be [d, width + 1] and shifts [n], got " + shape_of(band) + " and " + shape_of(shifts));
+    require_axis(band.shape(0), "d of band");
+    require(band.shape(1) <= std::max<py::ssize_t>(band.shape(0), WIDEST_NARROW_BAND),
+            "band is wider than its matrix, got " + shape_of(band) + ": memory grows with the square of the width");
     const fastfid::BandMatrix matrix{entries, band.shape(0), band.shape(1) - 1, shifts.data(), shifts.size(), origin};
     py::array_t<double> logdets(matrix.count);
     double* out = logdets.mutable_data();
@@ -226,8 +259,9 @@ template <class Compute>
 void with_rows(const py::array& rows, const Compute& compute) {
     const bool of_double = is_double(rows, "rows");
     const py::ssize_t size = rows.itemsize();
-    require(rows.ndim() == 2 && (rows.shape(1) == 1 || rows.size() == 0 || rows.strides(1) == size) && rows.strides(0) % size == 0,
+    require(rows.ndim() == 2 && (rows.shape(1) == 1 || rows.size() == 0 || rows.strides(1) == size) && is_whole_stride(rows, 0),
             "rows must be [n, d], each contiguous, got " + shape_of(rows));
+    require_axis(rows.shape(1), "d of rows");
     const int64_t stride = rows.strides(0) / size;
     if (of_double)
         compute(static_cast<const double*>(rows.data()), stride);
@@ -237,9 +271,10 @@ void with_rows(const py::array& rows, const Compute& compute) {
 
 py::array_t<double> column_sums(const py::array& rows, int threads, const std::string& isa) {
     check_threads(threads);
-    py::array_t<double> sums(rows.ndim() == 2 ? rows.shape(1) : 0);
-    double* out = sums.mutable_data();
+    py::array_t<double> sums;
     with_rows(rows, [&](auto* first, int64_t stride) {
+        sums = py::array_t<double>(rows.shape(1));
+        double* out = sums.mutable_data();
         const int64_t count = rows.shape(0), dim = rows.shape(1);
         py::gil_scoped_release release;
         fastfid::column_sums(first, stride, count, dim, threads, isa, out);
@@ -267,7 +302,8 @@ void add_scatter(py::array& cov, const py::array& rows, const Doubles& mean, con
 #ifdef FASTFID_CUDA
 int ldl_logdet_cuda(uintptr_t matrices, uintptr_t logdets, uintptr_t bad, int64_t count, int k, int removed, double slack,
                     bool is_double, uintptr_t stream) {
-    require(count >= 0 && k >= 1 && k <= fastfid::LDL_MAX_K && removed >= 0 && removed <= k,
+    require(count >= 0 && k >= 1 && k <= fastfid::LDL_MAX_K && removed >= 0 && removed <= k &&
+                count <= INT64_MAX / 8 / (int64_t(k) * k),
             "need count >= 0, 1 <= k <= " + std::to_string(fastfid::LDL_MAX_K) + " and 0 <= removed <= k, got count " +
                 std::to_string(count) + ", k " + std::to_string(k) + ", removed " + std::to_string(removed));
     auto out = reinterpret_cast<double*>(logdets);
