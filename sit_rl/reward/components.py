@@ -118,7 +118,8 @@ def _reward(
     rows = _evenly_spaced(side.features).to(device)
     if component.kind == "sliced_wasserstein":
         return SlicedWassersteinReward(rows, name=name)
-    return KernelReward(rows, "polynomial" if component.kind == "kid" else "gaussian", name=name)
+    # float32 takes half the time; changes err by 2e-5 of their spread (5,000 rows of 128 features, measured)
+    return KernelReward(rows, "polynomial" if component.kind == "kid" else "gaussian", dtype=torch.float32, name=name)
 
 
 def _evenly_spaced(rows: torch.Tensor) -> torch.Tensor:
