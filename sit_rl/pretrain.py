@@ -154,14 +154,14 @@ class Base:
         average = EMA(model, self.ema)
         curve = self.out / "base_curve.csv"
         if is_main():
-            curve.write_text("iteration,loss,heldout_fd_fashion_a,seconds\n")
+            curve.write_text("iteration,loss,heldout_fd_fashion_a,seconds\n", encoding="utf-8")
         losses = []
         for i, loss in self.fit(model, average, train):
             losses.append(loss)
             if i % self.curve_every == 0 or i == self.iterations:
                 fd, mean = heldout_fd(average.module), np.mean(losses[-self.curve_every :])
                 if is_main():
-                    with open(curve, "a") as file:
+                    with open(curve, "a", encoding="utf-8") as file:
                         file.write(f"{i},{mean:.5f},{fd:.4f},{time.perf_counter() - started:.0f}\n")
                     self.save(average.module, i)
 

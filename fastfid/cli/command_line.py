@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
+from fastfid.cli.output import unbreakable_output
 from fastfid.runtime.failures import OtherRankFailed
 from fastfid.runtime.terminal import printable
 
@@ -51,7 +52,14 @@ def run(program: str, work: Callable[[], object], *, interrupted: str) -> int:
     interrupted  what to print after Ctrl-C: one sentence that says how to go on
 
     Expected errors are ValueError, ImportError, OSError, FloatingPointError and `CommandError`.  Others are raised.
+    What is printed never ends the work (`unbreakable_output`).
     """
+    with unbreakable_output():
+        return _status(program, work, interrupted)
+
+
+def _status(program: str, work: Callable[[], object], interrupted: str) -> int:
+    """`run` with the output as it is."""
     try:
         work()
     except OtherRankFailed:

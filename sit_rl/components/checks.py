@@ -8,7 +8,7 @@ import torch
 
 from sit_rl.config import Config
 from sit_rl.config_groups import dashed
-from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths
+from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths, require_utf8
 from sit_rl.files.weights import weights_files
 from sit_rl.models.sit import SiT
 from sit_rl.reward_names import PYTHON
@@ -25,6 +25,7 @@ NEEDED_PATHS = dict.fromkeys(("sit-xl-imagenet256", "dit-xl-imagenet256"), tuple
 
 def check_inputs(config: Config) -> None:
     """Check that all paths and packages exist; ValueError, FileNotFoundError or ModuleNotFoundError otherwise."""
+    require_utf8("--out", config.run_folder)
     missing = [name for name in NEEDED_PATHS.get(config.preset, ()) if config[name] is None]
     needed = listed([NEEDED_PATHS_ARE[name] for name in missing]) if missing else None
     require_paths(given_paths(config), needed and f"preset {config.preset} needs {needed}")

@@ -15,9 +15,9 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it."""
+    """Write a file in UTF-8 under a temporary name, then rename it. Other bytes, of file names, become escapes."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
 
 

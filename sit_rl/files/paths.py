@@ -35,6 +35,14 @@ def require_paths(given: Iterable[tuple[str, Path | str | None]], lacking: str |
         raise (FileNotFoundError if absent or closed else ValueError)("; ".join(told))
 
 
+def require_utf8(flag: str, path: Path) -> None:
+    """ValueError for a path that is not UTF-8: what is written there as safetensors could not be read again."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{flag} {path} is not UTF-8, as safetensors needs its paths; choose another name") from None
+
+
 def require_extra(flag: str) -> None:
     """ModuleNotFoundError, with the flag and the pip command, if the package of a flag cannot be imported."""
     package, extra = EXTRAS[flag]

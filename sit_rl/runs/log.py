@@ -89,7 +89,7 @@ class RunLog:
         """Append a record that has an integer `step`, and show its numbers in TensorBoard."""
         if not self.enabled:
             return
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         numbers = {k: v for k, v in _flatten(record) if k != "step" and isinstance(v, (int, float))}
         for name, value in numbers.items():

@@ -1,9 +1,11 @@
 """Runs that survive: killed anywhere, preempted, resumed on another number of ranks, they end where they would have."""
 
+import io
 import json
 import os
 import random
 import signal
+import sys
 
 import pytest
 import torch
@@ -129,3 +131,28 @@ def test_told_while_it_looks_at_the_real_images_it_ends_at_once(monkeypatch, tmp
     main([*command(tmp_path / "run"), "--grace", "1000"])  # returns: exit code 0
     assert "stopped on request before the first step" in capsys.readouterr().out
     assert not any((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("stdout", ["ascii", "full", "none"])
+def test_what_cannot_be_printed_does_not_end_a_run(monkeypatch, command, whole, tmp_path, stdout):
+    """Its messages have arrows, and so has its folder's name, which files in it must bear as well."""
+    folder = tmp_path / "café → run"
+    made = {
+        "ascii": lambda: io.TextIOWrapper(io.BytesIO(), encoding="ascii"),
+        "full": lambda: open("/dev/full", "w"),  # noqa: SIM115
+        "none": lambda: None,
+    }[stdout]
+    monkeypatch.setattr(sys, "stdout", made())
+    monkeypatch.setattr(sys, "stderr", made())
+    main(command(folder))
+    main(command(folder))  # resumes: what it has written can be read
+    assert_same(folder, whole[0])
+    assert "café → run" in (folder / "report.html").read_text(encoding="utf-8")
+    if stdout == "ascii":
+        assert b"resuming" in sys.stdout.buffer.getvalue() and b"caf\\xe9 \\u2192 run" in sys.stdout.buffer.getvalue()
+
+
+def test_a_folder_that_safetensors_could_not_read_again_is_refused(capsys, command, tmp_path):
+    with pytest.raises(SystemExit):
+        main(command(tmp_path / os.fsdecode(b"caf\xe9")))
+    assert "caf\\udce9 is not UTF-8, as safetensors needs" in capsys.readouterr().err and not list(tmp_path.iterdir())
