@@ -19,7 +19,7 @@ from sit_rl.learner.learner import prepare
 from sit_rl.models import attention
 from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.finite_weights import require_finite_start
-from sit_rl.models.loading import load_model
+from sit_rl.models.loading import INDEX, load_model
 from sit_rl.models.lora import add_lora, merge_lora
 from sit_rl.models.pixels import to_uint8
 from sit_rl.models.sit import SiT
@@ -104,7 +104,9 @@ def _load_weights(config: GeneratorOptions) -> tuple[SiT, dict[str, Any], Path |
     path = config.checkpoint or EMBEDDED
     if not path.is_dir():
         model = load_model(path, architecture=config.architecture)
-        return model, {"checkpoint": path.name, "sha256": content_hash(path)}, config.vae
+        # An index only names the files of its tensors.
+        digest = tensor_hash(model.state_dict()) if path.name.endswith(INDEX) else content_hash(path)
+        return model, {"checkpoint": path.name, "sha256": digest}, config.vae
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"--checkpoint {path} is not a run folder: it has no config.yaml; pass a file instead")
     trained = load_config(path / "config.yaml")

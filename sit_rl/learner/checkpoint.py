@@ -7,7 +7,7 @@ A checkpoint is a folder step-NNNNNN/ with three kinds of file, none of which ca
     SHA256SUMS                  the SHA-256 of each of the others, written last and compared before anything is loaded
 
 It is written under a hidden name, flushed to the disk, and renamed. An old one is renamed before it is deleted. A crash
-at any moment therefore leaves only whole checkpoints and hidden folders, which `clean` removes.
+at any moment therefore leaves only whole checkpoints and hidden folders of known names, which `clean` removes.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled", categ
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
 # The step, and a number if the same step is saved again, such as after an evaluation.
 NAME = re.compile(r"step-(\d{6,})(?:-(\d+))?")
+# What an interrupted save or deletion leaves; other hidden files and folders are not the trainer's.
+LEFT = re.compile(rf"\.{NAME.pattern}\.(tmp|old)")
 VALUES = "state.json"
 # Files of a checkpoint that SHA256SUMS must list. torch reads every safetensors file of the folder.
 CHECKED = re.compile(r"state\.json|.*\.safetensors", re.DOTALL)
@@ -170,7 +172,8 @@ def discard_old(folder: Path, keep: int) -> None:
 def clean(folder: Path) -> None:
     """Delete what interrupted saves and deletions have left."""
     for rubbish in folder.glob(".*") if folder.is_dir() else ():
-        shutil.rmtree(rubbish, ignore_errors=True)
+        if LEFT.fullmatch(rubbish.name):
+            shutil.rmtree(rubbish, ignore_errors=True)
 
 
 def verify(path: Path) -> None:

@@ -8,6 +8,8 @@ mapped, and its tensors are copied one at a time, so memory holds at most one co
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,6 +21,7 @@ from fastfid.runtime.input_files import lacks_memory, reading
 from fastfid.runtime.pickle_checks import check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
 from sit_rl.models.dit import DiT
+from sit_rl.models.official_names import official_names
 from sit_rl.models.sit import IMAGENET_CLASSES, SiT, SiTConfig, infer_config, published_heads
 from sit_rl.ranks.process_group import is_main
 
@@ -26,6 +29,9 @@ ARCHITECTURES: dict[str, type[SiT]] = {"sit": SiT, "dit": DiT}
 WEIGHTS = ("ema", "model")
 # Names of the published DiT checkpoints begin with it. They are bare state dicts with the same tensors as SiT's.
 DIT_FILES = "DiT-"
+# End of the name of a JSON file that lists the parts of a model, and the name of such a part (Hugging Face's layout).
+INDEX = ".index.json"
+PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 # Number of differences of a state dict that an error names; the first ones are enough to recognise the file.
 TOLD_DIFFERENCES = 3
 
@@ -39,7 +45,7 @@ def load_model(
 ) -> SiT:
     """SiT or DiT from a .safetensors or .pt file, in eval mode, float32 on the CPU.
 
-    path          file of the weights
+    path          file of the weights, or the .index.json of several; names of wrappers, such as DDP, are stripped
     weights       'ema' or 'model': which set of a trainer's checkpoint; a bare state dict has only one
     architecture  'sit', 'dit', or 'auto': as the metadata say, else DiT for a name that begins with DiT-, else SiT
     heads         number of attention heads, which the tensors do not tell; None: from the metadata or the published
@@ -57,8 +63,8 @@ def load_model(
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {problem}; pass the path of a .safetensors or .pt file")
     with reading(path, "choose another file"):
-        # A safetensors file has a single set of weights, so `weights` does not matter.
-        state, metadata = read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path, weights)
+        state, metadata = _read(path, weights)
+        state, notes = _official_names(path, state)
         said = metadata.get("architecture", "dit" if path.name.startswith(DIT_FILES) else "sit")
         if architecture != "auto" and architecture != metadata.get("architecture", architecture):
             raise ValueError(f"{path} is of a {said!r}, not a {architecture!r}; choose --architecture {said}")
@@ -74,9 +80,61 @@ def load_model(
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{path} is not of an architecture that sit_rl knows: {reason}") from None
+    if notes and is_main():
+        print(f"note: of {path}, sit_rl {' and '.join(notes)}")
     _tell_guessed_heads(path, model.config, metadata)
     _tell_guessed_null_class(path, model.config, metadata)
     return model
+
+
+def _read(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a file, or of all parts of an index."""
+    if path.name.endswith(INDEX):
+        return _read_index(path, weights)
+    if path.suffix != ".safetensors":
+        return _read_pt(path, weights)
+    part = PART.fullmatch(path.name)
+    index = part and path.with_name(f"{part[1]}.safetensors{INDEX}")
+    if index and index.is_file():
+        raise ValueError(f"{path} is one of several parts; pass {index}")
+    return read_safetensors(path)  # it has a single set of weights, so `weights` does not matter
+
+
+def _read_index(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of all files that an index lists; they lie beside it."""
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in places.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not an index of weights files ({type(error).__name__}: {error}); download it again"
+        ) from None
+    state: dict[str, torch.Tensor] = {}
+    metadata: dict[str, str] = {}
+    for name in names:
+        part = path.parent / name
+        if Path(name).name != name or not part.is_file():
+            raise ValueError(f"{path} lists {name!r}, which is not beside it; download all parts into one folder")
+        tensors, more = read_safetensors(part) if part.suffix == ".safetensors" else _read_pt(part, weights)
+        state |= {key: value for key, value in tensors.items() if places.get(key) == name}
+        metadata |= more
+    missing = [key for key in places if key not in state]
+    if missing:
+        raise ValueError(
+            f"{path} lists {missing[0]!r} in {places[missing[0]]}, which has no such tensor; download both"
+        )
+    return state, metadata
+
+
+def _official_names(path: Path, state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """`official_names`, whose error names the file; ValueError if a name is not text or a value not a tensor."""
+    other = next((k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))), None)
+    if other is not None:
+        raise ValueError(f"{path} is not of an architecture that sit_rl knows: {other!r} is not the name of a tensor")
+    try:
+        return official_names(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _tell_guessed_heads(path: Path, config: SiTConfig, metadata: dict[str, str]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fastfid.runtime.distributed import from_main
@@ -20,11 +19,15 @@ from sit_rl.runs.log import say
 
 # The file that a run holds a lock on while it works in its folder.
 LOCK = "run.lock"
-# What a run writes beside config.yaml, and a fresh run in the same folder removes.
-FOLDERS, FILES = (
-    ("checkpoints", "tensorboard", "figures", "ema"),
-    ("metrics.jsonl", "summary.json", "report.html", "ema.safetensors"),
-)
+# What a run writes beside config.yaml, and a fresh run in the same folder removes: its folders with the files in them
+# (those of checkpoints/ are from version 0.1.0), and its files.
+FOLDERS = {
+    "checkpoints": ("step-*.pt",),
+    "tensorboard": ("events.out.tfevents.*",),
+    "figures": ("before_*.npy", "after_*.npy", "curve.png", "samples.png", "rewards.png", "time.png"),
+    "ema": ("step-*.safetensors",),
+}
+FILES = ("metrics.jsonl", "summary.json", "report.html", "ema.safetensors")
 
 
 @contextmanager
@@ -116,10 +119,13 @@ def prepare_folder(config: Config, fresh: bool) -> None:
 
 
 def remove_run(place: Path) -> None:
-    """Delete what an earlier run has written, its checkpoints first, each at once."""
+    """Delete what an earlier run has written, its checkpoints first, each at once. Other files in its folders stay."""
     for old in checkpoint.checkpoints(place / "checkpoints"):
         checkpoint.discard(old)
-    for stale in FOLDERS:
-        shutil.rmtree(place / stale, ignore_errors=True)
-    for stale in FILES:
-        (place / stale).unlink(missing_ok=True)
+    for name, patterns in FOLDERS.items():
+        for stale in [path for pattern in patterns for path in (place / name).glob(pattern)]:
+            stale.unlink()
+        with suppress(OSError):  # it is not there, or not empty
+            (place / name).rmdir()
+    for name in FILES:
+        (place / name).unlink(missing_ok=True)

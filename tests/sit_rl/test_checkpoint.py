@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sit_rl.learner import checkpoint
+from sit_rl.runs.run_folder import remove_run
 
 
 @pytest.fixture
@@ -96,3 +97,30 @@ def test_without_one_before_the_sentence_says_so(saved):
         load(older)
     with pytest.raises(ValueError, match="no part 'ema'"):
         checkpoint.load_part(newest, "ema")
+
+
+def test_only_what_a_save_has_left_is_cleaned(saved):
+    """Hidden folders of others stay, such as a copy that somebody keeps or a version control's."""
+    own = [".step-000003.tmp", ".step-000003-1.tmp", ".step-000001.old", ".step-1234567-12.old"]
+    others = [".git", ".backup", ".step-000003", ".step-000003.tmp2", ".step-3.tmp", ".Trash-0", ".step-000003.bak"]
+    for name in own + others:
+        (saved / name).mkdir()
+        (saved / name / "file").write_text("content")
+    (saved / ".hidden").write_text("a file")
+    checkpoint.clean(saved)
+    assert {path.name for path in saved.glob(".*")} == {*others, ".hidden"}
+    assert all((saved / name / "file").is_file() for name in others)
+
+
+def test_a_fresh_run_removes_a_runs_files_alone(saved, tmp_path_factory):
+    place = tmp_path_factory.mktemp("run")
+    shutil.move(saved, place / "checkpoints")
+    own = ["checkpoints/step-000009.pt", "tensorboard/events.out.tfevents.1.host.2.0", "figures/before_ode.npy"]
+    own += ["figures/curve.png", "ema/step-000001-power-0.1.safetensors", "metrics.jsonl", "ema.safetensors"]
+    others = ["checkpoints/.backup/a", "checkpoints/best/a", "tensorboard/notes", "figures/mine.png", "notes.txt"]
+    for name in own + others:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("content")
+    remove_run(place)
+    assert sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()) == sorted(others)
+    assert not (place / "ema").exists()

@@ -1,6 +1,8 @@
 """Reading and writing weights: every format, damaged files, convert."""
 
 import argparse
+import json
+import re
 
 import pytest
 import torch
@@ -91,6 +93,97 @@ def test_the_null_class_is_kept_in_files_and_read_from_a_trainers_arguments(tmp_
     with pytest.raises(SystemExit):
         convert.main([str(tmp_path / "bare.pt"), str(tmp_path / "b.pt"), "--null-class", null])
     assert "--null-class cannot be kept in a .pt file" in capsys.readouterr().err
+
+
+def wrapped(key, how):
+    """A tensor's name in a model inside the wrappers `how`."""
+    first, _, rest = key.partition(".")
+    return {
+        "DDP": f"module.{key}", "compile": f"_orig_mod.{key}", "DDP of compile": f"module._orig_mod.{key}",
+        "compile of DDP": f"_orig_mod.module.{key}", "FSDP": f"_fsdp_wrapped_module.{key}",
+        "blocks alone": ".".join(filter(None, [first, *(["_orig_mod"] if rest else []), rest])),
+        "activations": ".".join(filter(None, [first, *(["_checkpoint_wrapped_module"] if rest else []), rest])),
+    }[how]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "how", ["DDP", "compile", "DDP of compile", "compile of DDP", "FSDP", "blocks alone", "activations"]
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_names_of_wrapped_models_are_stripped_and_it_is_said(tmp_path, capsys, how, suffix):
+    model, path = random_sit(), tmp_path / f"a{suffix}"
+    state = {wrapped(key, how): value for key, value in model.state_dict().items()}
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"ema": state, "opt": {}}, path)
+    loaded = load_model(path, heads=4)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in model.state_dict().items())
+    told = capsys.readouterr().out
+    assert told.count("stripped ") == 1 and f"note: of {path}, sit_rl stripped " in told
+
+
+def test_two_models_in_one_state_are_refused(tmp_path):
+    state = random_sit().state_dict()
+    torch.save({f"module.{key}": value for key, value in state.items()} | state, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="a.pt: two of its tensors are 'pos_embed' without the names of wrappers"):
+        load_model(tmp_path / "a.pt", heads=4)
+
+
+def test_heads_of_repa_and_the_counter_of_an_average_are_dropped_and_it_is_said(tmp_path, capsys):
+    model, path = random_sit(), tmp_path / "repa.pt"
+    more = {
+        "projectors.0.0.weight": torch.ones(2, 2),
+        "projectors.0.0.bias": torch.ones(2),
+        "n_averaged": torch.ones(()),
+    }
+    torch.save({"ema": model.state_dict() | more}, path)
+    assert torch.equal(load_model(path, heads=4).pos_embed, model.pos_embed)
+    assert "dropped projectors.0.0.weight and 2 more, which only training uses" in capsys.readouterr().out
+    torch.save({"ema": model.state_dict() | {"decoder.weight": torch.ones(1)}}, path)
+    with pytest.raises(ValueError, match="decoder.weight is unknown"):
+        load_model(path, heads=4)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """An index, and the two files of a model that it lists, each with its own metadata."""
+    state = random_sit().state_dict()
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    places = {key: names[key.startswith("blocks.1")] for key in state}
+    for name in names:
+        save_file({k: v for k, v in state.items() if places[k] == name}, tmp_path / name, {"heads": "4"})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index, places, tmp_path / names[1]
+
+
+def test_the_parts_of_an_index_are_one_model(parts, tmp_path, capsys):
+    index, places, part = parts
+    loaded, model = load_model(index), random_sit()
+    assert loaded.config.heads == 4
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in model.state_dict().items())
+    convert.main([str(index), str(tmp_path / "whole.safetensors")])
+    assert load_model(tmp_path / "whole.safetensors").config == loaded.config
+    with pytest.raises(ValueError, match="is one of several parts; pass .*model.safetensors.index.json"):
+        load_model(part)
+
+
+def test_indices_that_do_not_fit_their_parts_are_refused(parts):
+    index, places, part = parts
+    outside = {**places, "pos_embed": "../model-00001-of-00002.safetensors"}
+    wrong = {**places, "pos_embed": part.name}
+    for content, told in (
+        ("{", "is not an index of weights files"), ("[1]", "is not an index"), ('{"weight_map": 1}', "is not an index"),
+        (json.dumps({"weight_map": outside}), "which is not beside it"),
+        (json.dumps({"weight_map": wrong}), "lists 'pos_embed' in model-00002-of-00002.safetensors, which has no such"),
+        (json.dumps({"weight_map": {}}), "no tensor 'x_embedder.proj.weight'"),
+    ):  # fmt: skip
+        index.write_text(content)
+        with pytest.raises(ValueError, match=f"index.json .*{re.escape(told)}"):
+            load_model(index)
+    index.write_text(json.dumps({"weight_map": places}))
+    part.unlink()
+    with pytest.raises(ValueError, match="lists 'model-00002-of-00002.safetensors', which is not beside it"):
+        load_model(index)
 
 
 def test_a_trainers_two_sets_of_weights(tmp_path):
@@ -210,7 +303,7 @@ def test_bad_checkpoints_are_named(tmp_path, capsys):
     torch.save({"ema": Payload()}, tmp_path / "evil.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     whole = random_sit().state_dict()
-    torch.save({f"module.{key}": value for key, value in whole.items()}, tmp_path / "wrapped.pt")
+    torch.save({f"student.{key}": value for key, value in whole.items()}, tmp_path / "wrapped.pt")
     lost = ("attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias", "adaLN_modulation.1.bias")
     torch.save({k: v for k, v in whole.items() if k not in [f"blocks.0.{x}" for x in lost]}, tmp_path / "parts.pt")
     for name, message in {
@@ -219,7 +312,7 @@ def test_bad_checkpoints_are_named(tmp_path, capsys):
         "other.safetensors": "no tensor 'x_embedder.proj.weight'",
         "wrong.safetensors": r"blocks.1.attn.qkv.weight is 3×3, not 144×48, where its other .* choose another file$",
         "parts.pt": r"blocks.0.attn.proj.bias is missing, blocks.0.mlp.fc1.bias is missing, .* is missing and 1 more,",
-        "wrapped.pt": "no tensor 'x_embedder.proj.weight', and begins with 'module.pos_embed'; choose another file",
+        "wrapped.pt": "no tensor 'x_embedder.proj.weight', and begins with 'student.pos_embed'; choose another file",
         "evil.pt": r"cannot be read as a file of tensors only \([^()]*nsupported [^()]*\); re-save",
         "list.pt": "holds a list",
     }.items():
