@@ -8,7 +8,6 @@ Legend: N images of a side.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from fastfid.evaluation.frechet_scores import fd_label
-from fastfid.evaluation.intervals import jackknife_variance, normal_interval
+from fastfid.evaluation.intervals import jackknife_error, normal_interval
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.provenance import record, unrecorded
 from fastfid.evaluation.results import DifferenceResult, Json
@@ -69,10 +68,10 @@ def diff(
             warnings.extend(check_comparable(side, third, options.force))
         warnings.extend(unrecorded(first, second, third))
         of_a, of_b = (Pair(side, third, chosen, options) for side in (first, second))
-        variance, method = _variance(of_a, of_b, same_noise)
+        changes, method = _changes(of_a, of_b, same_noise)
         seconds = {"total": time.perf_counter() - started}
         provenance = record({"A": [first], "B": [second], "reference": [third]}, chosen, options, seconds)
-        return _result(of_a, of_b, math.sqrt(variance), method, warnings, provenance)
+        return _result(of_a, of_b, jackknife_error(changes), method, warnings, provenance)
 
     found: DifferenceResult = distributed.from_main(compared)
     return found
@@ -100,22 +99,21 @@ def _result(
     )
 
 
-def _variance(of_a: Pair, of_b: Pair, same_noise: bool) -> tuple[float, str]:
-    """Jackknife variance of FD(A) − FD(B), and the words for it."""
+def _changes(of_a: Pair, of_b: Pair, same_noise: bool) -> tuple[list[Tensor], str]:
+    """Leave-one-out changes of FD(A) − FD(B) for each set of images, and the words for their jackknife."""
     changes_a, changes_b = _sample_changes(of_a), _sample_changes(of_b)
     if not same_noise:
-        variance = jackknife_variance(changes_a) + jackknife_variance(changes_b)
-        words = "jackknife over the samples of A and B"
+        changes, words = [changes_a, changes_b], "jackknife over the samples of A and B"
     elif len(changes_a) != len(changes_b):
         raise ValueError(
             f"same_noise pairs images, but A has {len(changes_a)} and B {len(changes_b)}; pass equal numbers"
         )
     else:
-        variance, words = jackknife_variance(changes_a - changes_b), "jackknife over pairs of samples"
+        changes, words = [changes_a - changes_b], "jackknife over pairs of samples"
     theirs_a, theirs_b = of_a.reference_changes, of_b.reference_changes
     if theirs_a is None or theirs_b is None:
-        return variance, f"{words}, reference taken as fixed"
-    return variance + jackknife_variance(theirs_a - theirs_b), f"{words} and over the shared reference"
+        return changes, f"{words}, reference taken as fixed"
+    return [*changes, theirs_a - theirs_b], f"{words} and over the shared reference"
 
 
 def _sample_changes(pair: Pair) -> Tensor:

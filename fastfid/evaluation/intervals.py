@@ -76,13 +76,14 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from fastfid.distances.kernel_sums import Kernel, RowSums
-from fastfid.linalg.units import SAFE_EXPONENT
+from fastfid.linalg.units import unit_of_number
 
 NORMAL_95 = 1.959964  # 97.5% quantile of the standard normal
 
 JACKKNIFE_ROWS = 500  # rows that the variance is estimated from: the error of their deviation is 1/√(2·500) = 3%
 KERNEL_COLUMNS = 1024  # columns of a block of those kernel values: 4 MiB, and 16 MiB of float64 columns at d = 2048
 
+FLOAT32_EXPONENT = 50  # float32 reaches from 2⁻¹²⁶ to 2¹²⁷, with room for sums of squares over d
 PARTS = 10  # random parts of both sides: their shares take a tenth of the time of the whole
 PART_ROWS = 1000  # most rows of a part, else there are more than PARTS: 4 MB of distances at a time
 PART_NEIGHBOURS = 5  # least rows of a part in units of k, else there are fewer parts: with 3, e was a tenth too small
@@ -111,8 +112,7 @@ def jackknife_error(sides: Iterable[Tensor]) -> float:
     """Standard error of a score by its leave-one-out changes of every side, float64 [N], in a unit that suits them."""
     sides = list(sides)
     largest = max((changes.abs().max().item() for changes in sides if len(changes)), default=0.0)
-    exponent = math.frexp(largest)[1]
-    unit = 1.0 if abs(exponent) <= SAFE_EXPONENT else 2.0**-exponent  # a power of two, which changes no digit
+    unit = unit_of_number(largest)
     return math.sqrt(sum(jackknife_variance(changes * unit) for changes in sides)) / unit
 
 
@@ -188,7 +188,9 @@ def share_spread(real: Tensor, generated: Tensor, nearest_k: int, seed: int = 20
         return None
     rng = np.random.RandomState(seed)
     places = [[torch.from_numpy(p) for p in np.array_split(rng.permutation(len(x)), parts)] for x in (real, generated)]
-    found = [_rounded_shares(real[i], generated[j], nearest_k) for i, j in zip(*places, strict=True)]
+    largest = max(torch.linalg.vector_norm(x, math.inf).item() for x in (real, generated))
+    unit = unit_of_number(largest, FLOAT32_EXPONENT)
+    found = [_rounded_shares(real[i] * unit, generated[j] * unit, nearest_k) for i, j in zip(*places, strict=True)]
     sizes = {"precision": len(generated), "recall": len(real), "coverage": len(real)}
     return ShareSpread(parts, {name: _design_effect([x[name] for x in found], n) for name, n in sizes.items()})
 
@@ -231,7 +233,8 @@ def density_error(around: Tensor, within: Tensor, nearest_k: int) -> float:
 def line_through(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """Slope, intercept and the intercept's standard error of the least-squares line through points x, y [≥ 3]."""
     slope, intercept = np.polyfit(x, y, 1)
-    residual = y - (intercept + slope * x)
+    unit = unit_of_number(float(np.abs(y).max()))
+    residual = (y - (intercept + slope * x)) * unit
     noise = residual @ residual / (len(x) - 2)
     spread = np.square(x - x.mean()).sum()
-    return float(slope), float(intercept), float(np.sqrt(noise * (1 / len(x) + x.mean() ** 2 / spread)))
+    return float(slope), float(intercept), float(np.sqrt(noise * (1 / len(x) + x.mean() ** 2 / spread))) / unit

@@ -25,6 +25,12 @@ def unit_of_variances(*variances: Tensor) -> float:
     return 1.0 if abs(total) <= SAFE_EXPONENT else 2.0 ** -round(total / (2 * len(variances)))
 
 
+def unit_of_number(largest: float, safe_exponent: int = SAFE_EXPONENT) -> float:
+    """The power of two that brings a number to about 1; 1.0 where its exponent is at most `safe_exponent`."""
+    exponent = math.frexp(largest)[1]
+    return 1.0 if abs(exponent) <= safe_exponent else 2.0**-exponent
+
+
 def in_unit(cov: Tensor, unit: float) -> Tensor:
     """t²Σ, or Σ itself in the unit 1."""
     return cov if unit == 1 else cov * unit * unit

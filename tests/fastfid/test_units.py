@@ -10,6 +10,7 @@ from fastfid import (
     FeatureMoments,
     FrechetDistance,
     SwapEngine,
+    diff,
     evaluate,
     frechet_distance,
     frechet_terms,
@@ -142,12 +143,26 @@ def test_the_engine_keeps_its_reference_and_its_gradients_in_their_unit(scale):
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-12)
 
 
-def test_the_interval_follows_the_unit():
-    expected = evaluate(X, Y, metrics=["fd"])["fd"]
+def test_intervals_follow_the_unit():
+    metrics = ["fd", "fd_infinity", "precision", "recall", "density", "coverage", "mmd"]
+    x, y = (torch.randn(400, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    expected = evaluate(x, 1.1 * y, metrics=metrics).scores
     for scale in SCALES:
-        found = evaluate(scale * X, scale * Y, metrics=["fd"])["fd"]
-        for value, value_expected in zip(found.interval, expected.interval, strict=True):
-            assert value / scale / scale == pytest.approx(value_expected, rel=1e-9)
+        found = evaluate(scale * x, scale * 1.1 * y, metrics=metrics).scores
+        for score, score_expected in zip(found, expected, strict=True):
+            square = scale if score.metric in ("fd", "fd_infinity") else 1
+            for value, value_expected in zip(score.interval, score_expected.interval, strict=True):
+                assert value / square / square == pytest.approx(value_expected, rel=1e-8), score.metric
+
+
+def test_the_difference_follows_the_unit():
+    z = X.flip(0) * 1.1
+    for noise in (False, True):
+        expected = diff(X, z, Y, same_noise=noise)
+        for scale in SCALES:
+            found = diff(scale * X, scale * z, scale * Y, same_noise=noise)
+            for value, value_expected in zip(found.interval, expected.interval, strict=True):
+                assert value / scale / scale == pytest.approx(value_expected, rel=1e-8)
 
 
 def test_what_leaves_float64_is_said():
