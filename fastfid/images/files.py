@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fastfid.images.fast_decode import decode_plain
-from fastfid.images.formats import decoded_by_pillow, passed_over, split_by_name
+from fastfid.images.formats import decoded_by_pillow, holds_frames, passed_over, split_by_name
 from fastfid.images.source import ImageBlock, ImageSource, checked_size, counted, reason_of
 from fastfid.runtime.hashes import sha256
 
@@ -76,6 +76,7 @@ class FileImages(ImageSource):
                 f"a format that Pillow decodes{''.join(f'; {note}' for note in notes or ())}"
             )
         self.name, self.members, self.read, self.notes = name, sorted(members), read, notes or []
+        self._beside, self._with_frames = self.notes, set[str]()
         self.skip_corrupt, self.skipped, self.workers = skip_corrupt, [], decoders(workers)
         self.classes = _class_folders(self.members)
         if self.classes is not None and not class_folders and all(map(BUCKET.fullmatch, self.classes)):
@@ -133,11 +134,18 @@ class FileImages(ImageSource):
     def _read(self, members: list[str]) -> Read:
         """Name, bytes and SHA-256 of each member; what reading one raised stands for its bytes."""
         encoded = [_read_encoded(self.read, member) for member in members]
+        self._with_frames.update(
+            m for m, e in zip(members, encoded, strict=True) if isinstance(e, bytes) and holds_frames(e)
+        )
         digests = [bytes.fromhex(sha256([e])) if isinstance(e, bytes) else b"unreadable" for e in encoded]
         return list(zip(members, encoded, digests, strict=True))
 
     def _block(self, pool: ThreadPoolExecutor, start: int, members: list[str], reads: list[Future[Read]]) -> ImageBlock:
         tasks = [read.result() for read in reads]
+        if self._with_frames:
+            images, first = counted(len(self._with_frames), "image"), min(self._with_frames)
+            note = f"of {images} with several frames in {self.name} the first frame is read: {first}"
+            self.notes = [*self._beside, note]
         digest = sha256(digest for task in tasks for *_, digest in task)
         decoding: list[Future[Decoded]] = []
 

@@ -76,6 +76,26 @@ def passed_over(name: str, others: Counter[str]) -> str:
     )
 
 
+# Beginnings of files that may hold several frames; of PNG and AVIF only those that say so near their beginning.
+WITH_FRAMES = (b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"II+\0", b"MM\0+")
+FRAMES_SAID = {b"\x89PNG": b"acTL", b"\0\0\0": b"avis"}
+HEADER_BYTES = 4096  # in which they say it: before the pixels, behind a name and perhaps a colour profile
+
+
+def holds_frames(encoded: bytes) -> bool:
+    """Whether an image has several frames or pages; False where that cannot be told."""
+    said = next((word for start, word in FRAMES_SAID.items() if encoded.startswith(start)), None)
+    if said is None and not encoded.startswith(WITH_FRAMES):
+        return False
+    if said is not None and encoded.find(said, 0, HEADER_BYTES) < 0:
+        return False
+    try:
+        with Image.open(io.BytesIO(encoded), formats=decoded_formats()) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # decoding says what is wrong with it
+        return False
+
+
 # --- content -----------------------------------------------------------------------------------------------------
 
 

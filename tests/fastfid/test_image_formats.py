@@ -69,6 +69,31 @@ def test_images_of_other_formats_change_no_distance(tmp_path):
     assert result["fd"].value == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("ending", ["gif", "tif", "webp", "apng", "png", "avif"])
+def test_images_with_several_frames_are_said(tmp_path, ending, monkeypatch):
+    """Also where their features come from the cache."""
+    monkeypatch.setenv("FASTFID_CACHE", str(tmp_path / "cache"))
+    if form_of(ending) not in Image.SAVE_ALL:
+        pytest.skip(f"this Pillow writes no frames of {ending}")
+    frames = [Image.fromarray(picture(i, 8, 8)) for i in range(3)]
+    for i in range(12):
+        still = io.BytesIO()
+        frames[i % 3].save(still, form_of(ending))
+        write(tmp_path / "f", {f"{i:02}.{ending}": still.getvalue()})
+    still = open_images(tmp_path / "f")
+    first = list(still.batches(5))[0][0]
+    assert still.notes == []
+    moving = io.BytesIO()
+    frames[0].save(moving, form_of(ending), save_all=True, append_images=frames[1:])
+    write(tmp_path / "f", {f"00.{ending}": moving.getvalue(), f"07.{ending}": moving.getvalue()})
+    told = f"of 2 images with several frames in {tmp_path / 'f'} the first frame is read: 00.{ending}"
+    source = open_images(tmp_path / "f")
+    for _ in range(2):
+        assert torch.equal(next(source.batches(5))[0], first) or ending in ("gif", "webp", "avif")  # lossy otherwise
+        assert list(source.batches(5)) and source.notes == [told]
+        assert told in evaluate(source, source, metrics=["fd"], features="fashion-a").warnings
+
+
 # --- what is passed over -----------------------------------------------------------------------------------------
 
 BESIDE = {
