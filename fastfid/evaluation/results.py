@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastfid.images.source import ImageSource
+from fastfid.runtime.terminal import printable
 
 Json = dict[str, Any]  # plain containers of strings, numbers and None, by the names of a schema
 Details = dict[str, Any]  # of a score: what is needed to repeat it
@@ -130,7 +131,7 @@ class EvaluationResult:
         for network in dict.fromkeys(entry["network"] for entry in self.classes):
             lines += _class_lines([entry for entry in self.classes if entry["network"] == network])
         lines += [f"left out: {line}" for line in left_out_lines(self.left_out)]
-        return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
+        return _text(lines + [f"warning: {warning}" for warning in self.warnings])
 
 
 @dataclass
@@ -175,7 +176,7 @@ class DifferenceResult:
             if self.better
             else "no difference can be told from the chance of drawing these images"
         )
-        return "\n".join([
+        return _text([
             *_provenance_lines(self.provenance),
             f"{self.label} of A  {self.a:.6g}",
             f"{self.label} of B  {self.b:.6g}",
@@ -199,6 +200,11 @@ def worst_first(classes: list[Json]) -> list[Json]:
 
 
 # --- text --------------------------------------------------------------------------------------------------------
+
+
+def _text(lines: list[str]) -> str:
+    """The lines as one text; a name of a file in them neither breaks a line nor commands a terminal."""
+    return "\n".join(printable(line, kept="") for line in lines)
 
 
 def _class_lines(classes: list[Json]) -> list[str]:

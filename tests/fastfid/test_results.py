@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fastfid import FeatureMoments
+from fastfid.evaluation.difference import diff
 from fastfid.evaluation.evaluate import evaluate
 from fastfid.evaluation.html_report import BETTER
 from fastfid.evaluation.scores import METRIC_SCORES
@@ -43,6 +44,19 @@ def test_one_reason_is_one_line_of_the_table():
     table = evaluate(features(50, 1), fixed).table()
     assert "left out: kid, mmd, precision, recall, density, coverage (unknown network): the reference holds" in table
     assert table.count("left out:") == 3  # sfid, is and these
+
+
+def test_names_neither_break_lines_nor_command_the_terminal(tmp_path):
+    folder = write_images(tmp_path / "set\x1b[2J\nFID  0.1", pixels(60, 1))
+    options = {"features": small()[0], "cache": False}
+    for result in (
+        evaluate(folder, pixels(70, 2), metrics=["fd"], **options),
+        diff(folder, folder, pixels(70, 2), **options),
+    ):
+        lines = result.table().splitlines()
+        assert all(line.isprintable() for line in lines)
+        assert sum("set\\x1b[2J\\nFID  0.1" in line for line in lines) >= 1
+        assert not any(line.startswith("FID  0.1") for line in lines)
 
 
 def test_every_metric_has_its_score_and_its_words():
