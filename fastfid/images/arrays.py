@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, decoded_block
+from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, counted, decoded_block
 from fastfid.runtime.devices import dense
 from fastfid.runtime.errors import shown
 from fastfid.runtime.input_files import reading
-from fastfid.runtime.mapped_arrays import npz_array, open_numpy
+from fastfid.runtime.mapped_arrays import npz_array, npz_shape, open_numpy
 
 ARRAY_NAMES = ("arr_0", "images")  # what an npz of images calls them: ADM's evaluator, and everybody else
 LABEL_NAMES = ("arr_1", "labels")  # and what it calls their classes
@@ -112,21 +112,35 @@ def open_array_file(path: Path, value_range: tuple[float, float] | None) -> Arra
         content = open_numpy(path)
         if isinstance(content, np.ndarray):
             return ArrayImages(str(path), content, value_range)
-        images, labels = _images_of_npz(path, content)
+        images, labels, unread = _images_of_npz(path, content)
         if images is None:
             held = shown(", ".join(content.files))
             raise ValueError(f"{path} has neither {' nor '.join(ARRAY_NAMES)} (only {held}); save the images as arr_0")
         # An arr_1 that is no list of classes is nobody's labels: one-hot rows, latents, a single number.
         labelled = labels is not None and labels.shape == images.shape[:1]
-        return ArrayImages(str(path), images, value_range, labels if labelled else None)
+        source = ArrayImages(str(path), images, value_range, labels if labelled else None)
+        if unread:
+            others = counted(len(unread), "array")
+            source.notes = [f"passed over {others} of images in {path}: {shown(', '.join(unread))}; one is read"]
+        return source
 
 
-def _images_of_npz(path: Path, content: np.lib.npyio.NpzFile) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The arrays of images and of labels by their usual names, None where there are none."""
+def _images_of_npz(path: Path, content: np.lib.npyio.NpzFile) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
+    """The arrays of images and of labels by their usual names, None where there are none; names of other images."""
     with content:
-        found = (next((n for n in names if n in content.files), None) for names in (ARRAY_NAMES, LABEL_NAMES))
+        found = [next((n for n in names if n in content.files), None) for names in (ARRAY_NAMES, LABEL_NAMES)]
         images, labels = (None if name is None else npz_array(path, content, name) for name in found)
-    return images, labels
+        others = [] if images is None else [name for name in content.files if name != found[0]]
+        unread = [name for name in others if images is not None and _has_shape(content, name, images.shape[1:])]
+    return images, labels, unread
+
+
+def _has_shape(content: np.lib.npyio.NpzFile, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether an array of an npz holds items of this shape, by its header; False for a damaged one."""
+    try:
+        return npz_shape(content, name)[1:] == shape
+    except Exception:
+        return False
 
 
 def _layout(name: str, shape: tuple[int, ...]) -> str:

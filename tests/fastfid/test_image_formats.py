@@ -154,6 +154,20 @@ def test_commands_take_numbered_folders_for_classes_on_request(tmp_path, capsys)
     assert not any("classes" in told for told in asked["warnings"])
 
 
+ORDERS = ("more, arr_1", "arr_1, more")  # NumPy's versions write named arrays first or last
+
+
+def test_other_arrays_of_images_are_said(tmp_path):
+    """np.savez(path, first, second) makes arr_0 and arr_1, of which one is read."""
+    first, second = (np.stack([picture(i, 8, 8) for i in range(n)]) for n in (4, 3))
+    np.savez(tmp_path / "x.npz", first, second, np.zeros(4), labels=np.arange(4), more=first)
+    images = open_images(tmp_path / "x.npz")
+    told = [f"passed over 2 arrays of images in {tmp_path / 'x.npz'}: {names}; one is read" for names in ORDERS]
+    assert len(images) == 4 and images.notes[0] in told
+    np.savez(tmp_path / "y.npz", first, np.arange(4), mu=np.zeros(5), sigma=np.eye(5))
+    assert list(open_images(tmp_path / "y.npz").notes) == []
+
+
 # --- depths ------------------------------------------------------------------------------------------------------
 
 
