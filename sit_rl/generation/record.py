@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,12 @@ NOISE = "Philox of (seed, image, stream, step 0), sit_rl/noise.py"
 
 def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> dict[str, Any]:
     """The record of a recipe as plain values, as they come back from JSON."""
+    # Without guidance its channels say nothing, and the records of version 0.1.0 have 0.
+    guided = sampler if sampler.guidance != 1 else replace(sampler, guidance_channels=0)
     record = {
         "schema": SCHEMA,
         "model": made.about,
-        "sampler": asdict(sampler) | {"evaluations": sampler.evaluations(), "name": str(sampler)},
+        "sampler": asdict(guided) | {"evaluations": sampler.evaluations(), "name": str(sampler)},
         "images": config.images,
         "image_shape": list(made.image_shape),
         "labels": config.labels,

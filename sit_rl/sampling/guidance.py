@@ -3,9 +3,10 @@
     out = out_null + g·(out_label − out_null)      (Ho & Salimans 2022, arXiv 2207.12598)
 
 Both terms come from one pass over a doubled batch. The official SiT and DiT samplers guide the first three of the
-latent's four channels and leave the rest as the label alone gives it; all is guided here unless asked otherwise. A
-variance that the model predicts is never guided. Guidance may be limited to an interval of time (Kynkäänniemi et al.
-2024, arXiv 2404.07724); elsewhere the label's pass is the only one.
+latent's four channels and leave the rest as the label alone gives it, and so do the samplers here that bear their
+names. Other samplers guide all channels unless asked otherwise. A variance that the model predicts is never guided.
+Guidance may be limited to an interval of time (Kynkäänniemi et al. 2024, arXiv 2404.07724); elsewhere the label's pass
+is the only one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import cast
 import torch
 
 from sit_rl.models.sit import SiT
-from sit_rl.sampling.sampler_config import SamplerConfig
+from sit_rl.sampling.sampler_config import PUBLISHED_GUIDANCE_CHANNELS, SamplerConfig
 from sit_rl.sampling.solvers import VelocityField
 
 # (x [n, C, H, W], t [n], labels int64 [n]) → velocity, or a DiT's two outputs
@@ -36,7 +37,8 @@ def bind(model: Model, labels: torch.Tensor, sampler: SamplerConfig | None = Non
             f"{core.predicts}: choose " + ("'discrete'" if core.predicts == "noise" else "'ode' or 'sde'")
         )
 
-    if sampler is not None and sampler.guidance_channels > core.config.channels:
+    most = max(core.config.channels, PUBLISHED_GUIDANCE_CHANNELS)
+    if sampler is not None and sampler.guidance_channels > most:
         raise ValueError(
             f"guidance_channels is {sampler.guidance_channels}, and the model's samples have {core.config.channels}; "
             "lower it, or 0 for all"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sit_rl.components.checks import check_predictions
-from sit_rl.generation.recipe import Recipe, check_sampler, choose_labels
+from sit_rl.generation.recipe import Recipe, check_sampler, choose_labels, parse_sampler
 from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.presets import PRESETS
@@ -44,6 +44,32 @@ def test_velocity_is_guided_on_the_channels_asked_for(channels):
     torch.testing.assert_close(got[:, :3], guided[:, :3], **CLOSE)
     torch.testing.assert_close(got[:, 3], (guided if channels == 0 else labelled)[:, 3], **CLOSE)
     assert not torch.allclose(guided[:, 3], labelled[:, 3], **CLOSE)  # so that the two cases differ
+
+
+def official_guidance(model, x, t, y, scale):
+    """`forward_with_cfg` of SiT and DiT: three channels are guided, the rest is each half's own."""
+    half = x[: len(x) // 2]
+    out = model(torch.cat([half, half]), t, y)
+    eps, rest = out[:, :3], out[:, 3:]
+    cond, uncond = eps.chunk(2)
+    guided = uncond + scale * (cond - uncond)
+    return torch.cat([torch.cat([guided, guided]), rest], dim=1)
+
+
+@pytest.mark.parametrize("name", ["sit-ode", "sit-sde", "dit-ddpm"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_official_samplers_guide_as_their_code_does(name, channels):
+    sampler = parse_sampler(name, guidance=4.0)
+    torch.manual_seed(0)
+    model = (DiT if name == "dit-ddpm" else SiT)(SiTConfig(**{**CONFIG.to_dict(), "channels": channels}))
+    for p in model.parameters():
+        p.data = 0.3 * torch.randn_like(p)
+    x, t = torch.randn(3, channels, 4, 4), 400.0 if name == "dit-ddpm" else 0.3
+    labels = torch.cat([LABELS, torch.full_like(LABELS, 3)])
+    expected = official_guidance(model, torch.cat([x, x]), torch.full((6,), t), labels, 4.0)[:3]
+    got = bind(model, LABELS, sampler)(x, t)
+    torch.testing.assert_close(got[:, :channels], expected[:, :channels], **CLOSE)
+    assert str(sampler).endswith("guidance 4 on 3 channels") and "guidance" not in str(parse_sampler(name))
 
 
 def test_a_predicted_variance_is_not_guided():
