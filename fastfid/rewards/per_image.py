@@ -18,8 +18,9 @@ from fastfid.runtime.devices import as_tensor, named_tensor
 from fastfid.runtime.errors import first_line
 from fastfid.swap.checks import check_rows, checked_swap
 
-# Scores whose spread is below this part of the largest are equal: float64 rounding of a sum of N terms makes as much.
-CONSTANT = 1e-12
+# Scores are equal if they differ by at most this many roundings of their dtype: a mean of pixels in another order of
+# summation makes a few.
+ROUNDINGS = 8
 
 
 class ScoredSet:
@@ -84,12 +85,24 @@ class ScoreReward:
         """The set of scores [N, 1], N ≥ 2; labels are not used."""
         scores = named_tensor(rows, "rows").detach()
         check_rows(scores, "rows", 1)
+        _check_different(scores, self.name)
         return ScoredSet(_column(scores), lambda rows, labels: _column(rows), None, (1,))
 
 
 def _column(scores: Tensor) -> Tensor:
     """Scores [n, 1] as [n] float64."""
     return scores[:, 0].to(torch.float64)
+
+
+def _check_different(scores: Tensor, name: str) -> None:
+    """ValueError where all scores [N] or [N, 1] are equal up to the rounding of their dtype."""
+    eps = torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0
+    exact = scores.to(torch.float64)
+    if exact.max() - exact.min() <= ROUNDINGS * eps * exact.abs().max():
+        raise ValueError(
+            f"reward {name} gives all {len(scores)} images the same reward {exact.flatten()[0].item():.6g}: nothing "
+            "distinguishes them; look at the function or leave it out"
+        )
 
 
 class CallableReward:
@@ -110,17 +123,17 @@ class CallableReward:
         if images.ndim < 2 or len(images) < 2:
             raise ValueError(f"rows must be at least 2 images [N, ...], got shape {tuple(images.shape)}")
         of_set = None if labels is None else checked_labels(labels, len(images))
-        scores = self.scores(images, of_set)
-        if scores.max() - scores.min() <= CONSTANT * scores.abs().max():
-            raise ValueError(
-                f"reward {self.name} gives all {len(scores)} images the same reward {scores[0].item():.6g}: nothing "
-                "distinguishes them; look at the function or leave it out"
-            )
-        return ScoredSet(scores, self.scores, of_set, tuple(images.shape[1:]))
+        found = self._returned(images, of_set)
+        _check_different(found, self.name)
+        return ScoredSet(found.to(torch.float64), self.scores, of_set, tuple(images.shape[1:]))
 
-    @torch.no_grad()
     def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Rewards [n] float64 on the images' device; ValueError as above, but for equal rewards."""
+        return self._returned(images, labels).to(torch.float64)
+
+    @torch.no_grad()
+    def _returned(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """What the function returns [n] in its own dtype, checked."""
         version = images._version
         try:
             returned = self.function(images, labels)
@@ -144,7 +157,7 @@ class CallableReward:
             )
         if found.is_complex():
             raise ValueError(f"reward {self.name} returned {found.dtype}; return real numbers")
-        scores = found.to(images.device, torch.float64)
+        scores = found.to(images.device)
         bad = (~torch.isfinite(scores)).nonzero().flatten()
         if len(bad):
             raise ValueError(

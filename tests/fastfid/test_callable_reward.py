@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fastfid import CallableReward, swap_credit
+from fastfid.rewards.per_image import ScoreReward
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 3, 4, 4)).astype(np.uint8))
 LABELS = torch.arange(20) % 5
@@ -52,6 +53,18 @@ def test_lists_arrays_and_integers_are_rewards():
         assert prepared.scores.dtype == torch.float64 and prepared.scores.tolist() == list(range(20))
 
 
+def test_scores_from_elsewhere_are_a_reward():
+    scores = brightness(IMAGES, LABELS)
+    expected = CallableReward(brightness, "brightness").prepare(IMAGES, LABELS)
+    prepared = ScoreReward("brightness").prepare(scores[:, None])
+    assert prepared.distance == expected.distance
+    assert torch.equal(prepared.leave_one_out(), expected.leave_one_out())
+    new = torch.tensor([[[3.5], [200.0]]])
+    assert prepared.change([[0, 1]], new).item() == pytest.approx(-(203.5 - scores[:2].sum().item()) / 20)
+    with pytest.raises(ValueError, match="reward brightness gives all 20 images the same reward 2"):
+        ScoreReward("brightness").prepare(torch.full((20, 1), 2.0))
+
+
 def with_nan(images, labels):
     rewards = images.float().mean((1, 2, 3))
     rewards[3] = float("nan")
@@ -82,8 +95,10 @@ def writing(images, labels):
         (with_nan, "^reward mine returned NaN or infinity for 1 of 20 images, first image 3"),
         (lambda x, y: torch.full((20,), 1e30) ** 2, "^reward mine returned NaN or infinity for 20 of 20 images"),
         (lambda x, y: torch.ones(20), "^reward mine gives all 20 images the same reward 1"),
+        (lambda x, y: 0.1 * (1 + 1e-7 * torch.arange(20) / 19), "^reward mine gives all 20 images the same reward 0.1"),
+        (lambda x, y: [3] * len(x), "^reward mine gives all 20 images the same reward 3"),
         (lambda x, y: torch.zeros(20), "^reward mine gives all 20 images the same reward 0"),
-        (raising, r"^reward mine raised KeyError for images \(20, 3, 4, 4\): 'weights of the model'$"),
+        (raising, r"^reward mine raised KeyError for images \(20, 3, 4, 4\): it has no 'weights of the model'$"),
         (lambda x: x, r"^reward mine raised TypeError"),
         (writing, "^reward mine wrote into its images"),
     ],

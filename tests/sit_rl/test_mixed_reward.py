@@ -184,7 +184,7 @@ def test_components_that_cannot_be_had(command, tmp_path, capsys, flags, message
         ("with_nan", "with_nan returned NaN or infinity"),
         ("too_many", "too_many returned shape (5, 784) for 5 images"),
         ("raising", "raising raised RuntimeError for images (5, 1, 28, 28): no such model"),
-        ("constant", "constant: all 20 rewards equal"),
+        ("constant", "constant gives all 60 images the same reward 3"),
     ],
 )
 def test_functions_that_are_no_reward_are_named(command, score_file, tmp_path, capsys, name, message):
