@@ -86,10 +86,10 @@ class RewardOptions:
         "--reward-features, python:FILE:NAME for a function of images and labels, and =WEIGHT; default: fd",
         flag="reward",
     )
-    reference: Literal["rolling", "refresh"] = option(
+    reference: Literal["rolling", "refresh", "fresh"] = option(
         "rolling",
         "rolling: a step's images replace the oldest of the reference set; refresh: all are renewed every "
-        "--refresh-every steps",
+        "--refresh-every steps; fresh: none, a step's images are the set and each is left out of it",
     )
     reference_size: int = option(5_000, "N, images", least=1)
     replace: int = option(50, "m, images of one candidate subset", least=1)
@@ -121,6 +121,11 @@ class RewardOptions:
         return self.candidates * self.replace
 
     @property
+    def set_size(self) -> int:
+        """Images of the set whose distance is measured."""
+        return self.images_per_step if self.reference == "fresh" else self.reference_size
+
+    @property
     def kept_fraction(self) -> float:
         """Fraction of a step's samples that trains."""
         return 1.0 if self.keep in ("all", None) else float(self.keep)
@@ -131,7 +136,13 @@ class RewardOptions:
         others = [word for word in self.components if components_of((word,), "")[0].kind != "fd"]
         if self.credit == "influence" and others:
             raise ValueError(f"--credit influence is known for fd only, not for --reward {others[0]}; choose image")
-        if self.replace > self.reference_size - 2:
+        if self.reference == "fresh":
+            if self.candidates < 2 or self.images_per_step - self.replace < 2:
+                raise ValueError(
+                    f"--reference fresh leaves subsets out of a step's images; --candidates {self.candidates} × "
+                    f"--replace {self.replace} leave fewer than 2 of them: raise --candidates"
+                )
+        elif self.replace > self.reference_size - 2:
             raise ValueError(
                 f"--replace {self.replace} leaves fewer than 2 of the --reference-size {self.reference_size} images; "
                 "lower it"

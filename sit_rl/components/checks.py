@@ -73,7 +73,8 @@ def check_predictions(config: Config, model: SiT) -> None:
 def check_classes(config: Config, model: SiT) -> None:
     """ValueError if sets are too small for the model's classes, or the embedded images do not fit the model."""
     classes, reward = model.config.num_classes, config.reward
-    if min(reward.reference_size, config.evaluation.images) < classes:
+    of_reference = config.evaluation.images if reward.reference == "fresh" else reward.reference_size
+    if min(of_reference, config.evaluation.images) < classes:
         raise ValueError(
             f"--reference-size {reward.reference_size} and --evaluate-images {config.evaluation.images} must each hold "
             f"an image of each of the model's {classes} classes"

@@ -86,7 +86,7 @@ class SwapReward:
     def renew(self, reference: ReferenceSet) -> None:
         """Take a new reference set and begin to prepare each component for it."""
         self.reference = replace(reference, features=reference.features.to(self.device))
-        work = partial(_prepare, self.side.components, self.reference)
+        work = partial(prepared_sets, self.side.components, self.reference.features, self.reference.labels)
         self._prepared = work() if self._thread is None else self._thread.submit(work)
 
     @property
@@ -104,10 +104,14 @@ class SwapReward:
     @property
     def reference_fd(self) -> float | None:
         """FD of the reference set under the first component that is a Fréchet distance; None without one."""
-        return next((each.distance for each in self.prepared if isinstance(each, FrechetSet)), None)
+        return reference_fd(self.prepared)
+
+    def labels_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Labels int64 [B·m] of the images that replace `rows` [B, m]: those of the rows."""
+        return self.reference.labels[rows.flatten()]
 
     def propose(self, step: int) -> torch.Tensor:
-        """Rows int64 [B, m] that this step's candidates replace; a new image has the label of the row it replaces.
+        """Rows int64 [B, m] that this step's candidates replace.
 
         refresh  each candidate replaces a random subset of the reference set (the paper)
         rolling  the B·m oldest rows, shuffled: `roll` later carries out exactly the swaps that were scored, and the
@@ -174,13 +178,17 @@ def reward_device(options: RewardOptions, features: torch.device) -> torch.devic
     return torch.device("cpu") if options.device == "cpu" else features
 
 
-def _prepare(components: Sequence[Component], reference: ReferenceSet) -> list[PreparedSet]:
-    """The reference set under each component; ValueError with the component's name where it cannot be used."""
+def reference_fd(prepared: Sequence[PreparedSet]) -> float | None:
+    """Distance of the first prepared set that is a Fréchet distance; None without one."""
+    return next((each.distance for each in prepared if isinstance(each, FrechetSet)), None)
+
+
+def prepared_sets(components: Sequence[Component], rows: torch.Tensor, labels: torch.Tensor) -> list[PreparedSet]:
+    """The set of `rows` [N, d] under each component; ValueError with the component's name where it cannot be used."""
     prepared = []
     for component in components:
         try:
-            rows = reference.features[:, component.columns]
-            prepared.append(component.reward.prepare(rows, reference.labels.to(rows.device)))
+            prepared.append(component.reward.prepare(rows[:, component.columns], labels.to(rows.device)))
         except ValueError as error:
             raise ValueError(f"reward component {component.name}: {error}") from error
     return prepared

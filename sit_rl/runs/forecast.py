@@ -35,7 +35,8 @@ def describe_run(config: Config, components: Components) -> str:
     keep = "all samples" if config.reward.kept_fraction == 1 else f"best {config.reward.kept_fraction:.0%} of samples"
     c, shape = config, components.sample_shape
     rewarded = " + ".join(_weighted(each) for each in c.reward_components)
-    reward = f"{rewarded} of {c.reward.reference_size} images with {c.reward.replace} replaced"
+    change = "each left out" if c.reward.reference == "fresh" else f"with {c.reward.replace} replaced"
+    reward = f"{rewarded} of {c.reward.set_size} images {change}"
     arguments = attention.attention_arguments(c.run.attention, components.model, c.run.precision, components.device)
     images = f"{c.reward.candidates} × {c.reward.replace} images"
     lines = {
@@ -89,7 +90,8 @@ def step_evaluations(config: Config, step: int) -> dict[str, float]:
     out = {"evaluate": judged * c.evaluation.every_images * evaluation_cost(c)}
     if c.update.estimator == "pretraining":
         return out | {"update": update + c.reward.images_per_step * per_sample}
-    renewed = step == 0 or (c.reward.reference == "refresh" and step % c.reward.refresh_every == 0)
+    every = {"rolling": c.steps, "refresh": c.reward.refresh_every, "fresh": 0}[c.reward.reference]
+    renewed = every > 0 and step % every == 0
     return out | {
         "refresh": c.reward.reference_size * per_sample if renewed else 0.0,
         "rollout": c.reward.images_per_step * per_sample,

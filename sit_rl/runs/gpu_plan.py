@@ -66,7 +66,7 @@ def dry_run(config: Config) -> str:
         "generator": f"{kind} {shape.name}, {parameters / 1e6:.1f}M parameters, {flops / 1e9:.3g} GFLOP an evaluation",
         "step": f"{c.reward.images_per_step} images rolled out ({sampler}), "
         f"{c.update.updates} updates of {c.update.minibatch}",
-        "reference": f"{c.reward.reference_size} images, {c.reward.reference}",
+        "reference": f"{c.reward.set_size} images, {c.reward.reference}",
         "evaluation": f"2 × {c.evaluation.images} images before and after: {c.evaluation.ode}; {c.evaluation.sde}",
         "compute": ", ".join(f"{phase} {count:.2e}" for phase, count in whole.items() if count) + " FLOP (counted)",
     }

@@ -18,6 +18,7 @@ from sit_rl.ranks.preemption import Preempted, told_to_stop
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.advantages import select
 from sit_rl.reward.components import RewardSide
+from sit_rl.reward.fresh_reward import FreshReward
 from sit_rl.reward.mix import Mix, Part, mix
 from sit_rl.reward.swap_reward import Credits, ReferenceSet, Scores, SwapReward
 from sit_rl.rollout import Rollout, generate
@@ -64,7 +65,7 @@ def train_step(config: Config, components: Components, state: State, estimator: 
         with clock.phase("refresh"):
             reward = refreshed(config, components, state, estimator)
         removed = reward.propose(step)
-        labels = reward.reference.labels[removed.flatten()]
+        labels = reward.labels_of(removed)
         with clock.phase("rollout"):
             rollout = generate(
                 components, state.learner.sampler(), labels, estimator.sampler(step),
@@ -86,7 +87,7 @@ def train_step(config: Config, components: Components, state: State, estimator: 
         record |= describe(reward.reference_fd, scores, advantage, kept)
         if len(parts) > 1 or reward.reference_fd is None:
             record |= describe_mix(scores, parts, mixed)
-        if config.reward.reference == "rolling":
+        if isinstance(reward, SwapReward) and config.reward.reference == "rolling":
             with clock.phase("reward"):
                 reward.roll(removed, features)
     with clock.phase("update"):
@@ -96,11 +97,14 @@ def train_step(config: Config, components: Components, state: State, estimator: 
     return record | {"lr": rate, "images_generated": state.images_generated}
 
 
-def refreshed(config: Config, components: Components, state: State, estimator: Estimator) -> SwapReward:
+def refreshed(config: Config, components: Components, state: State, estimator: Estimator) -> SwapReward | FreshReward:
     """The reward with a reference set that is recent enough: the same, or one that the current model generates now.
 
-    Ranks share the work. The sampler is that of the rollouts.
+    Ranks share the work. The sampler is that of the rollouts. With --reference fresh there is none to generate.
     """
+    assert state.side is not None, "only an estimator that rolls out has a reward"
+    if config.reward.reference == "fresh":
+        return FreshReward(config.reward, config.seed, state.side, state.step, components.num_classes)
     due = config.reward.reference == "refresh" and state.step % config.reward.refresh_every == 0
     if state.reward is not None and not due:
         return state.reward
@@ -111,7 +115,6 @@ def refreshed(config: Config, components: Components, state: State, estimator: E
         initial=Stream.REFERENCE, noisy=Stream.REFERENCE_SDE, label="reference set",
     )  # fmt: skip
     guards.require_finite("reference samples", made.samples, state.step)
-    assert state.side is not None, "only an estimator that rolls out has a reference set"
     features = gathered_rows(config, state.side, made, config.reward.reference_size)
     guards.require_finite("reference features", features, state.step)
     state.images_generated += config.reward.reference_size
