@@ -18,6 +18,7 @@ Legend: as in rewards/protocol.py; n real images.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,15 +68,15 @@ class KernelReward:
         dtype: torch.dtype = torch.float64,
         name: str | None = None,
     ):
+        self.name = name or ("mmd" if kernel == "gaussian" else "kid")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; less cannot resolve a change")
         self.real = checked_real(real)
         self.centre, self.dtype = mean_row(self.real).to(dtype).to(torch.float64), dtype
         self.bandwidth = None
         if kernel == "polynomial":
-            if degree < 1:
-                raise ValueError(f"degree is {degree}; pass a positive integer")
             gamma = 1 / self.real.shape[1] if gamma is None else gamma
+            _check_polynomial(degree, gamma, coef)
             self.kernel = polynomial_kernel(degree, gamma, coef)
             self.slope = Slope(polynomial_kernel(degree - 1, gamma, coef), degree * gamma, 0.0)
         elif kernel == "gaussian":
@@ -84,18 +85,33 @@ class KernelReward:
             self.slope = Slope(self.kernel, self.bandwidth**-2, 1.0)
         else:
             raise ValueError(f"unknown kernel {kernel!r}; choose polynomial or gaussian")
-        self.name = name or {"polynomial": "kid", "gaussian": "mmd"}[kernel]
         count = len(self.real)
         self.within_real = self.sums(self.real, self.real).sum().item() / (count * (count - 1))
 
     def sums(self, x: Tensor, y: Tensor) -> Tensor:
         """Σ_j k(x_i, y_j) float64 [n]; where y is x, over j ≠ i."""
         with full_float32(x.device):
-            return sums_by_row(x, y, self.kernel, self.centre.to(self.dtype))
+            sums = sums_by_row(x, y, self.kernel, self.centre.to(self.dtype))
+        if not torch.isfinite(sums.sum()):
+            raise ValueError(
+                f"kernel values of {self.name} overflow {self.dtype}: the features are too large; divide them, or "
+                "lower gamma"
+            )
+        return sums
 
     def prepare(self, rows: object, labels: object = None) -> KernelSet:
         """The set of features [N, d], N ≥ 2; labels are not used."""
         return KernelSet(self, checked_set(rows, self.real).clone())
+
+
+def _check_polynomial(degree: int, gamma: float, coef: float) -> None:
+    """ValueError unless (γ x·y + coef)^degree is a kernel: positive semidefinite."""
+    if degree < 1 or degree != int(degree):
+        raise ValueError(f"degree is {degree}; pass a positive integer")
+    if not 0 < gamma < math.inf:
+        raise ValueError(f"gamma is {gamma}; pass a positive number")
+    if not 0 <= coef < math.inf:
+        raise ValueError(f"coef is {coef}; pass a number that is not negative")
 
 
 class KernelSet:

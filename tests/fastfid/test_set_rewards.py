@@ -318,6 +318,13 @@ def test_no_candidates_have_no_changes(name):
     [
         (lambda real: KernelReward(real, "cubic"), "unknown kernel 'cubic'"),
         (lambda real: KernelReward(real, degree=0), "degree is 0"),
+        (lambda real: KernelReward(real, degree=2.5), "degree is 2.5"),
+        (lambda real: KernelReward(real, gamma=-1.0), "gamma is -1.0"),
+        (lambda real: KernelReward(real, gamma=float("nan")), "gamma is nan"),
+        (lambda real: KernelReward(real, coef=-0.5), "coef is -0.5"),
+        (lambda real: KernelReward(1e120 * real), "kernel values of kid overflow torch.float64"),
+        (lambda real: KernelReward(1e20 * real, dtype=torch.float32), "kernel values of kid overflow torch.float32"),
+        (lambda real: KernelReward(real, "gaussian", bandwidth=float("inf")), "bandwidth is inf"),
         (lambda real: KernelReward(real, dtype=torch.bfloat16), "dtype must be .* got torch.bfloat16"),
         (lambda real: KernelReward(real, "gaussian", bandwidth=0), "bandwidth is 0"),
         (lambda real: KernelReward(np.ones((9, 2)), "gaussian"), "median distance is 0"),
