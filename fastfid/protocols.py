@@ -21,7 +21,7 @@ class Protocol:
     name             as `protocol=` and `--protocol` take it
     source           the tool and the version of it that was read
     network          used unless another is asked for
-    inception        how images reach Inception: a name of fastfid.features.inception.INCEPTION_INPUTS
+    inception        how images reach Inception: a name of fastfid.features.inception_resizing.INCEPTION_INPUTS
     dinov2           how images reach DINOv2: a name of fastfid.features.vision_transformers.DINOV2_INPUTS
     clip             how images reach CLIP: a name of fastfid.features.vision_transformers.CLIP_INPUTS
     metrics          computed unless others are asked for

@@ -10,7 +10,7 @@ import torch
 from fastfid import backend
 from fastfid.features.names import NETWORK_NAMES
 from fastfid.features.torchscript import TORCHSCRIPT
-from fastfid.images import fast_decode, files
+from fastfid.images import fast_decode, folders_and_zips
 from fastfid.images.open import open_images
 from fastfid.protocols import PROTOCOLS
 from fastfid.statistics.peer_files import holds_statistics
@@ -43,7 +43,7 @@ def facts() -> dict[str, Any]:
         "extras": {name: _extra(name, *about) for name, about in EXTRAS.items()},
         "backends": _backends(),
         "decoders": {kind: fast_decode.decoder(kind)[0] for kind in ("PNG", "JPEG")},
-        "threads": {"torch": torch.get_num_threads(), "decoding": files.decoders()},
+        "threads": {"torch": torch.get_num_threads(), "decoding": folders_and_zips.decoders()},
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

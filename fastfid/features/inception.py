@@ -1,4 +1,4 @@
-"""Inception v3 of 2015 with each tool's resizing, its logits and its spatial features."""
+"""Inception v3 of 2015 with its logits and its spatial features; inception_resizing.py has each tool's resizing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfid.features.extractor import MultiExtractor, usable_device
-from fastfid.features.preparation import as_rgb, chosen_input, pil_bicubic_float, tf1_bilinear, to_rgb
+from fastfid.features.inception_resizing import INCEPTION_INPUTS
+from fastfid.features.preparation import as_rgb, chosen_input, to_rgb
 from fastfid.features.weight_files import checked_sha256
 
 # The TensorFlow Inception of 2015-12-05 ported to PyTorch; its file name contains these first digits of its SHA-256.
@@ -38,8 +38,6 @@ def load_inception(weights: str | Path | None, device: str | torch.device) -> tu
     return network.to(device), digest
 
 
-INCEPTION_SIDE = 299  # S of Inception v3, pixels
-
 SPATIAL_CHANNELS = 7  # of the first branch of mixed_6, as ADM's evaluator takes them: 7·17·17 = 2023 features
 
 # Stages of torch-fidelity's Inception between the normalised image and the 2048 pooled features, in order.
@@ -48,37 +46,6 @@ INCEPTION_STAGES = (
     "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e",
     "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool",
 )  # fmt: skip
-
-
-def _tf1(images: Tensor) -> Tensor:
-    """TensorFlow-1 bilinear (corner-aligned grid of its resize_bilinear), then (x − 128)/128."""
-    return (tf1_bilinear(images, INCEPTION_SIDE) - 128) / 128
-
-
-def _bilinear(images: Tensor) -> Tensor:
-    """pytorch-fid: bilinear on [0, 1] about pixel centres without antialiasing, then 2x − 1."""
-    size = (INCEPTION_SIDE, INCEPTION_SIDE)
-    return 2 * F.interpolate(images.float() / 255, size=size, mode="bilinear", align_corners=False) - 1
-
-
-def _antialiased(images: Tensor) -> Tensor:
-    """torchmetrics ≥ 1.8: antialiased bilinear on 0…255, then (x − 128)/128."""
-    size = (INCEPTION_SIDE, INCEPTION_SIDE)
-    resized = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-    return (resized - 128) / 128
-
-
-def _clean(images: Tensor) -> Tensor:
-    """clean-fid: PIL bicubic of every channel in float, clipped to 0…255, not rounded, then (x − 128)/128."""
-    return (pil_bicubic_float(images, INCEPTION_SIDE) - 128) / 128
-
-
-INCEPTION_INPUTS = {  # name: (function, its description)
-    "tf1": (_tf1, "TensorFlow-1 bilinear to 299x299, (x - 128) / 128"),
-    "bilinear": (_bilinear, "bilinear to 299x299 without antialiasing, 2x - 1 on [0, 1]"),
-    "antialiased": (_antialiased, "antialiased bilinear to 299x299, (x - 128) / 128"),
-    "clean": (_clean, "PIL bicubic on float channels to 299x299, clipped, (x - 128) / 128"),
-}
 
 
 def inception_extractor(

@@ -16,7 +16,8 @@ import torch
 from fastfid.features.efficientnet import efficientnet_extractor
 from fastfid.features.extractor import FeatureExtractor, usable_device
 from fastfid.features.fashion import fashion_extractor, fashion_with_logits
-from fastfid.features.inception import INCEPTION_INPUTS, inception_extractor
+from fastfid.features.inception import inception_extractor
+from fastfid.features.inception_resizing import INCEPTION_INPUTS
 from fastfid.features.names import CLIP_MODELS, DINOV2_MODELS, EFFICIENTNET_SIDES, FASHION_NETS, NETWORK_NAMES
 from fastfid.features.preparation import as_rgb, chosen_input
 from fastfid.features.torchscript import TORCHSCRIPT, named_torchscript

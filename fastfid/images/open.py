@@ -1,7 +1,7 @@
 """Folder, zip, npz, npy, tensor, array, data loader or iterator → uint8 images [n, 1 or 3, H, W], in a fixed order.
 
 Nothing is resized or guessed: mixed sizes, mixed channel counts and floats of unknown range are errors that name the
-file and the remedy.  files.py, arrays.py and streams.py describe what each source can be.
+file and the remedy.  folders_and_zips.py, arrays.py and streams.py describe what each source can be.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from fastfid.images.arrays import ARRAY_NAMES, ArrayImages, open_array_file
-from fastfid.images.files import open_folder, open_zip
+from fastfid.images.folders_and_zips import open_folder, open_zip
 from fastfid.images.source import ImageBlock, ImageSource
 from fastfid.images.streams import StreamImages
 from fastfid.runtime.input_files import file_bytes

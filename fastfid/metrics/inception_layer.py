@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfid.features.inception import INCEPTION_INPUTS, INCEPTION_STAGES, load_inception
+from fastfid.features.inception import INCEPTION_STAGES, load_inception
+from fastfid.features.inception_resizing import INCEPTION_INPUTS
 from fastfid.runtime.devices import full_float32
 
 # Width of the features → the last of the stages INCEPTION_STAGES that they pass.

@@ -11,7 +11,7 @@ from PIL import Image
 from fastfid import open_images
 from fastfid.images import fast_decode
 from fastfid.images.fast_decode import decode_plain
-from fastfid.images.files import MAX_PIXELS
+from fastfid.images.folders_and_zips import MAX_PIXELS
 
 needs_png = pytest.mark.skipif(fast_decode.decoder("PNG")[1] is None, reason="imagecodecs is not installed")
 needs_jpeg = pytest.mark.skipif(

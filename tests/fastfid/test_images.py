@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fastfid import open_images
-from fastfid.images import files
+from fastfid.images import folders_and_zips
 
 
 def picture(seed, height=6, width=5, channels=3):
@@ -347,7 +347,7 @@ def test_zip_bombs_are_refused(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert "b.png in" in told and "bytes claim to inflate to 67108864, as a zip bomb does" in told
     assert peak < 8 << 20
-    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(folders_and_zips, "MAX_FILE_BYTES", 1000)
     content = bytes(np.random.default_rng(0).integers(0, 256, 2000, dtype=np.uint8))
     assert "claim to inflate to 2000" in error_of(pack(tmp_path / "y.zip", {"a.png": content}))
     assert "it holds 2000 bytes, more than 1000" in error_of(write(tmp_path / "y", {"a.png": content}))
@@ -375,7 +375,7 @@ def test_a_plain_image_in_a_zip_is_no_bomb(tmp_path):
 def test_images_that_claim_too_many_pixels_are_refused(tmp_path, monkeypatch):
     told = error_of(write(tmp_path / "huge", {"x.png": raw_png(100_000, 8, bytes(100))}))
     assert "x.png in" in told and "decompression bomb" in told  # Pillow's own error, beyond twice its limit
-    monkeypatch.setattr(files, "MAX_PIXELS", 2000)
+    monkeypatch.setattr(folders_and_zips, "MAX_PIXELS", 2000)
     large = write(tmp_path / "large", {"x.png": encoded(picture(0, 50, 50))})
     assert "it claims 50x50 pixels, more than 2000" in error_of(large)
 

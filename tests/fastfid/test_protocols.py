@@ -14,7 +14,8 @@ from torch import nn
 import fastfid.features.inception
 from fastfid import evaluate
 from fastfid.features.extractor import MultiExtractor, outputs_of
-from fastfid.features.inception import INCEPTION_INPUTS, InceptionOutputs
+from fastfid.features.inception import InceptionOutputs
+from fastfid.features.inception_resizing import INCEPTION_INPUTS
 from fastfid.features.preparation import IMAGENET_MEAN, IMAGENET_STD, pil_bicubic_float
 from fastfid.features.registry import build_extractor, feature_extractor
 from fastfid.features.vision_transformers import DINOV2_INPUTS, load_dinov2, resampled_positions
