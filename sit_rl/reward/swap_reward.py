@@ -23,21 +23,8 @@ from sit_rl.config import Config
 from sit_rl.config_groups import RewardOptions
 from sit_rl.ranks.cpu_batches import enter_worker
 from sit_rl.reward.components import Component, RewardSide, reward_side
+from sit_rl.reward.rolling_reference import ReferenceSet
 from sit_rl.sampling.random_streams import Stream, generator
-
-
-@dataclass
-class ReferenceSet:
-    """The N images that represent the generator.
-
-    features  float32 [N, d], rows of `RewardSide`
-    labels    int64 [N]
-    oldest    index of the oldest row
-    """
-
-    features: torch.Tensor
-    labels: torch.Tensor
-    oldest: int = 0
 
 
 @dataclass
@@ -119,8 +106,7 @@ class SwapReward:
         """
         c, rng = self.options, generator(self.seed, Stream.SUBSET, step)
         if c.reference == "rolling":
-            rows = (self.reference.oldest + rng.permutation(c.images_per_step)) % c.reference_size
-            return torch.from_numpy(rows).view(c.candidates, c.replace)
+            return self.reference.oldest_rows(c.images_per_step, rng).view(c.candidates, c.replace)
         return torch.stack(
             [torch.from_numpy(rng.choice(c.reference_size, c.replace, replace=False)) for _ in range(c.candidates)]
         )
@@ -162,10 +148,7 @@ class SwapReward:
 
     def roll(self, removed: torch.Tensor, features: torch.Tensor) -> None:
         """Carry out every swap of a rolling step: features [B, m, d] replace the rows [B, m]."""
-        kept = self.reference.features.clone()
-        kept[removed.flatten()] = features.flatten(0, 1).to(kept)
-        oldest = (self.reference.oldest + removed.numel()) % len(kept)
-        self.renew(ReferenceSet(kept, self.reference.labels, oldest))
+        self.renew(self.reference.rolled(removed, features))
 
 
 def reward_side_of(config: Config, components: Components) -> RewardSide:

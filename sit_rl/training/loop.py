@@ -20,7 +20,8 @@ from sit_rl.reward.advantages import select
 from sit_rl.reward.components import RewardSide
 from sit_rl.reward.fresh_reward import FreshReward
 from sit_rl.reward.mix import Mix, Part, mix
-from sit_rl.reward.swap_reward import Credits, ReferenceSet, Scores, SwapReward
+from sit_rl.reward.rolling_reference import ReferenceSet
+from sit_rl.reward.swap_reward import Credits, Scores, SwapReward
 from sit_rl.rollout import Rollout, generate
 from sit_rl.runs.forecast import Forecast
 from sit_rl.runs.log import GRID_COLUMNS, RunLog

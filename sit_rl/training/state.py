@@ -19,7 +19,8 @@ from sit_rl.models.lora import merge_lora
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.components import RewardSide
-from sit_rl.reward.swap_reward import ReferenceSet, SwapReward, reward_side_of
+from sit_rl.reward.rolling_reference import ReferenceSet
+from sit_rl.reward.swap_reward import SwapReward, reward_side_of
 from sit_rl.runs.log import Clock
 
 # The plain values of a checkpoint, and their types.

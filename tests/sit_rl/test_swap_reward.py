@@ -9,7 +9,8 @@ import torch
 from fastfid import FrechetReward, SwapEngine
 from sit_rl.config import Config
 from sit_rl.reward.components import Component, RewardSide
-from sit_rl.reward.swap_reward import ReferenceSet, SwapReward
+from sit_rl.reward.rolling_reference import ReferenceSet
+from sit_rl.reward.swap_reward import SwapReward
 
 N, D, B, M = 120, 6, 5, 8
 
