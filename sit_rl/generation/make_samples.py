@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from tqdm import tqdm
 
 from fastfid.runtime.distributed import from_main
+from sit_rl.files.atomic import folder
+from sit_rl.files.lock import held
 from sit_rl.generation.generator import Generator, shape_text
 from sit_rl.generation.recipe import Recipe, batch_of, check_sampler, choose_labels
 from sit_rl.generation.record import check_output, recipe_record, run_facts
@@ -34,15 +37,36 @@ def make_samples(made: Generator, config: Recipe, sampler: SamplerConfig, out: P
     batch = batch_of(config, made.model)
     batches = [range(i, min(i + batch, config.images)) for i in range(0, config.images, batch)]
     record = recipe_record(made, config, sampler)
-    missing = from_main(lambda: missing_batches(made, files, record, batches))
-    started = time.perf_counter()
-    count = sample_missing(made, labels, sampler, config.seed, files, missing)
-    barrier()
-    if is_main():
-        finish(made, files, batches, labels, bool(missing), time.perf_counter() - started)
-        say(f"images      {files.path}: {config.images}, {count_text(count, missing)}")
-    barrier()
+    with only_command(out):
+        missing = from_main(lambda: missing_batches(made, files, record, batches))
+        started = time.perf_counter()
+        count = sample_missing(made, labels, sampler, config.seed, files, missing)
+        barrier()
+        if is_main():
+            finish(made, files, batches, labels, bool(missing), time.perf_counter() - started)
+            say(f"images      {files.path}: {config.images}, {count_text(count, missing)}")
+        barrier()
     return files
+
+
+@contextmanager
+def only_command(out: Path) -> Iterator[None]:
+    """Inside the block no other command writes samples to `out`; the main rank holds a lock beside it for all ranks.
+
+    ValueError if another command holds it. Where nothing can be written beside `out`, there is no lock.
+    """
+    with ExitStack() as stack:
+
+        def take() -> str | None:
+            if out.parent.exists() and not os.access(out.parent, os.W_OK):
+                return None  # finished samples can be read, and others have their own error
+            stack.enter_context(folder(out.parent))
+            return stack.enter_context(held(out.with_name(out.name + ".lock"), "--out", out))
+
+        note = from_main(take)
+        if note:
+            say(f"note: {note}")
+        yield
 
 
 def missing_batches(made: Generator, files: SampleFiles, record: dict[str, Any], batches: list[range]) -> list[range]:

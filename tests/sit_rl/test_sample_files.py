@@ -1,6 +1,7 @@
 """Files of samples: their formats, what is made again, what is refused, disk space."""
 
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from fastfid import open_images
+from sit_rl.files.lock import held
 from sit_rl.generation import sample_files
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT
@@ -141,6 +143,26 @@ def test_space_needed_bounds_what_is_written(colour, tmp_path):
         (tmp_path / "s.npz", (tmp_path / "s.npz").stat().st_size),
     ):
         assert written <= sample_files.open_files(path, 23, (3, 8, 8)).bytes_needed(23) + sample_files.DISK_MARGIN
+
+
+@pytest.mark.parametrize("name", ["a", "s.npz"])
+def test_a_second_command_is_refused_and_a_killed_one_is_not_in_the_way(colour, whole, tmp_path, capsys, name):
+    """A second command would delete the temporary files of the first."""
+    out = tmp_path / "new" / name
+    lock = out.with_name(f"{name}.lock")
+    lock.parent.mkdir()
+    with held(lock, "--out", out):
+        assert f"--out {out} is in use by process {os.getpid()} on " in stopped_by(capsys, colour, out)
+    assert not list(lock.parent.iterdir())
+    lock.write_text('{"process": 7, "host": "h", "start": "s"}')  # without a lock: its process was killed
+    run(colour, out)
+    assert f"{name}.lock was left by process 7 on h since s" in capsys.readouterr().out and not lock.exists()
+    np.testing.assert_array_equal(np.load(out)["arr_0"] if out.suffix else pixels(out), whole)
+
+
+def test_a_refused_command_leaves_no_folder(colour, tmp_path, capsys):
+    assert "out of range" in stopped_by(capsys, colour, tmp_path / "new" / "a", "--labels", 99)
+    assert not (tmp_path / "new").exists()
 
 
 def test_damaged_record_is_told(colour, tmp_path, capsys):
