@@ -4,6 +4,7 @@
     python -m sit_rl.models.convert 0400000.pt model.safetensors --weights model
     python -m sit_rl.models.convert renamed.pt DiT-XL-2-256.safetensors --architecture dit
     python -m sit_rl.models.convert own.pt own.safetensors --heads 12 --null-class no
+    python -m sit_rl.models.convert repa.pt repa.safetensors --time data-to-noise
     python -m sit_rl.models.convert tuned.safetensors tuned.pt
 
 The written weights are float32, under the official names.
@@ -23,6 +24,7 @@ from fastfid.runtime.atomic_files import write_atomically
 from sit_rl.files.paths import reading
 from sit_rl.models.finite_weights import require_finite_start
 from sit_rl.models.loading import load_model, save_model
+from sit_rl.models.time_direction import reverse_time
 
 
 def convert(
@@ -32,6 +34,7 @@ def convert(
     architecture: Literal["auto", "sit", "dit"] = "auto",
     heads: int | None = None,
     null_class: Literal["auto", "yes", "no"] = "auto",
+    time: Literal["noise-to-data", "data-to-noise"] = "noise-to-data",
 ) -> None:
     """Rewrite a SiT or DiT checkpoint in another format, in float32, and print its shape.
 
@@ -42,6 +45,7 @@ def convert(
         architecture: auto: as the source's metadata say, else DiT for a name that begins with DiT-, else SiT
         heads: number of attention heads, for a .pt whose size is not a published one
         null_class: whether the last row of the label table is the null class; auto: as the source says, else a guess
+        time: direction of the source's time; REPA's runs from data to noise, the written file's from noise to data
     """
     if target.suffix == ".pt" and heads is not None:
         raise ValueError("--heads cannot be kept in a .pt file; name a target that ends in .safetensors")
@@ -56,6 +60,10 @@ def convert(
     with reading("source", source):
         null = None if null_class == "auto" else null_class == "yes"
         model = load_model(source, weights, architecture, heads, null)
+    if time == "data-to-noise":
+        if model.predicts != "velocity":
+            raise ValueError(f"--time {time} is for a SiT; the source is a {type(model).__name__}")
+        reverse_time(model)
     require_finite_start(model.named_parameters(), str(source))
     if target.suffix == ".safetensors":
         save_model(model, target)

@@ -8,6 +8,11 @@ import torch
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # What a SiT or DiT does not need to make samples: REPA's heads (arXiv 2410.06940), and AveragedModel's counter.
 TRAINING_ONLY = {"projectors", "n_averaged"}
+# REPA's code interpolates from the data at t = 0 to noise at t = 1, and its velocity points to the noise.
+TIME_OF_REPA = (
+    "; in REPA's models time runs from data to noise: if it does so in this one, rewrite the file by "
+    "python -m sit_rl.models.convert with --time data-to-noise"
+)
 
 
 def official_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -23,13 +28,14 @@ def official_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tens
         stripped |= dict.fromkeys(part for part in parts if part in WRAPPERS)
         name = ".".join(part for part in parts if part not in WRAPPERS)
         if name.split(".")[0] in TRAINING_ONLY:
-            dropped.append(key)
+            dropped.append(name)
         elif name in renamed:
             raise ValueError(f"two of its tensors are {name!r} without the names of wrappers; save one model alone")
         else:
             renamed[name] = value
     notes = [f"stripped {', '.join(f'{part}.' for part in stripped)} from the names"] if stripped else []
+    repa = any(key.split(".")[0] == "projectors" for key in dropped)
     if dropped:
         more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
-        notes.append(f"dropped {dropped[0]}{more}, which only training uses")
+        notes.append(f"dropped {dropped[0]}{more}, which only training uses{TIME_OF_REPA if repa else ''}")
     return renamed, notes

@@ -101,6 +101,13 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def time_frequencies(device: torch.device) -> torch.Tensor:
+    """The angular frequencies of the time embedding, float32 [TIME_FREQUENCIES / 2]."""
+    half = TIME_FREQUENCIES // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=device) / half
+    return torch.exp(-math.log(TIME_MAX_PERIOD) * exponent)
+
+
 class TimeEmbed(nn.Module):
     """t in [0, 1] [n] → [n, D]: sinusoids (cosines first), then a two-layer MLP."""
 
@@ -110,9 +117,7 @@ class TimeEmbed(nn.Module):
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         """Embed times t [n]."""
-        half = TIME_FREQUENCIES // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
-        angles = t.float()[:, None] * torch.exp(-math.log(TIME_MAX_PERIOD) * exponent)
+        angles = t.float()[:, None] * time_frequencies(t.device)
         weight = cast(nn.Linear, self.mlp[0]).weight
         out: torch.Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(weight.dtype))
         return out

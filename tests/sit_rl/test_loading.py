@@ -137,7 +137,11 @@ def test_heads_of_repa_and_the_counter_of_an_average_are_dropped_and_it_is_said(
     }
     torch.save({"ema": model.state_dict() | more}, path)
     assert torch.equal(load_model(path, heads=4).pos_embed, model.pos_embed)
-    assert "dropped projectors.0.0.weight and 2 more, which only training uses" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "dropped projectors.0.0.weight and 2 more, which only training uses; in REPA's models time runs" in told
+    torch.save(model.state_dict() | {"n_averaged": torch.ones(())}, path)
+    load_model(path, heads=4)
+    assert "dropped n_averaged, which only training uses\n" in capsys.readouterr().out
     torch.save({"ema": model.state_dict() | {"decoder.weight": torch.ones(1)}}, path)
     with pytest.raises(ValueError, match="decoder.weight is unknown"):
         load_model(path, heads=4)

@@ -133,17 +133,16 @@ def test_told_while_it_looks_at_the_real_images_it_ends_at_once(monkeypatch, tmp
     assert not any((tmp_path / "run").glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize("stdout", ["ascii", "full", "none"])
+@pytest.mark.parametrize("stdout", ["ascii", "full"])
 def test_what_cannot_be_printed_does_not_end_a_run(monkeypatch, command, whole, tmp_path, stdout):
     """Its messages have arrows, and so has its folder's name, which files in it must bear as well."""
     folder = tmp_path / "café → run"
     made = {
         "ascii": lambda: io.TextIOWrapper(io.BytesIO(), encoding="ascii"),
         "full": lambda: open("/dev/full", "w"),  # noqa: SIM115
-        "none": lambda: None,
     }[stdout]
     monkeypatch.setattr(sys, "stdout", made())
-    monkeypatch.setattr(sys, "stderr", made())
+    monkeypatch.setattr(sys, "stderr", made() if stdout == "ascii" else None)  # None: a closed descriptor
     main(command(folder))
     main(command(folder))  # resumes: what it has written can be read
     assert_same(folder, whole[0])
