@@ -139,7 +139,7 @@ def test_a_component_reads_its_own_columns(score_file):
     size = len(real)
     prepared = side.components[0].reward.prepare(of["kid:fashion-b"].repeat(100, 1)[:size])
     expected = kid(real, of["kid:fashion-b"].repeat(100, 1)[:size], subsets=1, subset_size=size).mean
-    assert prepared.distance == pytest.approx(expected, rel=1e-9)
+    assert prepared.distance == pytest.approx(expected, rel=1e-6)  # the kernels of a reward are float32
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
