@@ -301,6 +301,8 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None, class_folders:
     def read(member: str) -> bytes:
         info = archive.getinfo(member)
         limit = min(MAX_FILE_BYTES, FREE_BYTES + MAX_INFLATION * info.compress_size)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # Python inflates these without bound
+            raise ValueError("it is packed by another method than deflate; pack it again")
         if info.file_size > limit:
             raise ValueError(f"{info.compress_size} bytes claim to inflate to {info.file_size}, as a zip bomb does")
         with archive.open(info) as file:

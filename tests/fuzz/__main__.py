@@ -1,0 +1,63 @@
+"""The command line of the fuzzer; exit status 1 if a fault was found, whose inputs are kept in --keep."""
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from tests.fuzz import __doc__ as ABOUT
+
+HOUR = 3600.0
+
+
+def main():
+    """Parse, and fuzz with the project's own mutations or under the guidance of coverage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--inputs", type=int, help="as many inputs, however long they take")
+    parser.add_argument("--full", action="store_true", help="an hour")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", help="files of one ending alone, such as npz")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-faults"), help="folder for the inputs of faults")
+    parser.add_argument("--guided", metavar="KIND", help="files of one ending, guided by coverage, with atheris")
+    options = parser.parse_args()
+    if options.guided:
+        from tests.fuzz.guided import guide
+
+        return guide(f".{options.guided}")
+    return fuzz(options)
+
+
+def fuzz(options):
+    """Try the corpus, then mutations; print the report, keep what broke a reader."""
+    import torch
+
+    from tests.fuzz.readers import READERS
+    from tests.fuzz.runner import corpus, input_of, run, warm
+
+    torch.set_num_threads(1)  # children are forked
+    warm()
+    endings = [f".{options.kind}"] if options.kind else list(READERS)
+    committed = corpus()
+    report = run(committed.__getitem__, 0, len(committed), workers=options.workers)
+    seconds = HOUR if options.full else options.seconds
+    stop, deadline = (options.inputs, None) if options.inputs else (sys.maxsize // 2, time.monotonic() + seconds)
+    found = run(partial(input_of, options.seed, endings=endings), 0, stop, deadline, workers=options.workers)
+    report.add(found)
+    for fault in report.faults:
+        options.keep.mkdir(exist_ok=True)
+        path = options.keep / f"{fault.kind}-{hashlib.sha256(fault.content).hexdigest()[:12]}{fault.ending}"
+        path.write_bytes(fault.content)
+        print(f"{fault.kind} {fault.reader}: {path}\n{fault.told}")
+    print(report.text())
+    return 1 if report.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

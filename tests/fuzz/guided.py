@@ -1,0 +1,37 @@
+"""One kind of file fuzzed under the guidance of coverage, by atheris (pip install atheris; Linux, Python to 3.12)."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+
+def guide(ending):
+    """Fuzz the readers of one ending until Ctrl-C or a fault, whose input libFuzzer leaves in the working folder."""
+    try:
+        import atheris
+    except ImportError:
+        sys.exit("--guided needs atheris: pip install atheris")
+    with atheris.instrument_imports(include=["fastfid", "sit_rl"]):
+        from tests.fuzz.mutations import seeds
+        from tests.fuzz.readers import FOLDER, READERS
+        from tests.fuzz.runner import HANG_SECONDS, MOST_BYTES, told_by
+
+    with tempfile.TemporaryDirectory() as folder:
+        known, place = Path(folder) / "seeds", Path(folder) / FOLDER
+        known.mkdir()
+        place.mkdir()
+        for i, content in enumerate(seeds(ending)):
+            (known / str(i)).write_bytes(content)
+
+        def one_input(content):
+            for read in READERS[ending]:
+                path = place / f"x{ending}"
+                path.unlink(missing_ok=True)  # an earlier one may be mapped
+                path.write_bytes(content)
+                told = told_by(read, path)
+                if told not in ("read", "refused"):
+                    raise RuntimeError(f"{read.__name__}: {told}")
+
+        limits = [f"-timeout={HANG_SECONDS:.0f}", f"-rss_limit_mb={MOST_BYTES // 10**6}", "-max_len=1000000"]
+        atheris.Setup([sys.argv[0], *limits, str(known)], one_input)
+        atheris.Fuzz()
