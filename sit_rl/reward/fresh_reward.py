@@ -9,10 +9,16 @@ from __future__ import annotations
 import torch
 
 from fastfid import PreparedSet
-from fastfid.rewards.frechet import FrechetSet
 from sit_rl.config_groups import RewardOptions
-from sit_rl.reward.components import RewardSide
-from sit_rl.reward.swap_reward import Credits, Scores, prepared_sets, reference_fd, reward_device
+from sit_rl.reward.components import Component, RewardSide
+from sit_rl.reward.swap_reward import (
+    Scores,
+    influence_credit,
+    prepared_sets,
+    reference_fd,
+    reward_device,
+    scores_of,
+)
 from sit_rl.sampling.random_streams import Stream, generator
 
 
@@ -45,39 +51,23 @@ class FreshReward:
     def score(self, rows: torch.Tensor, features: torch.Tensor) -> Scores:
         """Rewards of the subsets `rows` [B, m], and of their images, whose features are [B, m, d].
 
-        The reward of a subset is the change by leaving it out, less the distance: as if the rest were the reference
-        set to which it is added.
+        subset     the change by leaving a subset out, less the distance: as if it were added to the rest
+        image      the exact change by leaving an image out
+        influence  its first order, for FD
         """
         device = reward_device(self.options, features.device)
         images = torch.empty_like(features.flatten(0, 1), device=device)
         images[rows.flatten()] = features.flatten(0, 1).to(device)
         self._prepared = prepared_sets(self.side.components, images, self.labels)
-        rows, credits, first = rows.to(device), [], None
-        for component, prepared in zip(self.side.components, self._prepared, strict=True):
-            own = images[:, component.columns]
-            subset = None
-            if first is None or self.options.credit == "subset":
-                nothing = own.new_zeros((len(rows), 0, own.shape[1]))
-                subset = prepared.change(rows, nothing) - prepared.distance
-                first = subset if first is None else first
-            credit = self._credit(prepared, own, rows, subset)
-            credits.append(Credits(component, prepared.distance, credit.flatten()))
-        assert first is not None, "a reward has at least one component"
-        return Scores(first, tuple(credits))
+        rows = rows.to(device)
+        nothing = images.new_zeros((len(rows), 0, images.shape[1]))
 
-    def _credit(
-        self, prepared: PreparedSet, features: torch.Tensor, rows: torch.Tensor, subset: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Reward of every image [B, m] under the credit rule.
+        def subset(component: Component, prepared: PreparedSet) -> torch.Tensor:
+            return prepared.change(rows, nothing[..., component.columns]) - prepared.distance
 
-        subset     the reward of the image's subset
-        image      the exact change by leaving the image out
-        influence  its first order, for FD
-        """
-        if self.options.credit == "subset":
-            assert subset is not None, "the subsets are scored first"
-            return subset[:, None].expand(rows.shape)
-        if self.options.credit == "image":
-            return prepared.leave_one_out()[rows]
-        assert isinstance(prepared, FrechetSet), "the config allows influence for fd only"
-        return -prepared.engine.influence(features)[rows] / prepared.count
+        def image(component: Component, prepared: PreparedSet) -> torch.Tensor:
+            if self.options.credit == "image":
+                return prepared.leave_one_out()[rows]
+            return influence_credit(prepared, images[:, component.columns])[rows]
+
+        return scores_of(self.side.components, self._prepared, self.options, subset, image)

@@ -9,8 +9,9 @@ Signs: a `change` below 0 is an improvement; a reward is minus a distance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -114,37 +115,24 @@ class SwapReward:
     def score(self, removed: torch.Tensor, features: torch.Tensor) -> Scores:
         """Rewards of candidates: removed int64 [B, m], features [B, m, d] of the images that replace them.
 
+        subset     minus the distance of the set after the swap
+        image      minus the exact change by swapping an image in alone, plus the change by only removing the old one
+        influence  first-order change of FD by adding an image
+
         Results are on the device of the reward.
         """
         removed, features = removed.to(self.device), features.to(self.device)
-        credits, first = [], None
-        for component, prepared in zip(self.side.components, self.prepared, strict=True):
+
+        def subset(component: Component, prepared: PreparedSet) -> torch.Tensor:
+            return -(prepared.distance + prepared.change(removed, features[..., component.columns]))
+
+        def image(component: Component, prepared: PreparedSet) -> torch.Tensor:
             new = features[..., component.columns]
-            subset = None
-            if first is None or self.options.credit == "subset":
-                subset = -(prepared.distance + prepared.change(removed, new))
-                first = subset if first is None else first
-            credit = self._credit(prepared, removed, new, subset)
-            credits.append(Credits(component, prepared.distance, credit.flatten()))
-        assert first is not None, "a reward has at least one component"
-        return Scores(first, tuple(credits))
+            if self.options.credit == "image":
+                return swap_credit(prepared, removed, new)
+            return influence_credit(prepared, new.flatten(0, 1)).view(removed.shape)
 
-    def _credit(
-        self, prepared: PreparedSet, removed: torch.Tensor, features: torch.Tensor, subset: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Reward of every image [B, m] under the credit rule.
-
-        subset     the reward of the image's subset
-        image      minus the exact change by swapping this image in alone, plus the change by only removing the old one
-        influence  first-order change of FD by adding the image
-        """
-        if self.options.credit == "subset":
-            assert subset is not None, "the subsets are scored first"
-            return subset[:, None].expand(removed.shape)
-        if self.options.credit == "image":
-            return swap_credit(prepared, removed, features)
-        assert isinstance(prepared, FrechetSet), "the config allows influence for fd only"
-        return -prepared.engine.influence(features.flatten(0, 1)).view(removed.shape) / prepared.count
+        return scores_of(self.side.components, self.prepared, self.options, subset, image)
 
     def roll(self, removed: torch.Tensor, features: torch.Tensor) -> None:
         """Carry out every swap of a rolling step: features [B, m, d] replace the rows [B, m]."""
@@ -161,6 +149,44 @@ def reward_device(options: RewardOptions, features: torch.device) -> torch.devic
     return torch.device("cpu") if options.device == "cpu" else features
 
 
+# (component, its prepared set) → rewards
+Scorer = Callable[[Component, PreparedSet], torch.Tensor]
+
+
+def scores_of(
+    components: Sequence[Component],
+    prepared: Sequence[PreparedSet],
+    options: RewardOptions,
+    subset: Scorer,
+    image: Scorer,
+) -> Scores:
+    """Rewards of subsets and images under the credit rule.
+
+    subset  rewards of the subsets [B], which --credit subset gives to each of their images
+    image   credits of the images [B, m] under the other rules
+
+    Without --credit subset, only the first component scores subsets, for the log.
+    """
+    first, credits = None, []
+    for component, one in zip(components, prepared, strict=True):
+        with named(component):
+            of_subset = subset(component, one) if first is None or options.credit == "subset" else first
+            first = of_subset if first is None else first
+            if options.credit == "subset":
+                of_image = of_subset[:, None].expand(-1, options.replace)
+            else:
+                of_image = image(component, one)
+            credits.append(Credits(component, one.distance, of_image.flatten()))
+    assert first is not None, "a reward has at least one component"
+    return Scores(first, tuple(credits))
+
+
+def influence_credit(prepared: PreparedSet, features: torch.Tensor) -> torch.Tensor:
+    """First-order credit [n] of images with features [n, d] in a set, by FD."""
+    assert isinstance(prepared, FrechetSet), "the config allows influence for fd only"
+    return -prepared.engine.influence(features) / prepared.count
+
+
 def reference_fd(prepared: Sequence[PreparedSet]) -> float | None:
     """Distance of the first prepared set that is a Fréchet distance; None without one."""
     return next((each.distance for each in prepared if isinstance(each, FrechetSet)), None)
@@ -170,8 +196,15 @@ def prepared_sets(components: Sequence[Component], rows: torch.Tensor, labels: t
     """The set of `rows` [N, d] under each component; ValueError with the component's name where it cannot be used."""
     prepared = []
     for component in components:
-        try:
+        with named(component):
             prepared.append(component.reward.prepare(rows[:, component.columns], labels.to(rows.device)))
-        except ValueError as error:
-            raise ValueError(f"reward component {component.name}: {error}") from error
     return prepared
+
+
+@contextmanager
+def named(component: Component) -> Iterator[None]:
+    """A ValueError inside this block gets the component's name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"reward component {component.name}: {error}") from error
