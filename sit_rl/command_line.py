@@ -12,6 +12,7 @@ import torch
 
 from fastfid.cli import command_line
 from fastfid.cli.command_line import CommandError
+from fastfid.runtime.errors import one_line
 from sit_rl.ranks.process_group import process_group
 
 
@@ -45,7 +46,7 @@ def run_on_ranks(parse: Callable[[], Arguments], work: Callable[[Arguments, torc
             try:
                 work(arguments, device)
             except torch.OutOfMemoryError as error:
-                reason = " ".join(str(error).split())[:160]
+                reason = one_line(error)
                 raise CommandError(f"out of GPU memory: lower --batch, with another --out ({reason})") from None
 
     run_command(run, "interrupted; the same command goes on from the images already written")

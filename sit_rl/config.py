@@ -17,7 +17,7 @@ import tyro
 import yaml
 
 from fastfid.cli.command_line import parse
-from fastfid.runtime.errors import shown
+from fastfid.runtime.errors import one_line, shown
 from fastfid.runtime.input_files import read_text, reading
 from sit_rl.config_groups import (
     EvaluationOptions,
@@ -205,7 +205,7 @@ def load_config(path: Path) -> Config:
         try:
             values = yaml.load(read_text(path, CONFIG_BYTES), _PlainLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error)
             raise ValueError(f"{path} is not YAML ({reason}); {remedy}") from None
         try:
             config = Config.of(**_converted(values, {name: place.hint for name, place in places().items()}))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fastfid.cli.command_line import CommandError
+from fastfid.runtime.errors import one_line
 from sit_rl.command_line import run_command
 from sit_rl.components.build import Components, build_components
 from sit_rl.components.checks import check_inputs
@@ -71,7 +72,7 @@ def run_in_group(config: Config) -> None:
     except RuntimeError as error:
         if "WORLD_SIZE" not in os.environ or not LOST_CONTACT.search(str(error)):
             raise
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise CommandError(
             f"lost contact with another rank ({reason}): it has died, its own message may say why; run the same "
             "command again, it resumes"

@@ -16,6 +16,11 @@ def first_line(error: BaseException) -> str:
     return shown(lines[0].strip())
 
 
+def one_line(error: BaseException) -> str:
+    """The whole message of an error on one line, or the name of its class if it has none; as `shown` writes it."""
+    return shown(" ".join(str(error).split()) or type(error).__name__)
+
+
 def shown(text: str) -> str:
     """Words of a file for a sentence: cut if long, and characters that a terminal would obey written as escapes."""
     text = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from fastfid.runtime.errors import one_line
 from fastfid.runtime.hashes import file_sha256, sha256
 from sit_rl.config import Config, load_config
 from sit_rl.config_groups import RunOptions
@@ -76,7 +77,7 @@ def _decoded_shape(
     try:
         channels, height, width = decode(blank).shape[1:]
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ValueError(
             f"--vae {vae} does not decode the model's samples of {shape_text(blank.shape[1:])} ({reason}); pass the "
             "autoencoder that it was trained with, or none for a model of pixels"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastfid.runtime.errors import one_line
 from sit_rl.config import MACHINE_FIELDS, Config
 from sit_rl.config_groups import RunOptions
 from sit_rl.models.finite_weights import first_not_finite
@@ -100,7 +101,7 @@ def out_of_memory(config: Config, phase: str | None, error: BaseException) -> st
     name = flag[2:].replace("-", "_")
     now = config[name] or f"0: a rank's whole share of {config.update.minibatch} images"
     then = "it resumes" if name in MACHINE_FIELDS else "with another --out"
-    reason = " ".join(str(error).split())[:160]
+    reason = one_line(error)
     return (
         f"out of GPU memory in phase {phase or 'setup'}: lower {flag} (now {now}) and run the same command, {then} "
         f"({reason})"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fastfid.runtime.devices import full_float32
+from fastfid.runtime.errors import one_line
 from sit_rl.files.paths import require_extra
 from sit_rl.files.tensor_files import damage
 from sit_rl.models.pixels import to_float, to_uint8
@@ -87,7 +88,7 @@ def _load(folder: Path, device: torch.device, tiled: bool = False) -> Any:  # di
         vae = AutoencoderKL.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # diffusers raises nearly anything for a missing or damaged file
         cut = [f"{path.name}: {told}" for path in Path(folder).glob("*.safetensors") if (told := damage(path))]
-        reason = "; ".join(cut) or " ".join(str(error).split()).rstrip(".")[:200]
+        reason = "; ".join(cut) or one_line(error).rstrip(".")
         raise ValueError(
             f"--vae {folder} is not a complete AutoencoderKL ({reason}); download its config.json and "
             "diffusion_pytorch_model.safetensors again"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from fastfid.runtime.errors import one_line
 from fastfid.runtime.input_files import lacks_memory, reading
 from fastfid.runtime.pickle_checks import check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
@@ -78,7 +79,7 @@ def load_model(
         except Exception as error:  # tensors and metadata of any kind
             if lacks_memory(error):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise ValueError(f"{path} is not of an architecture that sit_rl knows: {reason}") from None
     if notes and is_main():
         print(f"note: of {path}, sit_rl {' and '.join(notes)}")

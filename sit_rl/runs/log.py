@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
+from fastfid.runtime.errors import one_line
 from fastfid.runtime.hashes import sha256
 from sit_rl.components.image_sets import tile
 from sit_rl.config import Config
@@ -130,7 +131,7 @@ def start_wandb(config: Config) -> Remote:
         )
         return run
     except Exception as error:  # wandb has its own types, for a missing login or network
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise OSError(
             f"--wandb {project} could not begin a run ({reason}); run `wandb login`, or set WANDB_MODE=offline"
         ) from None
