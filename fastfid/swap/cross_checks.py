@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastfid.distances.real_side import PreparedMoments
+from fastfid.linalg.units import in_unit, unit_of
 from fastfid.runtime.devices import named_tensor
 from fastfid.swap.checks import checked_swap
 from fastfid.swap.engine import SwapEngine
@@ -25,6 +26,8 @@ def _distance_ref(real: PreparedMoments, rows: Tensor) -> Tensor:
     """Equation 1 from the rows [n, d], 0-d float64."""
     rows = rows.to(torch.float64)
     cov = torch.atleast_2d(torch.cov(rows.T))
-    roots: Tensor = torch.linalg.eigvalsh(real.root @ cov @ real.root.T).clamp(min=0).sqrt().sum()
+    unit = unit_of(real.moments.cov, cov)
+    root = real.root * unit
+    roots: Tensor = torch.linalg.eigvalsh(root @ in_unit(cov, unit) @ root.T).clamp(min=0).sqrt().sum() / unit / unit
     distance: Tensor = (real.mean - rows.mean(0)).square().sum() + real.trace + cov.diagonal().sum() - 2 * roots
     return distance

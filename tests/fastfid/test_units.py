@@ -19,6 +19,7 @@ from fastfid import (
     prdc,
     precision_recall,
     prepare,
+    swap_change_ref,
     trace_sqrt_product,
 )
 from fastfid.distances.leave_one_out import LeaveOneOut
@@ -75,6 +76,7 @@ SQUARES = {
     "engine, score": lambda x, y: engine(x, y).score(REMOVED, scaled_like(x, ADDED)),
     "engine, float32": lambda x, y: engine(x, y, torch.float32).change(REMOVED, scaled_like(x, ADDED)),
     "engine, torch": lambda x, y: engine(x, y, backend="torch").change(REMOVED, scaled_like(x, ADDED)),
+    "engine, anew": lambda x, y: swap_change_ref(engine(x, y), REMOVED, scaled_like(x, ADDED)),
     "engine, each": lambda x, y: engine(x, y).change_each(REMOVED[:, 0], scaled_like(x, ADDED[:, 0])),
     "engine, leave one out": lambda x, y: engine(x, y).leave_one_out(),
     "engine, influence": lambda x, y: engine(x, y).influence(scaled_like(x, Y)),
@@ -83,7 +85,7 @@ SQUARES = {
 }
 
 
-CHANGES = ("first rows", "engine, score", "engine, torch", "engine, each", "engine, leave one out")
+CHANGES = ("first rows", "engine, anew", "engine, score", "engine, torch", "engine, each", "engine, leave one out")
 
 
 @pytest.mark.parametrize("scale", SCALES)
