@@ -24,6 +24,8 @@ ZIP_START = b"PK\x03\x04"  # of a torch file since torch 1.6 (PKWARE's APPNOTE, 
 LEGACY_PICKLES = 5
 # Objects that a pickle may mention again, each with all it holds: hashing so many takes half a second.
 MOST_REPEATED = 1 << 22
+# Operations of a pickle, which take three seconds to follow; a checkpoint of a thousand tensors has some ten thousands.
+MOST_OPERATIONS = 1 << 21
 WRITES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 READS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 
@@ -86,6 +88,8 @@ def _check_operations(content: IO[bytes]) -> None:
     memo: dict[int, int] = {}
     repeated = 0
     for done, (operation, argument, _) in enumerate(_operations(content)):
+        if done == MOST_OPERATIONS:
+            raise ValueError(f"it has more than {MOST_OPERATIONS:,} operations, which arrays do not need")
         if operation.name in WRITES:
             index = len(memo) if argument is None else argument
             if index > done + 1:  # every object takes an operation; Python 2 counted from 1

@@ -15,7 +15,7 @@ import torch
 
 from fastfid import FeatureMoments, open_images
 from fastfid.features.weight_files import read_state
-from fastfid.runtime import input_files
+from fastfid.runtime import input_files, pickle_checks
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.input_files import NoRoom, check_growth, file_bytes, memory_bytes, read_text, reading
 from fastfid.statistics.peer_files import holds_statistics
@@ -376,6 +376,14 @@ for path in sorted(pathlib.Path(os.environ["FILE"]).iterdir()):
     except (ValueError, OSError) as error:
         print(str(error).count("\\n"), str(path) in str(error))
 """
+
+
+def test_pickles_of_endless_operations_are_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickle_checks, "MOST_OPERATIONS", 1000)
+    (tmp_path / "x.pkl").write_bytes(b"N0" * 500 + b"N.")
+    assert "has more than 1,000 operations" in sentence(read_statistics, tmp_path / "x.pkl")
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"fid": {"mu": MU, "sigma": SIGMA}}))
+    assert read_statistics(tmp_path / "x.pkl").dim == 3
 
 
 @linux
