@@ -1,44 +1,21 @@
-"""The compiled kernels against NumPy, and the CUDA kernel's source run block by block on the CPU."""
+"""The compiled kernels against NumPy."""
 
-import ctypes
-import mmap
-import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 
-from fastfid import _C, triton_kernels
+from fastfid import _C
 from fastfid.linalg.weight_plan import weight_plan
 from tests.support import oracles
+from tests.support.kernel_problems import EPS, problem, tolerance
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
 SLACK = 1e-3
-EPS = {np.float32: 1.2e-7, np.float64: 2.2e-16}
-
-
-def problem(removed, added, rank, dtype, batch=2, nodes=3, seed=0):
-    """Rows of a consistent change: removed rows are taken from a larger set of which the spectrum holds all."""
-    rng = np.random.default_rng(seed)
-    spectrum = np.geomspace(1, 1e-4, rank)
-    total = removed + 2 * rank + 2
-    # orthonormal columns times √λ: leverages of all rows sum to the rank, so any `removed` of them are consistent
-    scores = np.linalg.qr(rng.standard_normal((batch, total, rank)))[0] * np.sqrt(spectrum)
-    rows_r = scores[:, :removed]
-    rows_a = rng.standard_normal((batch, added, rank)) * np.sqrt(spectrum / total)
-    return rows_r.astype(dtype), rows_a.astype(dtype), spectrum, np.geomspace(1e-4, 1.0, nodes)
-
-
-def tolerance(rows_r, rows_a, dtype):
-    """k pivots rounded at some ε each: measured over all shapes below, at most 3.6·ε·k (float32: 1.2·ε·k)."""
-    return 10 * EPS[dtype] * max(1, rows_r.shape[1] + rows_a.shape[1])
-
 
 SHAPES = [(1, 0), (0, 1), (1, 1), (2, 3), (5, 1), (6, 0), (7, 9), (15, 17), (33, 31), (50, 50)]
 SHAPES += [(0, 101), (101, 0), (120, 136)]
@@ -414,156 +391,3 @@ def test_band_arguments_are_checked():
             _C.band_logdets(band, np.ones(3), 1.0, 1)
     with pytest.raises(ValueError, match="threads must be at least 1"):
         _C.band_logdets(diagonals, np.ones(3), 1.0, 0)
-
-
-# -------------------------------------------------------------------------------------------------------- CUDA source
-
-
-@pytest.fixture(scope="module")
-def cuda_source(tmp_path_factory):
-    """The CUDA kernel's source as a C++ library over tests/cuda_block.h."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    library = tmp_path_factory.mktemp("cuda") / "ldl_logdet.so"
-    source = SUPPORT / "ldl_logdet_on_cpu.cpp"
-    subprocess.run([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
-
-
-@pytest.fixture(scope="module")
-def kernel_on_cpu(cuda_source):
-    """The kernel block by block: (matrices, removed, order, first block to run) → logdets, bad of the blocks run."""
-
-    def run(matrices, removed, order=0, first=0):
-        count, k = matrices.shape[:2]
-        logdets, bad = np.zeros(count), np.zeros(count, np.int32)
-        function = cuda_source.ldl_logdet_float if matrices.dtype == np.float32 else cuda_source.ldl_logdet_double
-        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (matrices, logdets, bad)]
-        completed = function(*pointers, first, count, k, removed, ctypes.c_double(SLACK), order)
-        assert completed, "threads of a block met different barriers"
-        return logdets[first:], bad[first:]
-
-    return run
-
-
-def grams(removed, added, dtype, rank=60):
-    """Gram matrices [6, k, k] whose upper triangles hold NaN: the kernel reads the lower ones only."""
-    rows_r, rows_a, spectrum, tau_squares = problem(removed, added, rank, np.float64)
-    rows = np.concatenate([rows_r, rows_a], 1)
-    gram = np.einsum("bkr,qr,blr->bqkl", rows, 1 / (spectrum + tau_squares[:, None]), rows).astype(dtype)
-    signs = np.diag(np.where(np.arange(removed + added) < removed, -1.0, 1.0))
-    expected = np.linalg.slogdet(gram.astype(np.float64) + signs)[1].ravel()
-    gram[:, :, np.triu(np.ones(gram.shape[2:], bool), 1)] = np.nan
-    return np.ascontiguousarray(gram.reshape(-1, removed + added, removed + added)), expected
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("removed, added", [(1, 0), (0, 1), (1, 1), (9, 7), (16, 17), (50, 50), (128, 128)])
-def test_cuda_kernel_matches_numpy(kernel_on_cpu, removed, added, dtype):
-    matrices, expected = grams(removed, added, dtype)
-    logdets, bad = kernel_on_cpu(matrices, removed)
-    np.testing.assert_array_equal(bad, -1)
-    np.testing.assert_allclose(logdets, expected, rtol=0, atol=10 * EPS[dtype] * (removed + added))
-
-
-def test_cuda_kernel_has_its_barriers(kernel_on_cpu):
-    # a thread that runs ahead may read NaN, which equals NaN in the comparison of orders: values count too
-    matrices, expected = grams(20, 23, np.float32)
-    forwards = kernel_on_cpu(matrices, 20, order=0)[0]
-    np.testing.assert_allclose(forwards, expected, rtol=0, atol=10 * EPS[np.float32] * 43)
-    for order in (1, 2):
-        np.testing.assert_array_equal(kernel_on_cpu(matrices, 20, order)[0], forwards)
-
-
-def test_cuda_kernel_reports_the_first_wrong_pivot(kernel_on_cpu):
-    matrices, _ = grams(5, 6, np.float64)
-    matrices[2] *= 1e4
-    logdets, bad = kernel_on_cpu(matrices, 5)
-    assert bad[2] == 0 and np.isnan(logdets[2])
-    np.testing.assert_array_equal(np.delete(bad, 2), -1)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_cuda_kernel_beyond_two_to_the_32_elements(kernel_on_cpu, dtype):
-    """Blocks whose matrices start past 2³² elements, where offsets of 32 bits, signed or not, would read the first."""
-    removed, added = 70, 72  # more than a Triton program takes
-    matrices, expected = grams(removed, added, dtype)
-    k = removed + added
-    first = 2**32 // k**2 + 1
-    reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; only the pages written take memory
-    size = (first + len(matrices)) * k * k * matrices.itemsize
-    far = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | reserve), dtype)
-    far = far.reshape(-1, k, k)
-    far[first:] = matrices
-    logdets, bad = kernel_on_cpu(far, removed, first=first)
-    np.testing.assert_array_equal(bad, -1)
-    np.testing.assert_allclose(logdets, expected, rtol=0, atol=10 * EPS[dtype] * k)
-
-
-@pytest.fixture()
-def swap_logdet(cuda_source, monkeypatch):
-    """fastfid/triton_kernels/swap_logdet.py with the block-by-block kernel behind it instead of a device's."""
-    pytest.importorskip("triton")
-    module = triton_kernels.load("swap_logdet")
-
-    def launch(gram, logdets, bad, *, count, k, removed, slack, is_double, stream):
-        function = cuda_source.ldl_logdet_double if is_double else cuda_source.ldl_logdet_float
-        pointers = [ctypes.c_void_p(address) for address in (gram, logdets, bad)]
-        return 0 if function(*pointers, 0, count, k, removed, ctypes.c_double(slack), 0) else 700
-
-    monkeypatch.setattr(module, "_cuda_kernel", lambda: launch)
-    monkeypatch.setattr(module, "factor_obstacle", lambda *_: "")
-    monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
-    return module
-
-
-def test_wide_changes_reach_the_cuda_kernel(swap_logdet):
-    removed, added = 60, 70
-    rows_r, rows_a, spectrum, tau_squares = (
-        torch.from_numpy(x) for x in problem(removed, added, 40, np.float64, nodes=2)
-    )
-    found, wrong = swap_logdet.swap_logdet(rows_r.float(), rows_a.float(), spectrum, tau_squares)
-    expected, _ = swap_logdet.swap_logdet_ref(rows_r, rows_a, spectrum, tau_squares)
-    assert not wrong.any()
-    # as above, and rows rounded to float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=20 * EPS[np.float32] * (removed + added))
-    bad = rows_r.float().clone()
-    bad[1] *= 50
-    found, wrong = swap_logdet.swap_logdet(bad, rows_a.float(), spectrum, tau_squares)
-    assert found[1].isnan().all() and (wrong[1] > SLACK).all() and not wrong[0].any() and found[0].isfinite().all()
-
-
-@pytest.mark.parametrize("status", [1, 700])
-def test_a_cuda_factor_that_is_refused(swap_logdet, monkeypatch, status):
-    """Too little shared memory (1): torch factors; another error is raised."""
-    gram = torch.from_numpy(np.nan_to_num(grams(70, 70, np.float64)[0])).float()[:, None]
-    gram = gram.tril() + gram.tril(-1).mT
-    expected = swap_logdet._factor_cuda(gram.contiguous(), 70, SLACK)[0]
-    monkeypatch.setattr(swap_logdet, "_cuda_kernel", lambda: lambda *_, **__: status)
-    if status == 1:
-        found, _ = swap_logdet._factor_cuda(gram, 70, SLACK)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=10 * EPS[np.float32] * 140)
-    else:
-        with pytest.raises(RuntimeError, match="ldl_logdet failed with CUDA error 700 on cpu; pass backend='torch'"):
-            swap_logdet._factor_cuda(gram, 70, SLACK)
-
-
-@pytest.mark.parametrize("k", [1, 100, 199, 256])
-def test_shared_memory_is_counted_as_the_kernel_counts_it(cuda_source, k):
-    pytest.importorskip("triton")
-    cuda_source.shared_bytes.restype = ctypes.c_int64
-    for dtype in (torch.float32, torch.float64):
-        counted = triton_kernels.load("swap_logdet").ldl_shared_bytes(k, dtype)
-        assert counted == cuda_source.shared_bytes(k, dtype == torch.float64)
-
-
-def test_cuda_launch_without_a_device():
-    """Built with CUDA, the extension imports without a driver and says 35 or 100; built without, it has no launch."""
-    if not _C.has_cuda:
-        assert not hasattr(_C, "ldl_logdet_cuda")
-        return
-    status = _C.cuda_device_status()
-    assert status in (0, 35, 100)
-    # an empty launch reads no address: it succeeds with a device and reports the missing one otherwise
-    assert _C.ldl_logdet_cuda(0, 0, 0, count=0, k=8, removed=4, slack=SLACK, is_double=False) == status
-    with pytest.raises(ValueError, match="k <= 256"):
-        _C.ldl_logdet_cuda(0, 0, 0, count=1, k=257, removed=4, slack=SLACK, is_double=False)

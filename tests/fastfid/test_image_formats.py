@@ -13,7 +13,7 @@ from PIL import Image
 from fastfid import evaluate, open_images, read_statistics
 from fastfid.__main__ import main
 from fastfid.images import formats
-from tests.fastfid.test_images import encoded, error_of, pack, picture, write
+from tests.support.pictures import encoded, error_of, pack, picture, write
 
 # Formats that Pillow both writes and decodes, by one of their endings.
 WRITTEN = ("apng", "avif", "bmp", "dds", "dib", "gif", "ico", "jp2", "jfif", "mpo", "pcx", "pgm", "png", "ppm", "qoi",

@@ -1,4 +1,4 @@
-// The kernel of csrc/cuda/ldl_logdet.cuh behind a C interface, for tests/test_csrc.py.
+// The kernel of csrc/cuda/ldl_logdet.cuh behind a C interface, for tests/fastfid/test_cuda_source.py.
 #include "cuda_block.h"
 
 #include "../../csrc/cuda/ldl_logdet.cuh"

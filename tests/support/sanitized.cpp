@@ -1,5 +1,5 @@
 // The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: odd sizes, every instruction set, threads.
-// tests/test_csrc.py compiles and runs it; it prints a checksum, and a sanitizer ends it with an error.
+// tests/fastfid/test_csrc.py compiles and runs it; it prints a checksum, and a sanitizer ends it with an error.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
