@@ -89,13 +89,26 @@ def test_judges_do_not_know_rewards():
         assert not known, f"{judge} reaches {known}"
 
 
-@pytest.mark.parametrize("folder", ("sit_rl", "bench", "docs"))
+@pytest.mark.parametrize("folder", ("fastfid", "sit_rl", "csrc", "bench", "docs", "tests"))
 def test_no_file_is_long_but_a_table(folder):
     listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     paths = [ROOT / line for line in listed.splitlines() if line.endswith(SOURCES)]
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in paths if path.is_file()}
     long = {name: count for name, count in lines.items() if count > MOST_LINES and name not in TABLES}
     assert not long, "\n".join(f"{count:5} {name}" for name, count in sorted(long.items(), key=lambda pair: -pair[1]))
+
+
+def test_no_test_file_imports_another():
+    listed = subprocess.run(["git", "ls-files", "tests"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tests = [ROOT / line for line in listed.splitlines() if line.endswith(".py")]
+    found = {
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in tests
+        if path.is_file()
+        for line in re.findall(r"^(?:from|import) tests\.\S+", path.read_text(), re.MULTILINE)
+        if not re.match(r"(?:from|import) tests\.(?:support|fuzz)\b", line)
+    }
+    assert not found, sorted(found)
 
 
 def test_the_page_describes_every_room():

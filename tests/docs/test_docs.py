@@ -73,6 +73,7 @@ def known_flags(program):
     if program.split()[0] == "fastfid":
         return flags_of_help(fastfid_main, *program.split()[1:])
     path = ROOT / (program if program.endswith(".py") else program.replace(".", "/") + ".py")
+    path = path if path.is_file() else path.with_suffix("") / "__main__.py"
     source = path.read_text()  # of a command whose parser is made inside it
     names = set(re.findall(r"[a-z][a-z0-9_]+", source))
     return {"--" + name.replace("_", "-") for name in names} | flags_in(source)
@@ -102,7 +103,7 @@ def programs_of(words):
     if words == ["torchrun"] or (launcher and len(words) == 2 and words[1].startswith("--")):
         return launcher
     named = words[words.index("-m") + 1 :] if "-m" in words and words[0] in ("python", "torchrun") else words
-    starts = ("sit_rl", "fastfid", "bench", "docs.", "pytest")
+    starts = ("sit_rl", "fastfid", "bench", "docs.", "tests.fuzz", "pytest")
     first = next((word for word in named if word in EXTERNAL or word.startswith(starts)), None)
     assert first is not None, f"an unknown program: {' '.join(words)}"
     if first == "fastfid":
@@ -125,7 +126,7 @@ def test_flags_of_commands_exist(page):
 @every_page
 def test_flags_in_the_docs_exist(page):
     programs = ["sit_rl/train.py", "sit_rl.sample", "sit_rl.evaluate", "sit_rl.models.convert", "torchrun", "pytest"]
-    programs += ["sit_rl.pretrain", "bench.swap_ratios", "bench.compile_facts"]
+    programs += ["sit_rl.pretrain", "bench.swap_ratios", "bench.compile_facts", "tests.fuzz"]
     programs += ["fastfid", *(f"fastfid {command}" for command in FASTFID_COMMANDS)]
     known = set().union(*map(known_flags, programs)) | FOREIGN_FLAGS
     outside = re.sub(r"```(?!bash).*?```", "", page.read_text(), flags=re.DOTALL)
