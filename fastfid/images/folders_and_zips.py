@@ -289,7 +289,7 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None, class_folders:
         archive = zipfile.ZipFile(path)
     except Exception as bad:  # zipfile raises anything for a damaged directory
         raise ValueError(f"{path} is not a readable zip ({reason_of(bad)}); pack it again") from None
-    members = [info.filename for info in archive.infolist() if not info.is_dir()]
+    members = [info.filename for info in archive.infolist() if info.filename and not info.is_dir()]
     for member in members:
         # Nothing is unpacked, but an archive that tries to leave its folder is not one of images.
         if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member.replace("\\", "/")).parts:
