@@ -70,9 +70,8 @@ def build_components(config: Config, device: torch.device, progress: bool = True
     for flag, file in (("--real", config.files.real), ("--heldout", config.files.heldout)):
         if file is not None:
             with reading(flag, file):
-                validate_real(file, [net for net in (reward_net, judge_net) if net])
-                if flag == "--real":
-                    validate_real(file, list(nets.more))
+                more = nets.more if flag == "--real" else ()
+                validate_real(file, [net for net in (reward_net, judge_net, *more) if net])
 
     def side(split: str, net: FeatureExtractor) -> RealSide:
         file = config.files.real if split == "real" else config.files.heldout

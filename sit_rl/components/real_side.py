@@ -17,6 +17,7 @@ from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import Statistics, read_statistics
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.preemption import stop_if_told
+from sit_rl.ranks.process_group import is_main
 
 # Images per batch: large enough for the CPU's convolutions to be efficient, small enough for their workspace.
 FEATURE_BATCH = 250
@@ -51,9 +52,16 @@ def extract_real(source: torch.Tensor | Path, net: FeatureExtractor, label: str,
 
 
 def validate_real(source: Path, nets: list[FeatureExtractor]) -> None:
-    """ValueError or OSError, before features are computed, if real images or statistics cannot be used."""
+    """ValueError or OSError, before features are computed, if real images or statistics cannot be used.
+
+    Prints on the main rank what lies beside the images and is not read.
+    """
     if not holds_statistics(source):
-        next(iter(open_images(source).batches(1)))
+        images = open_images(source)
+        next(iter(images.batches(1)))
+        if is_main():
+            for note in images.notes:
+                print(f"note: {note}")
         return
     for net in nets:
         saved_statistics(source, net)

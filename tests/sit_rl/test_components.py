@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fastfid
 from fastfid import FeatureMoments, feature_extractor
@@ -104,6 +105,13 @@ def test_the_trainer_reads_the_statistics_that_fastfid_reads(tmp_path, name):
     validate_real(tmp_path / name, [net])
     side = extract_real(tmp_path / name, net, "real", progress=False)
     assert torch.equal(side.moments.cov, torch.eye(128, dtype=torch.float64)) and side.features is None
+
+
+def test_files_beside_the_real_images_are_told(tmp_path, capsys):
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.svg").write_text("<svg/>")
+    validate_real(tmp_path, [])
+    assert f"note: passed over 1 in {tmp_path}" in capsys.readouterr().out
 
 
 def test_features_in_a_file_give_their_moments(tmp_path):
