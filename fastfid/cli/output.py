@@ -14,11 +14,11 @@ DESCRIPTORS = (0, 1, 2)  # of standard input, output and error
 
 @contextmanager
 def unbreakable_output() -> Iterator[None]:
-    """Inside the block, printing and progress bars raise nothing, whatever stdout and stderr are.
+    """Inside the block, printing and progress bars never raise.
 
-    A character that their encoding lacks is written as its escape (\\u2192). A full disk, a closed pipe or a closed
-    stream ends the output, which stderr says once, and not the work. All is flushed at the end, so that Python finds
-    nothing to fail on when it exits.
+    A character that the encoding lacks is written as its escape (\\u2192). A full disk, a closed pipe or a closed
+    stream ends the output but not the work; stderr gets one note. Everything is flushed at the end, so Python does
+    not fail at exit.
     """
     open_closed_descriptors()
     before = sys.stdout, sys.stderr
@@ -34,7 +34,7 @@ def unbreakable_output() -> Iterator[None]:
 
 
 def open_closed_descriptors() -> None:
-    """Open descriptors 0, 1 and 2 if they are closed: the next file would get the number, and others' prints in it."""
+    """Open descriptors 0, 1 and 2 if they are closed: the next file would get one of them, and printed text."""
     for descriptor in DESCRIPTORS:
         try:
             os.fstat(descriptor)
@@ -43,11 +43,11 @@ def open_closed_descriptors() -> None:
 
 
 class Unbreakable:
-    """A text stream whose `write` and `flush` raise no error of the stream; everything else is the stream's own.
+    """A text stream whose `write` and `flush` never raise; everything else is passed to the stream.
 
-    stream  None, as Python has it where the descriptor is closed, takes everything and keeps nothing
-    name    of the stream in the note that it has ended
-    notes   where the note goes, None for nowhere
+    stream  None, Python's value for a closed descriptor, discards everything
+    name    name of the stream in the note
+    notes   where the note is written, None for nowhere
     """
 
     def __init__(self, stream: TextIO | None, name: str, notes: Unbreakable | None):
@@ -79,9 +79,9 @@ class Unbreakable:
             stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
     def _end(self, error: OSError | ValueError) -> None:
-        """Drop what follows and what waits in buffers, which the null device takes in the stream's place."""
+        """Discard further output and the buffers: the null device replaces the stream."""
         stream, self._stream = self._stream, None
-        with suppress(OSError, ValueError):  # a stream without a descriptor has none to replace
+        with suppress(OSError, ValueError):  # a stream without a descriptor
             descriptor = cast(TextIO, stream).fileno()
             with open(os.devnull, "w") as null:
                 os.dup2(null.fileno(), descriptor)
@@ -91,5 +91,5 @@ class Unbreakable:
             self._notes.flush()
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else, such as `encoding` and `isatty`; that of an empty file where there is no stream."""
+        """Everything else, such as `encoding` and `isatty`; an empty file stands for a missing stream."""
         return getattr(self.__dict__["_stream"] or io.StringIO(), name)

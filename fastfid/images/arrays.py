@@ -106,7 +106,7 @@ def to_uint8(
 def open_array_file(path: Path, value_range: tuple[float, float] | None) -> ArrayImages:
     """The images of an npz by their usual name, with its labels, or of an npy; mapped rather than read.
 
-    Compressed ones (np.savez_compressed) are inflated, above LARGE bytes into a temporary file (large_arrays.py).
+    Compressed ones (np.savez_compressed) are inflated; above LARGE bytes into a temporary file (mapped_arrays.py).
     """
     with reading(path, "save it again with np.savez or np.save", how="by NumPy"):
         content = open_numpy(path)

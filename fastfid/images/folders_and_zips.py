@@ -1,15 +1,16 @@
-"""Encoded images of a folder or a zip: sorted by path, read and decoded by threads, hostile and damaged ones named.
+"""Encoded images of a folder or a zip, sorted by path and decoded by threads; hostile and damaged files are named.
 
-Files are sorted by their path below the root as text, so a folder and a zip of it give the same images in the same
-order.  In a tree whose images all lie in folders of their class, the labels are those folders' names.  Folders that are
-numbered with five digits or more hold parts of a set, not classes, unless the caller says so.
+Files are sorted by their path below the root as text, so a folder and a zip of it give the same order.  If all images
+lie in class folders, the folder names are the labels.  Folders numbered with five or more digits are parts of a set,
+not classes, unless the caller says so.
 
-Bounds.  A file may hold at most MAX_PIXELS pixels and MAX_FILE_BYTES bytes, and a zip's member may not inflate more
-than MAX_INFLATION times beyond FREE_BYTES: what claims more is refused before it is inflated.  Nothing is ever written
-to disk, and archives with paths that leave them are refused as a whole.
+Bounds.  A file may hold at most MAX_PIXELS pixels and MAX_FILE_BYTES bytes.  A member of a zip above FREE_BYTES may
+expand at most MAX_INFLATION times.  Larger claims are refused before anything is inflated.  Nothing is written to disk,
+and archives with paths that leave them are refused as a whole.
 
-Speed.  Decoders let go of the interpreter while they work, but the rest of a small image does not: threads take
-FILES_A_TASK at a time.  Small plain PNG and JPEG take half to two thirds as long by imagecodecs (plain_images.py).
+Speed.  Decoders release Python's interpreter lock, but the other work on a small image does not.  So a thread takes
+FILES_A_TASK files at a time.  imagecodecs reads small plain PNG and JPEG in half to two thirds of the time
+(fast_decode.py).
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from fastfid.images.formats import decoded_by_pillow, holds_frames, passed_over,
 from fastfid.images.source import ImageBlock, ImageSource, checked_size, counted, reason_of
 from fastfid.runtime.hashes import sha256
 
-BLOCKS_AHEAD = 1  # encoded blocks read before they are asked for: memory does not grow with the number of images
+BLOCKS_AHEAD = 1  # encoded blocks that are read in advance; memory does not depend on the number of images
 BUCKET = re.compile(r"\d{5,}")  # folders of a thousand images each, as 00000/ of StyleGAN and EDM
-MOST_PATHS = 100  # ways to one folder: links in linked folders double them at every level
-FILES_A_TASK = 32  # files a thread takes at a time, which share the price of handing work from thread to thread
+MOST_PATHS = 100  # most paths to one folder; links inside linked folders double them at every level
+FILES_A_TASK = 32  # files that a thread takes at a time, to spread the cost of passing work to it
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion, a quarter of a GiB of RGB; 9,459 pixels square
 MAX_FILE_BYTES = 3 * MAX_PIXELS + (1 << 20)  # that image as uncompressed BMP or TIFF, with a MiB of headers
 MAX_INFLATION = 200  # of a zip's member; deflate reaches 1,032, a photograph stored as BMP 2 to 10
-FREE_BYTES = 1 << 20  # members below 1 MiB may inflate as they like: plain colour as BMP does
+FREE_BYTES = 1 << 20  # smaller members may expand by any factor, as a BMP of one colour does
 
-READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe called x.png is empty
+READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe named x.png reads as empty
 
-Read = list[tuple[str, bytes | Exception, bytes]]  # name, bytes and SHA-256 of files; or why one is unreadable
-Decoded = list[np.ndarray | ValueError]  # images uint8 [C, H, W]; or what is wrong with one
+Read = list[tuple[str, bytes | Exception, bytes]]  # name, bytes and SHA-256 of files, or the error of an unreadable one
+Decoded = list[np.ndarray | ValueError]  # images uint8 [C, H, W], or the error of an unreadable one
 
 
 def decoders(workers: int | None = None) -> int:
@@ -112,7 +113,7 @@ class FileImages(ImageSource):
             yield images
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[ImageBlock]:
-        """Blocks of files read and decoded by threads, the next block's bytes while one is worked on."""
+        """Blocks of files; threads decode a block and read the bytes of the next one."""
         stop = len(self) if stop is None else stop
         ahead: deque[tuple[int, list[str], list[Future[Read]]]] = deque()
         self.skipped: list[str] = []
@@ -126,13 +127,13 @@ class FileImages(ImageSource):
                     yield self._block(pool, *ahead.popleft())
             while ahead:
                 yield self._block(pool, *ahead.popleft())
-        finally:  # abandoned half-way: nobody wants what is still to be read
+        finally:  # the caller stopped early: cancel what is not read yet
             for *_, reads in ahead:
                 for read in reads:
                     read.cancel()
 
     def _read(self, members: list[str]) -> Read:
-        """Name, bytes and SHA-256 of each member; what reading one raised stands for its bytes."""
+        """Name, bytes and SHA-256 of each member; an error of reading replaces its bytes."""
         encoded = [_read_encoded(self.read, member) for member in members]
         self._with_frames.update(
             m for m, e in zip(members, encoded, strict=True) if isinstance(e, bytes) and holds_frames(e)
@@ -160,7 +161,7 @@ class FileImages(ImageSource):
         return ImageBlock(start, members, digest, decode, prefetch, self.labels(start, start + len(members)))
 
     def _decoded(self, task: Read) -> Decoded:
-        """Each image of a task, or the error that tells what is wrong with it."""
+        """Each image of a task, or its error."""
         found: Decoded = []
         for member, encoded, _ in task:
             try:
@@ -217,7 +218,7 @@ class FileImages(ImageSource):
 
 
 def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exception:
-    """Bytes of a file, or what reading it raised: it is told when the image is decoded, in order."""
+    """Bytes of a file, or the error of reading it, which is reported when the image is decoded, in order."""
     try:
         return read(member)
     except Exception as unreadable:  # whatever a file system or a damaged archive raises
@@ -231,7 +232,7 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None, class_folde
     notes = [note for note in (passed_over(str(path), others), *notes) if note]
 
     def read(member: str) -> bytes:
-        # Four system calls, each of which lets go of the interpreter; a file object makes seven.
+        # Four system calls, each of which releases the interpreter lock; a file object makes seven.
         file = os.open(f"{path}/{member}", READING)
         try:
             size = os.fstat(file).st_size
@@ -247,8 +248,8 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None, class_folde
 def _files_below(path: Path) -> tuple[list[str], list[str]]:
     """Paths of all files below `path`, relative to it, and sentences on folders that links reach several times.
 
-    Hidden folders are not entered; they stand among the files, so that they are counted.  OSError for a folder that
-    cannot be listed, for a link to a folder that holds it, and for more than MOST_PATHS ways to one folder.
+    Hidden folders are not entered; they are listed among the files, so that they are counted.  OSError for a folder
+    that cannot be listed, a link to a folder above it, and more than MOST_PATHS paths to one folder.
     """
     files: list[str] = []
     ways: Counter[str] = Counter()
@@ -276,7 +277,7 @@ def _files_below(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether this is a folder or a link to one; not a link that leads nowhere."""
+    """Whether this is a folder or a link to one; False for a broken link."""
     try:
         return entry.is_dir()
     except OSError:
@@ -291,7 +292,7 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None, class_folders:
         raise ValueError(f"{path} is not a readable zip ({reason_of(bad)}); pack it again") from None
     members = [info.filename for info in archive.infolist() if info.filename and not info.is_dir()]
     for member in members:
-        # Nothing is unpacked, but an archive that tries to leave its folder is not one of images.
+        # Nothing is unpacked, but an archive whose paths leave its folder is hostile.
         if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member.replace("\\", "/")).parts:
             raise ValueError(f"{path} holds the path {member}, which leaves the archive; pack it again without it")
     members, others = split_by_name(members)
@@ -306,14 +307,14 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None, class_folders:
         if info.file_size > limit:
             raise ValueError(f"{info.compress_size} bytes claim to inflate to {info.file_size}, as a zip bomb does")
         with archive.open(info) as file:
-            return file.read(info.file_size)  # read() would inflate all there is before it cuts it to the size claimed
+            return file.read(info.file_size)  # read() would inflate everything, whatever size is claimed
 
     notes = [note] if (note := passed_over(str(path), others)) else []
     return FileImages(str(path), members, read, skip_corrupt, workers, notes, class_folders)
 
 
 def _class_folders(members: list[str]) -> list[str] | None:
-    """The folder of each member below those common to all; None where some lie in none, or all in the same."""
+    """The folder of each member below the common root; None if some are in none, or all in the same one."""
     folders = [PurePosixPath(member).parts[:-1] for member in members]
     common = len(os.path.commonprefix(folders))
     if any(len(folder) == common for folder in folders):

@@ -1,7 +1,7 @@
-"""Image formats as Pillow reads them: endings of their names, decoding, and depths that Pillow would cut down.
+"""Image formats that Pillow reads: file name endings, decoding, and depths that Pillow would reduce silently.
 
-Every format that Pillow decodes by itself is read.  Grey images keep one channel, all others become RGB; of an image
-with several frames the first is read.
+Every format that Pillow decodes by itself is read.  Grey images keep one channel, all others become RGB.  Only the
+first frame of an image is read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from PIL import Image, ImageFile
 # Formats that Pillow knows but does not decode by itself: it runs Ghostscript for EPS, needs a handler for the next
 # four, and only recognises the last.
 NOT_DECODED = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG"})
-KINDS_NAMED = 5  # of the files that are passed over, most frequent first; the rest is counted
+KINDS_NAMED = 5  # kinds of skipped files that a note names, most frequent first
 
 GREY_MODES = frozenset({"1", "L", "LA"})  # Pillow modes read as one channel, alpha dropped
 DEEP_MODES = ("I", "F")  # beginnings of the modes with more than 8 bits a channel
-# Raw modes with ";16" hold 16 bits a channel, which Pillow cuts down silently, but for these: 16 bits a pixel.
+# Raw modes with ";16" hold 16 bits a channel, which Pillow reduces silently.  Exceptions, with 16 bits a pixel:
 FIVE_SIX_FIVE = re.compile(r"\b(RGB|BGR);16\b")
 
 CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000: its start and its SIZ segment, whose numbers of bits follow below
@@ -46,9 +46,9 @@ def image_endings() -> frozenset[str]:
 
 
 def split_by_name(paths: Iterable[str]) -> tuple[list[str], Counter[str]]:
-    """The paths that are images by their endings, and how many others there are of each kind.
+    """The paths whose endings are those of images, and the number of other files of each kind.
 
-    Nothing hidden is an image: macOS writes ._x.png beside x.png, Jupyter copies into .ipynb_checkpoints.
+    Hidden files are not images: macOS writes ._x.png beside x.png, Jupyter copies files into .ipynb_checkpoints.
     """
     endings, images, others = image_endings(), [], Counter[str]()
     for text in paths:
@@ -64,7 +64,7 @@ def split_by_name(paths: Iterable[str]) -> tuple[list[str], Counter[str]]:
 
 
 def passed_over(name: str, others: Counter[str]) -> str:
-    """A sentence on the files of a folder or an archive that were not taken for images, "" if there are none."""
+    """A sentence on the files of a folder or archive that are not images, "" if there are none."""
     if not others:
         return ""
     kinds = [f"{count} {kind}" for kind, count in others.most_common(KINDS_NAMED)]
@@ -83,7 +83,7 @@ HEADER_BYTES = 4096  # in which they say it: before the pixels, behind a name an
 
 
 def holds_frames(encoded: bytes) -> bool:
-    """Whether an image has several frames or pages; False where that cannot be told."""
+    """Whether an image has several frames or pages; False if it cannot be opened."""
     said = next((word for start, word in FRAMES_SAID.items() if encoded.startswith(start)), None)
     if said is None and not encoded.startswith(WITH_FRAMES):
         return False
@@ -100,7 +100,7 @@ def holds_frames(encoded: bytes) -> bool:
 
 
 def decoded_by_pillow(encoded: bytes, max_pixels: int) -> np.ndarray:
-    """Pixels of an image of any format, uint8 [H, W] or [H, W, 3]; whatever Pillow raises for damaged ones."""
+    """Pixels of an image of any format, uint8 [H, W] or [H, W, 3]; raises what Pillow raises."""
     with Image.open(io.BytesIO(encoded), formats=decoded_formats()) as image:
         width, height = image.size
         if width * height > max_pixels:

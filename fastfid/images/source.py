@@ -1,4 +1,4 @@
-"""What every origin of images is to the rest: numbered images of one shape, in blocks that are decoded when needed.
+"""The interface of every source of images: numbered images of one shape, in blocks that are decoded when needed.
 
 Legend: n images, C channels, H×W pixels.
 """

@@ -1,8 +1,8 @@
 """Units of features in which products of covariances stay within float64's range, 2⁻¹⁰²² to 2¹⁰²³.
 
-Covariances of features of scale 1e±100 are of 1e±200, and a product of two leaves the range.  In a unit that makes
-features of scale 1 it does not, and distances follow by the unit's square.  Units are powers of two, so that no digit
-changes, and 1 wherever nothing is lost without: results there are the same to the bit.
+Features of scale 1e±100 have covariances of scale 1e±200, and products of two covariances leave the range.  So features
+are rescaled to about 1, and distances are scaled back by the square of the unit.  Units are powers of two, which change
+no digit.  The unit is 1 whenever nothing would be lost, so such results stay the same to the bit.
 """
 
 from __future__ import annotations

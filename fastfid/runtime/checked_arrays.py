@@ -1,4 +1,4 @@
-"""The npz files of caches: arrays with a SHA-256, which a damaged or an exchanged file does not match."""
+"""Npz files of caches: arrays with a SHA-256 that reveals a damaged or exchanged file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SUM = "sha256"  # name of the entry with the hash
 def save_checked(path: str | os.PathLike[str], key: str, arrays: Arrays) -> None:
     """Write arrays and their hash to one npz, whole or not at all.
 
-    key  what the arrays belong to, such as the hash of what they were computed from; part of the hash
+    key  identifies the arrays, such as the hash of their inputs; it is part of the hash
     """
     entries: dict[str, Any] = {SUM: np.array(_hash(key, arrays)), **arrays}
     write_atomically(path, lambda file: np.savez(file, **entries))
 
 
 def load_checked(path: str | os.PathLike[str], key: str) -> dict[str, npt.NDArray[Any]] | None:
-    """The arrays that `save_checked` has written for `key`; None for no file, a damaged one, and another key's."""
+    """The arrays that `save_checked` wrote for `key`; None if the file is missing, damaged or of another key."""
     try:
-        file_bytes(path)  # no pipe and no device, for which reading would wait
+        file_bytes(path)  # refuses pipes and devices
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         stated = str(arrays.pop(SUM))

@@ -1,8 +1,8 @@
-"""What the code around a computation owes to the device it runs on: full float32, and arrays taken as they are.
+"""Full float32 on every device, and tensors from arrays of other libraries.
 
-A GPU's products and convolutions of float32 are TF32, with 10 bits of mantissa, where the caller or torch's own default
-allows it (convolutions do by default), and bfloat16 under autocast.  Features and distances are computed without
-either, so that they are the same on every device to the rounding of float32.
+On a GPU, float32 products and convolutions may run in TF32, with 10 bits of mantissa (convolutions do by default), and
+in bfloat16 under autocast.  Features and distances are computed without either, so they agree on all devices up to
+the rounding of float32.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 def full_float32(device: torch.device) -> Iterator[None]:
     """Within this block float32 products and convolutions on `device` are float32: no autocast, no TF32.
 
-    torch's own settings are put aside meanwhile and restored.  They belong to the process, autocast to the thread:
-    blocks of several threads may overlap, and the last to end restores.
+    torch's settings are saved and restored.  They belong to the process, autocast to the thread.  Blocks of several
+    threads may overlap; the last one restores the settings.
     """
     _settings.put_aside()
     try:

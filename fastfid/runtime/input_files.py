@@ -1,11 +1,11 @@
-"""The boundary of every reader: what a file may be, what it may become, and one sentence for whatever goes wrong.
+"""Checks that every reader of files shares: regular files only, bounded size, and one sentence for any failure.
 
     with reading(path, "save it again"):
         check_growth(path, size)  # by a header, before the array is made
         ...                       # any library's reader, which may raise anything
 
-Libraries raise nearly anything for damaged files: tokenizer errors, zlib's, recursion, panics of Rust.  A reader names
-none of them; whatever leaves the block is one sentence with the file's name.
+Libraries raise almost anything for damaged files: tokenizer and zlib errors, RecursionError, panics of Rust.  `reading`
+turns all of them into one sentence that names the file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 
 from fastfid.runtime.errors import first_line
 
-# What the content of any file may take without a question: every machine has it to spare.
+# Bytes that the content of any file may take.  Every machine has as much to spare.
 FREE_BYTES = 1 << 28
-# Beyond that, bytes of content for a byte of the file.  Features compress by 1.1, photographs hardly, drawings by 20 to
-# 50; deflate reaches 1,032 on nothing but zeros.
+# Additional bytes of content for each byte of the file.  Features compress by 1.1, drawings by 20 to 50; deflate
+# reaches 1,032 on zeros.
 MOST_GROWTH = 100
-# Bytes of a text file that is read whole: settings, summaries and records are some thousands.
+# Most bytes of a text file; settings, summaries and records have some thousands.
 TEXT_BYTES = 1 << 24
 
 KINDS = {
@@ -33,32 +33,32 @@ KINDS = {
     stat.S_IFCHR: "device", stat.S_IFBLK: "device",
 }  # fmt: skip
 
-# Words of torch, safetensors and zlib for an allocation that the system refused.
+# How torch, safetensors and zlib say that the system refused memory.
 REFUSED_MEMORY = re.compile(r"(can't|cannot|failed to|unable to) allocate|not enough memory|out of memory", re.I)
 
-STOPPING = (KeyboardInterrupt, SystemExit, GeneratorExit)  # what no reader raises
+STOPPING = (KeyboardInterrupt, SystemExit, GeneratorExit)  # not raised by readers
 
 
 class NoRoom(OSError):
-    """Neither memory nor the disk has room for what a file holds; the file itself may be sound."""
+    """Memory or disk is too small for the content of a file; the file itself may be intact."""
 
 
 @contextmanager
 def reading(path: str | os.PathLike[str], remedy: str, how: str = "") -> Iterator[None]:
-    """Whatever is raised inside becomes one sentence that names the file.
+    """Turn any exception inside the block into one sentence that names the file.
 
     remedy  what to do about a damaged file
     how     how it is read, in the sentence "x.npz cannot be read by NumPy (…)"
 
-    ValueError for a file that is damaged or no regular file, OSError for one that the system does not give, NoRoom
-    where memory is short.  A ValueError or OSError of this project that names the file passes.
+    ValueError for a damaged file or one that is not a regular file, OSError if the system cannot read it, NoRoom if
+    memory is short.  A ValueError or OSError of this project that names the file is passed on.
     """
     try:
         file_bytes(path)
         yield
     except STOPPING:
         raise
-    except BaseException as failed:  # panics of Rust are no Exception
+    except BaseException as failed:  # a panic of Rust is not an Exception
         if isinstance(failed, NoRoom) or _names(path, failed):
             raise
         raise _sentence(path, failed, remedy, how) from None
@@ -67,7 +67,7 @@ def reading(path: str | os.PathLike[str], remedy: str, how: str = "") -> Iterato
 def file_bytes(path: str | os.PathLike[str]) -> int:
     """Size of a regular file, links followed; FileNotFoundError if missing, ValueError for a folder, pipe or device.
 
-    A pipe would be waited for without an end, and a device may never end.
+    Reading a pipe could wait forever, and a device may never end.
     """
     try:
         status = os.stat(path)
@@ -80,9 +80,9 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def check_growth(path: str | os.PathLike[str], becomes: int) -> None:
-    """ValueError if the content, `becomes` bytes by its headers, is out of proportion to the file that claims it.
+    """ValueError if the content, `becomes` bytes according to its headers, is too large for the size of the file.
 
-    NoRoom if a fitting content is more than this process may have.
+    NoRoom if it is larger than the memory that this process may use.
     """
     held = file_bytes(path)
     if becomes > most_content(path):
@@ -98,14 +98,14 @@ def check_growth(path: str | os.PathLike[str], becomes: int) -> None:
 
 
 def most_content(path: str | os.PathLike[str]) -> int:
-    """Bytes that the content of a file may take, whatever it claims."""
+    """Most bytes that the content of a file may take."""
     return FREE_BYTES + MOST_GROWTH * file_bytes(path)
 
 
 def memory_bytes() -> int | None:
-    """Memory that this process may have: the machine's, or less by its limit (ulimit -v) or its control group.
+    """Bytes of memory that this process may use: the machine's, or a lower limit by ulimit -v or the control group.
 
-    None on systems that do not tell.
+    None if the system does not tell.
     """
     limits = [_machine_memory(), _address_limit(), _group_limit()]
     return min((limit for limit in limits if limit is not None), default=None)
@@ -120,7 +120,7 @@ def read_text(path: str | os.PathLike[str], most: int = TEXT_BYTES) -> str:
 
 
 def _names(path: str | os.PathLike[str], error: BaseException) -> bool:
-    """Whether the error is a sentence of this project about the file: the system's own have a number."""
+    """Whether the error is a sentence of this project about the file; errors of the system have a number."""
     ours = isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno is None)
     text = str(error)
     return ours and os.fspath(path) in text and "\n" not in text
@@ -138,7 +138,7 @@ def _sentence(path: str | os.PathLike[str], failed: BaseException, remedy: str, 
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether any library's error says that the system refused memory."""
+    """Whether an error, of any library, says that the system refused memory."""
     out = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     return out or REFUSED_MEMORY.search(str(error)) is not None
 
@@ -160,7 +160,7 @@ def _address_limit() -> int | None:
 
 
 def _group_limit() -> int | None:
-    """The limit of the process's control group, as containers see it: version 2's file, or version 1's."""
+    """The memory limit of the control group, as in a container; its file differs between versions 1 and 2."""
     for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             return int(Path(place).read_text())

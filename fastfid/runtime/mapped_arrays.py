@@ -1,12 +1,12 @@
-"""Arrays that may be larger than memory, which mapped files stand for.
+"""Arrays that may be larger than memory, in mapped files.
 
-The system takes back the pages of a mapped file whenever it needs the memory, so what has to stay is a few blocks,
-however many images there are.  Features above LARGE bytes, and images and features that a compressed npz holds above
-them, are kept in a temporary file without a name, which is gone with the process, however it ends:
+The system reclaims the pages of a mapped file when it needs memory, so only a few blocks stay in memory.  Features
+above LARGE bytes, and compressed arrays of an npz above it, are kept in a temporary file without a name, which
+disappears with the process:
 
     $TMPDIR, or /var/tmp (a disk where /tmp is memory), or what Python finds
 
-What lies uncompressed in an npz is mapped where it is.
+Uncompressed arrays of an npz are mapped in place.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checks of pickles and torch files before anything in them is built.
 
-A few bytes of a pickle can ask for gigabytes or for hours.  An index of its memo makes the reader's table as long, and
-tuples that hold a tuple twice, thirty deep, take minutes as the key of a dict.  pickletools names the operations of a
-pickle without carrying them out.
+A few bytes of a pickle can take gigabytes or hours.  A large memo index makes the reader's table as long, and hashing a
+tuple that holds another one twice, thirty levels deep, takes minutes.  pickletools lists the operations of a pickle
+without executing them.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from fastfid.runtime.input_files import check_growth
 ZIP_START = b"PK\x03\x04"  # of a torch file since torch 1.6 (PKWARE's APPNOTE, local file header)
 # At the beginning of an older one: a magic number, the protocol, the system, the content and the keys of its values.
 LEGACY_PICKLES = 5
-# Objects that a pickle may mention again, each with all it holds: hashing so many takes half a second.
+# Most objects that a pickle may repeat, counted with their content; hashing as many takes half a second.
 MOST_REPEATED = 1 << 22
-# Operations of a pickle, which take three seconds to follow; a checkpoint of a thousand tensors has some ten thousands.
+# Most operations of a pickle; following them takes three seconds.  A checkpoint of 1,000 tensors has some 10,000.
 MOST_OPERATIONS = 1 << 21
 WRITES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 READS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 
 
 def check_pickle(path: Path) -> None:
-    """ValueError for a pickle that asks for far more than its bytes hold; what pickletools raises for damaged ones."""
+    """ValueError for a pickle that asks for far more than it holds; a damaged one raises what pickletools raises."""
     with _mapped(path) as content:
         _check_operations(content)
 
 
 def check_torch_file(path: Path) -> None:
-    """As `check_pickle`, for what torch.save writes; also for a zip that claims to inflate beyond proportion."""
+    """`check_pickle` for a file of torch.save; also refuses a zip whose members inflate too much."""
     with open(path, "rb") as file:
         zipped = file.read(len(ZIP_START)) == ZIP_START
     if zipped:
@@ -49,15 +49,15 @@ def check_torch_file(path: Path) -> None:
 
 
 def check_tensors(path: Path, tensors: Iterable[Tensor]) -> None:
-    """ValueError or NoRoom if the tensors stand for more values than fit the file; an expanded one holds few."""
+    """ValueError or NoRoom if the tensors have more values than the file can hold, as expanded tensors do."""
     check_growth(path, sum(x.numel() * x.element_size() for x in tensors))
 
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[IO[bytes]]:
-    """The file to read from a map, which gives no more than it holds, whatever length is asked for."""
+    """The file as a memory map, which never returns more bytes than the file has."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        yield cast("IO[bytes]", content)  # it has read and readline, and pickletools needs no more
+        yield cast("IO[bytes]", content)  # it has read and readline, all that pickletools needs
 
 
 def _check_torch_zip(path: Path) -> None:
@@ -83,7 +83,7 @@ def _operations(content: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, An
 
 
 def _check_operations(content: IO[bytes]) -> None:
-    """Follow one pickle to its end, with the number of objects that each object on its stack stands for."""
+    """Follow one pickle to its end and count the objects inside each object on its stack."""
     stack: list[int | None] = []  # None is a mark
     memo: dict[int, int] = {}
     repeated = 0
@@ -109,7 +109,7 @@ def _check_operations(content: IO[bytes]) -> None:
 
 
 def _taken(stack: list[int | None], operation: pickletools.OpcodeInfo) -> int:
-    """Take what an operation takes from the stack; the number of objects in it."""
+    """Remove the operands of an operation from the stack; returns the number of objects in them."""
     before, total = list(operation.stack_before), 0
     if pickletools.stackslice in before:
         before = before[: before.index(pickletools.markobject)]

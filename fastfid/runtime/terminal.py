@@ -1,4 +1,4 @@
-"""Text for a terminal, which obeys some of the characters that names of files may hold."""
+"""Text for a terminal: control characters, which a file name may contain, are escaped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ LINES = "\n\t"  # of our own tables
 
 
 def printable(text: str, kept: str = LINES) -> str:
-    """The text with everything but letters, signs, spaces and `kept` written as escapes such as \\x1b."""
+    """The text, with all characters that are not printable and not in `kept` written as escapes such as \\x1b."""
     if text.isprintable():
         return text
     return "".join(c if c in kept or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

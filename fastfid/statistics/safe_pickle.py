@@ -21,17 +21,17 @@ NUMBER_CODES = re.compile(r"[biufc]\d{1,2}")  # NumPy's codes of booleans, integ
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Bytes as old pickles keep them (as latin1 text); the only codec they need."""
+    """Bytes that an old pickle stores as latin1 text, the only codec that it needs."""
     if encoding != "latin1":
         raise _Refusal(f"the codec {encoding}")
     return codecs.latin_1_encode(text)[0]
 
 
 class _Type:
-    """What a pickle says of an array's type, if that is plain numbers: a real np.dtype would take any state.
+    """The number type of an array in a pickle; it replaces np.dtype, which would accept any state.
 
-    numpy.ndarray and numpy.dtype are no safe targets of a pickle: called with the right arguments they make arrays
-    whose bytes are taken for addresses of objects.  So the names they have in pickles stand for these classes here.
+    A hostile pickle can call numpy.ndarray and numpy.dtype so that the bytes of an array become addresses of objects.
+    So pickles get this class and `_Array` in place of them.
     """
 
     def __init__(self, code: str, align: bool = False, copy: bool = False):
@@ -47,7 +47,7 @@ class _Type:
 
 
 class _Array:
-    """An array that a pickle builds from its bytes, shape and type; np.asarray takes it."""
+    """An array that a pickle builds from its bytes, shape and type; np.asarray accepts it."""
 
     def __init__(self, array: np.ndarray | None = None):
         self.array = array
@@ -80,7 +80,7 @@ def _from_buffer(
 
 
 def _array_builders() -> dict[tuple[str, str], object]:
-    """Names a pickle of arrays and plain containers uses, under NumPy 1 and NumPy 2, and what builds them here."""
+    """Names in pickles of arrays and plain containers, by NumPy 1 and NumPy 2, and their safe replacements."""
     allowed: dict[tuple[str, str], object] = {
         ("numpy", "ndarray"): None,  # an argument of _reconstruct, never called
         ("numpy", "dtype"): _Type,
