@@ -20,7 +20,6 @@ exactly (neighbours).
 """
 
 import contextlib
-import ctypes
 import io
 import threading
 from functools import lru_cache
@@ -29,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.measuring import DEVICE, finished, installed, peak_bytes, record, rival
+from bench.measuring import DEVICE, finished, installed, peak_bytes, record, release_free_memory, rival
 from fastfid import FeatureMoments, kid, mmd, prdc, precision_recall
 
 D = 2048
@@ -37,9 +36,6 @@ F32, F64 = torch.float32, torch.float64
 FEW = 1000  # rows on which errors are measured
 PAGE = 4096  # bytes in a page of /proc/self/statm
 SAMPLING = 0.005  # seconds between two readings of the resident memory
-
-# of glibc: returns free memory to the system, so that a call does not reuse that of the call before
-trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
 
 def features(n, d, seed):
@@ -55,7 +51,7 @@ def resident():
 @contextlib.contextmanager
 def memory_watched(peaks):
     """Appends the highest growth of the resident memory, in MB."""
-    trim_heap(0)
+    release_free_memory()
     start, done = resident(), threading.Event()
     highest = [start]
 
