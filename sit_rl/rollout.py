@@ -69,7 +69,7 @@ def generate(
 ) -> Rollout:
     """Sample image i of class labels[i] from the noise of (seed, step, i), for this rank's share of the images.
 
-    A batch is `batch` consecutive global indices, whatever the number of ranks. Every matrix product therefore has the
+    A batch is `batch` consecutive global indices, for any number of ranks. Every matrix product therefore has the
     same shape, and a sample the same bits, on one rank and on many. Preempted between two batches if the run was told
     to stop.
     """

@@ -2,7 +2,7 @@
 
 Rows are collected into blocks.  Each block is centred by its own mean in float64 and added to one triangle of the
 covariance, in place, by the pairwise update of Chan, Golub & LeVeque (1983).  Σxxᵀ − nμμᵀ is never formed, so a mean of
-10⁴ standard deviations costs no digits.  Rows in the same order give the same bits, whatever the sizes of the batches.
+10⁴ standard deviations costs no digits.  Rows in the same order give the same bits in batches of any size.
 In host memory csrc/cpu does both steps without a centred copy.  On other devices, or without the extension, torch does.
 
 Legend: n samples, d feature dimension; scatter S = Σ (x − μ)(x − μ)ᵀ = (n − 1) cov.

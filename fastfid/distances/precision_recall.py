@@ -12,7 +12,7 @@ products:
 A tile with many pairs of the third kind is first computed again in float64.
 
 Work for n real and m generated rows: n² d + m² d for the radii and 2 n m d for the products between the sets, which
-serve both directions.  Memory: a few tiles, whatever n and m.
+serve both directions.  Memory: a few tiles, for any n and m.
 
 Legend: x real [n, d], y generated [m, d]; k is the neighbour that defines the radius, and a row is not its own
 neighbour.

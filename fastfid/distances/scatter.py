@@ -105,7 +105,7 @@ def _block_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     x = x.to(torch.float64)
     mean = x.mean(dim=0)
     centred = x - mean
-    residue = centred.mean(dim=0)  # zero but for rounding
+    residue = centred.mean(dim=0)  # zero up to rounding
     scatter = centred.T @ centred - n * torch.outer(residue, residue)
     return n, mean + residue, scatter / max(n - 1, 1)
 

@@ -61,7 +61,7 @@ class Pair:
 
     @property
     def kid_subset_size(self) -> int:
-        """Rows of a KID subset: those asked for, else the protocol's, at most the rows of a side where it says so."""
+        """Rows of a KID subset: the requested number, else the protocol's, which may limit it to the rows of a side."""
         asked = self.settings.kid_subset_size
         size = self.protocol.kid_subset_size if asked is None else asked
         return min(size, self.fewest_rows) if asked is None and self.protocol.kid_caps else size

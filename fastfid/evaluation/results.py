@@ -226,7 +226,7 @@ def _class_lines(classes: list[Json]) -> list[str]:
 
 
 def _aligned(rows: list[list[str]], right: Container[int]) -> list[str]:
-    """The rows as lines of columns, flush left but for the columns in `right`."""
+    """The rows as lines of columns, flush left except the columns in `right`."""
     if not rows:
         return []
     columns = [(i in right, max(len(row[i]) for row in rows)) for i in range(len(rows[0]))]

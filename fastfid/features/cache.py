@@ -1,10 +1,10 @@
 """Features of images, extracted once: a cache keyed by content, filled shard by shard as the features come.
 
-A shard is a block of consecutive images of a source (extraction.py).  Its key is the SHA-256 of their content, of the
-network's weights and of its preprocessing, so a renamed folder, a zip of it, or one file changed among thousands find
-every shard that still holds.  A shard also holds the SHA-256 of its key and its arrays: a damaged or exchanged file is
-extracted again.  Each shard is written under a temporary name and renamed: an interrupted run, a late bad image or a
-second run at the same time leave whole shards only, and whoever comes next goes on from them.
+A shard is a block of consecutive images of a source (extraction.py).  Its key is the SHA-256 of their content, of
+the network's weights and of its preprocessing.  So a renamed folder, or a zip of it, finds all its shards, and a
+folder with one changed file finds the others.  A shard also holds the SHA-256 of its key and its arrays: a damaged
+or exchanged file is extracted again.  Each shard is written under a temporary name and then renamed.  An interrupted
+run, a bad image or a second run at the same time leaves only whole shards, and the next run continues from them.
 
     $FASTFID_CACHE, or $XDG_CACHE_HOME/fastfid, or ~/.cache/fastfid
 """

@@ -90,7 +90,7 @@ def load_fashion_net(name: str, path: str | Path | None = None) -> FashionNet:
     net, weights = build_fashion_net(name), _fashion_weights(name, path)
     try:
         net.load_state_dict(load_file(weights))
-    except Exception as unfit:  # whatever safetensors and torch find in it
+    except Exception as unfit:  # safetensors and torch may raise anything for a wrong file
         reason = first_line(unfit)
         raise ValueError(f"{weights} does not hold the weights of {name} ({reason}); pass the right file") from None
     return net.eval().requires_grad_(False)

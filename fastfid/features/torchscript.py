@@ -94,7 +94,7 @@ def _probed_dim(
     black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
     try:
         found = network(prepare(black))
-    except Exception as failed:  # whatever its code raises
+    except Exception as failed:  # its code may raise anything
         reason = shown((str(failed).strip().splitlines() or [type(failed).__name__])[-1])
         raise ValueError(
             f"{path} fails on images [n, 3, {side}, {side}] ({reason}); state the side it expects, ?side=PIXELS"

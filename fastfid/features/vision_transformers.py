@@ -167,7 +167,7 @@ def load_dinov2(model: Any, weights: str | Path) -> None:
     try:
         state["pos_embed"] = resampled_positions(state["pos_embed"], model.pos_embed.shape[1] - 1)
         model.load_state_dict(state)
-    except Exception as unfit:  # whatever torch finds in the state
+    except Exception as unfit:  # torch may raise anything for a wrong state
         raise unfit_weights(weights, "DINOv2", unfit) from None
 
 
@@ -184,7 +184,7 @@ def load_clip(model: Any, weights: str | Path) -> None:
     state = _openai_state(weights) or read_state(weights)
     try:
         model.load_state_dict(checkpoint_filter_fn(state, model))
-    except Exception as unfit:  # whatever timm and torch find in the state
+    except Exception as unfit:  # timm and torch may raise anything for a wrong state
         raise unfit_weights(weights, "CLIP", unfit) from None
 
 

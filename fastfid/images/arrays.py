@@ -116,7 +116,7 @@ def open_array_file(path: Path, value_range: tuple[float, float] | None) -> Arra
         if images is None:
             held = shown(", ".join(content.files))
             raise ValueError(f"{path} has neither {' nor '.join(ARRAY_NAMES)} (only {held}); save the images as arr_0")
-        # An arr_1 that is no list of classes is nobody's labels: one-hot rows, latents, a single number.
+        # An arr_1 that is not a list of classes is ignored: one-hot rows, latents, a single number.
         labelled = labels is not None and labels.shape == images.shape[:1]
         source = ArrayImages(str(path), images, value_range, labels if labelled else None)
         if unread:

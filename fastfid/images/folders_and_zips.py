@@ -221,7 +221,7 @@ def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exceptio
     """Bytes of a file, or the error of reading it, which is reported when the image is decoded, in order."""
     try:
         return read(member)
-    except Exception as unreadable:  # whatever a file system or a damaged archive raises
+    except Exception as unreadable:  # a file system or a damaged archive may raise anything
         return unreadable
 
 

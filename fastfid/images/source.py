@@ -59,7 +59,7 @@ class ImageSource(ABC):
 
     @property
     def expected(self) -> int | None:
-        """How many images there will be, for progress and memory; None where nobody knows."""
+        """Number of images to expect, for progress and memory; None if unknown."""
         return len(self)
 
     @property

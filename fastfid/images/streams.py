@@ -48,7 +48,7 @@ class StreamImages(ImageSource):
 
     @property
     def dataset_size(self) -> int | None:
-        """Images in the dataset behind a loader that makes batches of them; None where nobody knows."""
+        """Images in the dataset of a loader that makes batches of them; None if unknown."""
         dataset = getattr(self.incoming, "dataset", None)
         batched = getattr(self.incoming, "batch_sampler", None) is not None
         return len(dataset) if batched and isinstance(dataset, Sized) else None
@@ -63,7 +63,7 @@ class StreamImages(ImageSource):
             yield block.decode(None)[0]
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[ImageBlock]:
-        """Blocks of exactly `size`, the last one shorter, whatever the sizes of the batches."""
+        """Blocks of exactly `size`, the last one shorter, for batches of any size."""
         checked_size(size)
         if self.begun:
             raise ValueError(f"{self.name} was read already, and an iterator gives its images once; make a new one")

@@ -128,7 +128,7 @@ class CallableReward:
         return ScoredSet(found.to(torch.float64), self.scores, of_set, tuple(images.shape[1:]))
 
     def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """Rewards [n] float64 on the images' device; ValueError as above, but for equal rewards."""
+        """Rewards [n] float64 on the images' device; ValueError as above, except for equal rewards."""
         return self._returned(images, labels).to(torch.float64)
 
     @torch.no_grad()

@@ -123,7 +123,7 @@ def _map(path: Path, header: _Header, offset: int) -> np.ndarray:
 def _member(content: np.lib.npyio.NpzFile, name: str) -> zipfile.ZipInfo:
     """The zip's entry of array `name`; ValueError if it is no npy file, or packed in another way than NumPy does.
 
-    Python's bz2 and lzma inflate all there is at once, whatever the zip claims.
+    Python's bz2 and lzma inflate everything at once, even if the zip claims less.
     """
     info = _archive(content).NameToInfo.get(f"{name}.npy")
     if info is None:

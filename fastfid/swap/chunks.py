@@ -30,7 +30,7 @@ from fastfid.swap.whole_matrices import trace_change_by_whole_matrices
 # What a candidate takes beside its rows: indices, sums and log-determinants or products at up to 100 nodes.
 CANDIDATE_BYTES = 3 << 10
 
-# Largest chunk in host memory, whatever the workspace; the engine keeps it, as fresh pages cost more than the
+# Largest chunk in host memory, for any workspace; the engine keeps it, as fresh pages cost more than the
 # arithmetic done in them.  Measured at d = 2048 over 4 to 256 MiB on two busy Zen 3 cores: 16 and 32 MiB were fastest,
 # 256 MiB was slower by 14% for 50-swaps and by 50% for single images.
 HOST_CHUNK = 32 << 20  # bytes

@@ -172,7 +172,7 @@ def fused_product(
     """C = αI + βX + γPQ [b, n, n] (equation 2), float32, or bfloat16 for "bf16".
 
     p, q, x     [b, n, n] of that dtype, any strides; x may be None; pass a symmetric q as q.mT, which is faster to read
-    symmetric   True computes only the lower triangle of C and mirrors it, whatever PQ and X are
+    symmetric   True computes only the lower triangle of C and mirrors it, for any PQ and X
     precision   "ieee" | "tf32x3" | "tf32" | "bf16"
 
     ValueError for other shapes, dtypes, precisions, or devices.

@@ -37,7 +37,7 @@ def held(path: Path, flag: str, place: Path) -> Iterator[str | None]:
         os.write(handle, _this_process().encode())
         yield note
     finally:
-        path.unlink(missing_ok=True)  # before the lock ends, so that nobody's new file is removed
+        path.unlink(missing_ok=True)  # before the lock ends, so that no other process's new file is removed
         os.close(handle)
 
 

@@ -89,7 +89,7 @@ def choose(
 
     backend   one of BACKENDS, FLASH or SDPA_KERNELS
     head_dim  channels a head
-    dtype     of the products: bfloat16 under autocast, whatever the weights are
+    dtype     of the products: bfloat16 under autocast, for weights of any dtype
     device    default: the current CUDA device, if there is one
 
     ValueError, with the reason, if `backend` is unknown or cannot run.

@@ -69,7 +69,7 @@ def initialise(threads: int = 0) -> torch.device:
 def agree_on_start(store: Store, number: int, world: int) -> str:
     """A word shared by the ranks of this start and used by no earlier start. Rank `number` of `world` ranks calls it.
 
-    torchrun keeps its store over `--max-restarts`, with the addresses of dead processes, to which nobody can connect.
+    torchrun keeps its store over `--max-restarts`, with the addresses of dead processes, which cannot be reached.
     Its restart count distinguishes starts only within one machine. So each rank writes a random word of its own, and
     takes the main rank's word after that rank has answered.
     """
@@ -84,7 +84,7 @@ def agree_on_start(store: Store, number: int, world: int) -> str:
         if time.monotonic() > deadline:
             raise dist.DistStoreError(f"timed out: not all of {world} ranks have come within {TIMEOUT}")
         for r in range(1, world):
-            if store.check([f"sit_rl/greeting/{r}"]):  # may be of an earlier start, then nobody reads the answer
+            if store.check([f"sit_rl/greeting/{r}"]):  # may be of an earlier start; then the answer is not read
                 store.set(f"{store.get(f'sit_rl/greeting/{r}').decode()}/answer", word)
         time.sleep(GREETING_INTERVAL)
     return word
@@ -139,7 +139,7 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self, last_word: str) -> None:
-        """Stop with the last word "gone", so that nobody misses this rank, or "failed", so that nobody waits for it."""
+        """Stop with the last word "gone", so that no rank misses this one, or "failed", so that none waits for it."""
         self._ended.set()
         self._thread.join()
         try:

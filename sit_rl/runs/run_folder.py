@@ -104,7 +104,7 @@ def _within(path: str | Path | None, places: list[Path]) -> bool:
 
 
 def prepare_folder(config: Config, fresh: bool) -> None:
-    """Once everything is loaded: empty a fresh run's folder but for its config.yaml, tidy a resumed one's."""
+    """After everything is loaded: empty a fresh run's folder except its config.yaml, or tidy a resumed one."""
     place = config.run_folder
     barrier()  # every rank has looked at what was there
     if is_main():

@@ -113,5 +113,5 @@ def load_summary(path: Path) -> dict[str, Any]:
         missing = [key for key in SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
         if missing:
             raise ValueError(f"{file} is not the summary of a run: it has no {missing[0]!r}")
-        summary_table(summary)  # now, where an entry of another kind is told with the file's name
+        summary_table(summary)  # now, because an error of a wrong entry here names the file
     return summary

@@ -38,7 +38,7 @@ def signal_levels() -> npt.NDArray[np.float64]:
 def visited_timesteps(steps: int) -> tuple[int, ...]:
     """The timesteps of an S-step sampler from 999 down to 0, evenly spaced and rounded as in DiT's respacing.
 
-    A sampler of one step visits only timestep 0, also as there.
+    A sampler of one step visits only timestep 0, as in that code.
     """
     stride = (TRAIN_STEPS - 1) / (steps - 1) if steps > 1 else 0.0
     # Sums and not products: the official spacing adds, and its last bit decides ties of round().

@@ -153,7 +153,7 @@ def fade(options: RewardOptions, state: State, credits: Credits) -> float:
 
 
 def describe(reference_fd: float | None, scores: Scores, advantage: torch.Tensor, kept: torch.Tensor) -> dict[str, Any]:
-    """The reward's part of a step's record: of the first component, but for the advantages, which are the mix's."""
+    """The reward's part of a step's record: values of the first component, and the advantages of the mix."""
     change = -scores.subset - scores.credits[0].distance
     return {
         "reference_fd": reference_fd,
