@@ -111,6 +111,7 @@ def test_on_the_cpu_beside_the_device_it_is_prepared_meanwhile_and_says_the_same
     for device, reward in rewards.items():
         removed = reward.propose(0)
         if device == "cpu":
+            assert reward.prepared  # the first reference set's engine is ready, so only the next one is slow
             monkeypatch.setattr("fastfid.rewards.frechet.SwapEngine", slow)
         reward.roll(removed, new)
     assert rewards["cpu"].propose(1).shape == (B, M)  # labels and rows need no engine
