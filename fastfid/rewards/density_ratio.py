@@ -35,6 +35,7 @@ from torch.nn.functional import softplus
 
 from fastfid.rewards.checks import checked_labels, checked_real, checked_set
 from fastfid.rewards.per_image import ScoredSet
+from fastfid.swap.checks import check_finite
 
 # Norm of the gradient in scaled variables at which the trust region ends: there a step lowers the loss, about 1, by
 # 1e-10.  At 1e-8 the change would be rounding.  Plain Newton steps, which need no loss, go on from there.
@@ -151,9 +152,7 @@ class DensityRatioSet(ScoredSet):
 
     def _checked_logits(self, rows: Tensor, labels: Tensor | None) -> Tensor:
         assert labels is not None, "a set of this reward has labels"
-        bad = (~torch.isfinite(rows).all(1)).nonzero().flatten()
-        if len(bad):
-            raise ValueError(f"added has NaN or inf in {len(bad)} rows, first {bad[:5].tolist()}; remove those samples")
+        check_finite(rows, "added")
         return self.logits(rows, labels)
 
     def gradient(self) -> Tensor:

@@ -18,13 +18,13 @@ Legend: as in rewards/protocol.py; n real images.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fastfid.distances.arguments import check_polynomial
 from fastfid.distances.kernel_sums import Kernel, gaussian_kernel, polynomial_kernel, sums_by_row
 from fastfid.distances.kid_mmd import chosen_bandwidth
 from fastfid.distances.rows import blocks, mean_row
@@ -75,8 +75,8 @@ class KernelReward:
         self.centre, self.dtype = mean_row(self.real).to(dtype).to(torch.float64), dtype
         self.bandwidth = None
         if kernel == "polynomial":
+            check_polynomial(degree, gamma, coef)
             gamma = 1 / self.real.shape[1] if gamma is None else gamma
-            _check_polynomial(degree, gamma, coef)
             self.kernel = polynomial_kernel(degree, gamma, coef)
             self.slope = Slope(polynomial_kernel(degree - 1, gamma, coef), degree * gamma, 0.0)
         elif kernel == "gaussian":
@@ -102,16 +102,6 @@ class KernelReward:
     def prepare(self, rows: object, labels: object = None) -> KernelSet:
         """The set of features [N, d], N ≥ 2; labels are not used."""
         return KernelSet(self, checked_set(rows, self.real).clone())
-
-
-def _check_polynomial(degree: int, gamma: float, coef: float) -> None:
-    """ValueError unless (γ x·y + coef)^degree is a kernel: positive semidefinite."""
-    if degree < 1 or degree != int(degree):
-        raise ValueError(f"degree is {degree}; pass a positive integer")
-    if not 0 < gamma < math.inf:
-        raise ValueError(f"gamma is {gamma}; pass a positive number")
-    if not 0 <= coef < math.inf:
-        raise ValueError(f"coef is {coef}; pass a number that is not negative")
 
 
 class KernelSet:

@@ -19,6 +19,11 @@ def check_rows(rows: Tensor, name: str, dim: int, at_least: int = 2) -> None:
         raise ValueError(f"{name} must be floating point, got {rows.dtype}; convert the features first")
     if rows.shape[0] < at_least:
         raise ValueError(f"{name} needs at least {at_least} rows for a covariance, got {rows.shape[0]}")
+    check_finite(rows, name)
+
+
+def check_finite(rows: Tensor, name: str) -> None:
+    """ValueError unless all values of the rows [n, d] are finite; it names the first rows that are not."""
     bad = (~torch.isfinite(rows).all(1)).nonzero().flatten()
     if len(bad):
         raise ValueError(f"{name} has NaN or inf in {len(bad)} rows, first {bad[:5].tolist()}; remove those samples")

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from fastfid.runtime.errors import one_line
-from fastfid.runtime.input_files import lacks_memory, reading
+from fastfid.runtime.input_files import lacks_memory, read_text, reading
 from fastfid.runtime.pickle_checks import check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
 from sit_rl.models.dit import DiT
@@ -104,7 +104,7 @@ def _read(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, 
 def _read_index(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of all files that an index lists; they lie beside it."""
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        places = json.loads(read_text(path))["weight_map"]
         names = sorted({str(name) for name in places.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
