@@ -41,6 +41,7 @@ from tests.support.device_cases import (
     engine_on,
     moments_of,
 )
+from tests.support.foreign_arrays import OnDevice
 from tests.support.pretend_cuda import CPU, pretended
 
 # --- the pretence itself -----------------------------------------------------------------------------------------
@@ -200,24 +201,6 @@ def test_an_extractor_ignores_the_callers_autocast():
 # --- arrays of other libraries -----------------------------------------------------------------------------------
 
 
-class Lent:
-    """An array of another library, which lends its memory by DLPack; NumPy's protocol would copy, as CuPy's raises."""
-
-    __cuda_array_interface__ = None
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def __dlpack__(self, **options):
-        return self.tensor.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.tensor.__dlpack_device__()
-
-    def __array__(self, *_):
-        raise TypeError("Implicit conversion to a NumPy array is not allowed")
-
-
 def test_arrays_of_the_other_byte_order_and_sparse_tensors():
     """The first are converted; the second are refused by whatever takes features."""
     x = np.random.default_rng(0).normal(size=(30, 4))
@@ -234,12 +217,12 @@ def test_arrays_of_the_other_byte_order_and_sparse_tensors():
 def test_arrays_are_taken_without_a_copy():
     x, array = torch.ones(3, 2), np.ones((3, 2))
     array.setflags(write=False)
-    assert as_tensor(x) is x and as_tensor(Lent(x)).data_ptr() == x.data_ptr()
+    assert as_tensor(x) is x and as_tensor(OnDevice(x)).data_ptr() == x.data_ptr()
     with pytest.warns(UserWarning, match="not writable"):
         assert as_tensor(array).data_ptr() == array.ctypes.data
-    moments = FeatureMoments.from_features(Lent(REAL))
+    moments = FeatureMoments.from_features(OnDevice(REAL))
     assert torch.equal(moments.cov, FeatureMoments.from_features(REAL).cov)
-    scores = SwapEngine(moments, Lent(REFERENCE)).score(Lent(REMOVED), Lent(ADDED))
+    scores = SwapEngine(moments, OnDevice(REFERENCE)).score(OnDevice(REMOVED), OnDevice(ADDED))
     torch.testing.assert_close(scores, SwapEngine(moments, REFERENCE).score(REMOVED, ADDED), rtol=0, atol=0)
 
 

@@ -107,11 +107,11 @@ def _remembered(read: Callable[[], Any], write: Callable[[Any], None], parts: tu
 
 
 def dense(x: Tensor, name: str = "an argument") -> Tensor:
-    """The tensor itself, with its values in memory; ValueError for a sparse one, whose absent values nothing knows."""
+    """The tensor with its values in memory; ValueError for a sparse one."""
     if x.layout != torch.strided:
         kind = str(x.layout).removeprefix("torch.")
         raise ValueError(f"{name} is a {kind} tensor of shape {tuple(x.shape)}; pass it as .to_dense()")
-    return x.resolve_neg()  # of a view that is to be negated when it is read, as the imaginary part of a conjugate
+    return x.resolve_neg()  # computes a lazy negation, such as the imaginary part of a conjugate
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from fastfid import FeatureMoments, RealFactor, SwapEngine, feature_extractor
 from tests.support import oracles
+from tests.support.foreign_arrays import Foreign
 from tests.support.swap_sets import BACKENDS, CASES, EXACT, allowance, make, moments
 
 ASSETS = Path(__file__).parents[2] / "sit_rl" / "assets"
@@ -107,16 +108,6 @@ def test_any_float_dtype_comes_in(dtype):
 
 
 def test_other_libraries_come_in_by_dlpack():
-    class Foreign:
-        def __init__(self, tensor):
-            self.tensor = tensor
-
-        def __dlpack__(self, **options):
-            return self.tensor.__dlpack__(**options)
-
-        def __dlpack_device__(self):
-            return self.tensor.__dlpack_device__()
-
     real, reference, removed, added = make()
     engine = SwapEngine(moments(real), Foreign(torch.from_numpy(reference)))
     expected = SwapEngine(moments(real), reference).change(removed, added)

@@ -13,7 +13,7 @@ from sit_rl.reward.fresh_reward import FreshReward
 from sit_rl.runs.forecast import step_evaluations
 from sit_rl.train import main
 from tests.support import oracles
-from tests.support.tiny_runs import STEPS, final, lines
+from tests.support.tiny_runs import STEPS, completed, final, lines
 
 D, B, M, CLASSES = 6, 5, 8, 3
 
@@ -90,8 +90,7 @@ FLAGS = ("--reference", "fresh", "--reward", "fd", "kid", "density_ratio")
 @pytest.fixture(scope="module")
 def whole(forked, command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    (result,) = forked.run({"argv": command(folder, *FLAGS)})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, command(folder, *FLAGS))
     assert "of 20 images each left out" in result["out"]
     return folder
 
@@ -106,8 +105,7 @@ def test_killed_it_ends_bit_for_bit_the_same(forked, command, whole, tmp_path):
     third = str(tmp_path / "run" / "checkpoints" / "step-000003")
     (result,) = forked.run({"argv": command(tmp_path / "run", *FLAGS), "when": third, "signal": "KILL"})
     assert result["code"] == -9
-    (result,) = forked.run({"argv": command(tmp_path / "run", *FLAGS)})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, command(tmp_path / "run", *FLAGS))
     a, b = final(tmp_path / "run")[0], final(whole)[0]
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert lines(tmp_path / "run") == lines(whole)

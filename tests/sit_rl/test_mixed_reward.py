@@ -11,7 +11,7 @@ from sit_rl.components.build import build_components
 from sit_rl.presets import PRESETS
 from sit_rl.reward.components import reward_side
 from sit_rl.train import main
-from tests.support.tiny_runs import STEPS, final, lines
+from tests.support.tiny_runs import STEPS, completed, final, lines
 
 SCORE = """
 def brightness(images, labels):
@@ -51,8 +51,7 @@ def mixed(command, score_file):
 def whole(forked, mixed, tmp_path_factory):
     """The uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    (result,) = forked.run({"argv": mixed(folder)})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, mixed(folder))
     return folder, result["out"]
 
 
@@ -85,8 +84,7 @@ def test_killed_it_ends_bit_for_bit_the_same(forked, mixed, whole, tmp_path):
     third = str(folder / "checkpoints" / "step-000003")
     (result,) = forked.run({"argv": mixed(folder), "when": third, "signal": "KILL"})
     assert result["code"] == -9
-    (result,) = forked.run({"argv": mixed(folder)})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, mixed(folder))
     (a, values_a), (b, values_b) = final(folder), final(whole[0])
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert lines(folder) == lines(whole[0])

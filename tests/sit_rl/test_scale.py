@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from sit_rl.learner import checkpoint
 from sit_rl.ranks.process_group import LOST_RANK, agree_on_start
-from tests.support.tiny_runs import STEPS, final, lines
+from tests.support.tiny_runs import STEPS, completed, final, lines
 
 # Adam divides a gradient by its own size: where a sum over ranks in another order turns a gradient near zero, a weight
 # moves by up to a learning rate an update, here 10 updates of at most 1e-4.
@@ -21,8 +21,7 @@ WEIGHT_TOLERANCE = STEPS * 2 * 1e-4
 def one(forked, command, tmp_path_factory):
     """The run on one rank."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-    (result,) = forked.run({"argv": command(folder)})
-    assert result["code"] == 0, result["out"]
+    completed(forked, command(folder))
     return folder
 
 

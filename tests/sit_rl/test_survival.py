@@ -13,15 +13,14 @@ import torch
 from sit_rl.components import networks
 from sit_rl.learner import checkpoint
 from sit_rl.train import main
-from tests.support.tiny_runs import STEPS, final, lines
+from tests.support.tiny_runs import STEPS, completed, final, lines
 
 
 @pytest.fixture(scope="module")
 def whole(forked, command, tmp_path_factory):
     """The uninterrupted run, and its seconds."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    (result,) = forked.run({"argv": command(folder)})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, command(folder))
     return folder, result["seconds"]
 
 
@@ -53,8 +52,7 @@ def test_killed_at_ten_random_moments_it_ends_bit_for_bit_the_same(forked, comma
             assert result["code"] == 0, result["out"]
             assert_same(killed, folder)
             runs += 1
-    (result,) = forked.run({"argv": command(killed)})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, command(killed))
     assert_same(killed, folder)
 
 
@@ -71,8 +69,7 @@ def test_killed_inside_a_save_it_ends_bit_for_bit_the_same(forked, command, whol
         assert result["code"] == -9, (death, result["out"])
         seen.append(sorted(p.name for p in (killed / "checkpoints").iterdir()))
     assert any(name.endswith(".tmp") for names in seen for name in names)
-    (result,) = forked.run({"argv": command(killed)})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, command(killed))
     assert_same(killed, whole[0])
     assert not list((killed / "checkpoints").glob(".*"))
 
@@ -97,8 +94,7 @@ def test_a_damaged_checkpoint_is_refused_and_without_it_the_end_is_the_same(fork
     assert [r["code"] for r in results] == [2, 2] and sentence in results[0]["out"] + results[1]["out"]
     assert sum(r["out"].count("error") for r in results) == 1
     checkpoint.discard(newest)
-    (result,) = forked.run({"argv": command(folder)})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, command(folder))
     assert_same(folder, whole[0])
 
 
@@ -108,8 +104,7 @@ def test_preempted_it_saves_exits_0_in_time_and_goes_on(forked, command, whole, 
     folder = tmp_path / "run"
     more = ("--grace", 0) if name == "USR1" else ()
     first = str(folder / "checkpoints" / "step-000001")
-    (result,) = forked.run({"argv": command(folder, *more), "when": first, "signal": name})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, command(folder, *more), when=first, signal=name)
     assert f"SIG{name}: saving" in result["out"] and "the same command resumes" in result["out"]
     # one step of this run, or the 20 s that the message states for a longer one
     assert result["seconds"] - result["signalled"] < 20

@@ -23,7 +23,7 @@ from sit_rl.rollout import generate
 from sit_rl.sampling.sampler_config import SamplerConfig, time_grid
 from sit_rl.train import main
 from tests.support.published_diffusion import published_step
-from tests.support.tiny_runs import final, lines
+from tests.support.tiny_runs import completed, final, lines
 
 # The embedded images' shape; 64 wide, so that the number of heads follows from a bare state dict.
 TINY = SiTConfig(image_size=28, patch_size=14, channels=1, width=64, depth=1, heads=1, num_classes=10)
@@ -60,8 +60,7 @@ def weights(tmp_path_factory):
 def whole(forked, weights, tmp_path_factory):
     """Two steps, uninterrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    (result,) = forked.run({"argv": [*FLAGS, "--checkpoint", weights.as_posix(), "--out", folder.as_posix()]})
-    assert result["code"] == 0, result["out"]
+    result = completed(forked, [*FLAGS, "--checkpoint", weights.as_posix(), "--out", folder.as_posix()])
     return folder, result["out"]
 
 

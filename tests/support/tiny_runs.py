@@ -30,6 +30,13 @@ def tiny_command(folder):
     return lambda out, *more: [*flags, "--out", str(out), *map(str, more)]
 
 
+def completed(forked, argv, **when):
+    """The result of a training in a forked process, which must end well; `when` as of forked.run."""
+    (result,) = forked.run({"argv": argv, **when})
+    assert result["code"] == 0, result["out"]
+    return result
+
+
 def final(folder):
     """Every tensor of the last checkpoint."""
     path = checkpoint.latest(folder / "checkpoints")
