@@ -19,19 +19,14 @@ import yaml
 from fastfid.cli.command_line import parse
 from fastfid.runtime.errors import one_line, shown
 from fastfid.runtime.input_files import read_text, reading
-from sit_rl.config_groups import (
-    EvaluationOptions,
-    FileOptions,
-    RewardOptions,
-    RolloutOptions,
-    RunOptions,
-    UpdateOptions,
-    check_bounds,
-    dashed,
-    flag_of,
-    option,
-)
 from sit_rl.files.atomic import write_text
+from sit_rl.options.evaluation import EvaluationOptions
+from sit_rl.options.files import FileOptions
+from sit_rl.options.option import check_bounds, dashed, flag_of, option
+from sit_rl.options.reward import RewardOptions
+from sit_rl.options.rollout import RolloutOptions
+from sit_rl.options.run import RunOptions
+from sit_rl.options.update import UpdateOptions
 from sit_rl.reward_names import ComponentName, components_of, networks_of
 from sit_rl.sampling.sampler_config import SamplerConfig
 

@@ -15,7 +15,7 @@ ROOMS = {
         "protocols", "features", "statistics", "metrics", "evaluation", "api", "cli", "__main__",
     ),
     "sit_rl": (
-        "files", "ranks", "command_line", "models", "sampling", "ema", "reward_names", "config_groups", "config",
+        "files", "ranks", "command_line", "models", "sampling", "ema", "reward_names", "options", "config",
         "presets", "learner", "components", "reward", "rollout", "estimators", "runs", "generation", "report",
         "compare", "training", "sample", "evaluate", "pretrain", "train",
     ),

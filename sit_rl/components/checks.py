@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from sit_rl.config import Config
-from sit_rl.config_groups import dashed
 from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths, require_utf8
 from sit_rl.files.weights import weights_files
 from sit_rl.models.sit import SiT
+from sit_rl.options.option import dashed
 from sit_rl.reward_names import PYTHON
 from sit_rl.sampling.guidance import bind
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from fastfid import FeatureExtractor, feature_extractor
-from sit_rl.config_groups import FileOptions
 from sit_rl.files.paths import listed, reading
 from sit_rl.files.weights import weights_of
+from sit_rl.options.files import FileOptions
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from sit_rl.components.build import Components
 from sit_rl.config import Config
-from sit_rl.config_groups import given
 from sit_rl.learner.guards import require_finite_gradient, require_finite_weights
 from sit_rl.learner.learner import Learner
+from sit_rl.options.option import given
 from sit_rl.ranks.collectives import owned_samples, sum_scalars
 from sit_rl.ranks.preemption import stop_if_overdue
 from sit_rl.ranks.process_group import is_main, rank, world_size

@@ -12,7 +12,6 @@ import torch
 from fastfid.runtime.errors import one_line
 from fastfid.runtime.hashes import file_sha256, sha256
 from sit_rl.config import Config, load_config
-from sit_rl.config_groups import RunOptions
 from sit_rl.files.paths import reading
 from sit_rl.generation.recipe import EMBEDDED, GeneratorOptions
 from sit_rl.learner import checkpoint
@@ -24,6 +23,7 @@ from sit_rl.models.loading import INDEX, load_model
 from sit_rl.models.lora import add_lora, merge_lora
 from sit_rl.models.pixels import to_uint8
 from sit_rl.models.sit import SiT
+from sit_rl.options.run import RunOptions
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import nn
 
 from fastfid.runtime.errors import one_line
 from sit_rl.config import MACHINE_FIELDS, Config
-from sit_rl.config_groups import RunOptions
 from sit_rl.models.finite_weights import first_not_finite
 from sit_rl.models.sit import SiT
+from sit_rl.options.run import RunOptions
 
 # Largest useful norm of a gradient: above it, products of two entries overflow float32.
 GRADIENT_LIMIT = 1e18

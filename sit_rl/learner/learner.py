@@ -26,11 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from sit_rl.config import Config
-from sit_rl.config_groups import RunOptions, given
 from sit_rl.models.averages import EMA, PowerEMA
 from sit_rl.models.lora import add_lora
 from sit_rl.models.precision import bfloat16_forward
 from sit_rl.models.sit import SiT, compile_blocks
+from sit_rl.options.option import given
+from sit_rl.options.run import RunOptions
 from sit_rl.ranks.process_group import world_size
 
 # Parameters above which `auto` shards: weights, gradients, two moments and one average are 20 bytes a parameter, 6 GB

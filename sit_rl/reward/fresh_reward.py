@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from fastfid import PreparedSet
-from sit_rl.config_groups import RewardOptions
+from sit_rl.options.reward import RewardOptions
 from sit_rl.reward.components import Component, RewardSide
 from sit_rl.reward.swap_reward import (
     Scores,

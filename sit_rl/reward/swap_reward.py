@@ -21,7 +21,7 @@ from fastfid import PreparedSet, swap_credit
 from fastfid.rewards.frechet import FrechetSet
 from sit_rl.components.build import Components
 from sit_rl.config import Config
-from sit_rl.config_groups import RewardOptions
+from sit_rl.options.reward import RewardOptions
 from sit_rl.ranks.cpu_batches import enter_worker
 from sit_rl.reward.components import Component, RewardSide, reward_side
 from sit_rl.reward.rolling_reference import ReferenceSet

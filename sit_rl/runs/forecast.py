@@ -9,8 +9,8 @@ import torch
 
 from sit_rl.components.build import Components
 from sit_rl.config import Config
-from sit_rl.config_groups import given
 from sit_rl.models import attention
+from sit_rl.options.option import given
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import world_size
 from sit_rl.reward_names import PYTHON, ComponentName

@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from sit_rl.components.checks import check_predictions
 from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.config import Config
-from sit_rl.config_groups import given
 from sit_rl.files.paths import reading, require_paths
 from sit_rl.learner.learner import SHARD_ABOVE, prepare
 from sit_rl.models.autoencoder import SLICE
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.options.option import given
 from sit_rl.runs.forecast import OVERHEAD_EVALUATIONS, aligned, evaluations, quick_evaluations, rollout_sampler
 
 # Generators of presets, whose weights a dry run does not need.

@@ -10,10 +10,10 @@ from fastfid.runtime.distributed import from_main
 from fastfid.runtime.input_files import read_text
 from sit_rl.components.checks import given_paths
 from sit_rl.config import Config, differences, load_config
-from sit_rl.config_groups import dashed
 from sit_rl.files.atomic import folder, writing
 from sit_rl.files.lock import held
 from sit_rl.learner import checkpoint
+from sit_rl.options.option import dashed
 from sit_rl.ranks.process_group import barrier, is_main
 from sit_rl.runs.log import say
 

@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from sit_rl.config_groups import UpdateOptions, given
+from sit_rl.options.option import given
+from sit_rl.options.update import UpdateOptions
 
 
 def warmup_cosine(progress: float, warmup: float = 0.02) -> float:

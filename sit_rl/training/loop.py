@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from sit_rl.components.build import Components
 from sit_rl.config import Config
-from sit_rl.config_groups import RewardOptions
 from sit_rl.estimators.base import Estimator, update
 from sit_rl.learner import guards
+from sit_rl.options.reward import RewardOptions
 from sit_rl.ranks.collectives import broadcast_from_main, gather_owned
 from sit_rl.ranks.preemption import Preempted, told_to_stop
 from sit_rl.ranks.process_group import is_main

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sit_rl.config_groups import RewardOptions
+from sit_rl.options.reward import RewardOptions
 from sit_rl.reward.advantages import advantages, select
 from sit_rl.reward.components import Component
 from sit_rl.reward.swap_reward import Credits, Scores

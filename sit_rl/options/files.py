@@ -1,0 +1,42 @@
+"""What to train and measure with; the embedded default needs none of these paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sit_rl.options.option import option
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What to train and measure with; the embedded default needs none of these paths."""
+
+    checkpoint: Path | None = option(
+        None, "SiT or DiT weights: .safetensors, or an official .pt (bare state dict or {model, ema, ...})"
+    )
+    architecture: Literal["auto", "sit", "dit"] = option(
+        "auto", "what the weights are of; auto: what the file says of itself, else DiT for a name DiT-…, else SiT"
+    )
+    vae: Path | None = option(None, "folder of a diffusers AutoencoderKL, for models of latents")
+    real: Path | None = option(None, "the reward's real images or statistics (.npz with mu, sigma)")
+    heldout: Path | None = option(
+        None,
+        "the judge's real images or statistics; default: embedded, or for other models --real, as in the paper",
+    )
+    embedded_images: int = option(
+        0, "how many of the embedded real images to use of each split, evenly spaced; 0 means all"
+    )
+    reward_features: str = option("fashion-a", "feature network of the reward: any that `fastfid eval --network` takes")
+    judge_features: str = option("fashion-b", "a second network, which only judges; none: no second network")
+    weights: tuple[str, ...] = option(
+        (), "weights file of the feature network, such as Inception's, or NAME=PATH for several"
+    )
+
+    def check(self) -> None:
+        """ValueError if there are too few embedded images."""
+        if self.embedded_images and self.embedded_images < 200:
+            raise ValueError(
+                f"--embedded-images is {self.embedded_images}; at least 200 are needed for 128 features, or 0 for all"
+            )
