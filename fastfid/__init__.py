@@ -20,7 +20,10 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name == "__all__" or not name.startswith("_"):
         interface = import_module(f"{__name__}.api")
-        globals().update({public: getattr(interface, public) for public in ("__all__", *interface.__all__)})
+        loaded = ("__all__", *(public for public in interface.__all__ if public not in interface.METRIC_CLASSES))
+        globals().update({public: getattr(interface, public) for public in loaded})
+        if name in interface.METRIC_CLASSES:
+            globals()[name] = getattr(interface, name)
     if name in globals():
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,10 @@
-"""The public names of fastfid; imported when the first of them is used."""
+"""The public names of fastfid; imported when the first of them is used.
+
+The metric classes are imported when the first of these is used, because torchmetrics takes seconds to load.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from fastfid.distances.frechet import frechet_distance, frechet_terms
 from fastfid.distances.kid_mmd import kid, mmd
@@ -14,7 +20,6 @@ from fastfid.features.registry import feature_extractor
 from fastfid.features.torchscript import torchscript_extractor
 from fastfid.images.open import open_images
 from fastfid.linalg.iterative_roots import trace_sqrt_product
-from fastfid.metrics.metrics import FrechetDistance, FrechetInceptionDistance, KernelInceptionDistance, PrecisionRecall
 from fastfid.rewards.credit import swap_credit
 from fastfid.rewards.density_ratio import DensityRatioReward
 from fastfid.rewards.frechet import FrechetReward
@@ -25,6 +30,16 @@ from fastfid.rewards.sliced_wasserstein import SlicedWassersteinReward
 from fastfid.statistics.statistics import Statistics, read_statistics
 from fastfid.swap.cross_checks import swap_change_ref
 from fastfid.swap.engine import SwapEngine
+
+if TYPE_CHECKING:
+    from fastfid.metrics.metrics import (
+        FrechetDistance,
+        FrechetInceptionDistance,
+        KernelInceptionDistance,
+        PrecisionRecall,
+    )
+
+METRIC_CLASSES = ("FrechetDistance", "FrechetInceptionDistance", "KernelInceptionDistance", "PrecisionRecall")
 
 __all__ = [
     "CallableReward",
@@ -65,3 +80,10 @@ __all__ = [
     "torchscript_extractor",
     "trace_sqrt_product",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A metric class, imported on first use (PEP 562)."""
+    if name in METRIC_CLASSES:
+        return getattr(import_module("fastfid.metrics.metrics"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,13 +12,14 @@
     KID's subsets drawn from a seed of their own, as in torch-fidelity
     a call        only updates the metric
     checkpoints   a module that holds a metric saves its network and none of its rows; `state_dict` returns the rows
+    ranks         the metric brings the rows of all ranks together itself: `dist_sync_fn` is not used
 
 As in torchmetrics, a metric is a module and its network is a part of it, so that both follow a module that holds them
 to its device.  The network computes in evaluation mode whatever mode it is in: features do not depend on the batch, and
 no statistics of a BatchNorm move.
 
-They are no subclasses of torchmetrics.Metric, because importing torchmetrics takes longer than importing torch and this
-package together.  A MetricCollection takes `metric.as_torchmetrics()`.
+Where torchmetrics is installed, they are subclasses of torchmetrics.Metric: a MetricCollection, a tracker and
+Lightning's `log` take them.  Without it they are plain modules with the same methods.
 
 With torch.distributed every rank updates with its own images.  `compute` collects the images of all ranks and returns
 the same number on each, so every rank must call it.  `update` sees images and not where they are from: those that a
@@ -42,6 +43,7 @@ from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import DISTANCES, precision_recall
 from fastfid.features.extractor import FeatureExtractor, evaluation_mode, warn_of_batch_statistics
 from fastfid.features.registry import feature_extractor
+from fastfid.metrics.base import IS_TORCHMETRICS, MetricBase
 from fastfid.metrics.inception_layer import INCEPTION_LAYERS, InceptionLayer
 from fastfid.metrics.sides import MomentsSide, RowsSide, distributed
 from fastfid.runtime.devices import as_tensor
@@ -50,7 +52,7 @@ Feature = int | str | nn.Module | FeatureExtractor | None
 Side = TypeVar("Side", MomentsSide, RowsSide)
 
 
-class Metric(nn.Module, ABC, Generic[Side]):
+class Metric(MetricBase, ABC, Generic[Side]):
     """Two sides, real and generated: `update` fills them, `compute` compares them.
 
     feature              what makes features [n, d] of the images:
@@ -67,6 +69,7 @@ class Metric(nn.Module, ABC, Generic[Side]):
     """
 
     _side: type[Side]  # what each side keeps
+    full_state_update = True  # one side alone has no distance, so a call cannot compute that of its batch
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Metric(nn.Module, ABC, Generic[Side]):
         process_group: ProcessGroup | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False, compute_with_cache=False)  # `compute` synchronises by itself
         flags = {"reset_real_features": reset_real_features, "normalize": normalize, "antialias": antialias}
         for name, value in {**flags, "sync_on_compute": sync_on_compute}.items():
             check_flag(name, value)
@@ -108,10 +111,13 @@ class Metric(nn.Module, ABC, Generic[Side]):
             features = features[None]
         (self._real if real else self._fake).update(features)
 
-    forward = update
+    def forward(self, imgs: Tensor, real: bool) -> None:
+        """The same as `update`."""
+        self.update(imgs, real)
 
     def reset(self) -> None:
         """Forget the generated side, and the real one unless `reset_real_features` is False."""
+        super().reset()
         self.unsync()
         self._fake = self._side()
         if self.reset_real_features:
@@ -128,19 +134,24 @@ class Metric(nn.Module, ABC, Generic[Side]):
             if not alone:
                 self.unsync()
 
-    def sync(self) -> None:
-        """Put all ranks' rows in place of this rank's, until `unsync` or `reset`; every rank must call it."""
+    def sync(self, *_: Any, should_sync: bool = True, **__: Any) -> None:
+        """Put all ranks' rows in place of this rank's, until `unsync` or `reset`; every rank must call it.
+
+        Other arguments of torchmetrics' `sync` change nothing.
+        """
+        if not should_sync:
+            return
         self._refuse_synced()
         if distributed():
             self._own = self._real, self._fake
             self._real, self._fake = (side.of_all_ranks(self.process_group) for side in self._own)
 
-    def unsync(self) -> None:
+    def unsync(self, should_unsync: bool = True) -> None:
         """Put this rank's own rows back."""
-        if self._own is not None:
+        if should_unsync and self._own is not None:
             (self._real, self._fake), self._own = self._own, None
 
-    def state_dict(  # type: ignore[override]  # rows have no names of tensors
+    def state_dict(
         self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
         """Both sides of this rank, for torch.save.
@@ -148,17 +159,19 @@ class Metric(nn.Module, ABC, Generic[Side]):
         A module that holds the metric passes its `destination`, which gets the weights of the network alone.
         """
         if destination is not None:
-            return super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+            weights: dict[str, Any] = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+            return weights
         real, fake = self._own or (self._real, self._fake)
         return {"real": real.state_dict(), "fake": fake.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the sides that `state_dict` returned."""
         self._own, self._real, self._fake = None, self._side(), self._side()
         self._real.load_state_dict(state["real"])
         self._fake.load_state_dict(state["fake"])
+        self._update_count = int(bool(state["real"] or state["fake"]))  # torchmetrics warns of a `compute` at 0
 
-    def to(self, device: str | torch.device) -> Metric[Side]:  # type: ignore[override]
+    def to(self, device: str | torch.device) -> Metric[Side]:
         """Move the network and the rows, and return self; ValueError for a FeatureExtractor."""
         if self.has_fixed_device and isinstance(self.extractor, FeatureExtractor):
             raise ValueError(f"{self.extractor} stays on {self.extractor.device}; make it on {device} instead")
@@ -166,7 +179,7 @@ class Metric(nn.Module, ABC, Generic[Side]):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Metric[Side]:
         """Follow the module that holds it to another device; a FeatureExtractor stays where it was made."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, *(() if IS_TORCHMETRICS else (recurse,)))
         if self.has_fixed_device:
             return self
         if isinstance(self.extractor, FeatureExtractor):
@@ -179,12 +192,10 @@ class Metric(nn.Module, ABC, Generic[Side]):
         return self
 
     def as_torchmetrics(self) -> Any:
-        """This metric as a torchmetrics.Metric, for a MetricCollection; ImportError without torchmetrics."""
-        try:
-            from fastfid.metrics.torchmetrics_adapter import TorchMetric
-        except ImportError as missing:
-            raise ImportError(f"torchmetrics cannot be imported ({missing}); pip install torchmetrics") from None
-        return TorchMetric(self)
+        """This metric, which is a torchmetrics.Metric; ImportError without torchmetrics."""
+        if not IS_TORCHMETRICS:
+            raise ImportError("torchmetrics cannot be imported; pip install torchmetrics")
+        return self
 
     @abstractmethod
     def _compute(self) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import subprocess
 import sys
 
 import numpy as np
@@ -118,7 +119,6 @@ MODULE_METRICS = {
     "kid": lambda network: KernelInceptionDistance(network, subsets=3, subset_size=20),
     "pr": PrecisionRecall,
     "extractor": lambda network: FrechetDistance(FeatureExtractor.from_module(network, D)),
-    "torchmetrics": lambda network: FrechetInceptionDistance(feature=network).as_torchmetrics(),
 }
 
 
@@ -134,8 +134,6 @@ def network_of_the_caller():
 @pytest.mark.parametrize("name", MODULE_METRICS)
 def test_networks_compute_in_evaluation_mode(name):
     """Neither the batch size nor training mode changes a metric; modes and statistics of the network stay."""
-    if name == "torchmetrics":
-        pytest.importorskip("torchmetrics")
     network = network_of_the_caller()
     state = {key: value.clone() for key, value in network.state_dict().items()}
     generator = torch.Generator().manual_seed(3)
@@ -158,7 +156,7 @@ def test_networks_compute_in_evaluation_mode(name):
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)  # float32 products of other shapes round differently
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     assert found[0].isfinite().all()
-    if name not in ("extractor", "torchmetrics"):
+    if name != "extractor":
         assert torch.equal(found[0][0], expected_of(name, network, real, fake))
 
 
@@ -320,15 +318,13 @@ def test_two_processes_give_the_one_process_number(tmp_path):
 
 
 def test_metrics_join_a_collection_of_torchmetrics():
-    """The adapter gives the metrics' own numbers through a collection's update, compute, reset, copies and pickles."""
+    """A collection's update, compute, reset, copies and pickles keep the metrics' own numbers."""
     torchmetrics = pytest.importorskip("torchmetrics")
     theirs = (
         pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance(feature=Given()).set_dtype(torch.float64)
     )
     ours = {"fid": FrechetInceptionDistance(feature=Given()), "prc": PrecisionRecall(feature=Given())}
-    collection = torchmetrics.MetricCollection(
-        {"theirs": theirs, **{name: metric.as_torchmetrics() for name, metric in ours.items()}}
-    )
+    collection = torchmetrics.MetricCollection({"theirs": theirs, **ours})
     real, fake = rows(60, 1), rows(50, 2, 0.3)
     filled(collection, real, fake)
     found = pickle.loads(pickle.dumps(collection)).to("cpu").compute()
@@ -343,8 +339,29 @@ def test_metrics_join_a_collection_of_torchmetrics():
     assert collection.compute()["fid"].item() == pytest.approx(0, abs=1e-9) != found["fid"].item()
 
 
-def test_without_torchmetrics_the_adapter_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    monkeypatch.delitem(sys.modules, "fastfid.metrics.torchmetrics_adapter", raising=False)
-    with pytest.raises(ImportError, match="pip install torchmetrics"):
-        FrechetDistance().as_torchmetrics()
+def test_without_torchmetrics_the_metrics_are_plain_modules():
+    """The same numbers in a process that cannot import torchmetrics."""
+    script = """
+import pickle, sys
+sys.modules["torchmetrics"] = None
+import torch
+from fastfid import FrechetDistance
+from tests.support.given_features import filled, rows
+metric = filled(FrechetDistance(), rows(60, 1), rows(50, 2, 0.3))
+metric = pickle.loads(pickle.dumps(torch.nn.ModuleDict({"fd": metric}).to("cpu")))["fd"]
+print(metric.compute().item())
+metric.reset()
+try:
+    metric.as_torchmetrics()
+except ImportError as error:
+    print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    value, error = found.splitlines()
+    assert float(value) == filled(FrechetDistance(), rows(60, 1), rows(50, 2, 0.3)).compute().item()
+    assert error.endswith("pip install torchmetrics")
+
+
+def test_other_names_do_not_import_torchmetrics():
+    script = "import sys; from fastfid import SwapEngine, evaluate; print('torchmetrics' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
