@@ -42,6 +42,7 @@ ESTIMATOR_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 CONFIG_BYTES = 1 << 16  # of config.yaml, which has 4 KiB; a parser of YAML in Python takes seconds for a MiB
+DEEPEST = 10  # lists and tables in brackets inside each other; a config has 2
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,16 @@ def load_config(path: Path) -> Config:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Refuses aliases, by which a few lines stand for billions of values; a saved config has none."""
+    """Refuses what no saved config has: aliases, by which a few lines stand for billions of values, and deep nesting.
+
+    The parser's time grows with the square of the depth.
+    """
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """The start of a list or table in brackets; YAMLError inside DEEPEST others."""
+        if self.flow_level == DEEPEST:
+            raise yaml.YAMLError(f"it has more than {DEEPEST} brackets inside each other, which no saved config has")
+        super().fetch_flow_collection_start(token)  # type: ignore[misc]  # PyYAML's stubs leave it out
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next value of the file; YAMLError for an alias."""

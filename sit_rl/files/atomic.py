@@ -1,7 +1,4 @@
-"""Text files that are written whole or not at all, and output folders that are removed if a failure leaves them empty.
-
-The next run overwrites a temporary file that a killed run has left.
-"""
+"""Text files that appear whole or not at all, and output folders that are removed if a failure leaves them empty."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fastfid.runtime.atomic_files import write_atomically
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8 under a temporary name, then rename it. Other bytes, of file names, become escapes."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    """Write a file in UTF-8, whole or not at all. Other bytes, of file names, become escapes."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ class PngFolder(SampleFiles):
     def foreign(self) -> Path | None:  # noqa: D102
         if not self.path.is_dir():
             return self.path if self.path.exists() else None
-        known = {self.record_path.name, self.record_path.name + ".tmp", self.labels_path.name}
+        known = {self.record_path.name, self.labels_path.name}
         recorded, image = self.read_record() is not None, re.compile(rf"\d{{{self.digits}}}\.png")
         for entry in sorted(self.path.iterdir()):
             ours = recorded and image.fullmatch(entry.name) and int(entry.stem) < self.count

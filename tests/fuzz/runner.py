@@ -34,6 +34,7 @@ MOST_BYTES = 10**9
 WARM_BYTES = 7 * 10**8
 POLL_SECONDS = 0.02
 LONGEST_SENTENCE = 2000  # characters
+IN_MEMORY = "/dev/shm"  # where a folder is made and removed ten times as fast as on a disk
 INPUTS_A_CHILD = 2000  # then a fresh one, so that memory that a library keeps is no fault of an input
 # The input that a child works on, since when by the clock, and the seconds of its processor by then.
 STATE = struct.Struct("<qdd")
@@ -122,7 +123,7 @@ class _Child:
 
     def __init__(self, inputs, start, stop, step, deadline, readers):
         self.inputs, self.stop, self.step, self.deadline, self.readers = inputs, stop, step, deadline, readers
-        self.folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None))
         self.state = mmap.mmap(-1, STATE.size)
         self._fork(start)
 

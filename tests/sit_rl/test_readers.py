@@ -71,6 +71,11 @@ def test_configs_of_another_kind(tmp_path, kind):
     assert "\x1b" not in sentence(load_config, tmp_path / "config.yaml")
 
 
+def test_brackets_inside_each_other_are_refused_before_they_are_parsed(tmp_path):
+    (tmp_path / "config.yaml").write_text("ema_power: " + "[" * 11 + "]" * 11)
+    assert "more than 10 brackets inside each other" in sentence(load_config, tmp_path / "config.yaml")
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_pipe_or_a_device_for_a_config(tmp_path, kind):
     into(tmp_path / "config.yaml", kind)
