@@ -19,7 +19,7 @@ import torch
 
 from fastfid.runtime.errors import one_line
 from fastfid.runtime.input_files import lacks_memory, read_text, reading
-from fastfid.runtime.pickle_checks import check_tensors, check_torch_file
+from fastfid.runtime.pickle_checks import Damaged, check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
 from sit_rl.models.dit import DiT
 from sit_rl.models.official_names import official_names
@@ -246,7 +246,7 @@ def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[st
             # Only zip files, the format since torch 1.6, can be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        if lacks_memory(error):
+        if isinstance(error, Damaged) or lacks_memory(error):
             raise
         wrong = damage(path)
         if wrong is None and "EOF" in f"{type(error).__name__} {error}":  # a file of torch < 1.6

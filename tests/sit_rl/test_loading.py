@@ -249,6 +249,33 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
             assert torch.equal(file.get_tensor(key), value)
 
 
+def test_a_damaged_torch_file_is_refused(tmp_path):
+    """A bit of some bytes: the file is refused by its own checksums, or the byte is one that no tensor depends on."""
+    path, model = tmp_path / "model.pt", random_sit()
+    torch.save(model.state_dict(), path)
+    good, refused = path.read_bytes(), 0
+    for i in range(0, len(good), 997):
+        path.write_bytes(good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :])
+        try:
+            loaded = load_model(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += "is damaged: the checksum" in str(error)
+        else:
+            assert all(torch.equal(x, y) for x, y in zip(loaded.parameters(), model.parameters(), strict=True))
+    assert refused > 100
+
+
+def test_a_torch_file_without_checksums_is_read(tmp_path):
+    model = random_sit()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(model.state_dict(), tmp_path / "model.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(load_model(tmp_path / "model.pt").pos_embed, model.pos_embed)
+
+
 def test_a_damaged_file_of_weights_is_refused(tmp_path):
     """A bit of any byte of the header, of some bytes of the tensors, zeros, and tensors of other weights."""
     path, other = tmp_path / "ema.safetensors", tmp_path / "other.safetensors"
