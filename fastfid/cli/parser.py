@@ -58,7 +58,7 @@ class NetworkOptions:
     device: Annotated[str, arg(metavar="NAME", help="where the network runs, for example cuda")] = "cpu"
     no_cache: Annotated[Switch, switch("neither read nor write the cache of features")] = False
     skip_corrupt: Annotated[Switch, switch("leave unreadable images out, with a warning")] = False
-    class_folders: Annotated[Switch, switch("numbered folders such as 00000 are classes")] = False
+    class_folders: Annotated[Switch, switch("folders such as 00000, chunk_3, a7 or train are classes")] = False
     force: Annotated[Switch, switch("compare what does not match, with a warning")] = False
 
     def check(self) -> None:

@@ -65,7 +65,7 @@ def evaluate(
     force               False   compare sides whose provenance differs, with a warning
     value_range         None    (0, 1) or (-1, 1), of float images in memory
     workers             None    threads that decode image files; one for each usable core up to 8
-    class_folders       False   folders numbered with five digits or more, such as 00000, are classes, too
+    class_folders       False   folders that look like parts of a set (00000, chunk_3, a7, train) are classes, too
     kid_subset_size     None    rows of a KID subset; the protocol's unless given
     nearest_k           None    neighbour of precision, recall, density, coverage; the protocol's unless given
     seed                2020    of KID's subsets, the Inception Score's order and FD∞'s subsets

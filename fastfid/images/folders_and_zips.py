@@ -1,7 +1,7 @@
 """Encoded images of a folder or a zip, sorted by path and decoded by threads; hostile and damaged files are named.
 
 Files are sorted by their path below the root as text, so a folder and a zip of it give the same order.  If all images
-lie in class folders, the folder names are the labels.  Folders numbered with five or more digits are parts of a set,
+lie in class folders, the folder names are the labels.  Folders that are parts of a set (00000, chunk_3, a7, train) are
 not classes, unless the caller says so.
 
 Bounds.  A file may hold at most MAX_PIXELS pixels and MAX_FILE_BYTES bytes.  A member of a zip above FREE_BYTES may
@@ -33,7 +33,11 @@ from fastfid.images.source import ImageBlock, ImageSource, checked_size, counted
 from fastfid.runtime.hashes import sha256
 
 BLOCKS_AHEAD = 1  # encoded blocks that are read in advance; memory does not depend on the number of images
-BUCKET = re.compile(r"\d{5,}")  # folders of a thousand images each, as 00000/ of StyleGAN and EDM
+# Names of folders that are parts of a set: of a thousand images each, as 00000/ of StyleGAN and EDM; counted parts; and
+# the splits of a data set.
+PART = re.compile(r"\d{5,}|(batch|block|bucket|chunk|dir|folder|group|part|rank|shard|split|worker)[-_ ]?\d+", re.I)
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "heldout", "held-out"})
+HASH = re.compile(r"[0-9a-f]{1,3}", re.I)  # first digits of a hash, as 00/ to ff/ of content-addressed stores
 MOST_PATHS = 100  # most paths to one folder; links inside linked folders double them at every level
 FILES_A_TASK = 32  # files that a thread takes at a time, to spread the cost of passing work to it
 
@@ -80,10 +84,10 @@ class FileImages(ImageSource):
         self._beside, self._with_frames = self.notes, set[str]()
         self.skip_corrupt, self.skipped, self.workers = skip_corrupt, [], decoders(workers)
         self.classes = _class_folders(self.members)
-        if self.classes is not None and not class_folders and all(map(BUCKET.fullmatch, self.classes)):
+        if self.classes is not None and not class_folders and _are_parts(set(self.classes)):
             first, last = min(self.classes), max(self.classes)
             self.notes.append(
-                f"the numbered folders {first} to {last} of {name} are not taken for classes; class_folders=True "
+                f"the folders {first} to {last} of {name} are not taken for classes; class_folders=True "
                 "(--class-folders) takes them"
             )
             self.classes = None
@@ -311,6 +315,21 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None, class_folders:
 
     notes = [note] if (note := passed_over(str(path), others)) else []
     return FileImages(str(path), members, read, skip_corrupt, workers, notes, class_folders)
+
+
+def _are_parts(names: set[str]) -> bool:
+    """Whether all folders look like parts of a set: numbered, the splits of a data set, or named by hashes.
+
+    Names by hashes have one length, and both letters and digits among them; the classes 0 to 9 are no hashes.
+    """
+    if all(map(PART.fullmatch, names)) or {name.lower() for name in names} <= SPLITS:
+        return True
+    together = "".join(names)
+    return (
+        all(map(HASH.fullmatch, names))
+        and len({len(name) for name in names}) == 1
+        and not (together.isdigit() or together.isalpha())
+    )
 
 
 def _class_folders(members: list[str]) -> list[str] | None:

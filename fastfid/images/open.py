@@ -39,7 +39,7 @@ def open_images(
     skip_corrupt  leave unreadable image files out and list them in `.skipped`, instead of stopping at the first
     workers       threads that decode files (default: one for each usable core, up to 8)
     name          what messages call images in memory
-    class_folders folders numbered with five digits or more, such as 00000, are classes, too
+    class_folders folders that look like parts of a set (00000, chunk_3, a7, train) are classes, too
 
     Labels come from the folders of a class tree, from arr_1 or labels of an npz, from pairs and from dicts.
     FileNotFoundError for a missing path, ValueError for an empty, unreadable or unsuitable one.

@@ -184,10 +184,14 @@ def test_numbered_folders_are_classes_on_request_only(tmp_path):
     for source in (write(tmp_path / "b", buckets), pack(tmp_path / "b.zip", buckets)):
         parts = open_images(source)
         assert parts.labels(0, 5) is None
-        told = f"the numbered folders 00000 to 00001 of {source} are not taken for classes; class_folders=True"
+        told = f"the folders 00000 to 00001 of {source} are not taken for classes; class_folders=True"
         assert parts.notes == [f"{told} (--class-folders) takes them"]
         asked = open_images(source, class_folders=True)
         assert asked.labels(0, 5) == ["00000"] * 4 + ["00001"] and asked.notes == []
-    for name in ("0007", "n01440764", "00000_cat"):  # 10,000 classes have four digits
+    for names in (("00", "a7"), ("0f3", "b10"), ("train", "Test"), ("chunk_1", "chunk_12"), ("rank0", "rank1")):
+        folder = write(tmp_path / names[0] / "set", {f"{part}/x.png": images[0] for part in names})
+        assert open_images(folder).labels(0, 2) is None
+        assert open_images(folder, class_folders=True).labels(0, 2) == sorted(names)
+    for name in ("0007", "n01440764", "00000_cat", "part", "cafe"):  # 10,000 classes have four digits
         classes = open_images(write(tmp_path / name, {f"{name}/x.png": images[0], "0001/x.png": images[1]}))
         assert classes.labels(0, 2) == sorted(["0001", name]) and classes.notes == []
