@@ -1,5 +1,6 @@
 """Runs that survive: killed anywhere, preempted, resumed on another number of ranks, they end where they would have."""
 
+import errno
 import io
 import json
 import os
@@ -150,3 +151,27 @@ def test_a_folder_that_safetensors_could_not_read_again_is_refused(capsys, comma
     with pytest.raises(SystemExit):
         main(command(tmp_path / os.fsdecode(b"caf\xe9")))
     assert "caf\\udce9 is not UTF-8, as safetensors needs" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("call", "number"), [("fsync", 5), ("fsync", 9), ("replace", 3)])
+def test_a_full_disk_ends_a_run_in_one_sentence_and_loses_no_step(
+    monkeypatch, capsys, command, whole, tmp_path, call, number
+):
+    """A disk that is full at a random write of a save: the checkpoint before it stays, and the run goes on from it."""
+    real, calls = getattr(os, call), 0
+
+    def full(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments, **options)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(os, call, full)
+        main(command(folder))
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "No space left on device" in told and "Traceback" not in told
+    main(command(folder))
+    assert_same(folder, whole[0])
