@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,12 +54,14 @@ def row_sums(generated: Tensor, real: Tensor, kernel: Kernel, diagonal: bool = F
     return rows
 
 
-def sums_by_row(x: Tensor, y: Tensor, kernel: Kernel, centre: Tensor) -> Tensor:
-    """Σ_j k(x_i, y_j) float64 [n] of rows x [n, d] and y [m, d] about c = `centre`; where y is x, over j ≠ i."""
-    memory = _Memory(max(len(x), len(y)), centre, copies=False)
-    (sums,) = _sums_of(x, y, centre, [Reduction(kernel, by_row=True)], False, memory)
-    assert sums.rows is not None
-    return sums.rows
+def sums_by_row(x: Tensor, y: Tensor, kernels: Sequence[Kernel], centre: Tensor) -> list[Tensor]:
+    """Σ_j k(x_i, y_j) float64 [n] for each kernel k, of rows x [n, d] and y [m, d] about c = `centre`.
+
+    Where y is x, over j ≠ i.  The kernels share the matrix products.
+    """
+    memory = _Memory(max(len(x), len(y)), centre, copies=len(kernels) > 1)
+    reductions = [Reduction(kernel, by_row=True) for kernel in kernels]
+    return [sums.rows for sums in _sums_of(x, y, centre, reductions, False, memory) if sums.rows is not None]
 
 
 def subset_members(generated: Tensor, real: Tensor, drawn: tuple[Tensor, Tensor]) -> dict[int, Tensor]:

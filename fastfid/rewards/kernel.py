@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from fastfid.distances.arguments import check_polynomial
-from fastfid.distances.kernel_sums import Kernel, gaussian_kernel, polynomial_kernel, sums_by_row
+from fastfid.distances.kernel_sums import Kernel, gaussian_kernel, polynomial_kernel
 from fastfid.distances.kid_mmd import chosen_bandwidth
 from fastfid.distances.rows import blocks, mean_row
 from fastfid.rewards.checks import checked_candidates, checked_real, checked_set
+from fastfid.rewards.shared_sums import SharedSums
 from fastfid.runtime.devices import full_float32
 
 CHUNK = 8 << 20  # float64 numbers of temporary rows or kernel values: 64 MiB
@@ -54,6 +55,8 @@ class KernelReward:
     bandwidth  "median"      σ in feature units, or the median distance of 1,000 evenly spaced real rows
     dtype      float64       of kernel values; their sums are always float64.  float32 takes half the time
     name       "kid" or "mmd"
+    beside     None          a reward of the same real rows and dtype, which is asked about the same sets: the matrix
+                             products are computed once for both
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class KernelReward:
         bandwidth: float | Literal["median"] = "median",
         dtype: torch.dtype = torch.float64,
         name: str | None = None,
+        beside: KernelReward | None = None,
     ):
         self.name = name or ("mmd" if kernel == "gaussian" else "kid")
         if dtype not in (torch.float32, torch.float64):
@@ -85,13 +89,26 @@ class KernelReward:
             self.slope = Slope(self.kernel, self.bandwidth**-2, 1.0)
         else:
             raise ValueError(f"unknown kernel {kernel!r}; choose polynomial or gaussian")
+        self._shared = self._joined(beside)
         count = len(self.real)
         self.within_real = self.sums(self.real, self.real).sum().item() / (count * (count - 1))
+
+    def _joined(self, beside: KernelReward | None) -> SharedSums:
+        """The sums of this kernel, or of this one and those beside it."""
+        if beside is None:
+            return SharedSums([self.kernel], self.centre.to(self.dtype))
+        if beside.dtype != self.dtype or not torch.equal(beside.real, self.real):
+            raise ValueError(
+                f"{self.name} cannot share products with {beside.name}: beside must have the same real rows and dtype"
+            )
+        self.real = beside.real
+        beside._shared.kernels.append(self.kernel)
+        return beside._shared
 
     def sums(self, x: Tensor, y: Tensor) -> Tensor:
         """Σ_j k(x_i, y_j) float64 [n]; where y is x, over j ≠ i."""
         with full_float32(x.device):
-            sums = sums_by_row(x, y, self.kernel, self.centre.to(self.dtype))
+            sums = self._shared.of(self.kernel, x, y)
         if not torch.isfinite(sums.sum()):
             raise ValueError(
                 f"kernel values of {self.name} overflow {self.dtype}: the features are too large; divide them, or "
@@ -101,7 +118,7 @@ class KernelReward:
 
     def prepare(self, rows: object, labels: object = None) -> KernelSet:
         """The set of features [N, d], N ≥ 2; labels are not used."""
-        return KernelSet(self, checked_set(rows, self.real).clone())
+        return KernelSet(self, self._shared.copy(checked_set(rows, self.real)))
 
 
 class KernelSet:
