@@ -5,8 +5,10 @@ A flag has one flat name (--lr) and an alias that names its group (--update.lr).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -41,6 +43,11 @@ ESTIMATOR_DEFAULTS: dict[str, dict[str, Any]] = {
     "sde_policy_gradient": {"keep": 0.25, "updates": 4, "minibatch": 100, "lr": 1e-4},
 }
 
+CONFIG = "config"  # the flag of a file with fields, which is no field itself
+CONFIG_HELP = tyro.conf.arg(
+    help="YAML file with any of these fields by their flat names (a saved config.yaml, too); flags win over it"
+)
+NEAR = 0.7  # similarity of a mistyped field to the one that is meant; unrelated words reach 0.6
 CONFIG_BYTES = 1 << 16  # of config.yaml, which has 4 KiB; a parser of YAML in Python takes seconds for a MiB
 DEEPEST = 10  # lists and tables in brackets inside each other; a config has 2
 
@@ -176,7 +183,8 @@ def resolve(config: Config) -> Config:
 
 def parse_config(argv: list[str], default: Config, description: str | None) -> Config:
     """The config of a command line, whose defaults are those of `default`; every flat name is a flag."""
-    form = make_dataclass("Config", [_flag(name, place, default[name]) for name, place in places().items()])
+    flags = [_flag(name, place, default[name]) for name, place in places().items()]
+    form = make_dataclass("Config", [(CONFIG, Annotated[Path | None, CONFIG_HELP], field(default=None)), *flags])
     parsed: Any = parse(form, argv, description=description)
     return default.changed(**{name: getattr(parsed, name) for name in places()})
 
@@ -195,20 +203,54 @@ def _flag(name: str, place: Place, default: Any) -> tuple[str, Any, Any]:
 def load_config(path: Path) -> Config:
     """Read a saved config; ValueError if it cannot be read, or has a field of unknown name or of another type."""
     remedy = "restore it, or choose another --out"
+    values = _read_yaml(path, remedy)
+    try:
+        config = Config.of(**_converted(values, {name: place.hint for name, place in places().items()}))
+        resolve(config).check()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; {remedy}") from None
+    return config
+
+
+def preset_of(path: Path) -> str | None:
+    """The preset that a file of --config names, or None; ValueError if it cannot be read."""
+    values = _read_yaml(path, "correct --config")
+    preset = values.get("preset") if isinstance(values, dict) else None
+    return preset if isinstance(preset, str) else None
+
+
+def with_file(default: Config, path: Path) -> Config:
+    """`default` with the fields of a file of --config: any of the flat names, a sampler's own fields as well.
+
+    ValueError, in one sentence, for a field of unknown name, with the nearest one, or of another type.
+    """
+    values = _read_yaml(path, "correct --config")
+    hints = {name: place.hint for name, place in places().items()}
+    try:
+        if isinstance(values, dict):
+            values = {name: _completed(value, default, name) for name, value in values.items()}
+        return default.changed(**_converted(values, hints))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--config {path}: {error}") from None
+
+
+def _completed(value: Any, default: Config, name: Any) -> Any:
+    """A sampler's given fields, on top of the default's others; any other value as it is."""
+    if name in places() and isinstance(value, dict) and isinstance(default[name], SamplerConfig):
+        return asdict(default[name]) | value
+    return value
+
+
+def _read_yaml(path: Path, remedy: str) -> Any:
+    """What a YAML file holds, as plain values; ValueError if it cannot be read."""
     if not path.exists():
         raise ValueError(f"{path} cannot be read (No such file or directory); {remedy}")
     with reading(path, remedy):
         try:
-            values = yaml.load(read_text(path, CONFIG_BYTES), _PlainLoader)
+            return yaml.load(read_text(path, CONFIG_BYTES), _PlainLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = one_line(error)
             raise ValueError(f"{path} is not YAML ({reason}); {remedy}") from None
-        try:
-            config = Config.of(**_converted(values, {name: place.hint for name, place in places().items()}))
-            resolve(config).check()
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}; {remedy}") from None
-    return config
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -250,7 +292,9 @@ def _converted(values: Any, hints: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{type(values).__name__} in place of a table of fields")
     unknown = sorted(str(name) for name in set(values) - set(hints))
     if unknown:
-        raise ValueError(f"unknown field {shown(repr(unknown[0]))}: it was not written by this version")
+        near = get_close_matches(unknown[0].lstrip("-").replace("-", "_"), [str(name) for name in hints], 1, NEAR)
+        hint = f"did you mean {near[0]}?" if near else "--help lists the fields"
+        raise ValueError(f"unknown field {shown(repr(unknown[0]))}; {hint}")
     return {name: _convert(name, value, hints[name]) for name, value in values.items()}
 
 
@@ -266,8 +310,26 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             return tuple(_convert(name, item, get_args(choice)[0]) for item in value)
         if choice is SamplerConfig and isinstance(value, dict):
             return SamplerConfig(**_converted(value, get_type_hints(SamplerConfig)))
-        if choice is float and type(value) in (int, float):
+        if choice is float and (type(value) in (int, float) or _is_number(value)):
             return float(value)
         if isinstance(choice, type) and type(value) is choice:
             return value
-    raise ValueError(f"{name} is {shown(repr(value))}, which is not of its type {getattr(hint, '__name__', hint)}")
+    raise ValueError(f"{name} is {shown(repr(value))}, which is not of its type {_words(hint)}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that YAML 1.1 takes for text: 1e-4, without a point."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value))
+
+
+def _words(hint: Any) -> str:
+    """A type in words: int, one of sit, dit, a list of str."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list of {_words(get_args(hint)[0])}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_words(choice) for choice in get_args(hint))
+    return {type(None): "null", Path: "a path", SamplerConfig: "a sampler"}.get(
+        hint, getattr(hint, "__name__", f"{hint}")
+    )

@@ -2,6 +2,7 @@
 
     torchrun sit_rl/train.py                                  the embedded default, on a CPU, in minutes
     torchrun sit_rl/train.py --estimator rejection --seed 1   any field of the config is a flag; --help lists them
+    torchrun sit_rl/train.py --config run.yaml --seed 1       and a field of a file; flags win
     torchrun sit_rl/train.py --preset sit-xl-imagenet256 --checkpoint … --vae … --real … --heldout …
     torchrun sit_rl/train.py --preset dit-xl-imagenet256 --checkpoint DiT-XL-2-256x256.pt …    by DDPM steps
 
@@ -23,7 +24,7 @@ from fastfid.runtime.errors import one_line
 from sit_rl.command_line import run_command
 from sit_rl.components.build import Components, build_components
 from sit_rl.components.checks import check_inputs
-from sit_rl.config import Config, parse_config, resolve
+from sit_rl.config import Config, parse_config, preset_of, resolve, with_file
 from sit_rl.estimators import build_estimator
 from sit_rl.files.atomic import write_json
 from sit_rl.learner import checkpoint
@@ -80,17 +81,28 @@ def run_in_group(config: Config) -> None:
 
 
 def parse(argv: list[str]) -> Config:
-    """Command line → config: --preset chooses the defaults, every other flag changes one of them."""
-    name = "fashion"
-    for i, word in enumerate(argv):
-        if word.startswith("--preset"):
-            name = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
+    """Command line → config: --preset chooses the defaults, --config changes some, every other flag changes one."""
+    file = _value_of("--config", argv)
+    path = None if file is None else Path(file)
+    name = _value_of("--preset", argv) or (path and preset_of(path)) or "fashion"
     if name not in PRESETS:
         known = "; ".join(f"{key}: {text}" for key, (text, _) in PRESETS.items())
         raise ValueError(f"--preset {name!r} does not exist; choose one of {known}")
-    config = resolve(parse_config(argv, PRESETS[name][1], __doc__))
+    default = PRESETS[name][1]
+    if path is not None:
+        default = with_file(default, path).changed(preset=name)
+    config = resolve(parse_config(argv, default, __doc__))
     config.check()
     return config
+
+
+def _value_of(flag: str, argv: list[str]) -> str | None:
+    """The last value of a flag; None without it."""
+    value = None
+    for i, word in enumerate(argv):
+        if word == flag or word.startswith(f"{flag}="):
+            value = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
+    return value
 
 
 def run(config: Config, device: torch.device, clock: Clock) -> None:
