@@ -1,17 +1,20 @@
 """Names of reward components, as --reward takes them.
 
-    KIND                 on the network of --reward-features
-    KIND:NETWORK         on another feature network
-    python:FILE:NAME     a function NAME(images, labels) -> [n] of a Python file
+    KIND                    on the network of --reward-features
+    KIND:NETWORK            on another feature network
+    package.module:NAME     a function NAME(images, labels) -> [n], or a set reward, that Python can import
+    FILE.py:NAME            the same in a file
 
-each with =WEIGHT at the end, or weight 1.
+each with =WEIGHT at the end, or weight 1.  The last two may begin with python:, which a module needs whose name is a
+KIND.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+
+from fastfid.runtime.imported_objects import FORM, ObjectName, object_name
 
 KINDS = ("fd", "kid", "mmd", "sliced_wasserstein", "density_ratio")
 PYTHON = "python"
@@ -22,7 +25,7 @@ class ComponentName:
     """One component of the reward.
 
     kind    one of KINDS, or PYTHON
-    source  the feature network, or FILE:NAME of a Python function
+    source  the feature network, or the name of a Python object, of the form FORM
     weight  above 0
     """
 
@@ -34,10 +37,11 @@ class ComponentName:
         return f"{self.kind}:{self.source}"
 
     @property
-    def function(self) -> tuple[Path, str]:
-        """File and name of a Python function."""
-        path, _, name = self.source.rpartition(":")
-        return Path(path), name
+    def own(self) -> ObjectName:
+        """Where the Python object is."""
+        found = object_name(self.source)
+        assert found is not None, "checked by components_of"
+        return found
 
 
 def components_of(words: tuple[str, ...], network: str) -> tuple[ComponentName, ...]:
@@ -65,13 +69,15 @@ def _component(word: str, network: str) -> ComponentName:
         name, _, number = word.rpartition("=")
         weight = _weight(word, number)
     kind, colon, source = name.partition(":")
+    if kind not in (*KINDS, PYTHON) and object_name(name):
+        kind, source = PYTHON, name
     if kind not in (*KINDS, PYTHON):
         raise ValueError(
             f"--reward {word}: unknown component {kind!r}; choose {', '.join(KINDS)}, each with :NETWORK for another "
-            f"network than {network}, or {PYTHON}:FILE:NAME"
+            f"network than {network}, or your own, {FORM}"
         )
-    if kind == PYTHON and (not source.rpartition(":")[0] or not source.rpartition(":")[2].isidentifier()):
-        raise ValueError(f"--reward {word}: write {PYTHON}:FILE:NAME, the function NAME of a Python file")
+    if kind == PYTHON and not object_name(source):
+        raise ValueError(f"--reward {word}: write {FORM}, a function or a set reward")
     if colon and not source:
         raise ValueError(f"--reward {word} names no network after the colon; write {kind} for {network}")
     return ComponentName(kind, source or network, weight)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from sit_rl.models.sit import SiT
 from sit_rl.presets import PRESETS
 from sit_rl.ranks.preemption import Preempted, watch
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group, world_size
+from sit_rl.reward.components import RewardSide
+from sit_rl.reward.own_reward import try_rewards
 from sit_rl.runs.figures import save_samples
 from sit_rl.runs.forecast import describe_run
 from sit_rl.runs.gpu_plan import dry_run
@@ -120,7 +123,7 @@ def run_alone(config: Config, device: torch.device, clock: Clock) -> None:
     try:
         with clock.phase("setup"):
             remote = start_wandb(config) if config.run.wandb and is_main() else None
-            components = build_components(config, device, progress=is_main())
+            components = build_components(config, device, is_main(), partial(try_rewards, config))
             estimator, state = build_estimator(config, components), start(config, components, path, values, clock)
             if path is None:  # room for one checkpoint more, which is being written; replaced ones free theirs
                 replaced = checkpoint.bytes_of(config.run_folder / "checkpoints")
@@ -183,7 +186,7 @@ def finish(config: Config, components: Components, state: State, model: SiT) -> 
         "seconds": {k: round(v, 2) for k, v in state.clock.state_dict().items()},
         "images_generated": state.images_generated,
         "ranks": world_size(),
-        "protocol": protocol(config, components),
+        "protocol": protocol(config, components, state.side),
     }
     write_json(folder / "summary.json", summary)
     report = write_run_report(folder)
@@ -194,8 +197,8 @@ def finish(config: Config, components: Components, state: State, model: SiT) -> 
     )
 
 
-def protocol(config: Config, components: Components) -> dict[str, Any]:
-    """How the numbers of summary.json were measured: metrics, networks, images, samplers, weights."""
+def protocol(config: Config, components: Components, side: RewardSide | None) -> dict[str, Any]:
+    """How the numbers of summary.json were measured: metrics, networks, images, reward, samplers, weights."""
     nets = {"fd": components.reward_net, "fd_b": components.judge_net}
     return {
         "metrics": list(METRICS),
@@ -209,6 +212,8 @@ def protocol(config: Config, components: Components) -> dict[str, Any]:
         "reward_real_images": components.real.moments.count,
         "reward": {str(each): each.weight for each in config.reward_components},
         "reward_networks": {n.name: n.weights_sha256 for n in (components.reward_net, *components.more_nets)},
+        "reward_preprocessing": {n.name: n.preprocessing for n in (components.reward_net, *components.more_nets)},
+        "reward_sources": {} if side is None else dict(side.sources),
         "samplers": {"ode": str(config.evaluation.ode), "sde": str(config.evaluation.sde)},
         "weights": f"EMA, decay {config.update.ema} per optimiser step",
     }

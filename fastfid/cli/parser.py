@@ -18,6 +18,7 @@ from fastfid import __version__
 from fastfid.cli.command_line import DONE, abbreviations_completed, parse, refuse
 from fastfid.features.names import BATCH_SIZE, NETWORK_NAMES
 from fastfid.protocols import METRICS, PROTOCOLS, protocol_named
+from fastfid.runtime.imported_objects import FORM, object_name
 
 PROGRAM = "fastfid"
 SIDE = "folder, .zip, .npz or .npy of images, or a file of statistics or features"
@@ -41,8 +42,8 @@ class NetworkOptions:
     """Options of every command that may run a network."""
 
     network: Annotated[
-        str | None, text_option("NAME", f"of {', '.join(NETWORK_NAMES)}; eval takes several separated by commas",
-                                default="the protocol's")
+        str | None, text_option("NAME", f"of {', '.join(NETWORK_NAMES)}, or your own, {FORM}; eval takes several "
+                                "separated by commas", default="the protocol's")
     ] = None  # fmt: skip
     protocol: Annotated[
         str | None, text_option("NAME", f"network, resizing and metric defaults of a peer: {', '.join(PROTOCOLS)}")
@@ -234,6 +235,6 @@ def range_of(text: str) -> tuple[float, float]:
 def weights_of(text: str) -> str | dict[str, str]:
     """A path, or {network: path} from NAME=PATH,NAME=PATH."""
     parts = [part.partition("=") for part in listed(text)]
-    if all(name in NETWORK_NAMES and equals for name, equals, _ in parts):
+    if all((name in NETWORK_NAMES or object_name(name)) and equals for name, equals, _ in parts):
         return {name: path for name, _, path in parts}
     return text

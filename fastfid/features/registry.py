@@ -1,4 +1,5 @@
-"""Every named extractor: Inception with each peer's resizing, DINOv2 and CLIP by timm, EfficientNet-Lite0, TorchScript.
+"""Every named extractor: Inception with each peer's resizing, DINOv2 and CLIP by timm, EfficientNet-Lite0, TorchScript,
+and a user's own.
 
 Inception, EfficientNet-Lite0 and the fashion networks are MultiExtractors: `outputs` also gives logits (for the
 Inception Score) and spatial features (sFID) from the same pass.  Weights come from a local path.  Those of
@@ -19,10 +20,12 @@ from fastfid.features.fashion import fashion_extractor, fashion_with_logits
 from fastfid.features.inception import inception_extractor
 from fastfid.features.inception_resizing import INCEPTION_INPUTS
 from fastfid.features.names import CLIP_MODELS, DINOV2_MODELS, EFFICIENTNET_SIDES, FASHION_NETS, NETWORK_NAMES
+from fastfid.features.own_network import own_network
 from fastfid.features.preparation import as_rgb, chosen_input
 from fastfid.features.torchscript import TORCHSCRIPT, named_torchscript
 from fastfid.features.vision_transformers import DINOV2_INPUTS, clip_extractor, dinov2_extractor
 from fastfid.protocols import Protocol
+from fastfid.runtime.imported_objects import FORM, object_name
 
 
 def build_extractor(
@@ -34,7 +37,8 @@ def build_extractor(
 ) -> FeatureExtractor:
     """Extractor `name`, with its logits; `input_name` is a name in INCEPTION_INPUTS, DINOV2_INPUTS or CLIP_INPUTS.
 
-    name     of NETWORK_NAMES, or "torchscript:PATH?side=S&range=R" (see `torchscript_extractor`)
+    name     of NETWORK_NAMES, "torchscript:PATH?side=S&range=R" (see `torchscript_extractor`), or a user's own,
+             package.module:NAME or FILE.py:NAME (see own_network.py)
     spatial  also give the spatial features of sFID (Inception only)
 
     ValueError for unknown names, FileNotFoundError for missing weights, ImportError naming the extra to install.
@@ -51,13 +55,17 @@ def build_extractor(
         return fashion_with_logits(name, weights, device)
     if name.startswith(TORCHSCRIPT):
         return named_torchscript(name, device)
+    own = object_name(name)
+    if own is not None:
+        return own_network(own, weights, device)
     if Path(name).is_file():
         raise ValueError(
             f"{name} is a file, and a TorchScript file can run code when it is loaded; if you trust it, name it "
             f"{TORCHSCRIPT}{name}"
         )
     raise ValueError(
-        f"unknown feature network {name!r}; choose one of {', '.join(NETWORK_NAMES)}, or {TORCHSCRIPT}PATH"
+        f"unknown feature network {name!r}; choose one of {', '.join(NETWORK_NAMES)}, or {TORCHSCRIPT}PATH, or your "
+        f"own, {FORM}"
     )
 
 
@@ -71,7 +79,7 @@ def preprocessing_of(name: str, protocol: Protocol) -> str:
 def feature_extractor(
     name: str, weights: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> FeatureExtractor:
-    """Extractor called `name`, of fastfid.features.names.NETWORK_NAMES, its weights from the file `weights` if given.
+    """Extractor called `name`, as of `build_extractor`, its weights from the file `weights` if given.
 
     ValueError for an unknown name, an unusable device or a file of the wrong hash, FileNotFoundError for missing
     weights, ImportError naming the extra to install where a package is missing.

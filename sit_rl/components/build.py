@@ -12,6 +12,7 @@ from sit_rl.components.checks import check_classes, check_predictions, like_embe
 from sit_rl.components.image_sets import ASSETS, ImageSet, embedded
 from sit_rl.components.networks import load_networks
 from sit_rl.components.real_side import RealSide, extract_real, validate_real
+from sit_rl.components.trial import TryReward, try_own
 from sit_rl.config import Config
 from sit_rl.files.paths import reading
 from sit_rl.learner.learner import prepare
@@ -51,8 +52,13 @@ class Components:
         return self.model.config.image_shape
 
 
-def build_components(config: Config, device: torch.device, progress: bool = True) -> Components:
-    """Load and check everything that a run needs; ValueError or OSError for bad input, before any work."""
+def build_components(
+    config: Config, device: torch.device, progress: bool = True, try_reward: TryReward | None = None
+) -> Components:
+    """Load and check everything that a run needs; ValueError or OSError for bad input, before any work.
+
+    try_reward  called with two images of the generator and their labels, before the real images are read
+    """
     with reading("--checkpoint", config.files.checkpoint or ASSETS):
         path = config.files.checkpoint or ASSETS / "base.safetensors"
         model = load_model(path, architecture=config.files.architecture)
@@ -66,6 +72,7 @@ def build_components(config: Config, device: torch.device, progress: bool = True
     decode = to_uint8 if config.files.vae is None else load_decoder(config.files.vae, device, tf32=fast)
     nets = load_networks(config.files, networks_of(config.reward_components), device)
     reward_net, judge_net = nets.reward, nets.judge
+    try_own(config, [net for net in (reward_net, judge_net, *nets.more) if net], model, decode, try_reward)
     train = embedded("train", config.files.embedded_images) if config.files.real is None else None
     for flag, file in (("--real", config.files.real), ("--heldout", config.files.heldout)):
         if file is not None:

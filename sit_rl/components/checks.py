@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from fastfid.runtime.imported_objects import object_name
 from sit_rl.config import Config
 from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths, require_utf8
 from sit_rl.files.weights import weights_files
 from sit_rl.models.sit import SiT
 from sit_rl.options.option import dashed
-from sit_rl.reward_names import PYTHON
+from sit_rl.reward_names import PYTHON, networks_of
 from sit_rl.sampling.guidance import bind
 
 # Paths that a preset without embedded assets needs.
@@ -44,8 +45,15 @@ def given_paths(config: Config) -> list[tuple[str, Path | str | None]]:
     paths: list[tuple[str, Path | str | None]] = [
         (f"--{name}", getattr(config.files, name)) for name in ("checkpoint", "vae", "real", "heldout")
     ]
-    paths += [("--reward", each.function[0]) for each in config.reward_components if each.kind == PYTHON]
+    paths += [("--reward", each.own.file) for each in config.reward_components if each.kind == PYTHON]
+    paths += [(flag, own.file) for flag, name in named_networks(config) if (own := object_name(name)) is not None]
     return paths + weights_files(config.files.weights)
+
+
+def named_networks(config: Config) -> list[tuple[str, str]]:
+    """Flag and name of each feature network of a run."""
+    named = [("--reward-features", config.files.reward_features), ("--judge-features", config.files.judge_features)]
+    return named + [("--reward", name) for name in networks_of(config.reward_components)]
 
 
 def check_predictions(config: Config, model: SiT) -> None:

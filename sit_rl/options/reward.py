@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fastfid.runtime.imported_objects import FORM
 from sit_rl.options.option import check_bounds, option
 from sit_rl.reward_names import KINDS, components_of
 
@@ -16,7 +17,7 @@ class RewardOptions:
     components: tuple[str, ...] = option(
         (),
         f"components of the reward: any of {', '.join(KINDS)}, with :NETWORK for another network than "
-        "--reward-features, python:FILE:NAME for a function of images and labels, and =WEIGHT; default: fd",
+        f"--reward-features, {FORM} for a function of images and labels or a set reward, and =WEIGHT; default: fd",
         flag="reward",
     )
     reference: Literal["rolling", "refresh", "fresh"] = option(

@@ -1,19 +1,19 @@
 """The components of a run's reward, and what they read of images: the trainer's door to fastfid/rewards.
 
-Every image has one row: the features of each network of the reward, side by side, then the score of each Python
-function.  A component reads its own columns.  So features of a network are computed once an image, however many
-components read them, and the reference set is one matrix.
+Every image has one row: the features of each network of the reward, side by side, then what each component of the
+user's own reads, such as the score of a Python function.  A component reads its own columns.  So features of a network
+are computed once an image, however many components read them, and the reference set is one matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from fastfid import (
-    CallableReward,
     DensityRatioReward,
     FeatureExtractor,
     FrechetReward,
@@ -21,12 +21,12 @@ from fastfid import (
     SetReward,
     SlicedWassersteinReward,
 )
-from fastfid.rewards.per_image import ScoreReward
 from sit_rl.components.build import Components
 from sit_rl.components.real_side import RealSide
+from sit_rl.components.trial import two_images
 from sit_rl.config import Config
 from sit_rl.ranks.cpu_batches import map_batches
-from sit_rl.reward.python_function import load_function
+from sit_rl.reward.own_reward import OwnReward, Reader, flagged
 from sit_rl.reward_names import PYTHON, ComponentName, networks_of
 
 # Real images, evenly spaced, that kernels and sorted projections compare with: as many as the reference set has by
@@ -48,28 +48,30 @@ class Component:
 class RewardSide:
     """All components of a run, and how an image's row comes about.
 
-    networks   those whose features a rollout does not compute: all but the first
-    functions  Python functions, each of which adds one column
+    networks  those whose features a rollout does not compute: all but the first
+    readers   what the components of the user's own read of an image
+    sources   SHA-256 of the file of each component of the user's own, by its name
     """
 
     components: tuple[Component, ...]
     networks: tuple[FeatureExtractor, ...] = ()
-    functions: tuple[CallableReward, ...] = ()
+    readers: tuple[Reader, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self, features: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, batch: int) -> torch.Tensor:
         """float32 [n, d]: features [n, d₁] of the first network, and what else the components read of the images.
 
         images uint8 [n, c, h, w] and labels int64 [n] in host memory, read `batch` at a time as in a rollout
         """
-        more = sum(net.dim for net in self.networks) + len(self.functions)
+        more = sum(each.dim for each in self.networks) + sum(each.width for each in self.readers)
         if not more or not len(images):  # a rank may own no image
             return features if not more else features.new_empty(0, features.shape[1] + more)
         parts, batches = [features], images.split(batch)
         for net in self.networks:
             parts.append(torch.cat(list(map_batches(net, batches, net.device))))
-        for function in self.functions:
-            scores = [function.scores(*some) for some in zip(batches, labels.split(batch), strict=True)]
-            parts.append(torch.cat(scores).to(features)[:, None])
+        for reader in self.readers:
+            read = [reader.rows(*some) for some in zip(batches, labels.split(batch), strict=True)]
+            parts.append(torch.cat(read).to(features))
         return torch.cat(parts, dim=1)
 
 
@@ -82,15 +84,27 @@ def reward_side(config: Config, components: Components, device: torch.device) ->
     networks = (first, *(name for name in networks_of(named) if name != first))
     nets = (components.reward_net, *components.more_nets)
     sides = dict(zip(networks, (components.real, *components.more_real), strict=True))
-    functions = {str(each): load_function(each) for each in named if each.kind == PYTHON}
-    dims = [*((name, net.dim) for name, net in zip(networks, nets, strict=True)), *((name, 1) for name in functions)]
-    columns = _columns(dims)
+    own = _own(config, components)
+    widths = [(name, each.reader.width) for name, each in own.items()]
+    columns = _columns([*((name, net.dim) for name, net in zip(networks, nets, strict=True)), *widths])
     labels = None if components.real_images is None else components.real_images.labels
     found = []
+    kernels: dict[str, KernelReward] = {}  # one on each network, with which others share the products
     for each in named:
         key = str(each) if each.kind == PYTHON else each.source
-        found.append(Component(str(each), each.weight, columns[key], _reward(each, sides, labels, device)))
-    return RewardSide(tuple(found), components.more_nets, tuple(functions.values()))
+        reward = own[key].reward if each.kind == PYTHON else _reward(each, sides, labels, device, kernels.get(key))
+        if isinstance(reward, KernelReward):
+            kernels.setdefault(key, reward)
+        found.append(Component(str(each), each.weight, columns[key], reward))
+    readers, sources = tuple(each.reader for each in own.values()), {name: each.source for name, each in own.items()}
+    return RewardSide(tuple(found), components.more_nets, readers, sources)
+
+
+def _own(config: Config, components: Components) -> dict[str, OwnReward]:
+    """The components of the user's own, by name."""
+    named = [each for each in config.reward_components if each.kind == PYTHON]
+    images = two_images(components.model, components.decode)[0] if named else torch.empty(0)
+    return {str(each): flagged(each, config, images) for each in named}
 
 
 def _columns(dims: Sequence[tuple[str, int]]) -> dict[str, slice]:
@@ -103,11 +117,14 @@ def _columns(dims: Sequence[tuple[str, int]]) -> dict[str, slice]:
 
 
 def _reward(
-    component: ComponentName, sides: Mapping[str, RealSide], labels: torch.Tensor | None, device: torch.device
+    component: ComponentName,
+    sides: Mapping[str, RealSide],
+    labels: torch.Tensor | None,
+    device: torch.device,
+    beside: KernelReward | None,
 ) -> SetReward:
+    """The reward of a component on a network; `beside` is one by another kernel on the same network."""
     name = str(component)
-    if component.kind == PYTHON:
-        return ScoreReward(name)
     side = sides[component.source]
     if component.kind == "fd":
         return FrechetReward(side.moments, name, device)
@@ -119,7 +136,8 @@ def _reward(
     if component.kind == "sliced_wasserstein":
         return SlicedWassersteinReward(rows, name=name)
     # float32 takes half the time; changes err by 2e-5 of their spread (5,000 rows of 128 features, measured)
-    return KernelReward(rows, "polynomial" if component.kind == "kid" else "gaussian", dtype=torch.float32, name=name)
+    kernel: Literal["polynomial", "gaussian"] = "polynomial" if component.kind == "kid" else "gaussian"
+    return KernelReward(rows, kernel, dtype=torch.float32, name=name, beside=beside)
 
 
 def _evenly_spaced(rows: torch.Tensor) -> torch.Tensor:

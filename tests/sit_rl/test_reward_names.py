@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fastfid.runtime.imported_objects import ObjectName
 from sit_rl.reward_names import ComponentName, components_of, networks_of
 
 
@@ -19,7 +20,19 @@ def test_names_networks_and_weights():
     )
     assert networks_of(found) == ("fashion-a", "fashion-c", "dinov2")
     assert [str(each) for each in found][2:4] == ["kid:dinov2", "mmd:fashion-a"]
-    assert found[-1].function == (Path("my/file.py"), "score")
+    assert found[-1].own == ObjectName("my/file.py", "score") and found[-1].own.file == Path("my/file.py")
+
+
+def test_own_functions_need_no_prefix():
+    found = components_of(("pkg.mod:score=0.5", "my/file.py:Reward", "python:kid:f"), "fashion-a")
+    assert found == (
+        ComponentName("python", "pkg.mod:score", 0.5),
+        ComponentName("python", "my/file.py:Reward"),
+        ComponentName("python", "kid:f"),
+    )
+    assert found[0].own.file is None and networks_of(found) == ()
+    (network,) = components_of(("fd:pkg.mod:Net=0.5",), "fashion-a")
+    assert network == ComponentName("fd", "pkg.mod:Net", 0.5)
 
 
 def test_without_names_it_is_the_frechet_distance():
@@ -47,9 +60,9 @@ def test_a_torchscript_network_keeps_its_equals_signs():
         (("fd=half",), "the weight 'half' is no positive number"),
         (("kid=",), "the weight '' is no positive number"),
         (("fd", "kid", "fd:fashion-a=2"), "--reward names fd:fashion-a twice"),
-        (("python",), "--reward python: write python:FILE:NAME"),
-        (("python:score.py",), "--reward python:score.py: write python:FILE:NAME"),
-        (("python:score.py:a-b",), "--reward python:score.py:a-b: write python:FILE:NAME"),
+        (("python",), "--reward python: write package.module:NAME or FILE.py:NAME"),
+        (("python:score.py",), "--reward python:score.py: write package.module:NAME or FILE.py:NAME"),
+        (("python:score.py:a-b",), "--reward python:score.py:a-b: write package.module:NAME"),
     ],
 )
 def test_words_that_name_no_component(words, message):
