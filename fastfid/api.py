@@ -15,6 +15,7 @@ from fastfid.distances.window import FeatureWindow
 from fastfid.evaluation.difference import diff
 from fastfid.evaluation.evaluate import evaluate
 from fastfid.evaluation.results import DifferenceResult, EvaluationResult
+from fastfid.features.differentiable import differentiable_features
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.features.registry import feature_extractor
 from fastfid.features.torchscript import torchscript_extractor
@@ -22,6 +23,7 @@ from fastfid.images.open import open_images
 from fastfid.linalg.iterative_roots import trace_sqrt_product
 from fastfid.rewards.credit import swap_credit
 from fastfid.rewards.density_ratio import DensityRatioReward
+from fastfid.rewards.distribution_reward import DistributionReward
 from fastfid.rewards.frechet import FrechetReward
 from fastfid.rewards.kernel import KernelReward
 from fastfid.rewards.per_image import CallableReward
@@ -46,6 +48,7 @@ __all__ = [
     "DensityRatioReward",
     "DifferenceResult",
     "DifferentiableSet",
+    "DistributionReward",
     "EvaluationResult",
     "FeatureExtractor",
     "FeatureMoments",
@@ -64,6 +67,7 @@ __all__ = [
     "Statistics",
     "SwapEngine",
     "diff",
+    "differentiable_features",
     "evaluate",
     "feature_extractor",
     "frechet_distance",

@@ -11,8 +11,8 @@ from docs.import_graph import PACKAGES, ROOT, Import, arrows, circles, floors, i
 # The rooms of each package, lowest first: a room may import those before it and none after it.
 ROOMS = {
     "fastfid": (
-        "runtime", "identity", "triton_kernels", "backend", "linalg", "distances", "swap", "rewards", "images",
-        "protocols", "features", "statistics", "metrics", "evaluation", "api", "cli", "__main__",
+        "runtime", "identity", "triton_kernels", "backend", "linalg", "distances", "swap", "images",
+        "protocols", "features", "statistics", "metrics", "evaluation", "rewards", "api", "cli", "__main__",
     ),
     "sit_rl": (
         "files", "ranks", "command_line", "models", "sampling", "ema", "reward_names", "options", "config",

