@@ -17,10 +17,11 @@ from fastfid.__main__ import main as fastfid_main
 from sit_rl import evaluate, sample, train
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sit_rl/slurm/README.md", *DOCS]
 README_LINES = 180  # a newcomer reads it in five minutes
-FOLDERS = ("csrc/", "fastfid/", "sit_rl/", "bench/", "tests/", "docs/", ".ci/")  # paths below them are checked
+# Paths below them are checked.
+FOLDERS = ("csrc/", "fastfid/", "sit_rl/", "bench/", "tests/", "docs/", "examples/", ".ci/")
 
 FASTFID_COMMANDS = ("eval", "diff", "stats", "convert", "info")
 PYTEST_FLAGS = {"--dist", "--benchmark-only", "--full"}
@@ -194,7 +195,8 @@ def test_tests_in_verified_exist():
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "index.md").read_text()
     for page in DOCS:
-        assert page.name == "index.md" or f"({page.name})" in index, page.name
+        place = page.relative_to(ROOT / "docs")
+        assert page.name == "index.md" or f"({place})" in index, place
 
 
 # --- README ----------------------------------------------------------------------------------------------------------
