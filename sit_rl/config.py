@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -29,7 +30,7 @@ from sit_rl.options.reward import RewardOptions
 from sit_rl.options.rollout import RolloutOptions
 from sit_rl.options.run import RunOptions
 from sit_rl.options.update import UpdateOptions
-from sit_rl.reward_names import ComponentName, components_of, networks_of
+from sit_rl.reward_names import PYTHON, ComponentName, components_of, networks_of
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 # What each estimator learns best with on the embedded default.  A policy gradient makes a pass for every noisy sampler
@@ -41,7 +42,11 @@ ESTIMATOR_DEFAULTS: dict[str, dict[str, Any]] = {
     "pretraining": MATCHING_DEFAULTS,
     "rejection": {"keep": 0.05, "updates": 4, "minibatch": 400, "lr": 5e-5},
     "sde_policy_gradient": {"keep": 0.25, "updates": 4, "minibatch": 100, "lr": 1e-4},
+    "adjoint_matching": MATCHING_DEFAULTS,
+    "merging": {"keep": "all", "updates": 4, "minibatch": 400, "lr": 3e-3},
 }
+# The flag of the sampler whose images train, for estimators that do not use --rollout.
+ROLLOUT_FLAGS = {"sde_policy_gradient": "rollout_sde", "adjoint_matching": "rollout_adjoint"}
 
 CONFIG = "config"  # the flag of a file with fields, which is no field itself
 CONFIG_HELP = tyro.conf.arg(
@@ -106,11 +111,58 @@ class Config:
         for group in (self.reward, self.update, self.rollout, self.evaluation, self.files, self.run):
             group.check()
         self._check_networks()
+        self._check_estimator()
 
     @property
     def reward_components(self) -> tuple[ComponentName, ...]:
         """The components of the reward."""
         return components_of(self.reward.components, self.files.reward_features)
+
+    @property
+    def rollout_flag(self) -> str:
+        """Name of the sampler of training images, which the estimator decides."""
+        return ROLLOUT_FLAGS.get(self.update.estimator, "rollout")
+
+    def _check_estimator(self) -> None:
+        """ValueError for a reward or a credit that the estimator cannot use."""
+        estimator, reward = self.update.estimator, self.reward
+        if estimator == "merging":
+            self._check_merging()
+        elif self.files.merge:
+            raise ValueError(f"--merge has an effect with --estimator merging only, not with {estimator}; leave it out")
+        if estimator != "adjoint_matching":
+            return
+        without = [str(each) for each in self.reward_components if each.kind == PYTHON]
+        if without:
+            raise ValueError(
+                f"--estimator {estimator} follows the gradient of the reward, and --reward {without[0]} has none; "
+                "leave it out, or choose another estimator"
+            )
+        if reward.credit != "image":
+            raise ValueError(f"--estimator {estimator} moves single images; --credit is {reward.credit}, choose image")
+        if reward.reference == "refresh":
+            raise ValueError(
+                f"--estimator {estimator} needs a set that holds the step's own images; --reference is refresh, choose "
+                "rolling or fresh"
+            )
+
+    def _check_merging(self) -> None:
+        """ValueError for too few checkpoints or subsets, and for options that merging ignores."""
+        if len(self.files.merge) < 2:
+            raise ValueError(
+                f"--estimator merging needs --merge with two checkpoints or more, and has {len(self.files.merge)}"
+            )
+        if self.reward.candidates < 2:
+            raise ValueError("--estimator merging compares subsets; --candidates is 1, raise it")
+        for flag, value in (("--lora", self.update.lora), ("--parallel fsdp", self.run.parallel == "fsdp")):
+            if value:
+                raise ValueError(f"--estimator merging trains coefficients only, so {flag} has no effect; leave it out")
+        fixed = self.reward.reference == "refresh" and self.reward.refresh_every >= self.steps
+        if self.update.merge_search == "grid" and not fixed:
+            raise ValueError(
+                "--merge-search grid compares subsets of different steps, so the reference set must stay; choose "
+                f"--reference refresh --refresh-every {self.steps}"
+            )
 
     def _check_networks(self) -> None:
         """ValueError for a first network that is not rewarded, and for a judge that is."""
@@ -203,7 +255,7 @@ def _flag(name: str, place: Place, default: Any) -> tuple[str, Any, Any]:
 def load_config(path: Path) -> Config:
     """Read a saved config; ValueError if it cannot be read, or has a field of unknown name or of another type."""
     remedy = "restore it, or choose another --out"
-    values = _read_yaml(path, remedy)
+    values = read_yaml(path, CONFIG_BYTES, remedy)
     try:
         config = Config.of(**_converted(values, {name: place.hint for name, place in places().items()}))
         resolve(config).check()
@@ -214,40 +266,51 @@ def load_config(path: Path) -> Config:
 
 def preset_of(path: Path) -> str | None:
     """The preset that a file of --config names, or None; ValueError if it cannot be read."""
-    values = _read_yaml(path, "correct --config")
+    values = read_yaml(path, CONFIG_BYTES, "correct --config")
     preset = values.get("preset") if isinstance(values, dict) else None
     return preset if isinstance(preset, str) else None
 
 
 def with_file(default: Config, path: Path) -> Config:
-    """`default` with the fields of a file of --config: any of the flat names, a sampler's own fields as well.
-
-    ValueError, in one sentence, for a field of unknown name, with the nearest one, or of another type.
-    """
-    values = _read_yaml(path, "correct --config")
-    hints = {name: place.hint for name, place in places().items()}
+    """`default` with the fields of a file of --config; ValueError, in one sentence, as `with_plain_values`."""
+    values = read_yaml(path, CONFIG_BYTES, "correct --config")
     try:
-        if isinstance(values, dict):
-            values = {name: _completed(value, default, name) for name, value in values.items()}
-        return default.changed(**_converted(values, hints))
+        return with_plain_values(default, values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"--config {path}: {error}") from None
 
 
-def _completed(value: Any, default: Config, name: Any) -> Any:
-    """A sampler's given fields, on top of the default's others; any other value as it is."""
-    if name in places() and isinstance(value, dict) and isinstance(default[name], SamplerConfig):
-        return asdict(default[name]) | value
+def with_plain_values(config: Config, values: Any) -> Config:
+    """A copy with values by flat name, as a file gives them; a table for a sampler changes only the fields in it.
+
+    ValueError for an unknown name, with the nearest one, or a value of another type.
+    """
+    hints = {name: place.hint for name, place in places().items()}
+    if isinstance(values, dict):
+        values = {
+            name: _completed(config[name], hints[name], value) if name in hints else value
+            for name, value in values.items()
+        }
+    return config.changed(**_converted(values, hints))
+
+
+def _completed(present: Any, hint: Any, value: Any) -> Any:
+    """A file's value with a sampler's other fields, and 1e-4 as a number, which YAML takes for text."""
+    if isinstance(present, SamplerConfig) and isinstance(value, dict):
+        return _plain(present) | value
+    if isinstance(value, str) and float in (get_args(hint) or (hint,)):
+        with suppress(ValueError):
+            return float(value)
     return value
 
 
-def _read_yaml(path: Path, remedy: str) -> Any:
-    """What a YAML file holds, as plain values; ValueError if it cannot be read."""
+def read_yaml(path: Path, most: int, remedy: str) -> Any:
+    """The plain value of a YAML file of at most `most` bytes; ValueError if it cannot be read, with the remedy."""
     if not path.exists():
         raise ValueError(f"{path} cannot be read (No such file or directory); {remedy}")
     with reading(path, remedy):
         try:
-            return yaml.load(read_text(path, CONFIG_BYTES), _PlainLoader)
+            return yaml.load(read_text(path, most), _PlainLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = one_line(error)
             raise ValueError(f"{path} is not YAML ({reason}); {remedy}") from None
@@ -282,7 +345,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, SamplerConfig):
         return {name: _plain(part) for name, part in asdict(value).items()}
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.random_streams import Stream, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig, noise_draws, noisy_steps
 from sit_rl.sampling.solvers import NoiseSource, sample, sample_path
+
+# the rows of a batch → parts of them, each with the model that generates it
+Pieces = Callable[[range], Iterable[tuple[range, SiT]]]
 
 
 @dataclass
@@ -65,6 +69,7 @@ def generate(
     initial: Stream = Stream.INITIAL,
     noisy: Stream = Stream.SDE,
     keep_path: bool = False,
+    pieces: Pieces | None = None,
     label: str = "sample",
 ) -> Rollout:
     """Sample image i of class labels[i] from the noise of (seed, step, i), for this rank's share of the images.
@@ -72,11 +77,16 @@ def generate(
     A batch is `batch` consecutive global indices, for any number of ranks. Every matrix product therefore has the
     same shape, and a sample the same bits, on one rank and on many. Preempted between two batches if the run was told
     to stop.
+
+    pieces  divides a batch among several models, which are used in place of `model`
     """
     check_labels(labels, components.num_classes, "the model's classes")
     mine = owned_samples(len(labels), batch)
 
     def draw(rows: range) -> Drawn:
+        return _join_drawn([draw_piece(*piece) for piece in ([(rows, model)] if pieces is None else pieces(rows))])
+
+    def draw_piece(rows: range, model: SiT) -> Drawn:
         y = labels[rows.start : rows.stop].to(components.device)
         noise = sample_normal(seed, initial, step, rows, components.sample_shape).to(components.device)
         step_noise = noise_source(seed, noisy, step, rows, sampler, noise) if noise_draws(sampler) else None
@@ -114,6 +124,19 @@ def noise_source(
     """All noise of a batch of random paths, drawn one sample after the other; the source gives step i's."""
     draws = sample_normal(seed, stream, step, rows, (noise_draws(sampler), *like.shape[1:]))
     return lambda i: draws[:, i].to(like.device)
+
+
+def _join_drawn(parts: list[Drawn]) -> Drawn:
+    """Concatenate the pieces of a batch in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Drawn(
+        range(parts[0].indices.start, parts[-1].indices.stop),
+        torch.cat([p.labels for p in parts]),
+        torch.cat([p.samples for p in parts]),
+        _join_paths([p.states for p in parts]),
+        _join_paths([p.log_prob for p in parts]),
+    )
 
 
 def _nothing(indices: range, components: Components, path_of: SamplerConfig | None) -> Rollout:

@@ -112,6 +112,24 @@ class FeatureExtractor:
             )
         return features.to(torch.float32)
 
+    def with_gradient(self, pixels: Tensor) -> Tensor:
+        """Features float32 [n, d] of float pixels [n, C, H, W] in 0…255, with their gradient in the pixels.
+
+        ValueError if the preparation or the network passes no gradient on, such as one that resizes with PIL.
+        """
+        refused = ""
+        try:
+            with evaluation_mode(self.network, self.prepare), full_float32(self.device):
+                found = self.network(self.prepare(pixels))
+        except RuntimeError as error:  # a preparation that leaves torch
+            refused = str(error).splitlines()[0]
+        else:
+            features: Tensor = found["features"] if isinstance(found, dict) else found
+            if features.requires_grad or not pixels.requires_grad:
+                return features.to(torch.float32)
+        told = f" ({refused})" if refused else ""
+        raise ValueError(f"{self.name} passes no gradient on to its images; its input is: {self.preprocessing}{told}")
+
     def __repr__(self) -> str:
         return f"FeatureExtractor({self.name!r}, dim={self.dim}, weights_sha256={self.weights_sha256[:12]}…)"
 

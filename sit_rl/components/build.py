@@ -19,7 +19,7 @@ from sit_rl.learner.learner import prepare
 from sit_rl.models import attention
 from sit_rl.models.autoencoder import load_decoder
 from sit_rl.models.loading import load_model
-from sit_rl.models.pixels import to_uint8
+from sit_rl.models.pixels import to_pixels, to_uint8
 from sit_rl.models.sit import SiT
 from sit_rl.reward_names import networks_of
 
@@ -40,6 +40,8 @@ class Components:
     device: torch.device
     more_nets: tuple[FeatureExtractor, ...] = ()  # the reward's further networks
     more_real: tuple[RealSide, ...] = ()  # the reward's real images through more_nets
+    # samples → float pixels in 0…255 with a gradient, which `decode` rounds
+    pixels: Callable[[torch.Tensor], torch.Tensor] = to_pixels
 
     @property
     def num_classes(self) -> int:
@@ -69,7 +71,11 @@ def build_components(
     prepare(model, config.run, device)
     check_classes(config, model)
     fast = config.run.precision != "float32"
-    decode = to_uint8 if config.files.vae is None else load_decoder(config.files.vae, device, tf32=fast)
+    decode: Callable[[torch.Tensor], torch.Tensor] = to_uint8
+    pixels: Callable[[torch.Tensor], torch.Tensor] = to_pixels
+    if config.files.vae is not None:
+        decoder = load_decoder(config.files.vae, device, tf32=fast)
+        decode, pixels = decoder, decoder.pixels
     nets = load_networks(config.files, networks_of(config.reward_components), device)
     reward_net, judge_net = nets.reward, nets.judge
     try_own(config, [net for net in (reward_net, judge_net, *nets.more) if net], model, decode, try_reward)
@@ -93,5 +99,17 @@ def build_components(
         heldout = side("heldout", reward_net)
         heldout_b = None if judge_net is None else side("heldout", judge_net)
     return Components(
-        model, decode, reward_net, judge_net, real, real_b, heldout, heldout_b, train, device, nets.more, more_real
+        model,
+        decode,
+        reward_net,
+        judge_net,
+        real,
+        real_b,
+        heldout,
+        heldout_b,
+        train,
+        device,
+        nets.more,
+        more_real,
+        pixels,
     )

@@ -45,6 +45,7 @@ def given_paths(config: Config) -> list[tuple[str, Path | str | None]]:
     paths: list[tuple[str, Path | str | None]] = [
         (f"--{name}", getattr(config.files, name)) for name in ("checkpoint", "vae", "real", "heldout")
     ]
+    paths += [("--merge", path) for path in config.files.merge]
     paths += [("--reward", each.own.file) for each in config.reward_components if each.kind == PYTHON]
     paths += [(flag, own.file) for flag, name in named_networks(config) if (own := object_name(name)) is not None]
     return paths + weights_files(config.files.weights)
@@ -58,13 +59,13 @@ def named_networks(config: Config) -> list[tuple[str, str]]:
 
 def check_predictions(config: Config, model: SiT) -> None:
     """ValueError if the estimator or a sampler of the run does not fit what the model predicts."""
-    kind, policy_gradient = type(model).__name__, config.update.estimator == "sde_policy_gradient"
-    if model.predicts != "velocity" and not policy_gradient:
+    kind, any_output = type(model).__name__, config.update.estimator in ("sde_policy_gradient", "merging")
+    if model.predicts != "velocity" and not any_output:
         raise ValueError(
             f"--estimator {config.update.estimator} fits velocities, and the checkpoint is a {kind}, which predicts "
             f"{model.predicts}; choose --estimator sde_policy_gradient"
         )
-    for name in ("rollout_sde" if policy_gradient else "rollout", "evaluate_ode", "evaluate_sde"):
+    for name in (config.rollout_flag, "evaluate_ode", "evaluate_sde"):
         flag, sampler = dashed(name), config[name]
         if sampler.needs != model.predicts:
             preset = "dit-xl-imagenet256" if model.predicts == "noise" else "sit-xl-imagenet256 or fashion"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from sit_rl.components.build import Components
 from sit_rl.config import Config
+from sit_rl.estimators.adjoint_matching import AdjointMatching
 from sit_rl.estimators.advantage_matching import AdvantageMatching
 from sit_rl.estimators.base import Estimator
+from sit_rl.estimators.merging import Merging
 from sit_rl.estimators.pretraining import Pretraining
 from sit_rl.estimators.rejection import Rejection
 from sit_rl.estimators.sde_policy_gradient import SDEPolicyGradient
@@ -15,6 +17,8 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "sde_policy_gradient": SDEPolicyGradient,
     "rejection": Rejection,
     "pretraining": Pretraining,
+    "adjoint_matching": AdjointMatching,
+    "merging": Merging,
 }
 
 

@@ -23,7 +23,8 @@ from sit_rl.options.option import given
 from sit_rl.ranks.collectives import owned_samples, sum_scalars
 from sit_rl.ranks.preemption import stop_if_overdue
 from sit_rl.ranks.process_group import is_main, rank, world_size
-from sit_rl.rollout import Rollout
+from sit_rl.reward.components import RewardSide
+from sit_rl.rollout import Pieces, Rollout
 from sit_rl.sampling.guidance import Model
 from sit_rl.sampling.random_streams import Stream, generator
 from sit_rl.sampling.sampler_config import SamplerConfig
@@ -53,6 +54,7 @@ class Estimator(ABC):
 
     rolls_out = True  # whether it learns from generated samples
     keeps_path = False  # whether it needs the states of the sampler's steps
+    follows_gradient = False  # whether `prepare` needs the gradient of the advantages
 
     def __init__(self, config: Config, components: Components):
         self.config, self.components = config, components
@@ -74,6 +76,28 @@ class Estimator(ABC):
     def terms(self, step: int) -> int:
         """How many terms `losses` yields in a training step."""
         return 1
+
+    def pieces(self, learner: Learner, step: int) -> Pieces | None:
+        """Which model generates which samples of a step's rollout; None: the learner's generates all."""
+        return None
+
+    def credit(self, learner: Learner, advantage: torch.Tensor, subset: torch.Tensor, step: int) -> torch.Tensor:
+        """The advantages float64 [B·m] that the losses use, from those of the images; all ranks call it alike.
+
+        subset  float64 [B], the subsets' rewards under the first component
+        """
+        return advantage
+
+    def report(self, learner: Learner) -> dict[str, object]:
+        """What to log after a step's updates, beside the means of the losses' statistics."""
+        return {}
+
+    def prepare(self, rollout: Rollout, side: RewardSide, slopes: torch.Tensor) -> dict[str, float]:
+        """Once a step before the updates, where it follows the gradient; returns statistics to log.
+
+        slopes  float32 [n, d], gradient of the advantages in what the reward reads of this rank's images
+        """
+        return {}
 
     @abstractmethod
     def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:

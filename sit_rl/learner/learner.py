@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from sit_rl.config import Config
 from sit_rl.models.averages import EMA, PowerEMA
 from sit_rl.models.lora import add_lora
+from sit_rl.models.merging import MergePolicy
 from sit_rl.models.precision import bfloat16_forward
 from sit_rl.models.sit import SiT, compile_blocks
 from sit_rl.options.option import given
@@ -49,33 +50,45 @@ class Learner:
     averages  the first is the one that is evaluated
     """
 
-    def __init__(self, base: SiT, config: Config):
-        """Start with a copy of `base`."""
+    def __init__(self, base: SiT, config: Config, policy: MergePolicy | None = None):
+        """Start with a copy of `base`; or train `policy`, whose merged model is the generator, and not `base`."""
         self.config, device = config, next(base.parameters()).device
+        if policy is not None:
+            self._start(policy, device)
+            return
         module = copy.deepcopy(base).requires_grad_(True)
         module.pos_embed.requires_grad_(False)
         if config.update.lora:
             add_lora(module, config.update.lora, config.seed)
+        self._start(module, device)
+
+    def _start(self, module: SiT | MergePolicy, device: torch.device) -> None:
+        """Averages, optimiser and engine of `module`."""
+        config = self.config
         averages = [EMA(module, decay) for decay in (config.update.ema, *config.update.ema_extra)]
         averages += [PowerEMA(module, sigma) for sigma in config.update.ema_power]
         self.module, self.averages = module, averages
         self.parallel = choose_parallel(config.run.parallel, sum(p.numel() for p in module.parameters()))
-        self._whole = copy.deepcopy(module).requires_grad_(False) if self.parallel == "fsdp" else None
+        self._whole: SiT | None = None
+        if self.parallel == "fsdp" and isinstance(module, SiT):
+            self._whole = copy.deepcopy(module).requires_grad_(False)
         for part in (module, *(average.module for average in averages), *filter(None, [self._whole])):
-            prepare(part, config.run, device)
+            if isinstance(part, SiT):  # the members of a policy are prepared
+                prepare(part, config.run, device)
         if self.parallel == "fsdp":
             for part in (module, *(average.module for average in averages)):
+                assert isinstance(part, SiT), "the config refuses to shard a policy"
                 _shard(part, device)
         self._copies = DistributedDataParallel(module) if self.parallel == "ddp" else None
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.updates = 0
         self.optimizer = torch.optim.AdamW(self.parameters, lr=given(config.update.lr), weight_decay=0.0, fused=True)
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The velocity [n, C, H, W] with gradients, for a loss; inputs as for the model."""
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The module's output with gradients, for a loss: the velocity [n, C, H, W], or a policy's log-probability."""
         model = self.module if self._copies is None else self._copies
-        velocity: torch.Tensor = model(x, t, y)
-        return velocity
+        output: torch.Tensor = model(*inputs)
+        return output
 
     def sampler(self) -> SiT:
         """The current weights as a plain module, for sampling; every rank calls it."""
@@ -85,7 +98,9 @@ class Learner:
         """An average's weights as a plain module; every rank calls it."""
         return self._plain(self.averages[which].module)
 
-    def _plain(self, module: SiT) -> SiT:
+    def _plain(self, module: SiT | MergePolicy) -> SiT:
+        if isinstance(module, MergePolicy):
+            return module.model()
         if self._whole is None:
             return module
         with torch.no_grad():

@@ -7,7 +7,7 @@ a time, and a large image can be decoded in overlapping tiles.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fastfid.runtime.devices import full_float32
 from fastfid.runtime.errors import one_line
 from sit_rl.files.paths import require_extra
 from sit_rl.files.tensor_files import damage
-from sit_rl.models.pixels import to_float, to_uint8
+from sit_rl.models.pixels import to_float, to_pixels, to_uint8
 
 # Latent scale of the Stable Diffusion autoencoders that SiT and DiT were trained with.
 LATENT_SCALE = 0.18215
@@ -26,9 +26,38 @@ LATENT_SCALE = 0.18215
 SLICE = 8
 
 
+class Decoder:
+    """An autoencoder's decoder; see `load_decoder`."""
+
+    def __init__(self, vae: Any, device: torch.device, batch: int, tf32: bool):
+        self.vae, self.device, self.batch, self.tf32 = vae, device, batch, tf32
+
+    @torch.no_grad()
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images uint8 [n, 3, 8h, 8w] of latents [n, 4, h, w]."""
+        if not len(latents):
+            factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+            shape = (0, self.vae.config.out_channels, *(factor * s for s in latents.shape[2:]))
+            return latents.new_empty(shape).byte()
+        with self._precision():
+            return torch.cat([to_uint8(self._decoded(z)) for z in latents.split(self.batch)])
+
+    def pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels float32 [n, 3, 8h, 8w] in 0…255 with their gradient in the latents; keep n small."""
+        with self._precision():
+            return to_pixels(self._decoded(latents))
+
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        decoded: torch.Tensor = self.vae.decode(latents / LATENT_SCALE).sample
+        return decoded
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.tf32 else full_float32(self.device)
+
+
 def load_decoder(
     folder: Path, device: torch.device, batch: int = SLICE, tiled: bool = False, tf32: bool = False
-) -> Callable[[torch.Tensor], torch.Tensor]:
+) -> Decoder:
     """A function from latents [n, 4, h, w] to images uint8 [n, 3, 8h, 8w]: uint8(clamp(127.5·D(z/0.18215) + 128)).
 
     folder  a diffusers AutoencoderKL such as sd-vae-ft-ema, with config.json and its weights
@@ -39,17 +68,7 @@ def load_decoder(
 
     FileNotFoundError or ValueError for a folder without such an autoencoder.
     """
-    vae = _load(folder, device, tiled)
-
-    @torch.no_grad()
-    def decode(latents: torch.Tensor) -> torch.Tensor:
-        if not len(latents):
-            factor = 2 ** (len(vae.config.block_out_channels) - 1)
-            return latents.new_empty((0, vae.config.out_channels, *(factor * s for s in latents.shape[2:]))).byte()
-        with nullcontext() if tf32 else full_float32(device):
-            return torch.cat([to_uint8(vae.decode(z / LATENT_SCALE).sample) for z in latents.split(batch)])
-
-    return decode
+    return Decoder(_load(folder, device, tiled), device, batch, tf32)
 
 
 def load_encoder(

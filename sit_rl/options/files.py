@@ -19,6 +19,7 @@ class FileOptions:
     architecture: Literal["auto", "sit", "dit"] = option(
         "auto", "what the weights are of; auto: what the file says of itself, else DiT for a name DiT-…, else SiT"
     )
+    merge: tuple[Path, ...] = option((), "merging: the checkpoints whose weights are merged, two or more of one shape")
     vae: Path | None = option(None, "folder of a diffusers AutoencoderKL, for models of latents")
     real: Path | None = option(None, "the reward's real images or statistics (.npz with mu, sigma)")
     heldout: Path | None = option(

@@ -20,6 +20,11 @@ class RolloutOptions:
         "sde_policy_gradient: sde euler, or for a DiT discrete ddpm, or ddim with eta above 0",
         flag="rollout_sde",
     )
+    adjoint_sampler: SamplerConfig = option(
+        lambda: SamplerConfig("sde", "ancestral", 20, power=1.5),
+        "adjoint_matching: sde ancestral, or sde euler with diffusion sbdm; samples must not remember their noise",
+        flag="rollout_adjoint",
+    )
     batch: int = option(
         200,
         "images sampled at once; fixes the grouping of samples, and so their last bits, whatever the number of ranks",
@@ -36,4 +41,9 @@ class RolloutOptions:
                 f"--rollout-sde is {self.sde_sampler}, whose steps do not have the density that a policy gradient "
                 "needs; choose kind sde with method euler, or for a DiT kind discrete, 3 steps or more, method ddpm, "
                 "or ddim with eta above 0"
+            )
+        if not self.adjoint_sampler.memoryless or not self.adjoint_sampler.has_density:
+            raise ValueError(
+                f"--rollout-adjoint is {self.adjoint_sampler}, whose samples depend on the noise that they start from; "
+                "choose kind sde with method ancestral and 2 steps or more, or method euler with diffusion sbdm"
             )

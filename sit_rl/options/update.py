@@ -8,7 +8,9 @@ from typing import Literal
 from sit_rl.models.averages import gamma_of
 from sit_rl.options.option import check_bounds, option
 
-Estimator = Literal["advantage_matching", "sde_policy_gradient", "rejection", "pretraining"]
+Estimator = Literal[
+    "advantage_matching", "sde_policy_gradient", "rejection", "pretraining", "adjoint_matching", "merging"
+]
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,23 @@ class UpdateOptions:
     minibatch: int | None = option(None, "images an optimiser step; default: the estimator's", least=1)
     lr: float | None = option(None, "learning rate of AdamW; default: the estimator's", above=0)
     lr_schedule: Literal["constant", "cosine"] = option("cosine")
+    step_control: bool = option(
+        False,
+        "halve the learning rate after a step that did not change the distance as predicted; it recovers by itself",
+    )
     warmup: int = option(2, "training steps over which the rate rises from 0", least=0)
     anchor: float = option(0.5, "advantage_matching: weight that holds the velocity near the base model's")
     negative: float = option(1.0, "advantage_matching: weight of negative advantages")
+    tilt: float = option(
+        1.0,
+        "adjoint_matching: how far images move towards the reward, in nats per standard deviation of the credits",
+        above=0,
+    )
+    adjoint_steps: int = option(5, "adjoint_matching: steps of a path that an optimiser step trains", least=1)
+    merge_std: float = option(1.0, "merging: standard deviation of the coefficients' logits (the paper's 1)", above=0)
+    merge_search: Literal["policy", "grid"] = option(
+        "policy", "merging: learn the mean of the coefficients, or take the best point of an even grid, the control"
+    )
     clip_range: float = option(
         1e-4,
         "sde_policy_gradient: clip of the ratio at 4·32·32 dimensions, rescaled by √(4096/dimension)",

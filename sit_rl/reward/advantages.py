@@ -30,15 +30,26 @@ def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: floa
             "so nothing can be learned; look at the images, and with --credit subset raise --candidates above 1"
         )
     out = torch.zeros_like(rewards, dtype=torch.float64)
-    groups = (
-        [torch.arange(len(rewards))]
-        if how == "batch"
-        else [torch.nonzero(labels == c).flatten() for c in labels.unique()]
-    )
-    for rows in groups:
+    for rows in _groups(labels, how):
         if not equal(rewards[rows]):
             out[rows] = standard_scores(rewards[rows].double())
     return out.clamp(-clip, clip)
+
+
+def group_spreads(rewards: torch.Tensor, labels: torch.Tensor, how: str) -> torch.Tensor:
+    """The standard deviation that each reward was divided by, float64 [n]; infinite in a group of equal rewards."""
+    out = torch.full_like(rewards, torch.inf, dtype=torch.float64)
+    for rows in _groups(labels, how):
+        if not equal(rewards[rows]):
+            out[rows] = rewards[rows].double().std()
+    return out
+
+
+def _groups(labels: torch.Tensor, how: str) -> list[torch.Tensor]:
+    """Rows of each group whose rewards are compared: the batch, or each class."""
+    if how == "batch":
+        return [torch.arange(len(labels))]
+    return [torch.nonzero(labels == c).flatten() for c in labels.unique()]
 
 
 def equal(rewards: torch.Tensor) -> bool:

@@ -35,6 +35,11 @@ class FreshReward:
         self._prepared: list[PreparedSet] = []
 
     @property
+    def prepared(self) -> list[PreparedSet]:
+        """The step's images under each component, once they are scored."""
+        return self._prepared
+
+    @property
     def reference_fd(self) -> float | None:
         """FD of the step's images, once they are scored, under the first component that is one; None without one."""
         return reference_fd(self._prepared)

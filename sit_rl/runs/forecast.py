@@ -16,10 +16,12 @@ from sit_rl.ranks.process_group import world_size
 from sit_rl.reward_names import PYTHON, ComponentName
 from sit_rl.runs.log import Clock
 from sit_rl.runs.summary import known
-from sit_rl.sampling.sampler_config import SamplerConfig, trained_steps
+from sit_rl.sampling.sampler_config import trained_steps
 
 # Velocity evaluations per image of a minibatch: forward 1, backward 2, and 1 for the anchor of matching.
-UPDATE_EVALUATIONS = {"advantage_matching": 4, "rejection": 3, "pretraining": 3}
+UPDATE_EVALUATIONS = {"advantage_matching": 4, "rejection": 3, "pretraining": 3, "merging": 0}
+# A step of a path in the backward pass of its adjoint: forward 1, gradient in the state 2.
+ADJOINT_EVALUATIONS = 3
 # Cost per image of feature networks, rounding to uint8 and random numbers, in velocity evaluations of the default
 # model: 0.4 ms were measured for both embedded networks, and 0.45 ms for an evaluation.
 OVERHEAD_EVALUATIONS = 1
@@ -79,13 +81,8 @@ def evaluations(config: Config) -> dict[str, float]:
 def step_evaluations(config: Config, step: int) -> dict[str, float]:
     """Velocity evaluations of each phase of one training step."""
     c = config
-    sde, sampler = c.update.estimator == "sde_policy_gradient", rollout_sampler(c)
-    per_sample = sampler.evaluations() + OVERHEAD_EVALUATIONS
-    kept = min(given(c.update.minibatch), c.reward.kept_fraction * c.reward.images_per_step)
-    passes = 3 * len(trained_steps(sampler)) if sde else UPDATE_EVALUATIONS[c.update.estimator]
-    if c.run.activation_checkpointing:  # the forward pass is computed twice
-        passes += len(trained_steps(sampler)) if sde else 1
-    update = given(c.update.updates) * kept * passes
+    per_sample = config[c.rollout_flag].evaluations() + OVERHEAD_EVALUATIONS
+    update = update_evaluations(c)
     judged = quick_evaluations(c, step + 2) - quick_evaluations(c, step + 1)
     out = {"evaluate": judged * c.evaluation.every_images * evaluation_cost(c)}
     if c.update.estimator == "pretraining":
@@ -99,9 +96,20 @@ def step_evaluations(config: Config, step: int) -> dict[str, float]:
     }
 
 
-def rollout_sampler(config: Config) -> SamplerConfig:
-    """The sampler of the training images, which the estimator decides."""
-    return config.rollout.sde_sampler if config.update.estimator == "sde_policy_gradient" else config.rollout.sampler
+def update_evaluations(config: Config) -> float:
+    """Velocity evaluations of the updates of one training step."""
+    c, before = config, 0.0
+    kept = min(given(c.update.minibatch), c.reward.kept_fraction * c.reward.images_per_step)
+    forward, passes = 1, UPDATE_EVALUATIONS.get(c.update.estimator)
+    if c.update.estimator in ("sde_policy_gradient", "adjoint_matching"):
+        forward = len(trained_steps(config[c.rollout_flag]))
+    if c.update.estimator == "adjoint_matching":
+        before = c.reward.images_per_step * config[c.rollout_flag].evaluations() * ADJOINT_EVALUATIONS
+        forward = min(forward, c.update.adjoint_steps)
+    passes = 3 * forward if passes is None else passes
+    if c.run.activation_checkpointing and passes:  # the forward pass is computed twice
+        passes += forward
+    return before + given(c.update.updates) * kept * passes
 
 
 def quick_evaluations(config: Config, before: int | None = None) -> int:

@@ -18,7 +18,7 @@ from sit_rl.models.autoencoder import SLICE
 from sit_rl.models.loading import load_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.options.option import given
-from sit_rl.runs.forecast import OVERHEAD_EVALUATIONS, aligned, evaluations, quick_evaluations, rollout_sampler
+from sit_rl.runs.forecast import OVERHEAD_EVALUATIONS, aligned, evaluations, quick_evaluations
 
 # Generators of presets, whose weights a dry run does not need.
 PRESET_MODELS = {
@@ -60,7 +60,7 @@ def dry_run(config: Config) -> str:
     outside = DECODER_FLOPS + INCEPTION_FLOPS if shape.channels == LATENT_CHANNELS else 0.0
     whole = total_flops(config, flops, outside)
     parameters = count_parameters(shape)
-    c, sampler = config, rollout_sampler(config)
+    c, sampler = config, config[config.rollout_flag]
     lines = {
         "plan": f"{c.steps} steps of {c.update.estimator}; nothing is run, no weights are read",
         "generator": f"{kind} {shape.name}, {parameters / 1e6:.1f}M parameters, {flops / 1e9:.3g} GFLOP an evaluation",
@@ -156,7 +156,8 @@ def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, f
     averages = 1 + len(config.update.ema_extra) + len(config.update.ema_power)
     share = -(-given(config.update.minibatch) // ranks)
     images = -(-config.reward.images_per_step // ranks)
-    path = config.rollout.sde_sampler.steps + 1 if config.update.estimator == "sde_policy_gradient" else 1
+    steps = config[config.rollout_flag].steps
+    path = {"sde_policy_gradient": steps + 1, "adjoint_matching": 2 * steps + 1}.get(config.update.estimator, 1)
     values = shape.channels * shape.image_size**2
     latent = shape.channels == LATENT_CHANNELS
     # Copies in bfloat16 that autocast keeps for the backward pass; with recomputation only those of one block.

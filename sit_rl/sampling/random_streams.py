@@ -28,6 +28,7 @@ class Stream(IntEnum):
     EVALUATE_SDE = 8  # the noise of their stochastic steps
     REFERENCE = 9  # the noise a reference set starts from
     REFERENCE_SDE = 10  # the noise of its stochastic steps
+    MERGE = 11  # coefficients of merged models
 
 
 # Fixed step number of the noise of evaluations and `sit_rl.sample`.

@@ -10,7 +10,7 @@ from sit_rl.sampling import ddpm
 
 METHODS = {
     "ode": ("euler", "heun", "dopri5", "adams"),
-    "sde": ("euler", "adams"),
+    "sde": ("euler", "adams", "ancestral"),
     "discrete": ("ddpm", "ddim"),
 }
 DIFFUSIONS = ("sigma", "linear", "constant", "sbdm", "decreasing", "increasing-decreasing", "flow_grpo")
@@ -36,8 +36,9 @@ class SamplerConfig:
 
     kind: Literal["ode", "sde", "discrete"] = "ode"
     """ode or sde: of a velocity (SiT); discrete: the noising chain of a DiT"""
-    method: Literal["euler", "heun", "dopri5", "adams", "ddpm", "ddim"] = "heun"
-    """ode: euler, heun, dopri5, adams; sde: euler, adams (sigma only, no log-probabilities); discrete: ddpm, ddim"""
+    method: Literal["euler", "heun", "dopri5", "adams", "ancestral", "ddpm", "ddim"] = "heun"
+    """ode: euler, heun, dopri5, adams; sde: euler, adams (sigma only, no log-probabilities), ancestral (memoryless);
+    discrete: ddpm, ddim"""
     steps: int = 10
     """intervals of the grid; dopri5 ignores it and chooses its own"""
     power: float = 1.0
@@ -82,6 +83,10 @@ class SamplerConfig:
         if self.kind == "sde" and self.method == "adams" and self.diffusion != "sigma":
             raise ValueError(
                 f"the SDE's Adams step is written for diffusion 'sigma', not {self.diffusion!r}; use 'euler'"
+            )
+        if self.method == "ancestral" and self.diffusion != "sigma":
+            raise ValueError(
+                f"diffusion is {self.diffusion!r}, and sde ancestral has its own noise; leave it out, or use 'euler'"
             )
         self._check_owners()
         self._check_numbers()
@@ -146,6 +151,12 @@ class SamplerConfig:
         """Whether its noisy steps have log-probabilities, and a policy gradient has at least one step."""
         return self.method != "adams" and bool(trained_steps(self))
 
+    @property
+    def memoryless(self) -> bool:
+        """Whether its samples are independent of the noise that they start from, in the limit of many steps."""
+        euler = self.kind == "sde" and self.method == "euler" and self.diffusion == "sbdm" and not self.window
+        return self.method == "ancestral" or (euler and self.diffusion_norm == 1)
+
     def guides(self, t: float) -> bool:
         """Whether guidance acts where the model is evaluated at t (a timestep of a discrete chain)."""
         time = 1 - t / (ddpm.TRAIN_STEPS - 1) if self.kind == "discrete" else t
@@ -176,7 +187,8 @@ def time_grid(config: SamplerConfig) -> list[float]:
     if config.kind == "discrete":
         return [float(t) for t in ddpm.visited_timesteps(config.steps)]
     steps, end = config.steps, 0.0
-    stops = config.method == "adams" or (config.kind == "sde" and config.last_step != "none")
+    euler_sde = config.kind == "sde" and config.method == "euler"
+    stops = config.method == "adams" or (euler_sde and config.last_step != "none")
     if stops and steps > 1:
         steps, end = steps - 1, config.last_step_size
     root = end ** (1 / config.power)
@@ -189,7 +201,7 @@ def noisy_steps(config: SamplerConfig) -> list[int]:
     last = config.steps - 1
     if config.kind == "ode" or (config.method == "ddim" and not config.eta):
         return []
-    if config.kind == "discrete" or config.method == "adams":
+    if config.kind == "discrete" or config.method in ("adams", "ancestral"):
         return list(range(last))
     grid = time_grid(config)
     return [i for i in range(config.steps) if euler_std(i, grid, config) > 0]

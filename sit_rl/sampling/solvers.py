@@ -15,6 +15,11 @@ of dx = −ax dt + σdW is right up to (ah)², with Euler up to ah. It takes one
 drift of the sigma SDE is written as (1+t)v − x, without the 1/(1−t) of the score. The step has no density in closed
 form, so it serves evaluation and not training.
 
+**Ancestral step** of the SDE with w = (1 − t)/t, whose samples do not depend on the noise that they start from. With
+x̂ = x + (1−t)v in place of the data, it is the posterior of the path's noising, as in DDPM:
+    μ = s·x̂ + ((1−s)/(1−t))²·(t/s)·(x − t·x̂),  σ² = (1−s)²·(1 − ((t/s)·(1−s)/(1−t))²).
+It has a density, is exact at t = 0, where Euler's w is infinite, and needs no last step of its own: at s = 1, μ = x̂.
+
 **Grid.** 1 − t = ((1−u) + u·δ^{1/power})^power, u uniform. Near the data the velocity contracts at a rate 1/(1−t). An
 explicit solver follows it only with steps shorter than 1−t, which power > 1 gives. The Euler SDE and Adams stop at
 1 − t = δ = 0.04, as the official SDE sampler does, and then take one step without noise. Adams goes to the posterior
@@ -126,6 +131,13 @@ def walk(
         yield step, x
 
 
+def ancestral_step(v: torch.Tensor, x: torch.Tensor, t: float, s: float) -> GaussianStep:
+    """The Gaussian of the ancestral step from t to s (equation above), from the velocity v at x."""
+    data, kept = predicted_data(x, v, t), (1 - s) / (1 - t)
+    forgotten = t / s * kept
+    return GaussianStep(s * data + kept * forgotten * (x - t * data), (1 - s) * math.sqrt(1 - forgotten**2))
+
+
 def sigma_variance(t: float, s: float) -> float:
     """Variance of the sigma SDE's noise from t to s: ∫_t^s 2(1−τ) dτ = (s − t)(2 − t − s)."""
     return (s - t) * (2 - t - s)
@@ -155,6 +167,8 @@ def sampler_step(v: torch.Tensor, x: torch.Tensor, i: int, config: SamplerConfig
         return ddpm.reverse_step(v, x, i, config.steps, config.method, config.eta)
     grid = time_grid(config)
     t, h = grid[i], grid[i + 1] - grid[i]
+    if config.method == "ancestral":
+        return ancestral_step(v, x, t, grid[i + 1])
     if not in_window(i, config):
         return GaussianStep(x + h * v, 0.0)
     if i == config.steps - 1 and config.last_step == "euler":

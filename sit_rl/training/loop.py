@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from sit_rl.reward.components import RewardSide
 from sit_rl.reward.fresh_reward import FreshReward
 from sit_rl.reward.mix import Mix, Part, mix
 from sit_rl.reward.rolling_reference import ReferenceSet
-from sit_rl.reward.swap_reward import Credits, Scores, SwapReward
+from sit_rl.reward.slopes import advantage_slopes
+from sit_rl.reward.swap_reward import Credits, Scores, SwapReward, reward_device
 from sit_rl.rollout import Rollout, generate
 from sit_rl.runs.forecast import Forecast
-from sit_rl.runs.log import GRID_COLUMNS, RunLog
+from sit_rl.runs.log import GRID_COLUMNS, RunLog, say
 from sit_rl.sampling.random_streams import Stream, balanced_labels
 from sit_rl.training.held_out import evaluate_model
 from sit_rl.training.learning_rate import set_learning_rate
@@ -60,7 +62,6 @@ def train_step(config: Config, components: Components, state: State, estimator: 
     """One step of the method; returns its line of metrics.jsonl."""
     step, clock = state.step, state.clock
     record: dict[str, Any] = {"step": step}
-    set_learning_rate(config.update, state.learner.optimizer, step, config.steps)
     rollout, advantage, kept = None, torch.ones(0), torch.arange(0)
     if estimator.rolls_out:
         with clock.phase("refresh"):
@@ -72,6 +73,7 @@ def train_step(config: Config, components: Components, state: State, estimator: 
                 components, state.learner.sampler(), labels, estimator.sampler(step),
                 seed=config.seed, step=step, batch=config.rollout.batch,
                 keep_path=estimator.keeps_path, label="roll out",
+                pieces=estimator.pieces(state.learner, step),
             )  # fmt: skip
             state.images_generated += len(labels)
         with clock.phase("reward"):
@@ -84,6 +86,7 @@ def train_step(config: Config, components: Components, state: State, estimator: 
             mixed = mix(parts, labels, config.reward.normalise, config.reward.advantage_clip)
             advantage = broadcast_from_main(mixed.advantage)
             kept = select(advantage, config.reward.kept_fraction)
+            advantage = estimator.credit(state.learner, advantage, broadcast_from_main(scores.subset), step)
         state.first_reference_fd = state.first_reference_fd or reward.reference_fd
         record |= describe(reward.reference_fd, scores, advantage, kept)
         if len(parts) > 1 or reward.reference_fd is None:
@@ -91,8 +94,17 @@ def train_step(config: Config, components: Components, state: State, estimator: 
         if isinstance(reward, SwapReward) and config.reward.reference == "rolling":
             with clock.phase("reward"):
                 reward.roll(removed, features)
+        if estimator.follows_gradient:
+            with clock.phase("reward"):
+                slopes = own_slopes(config.reward, reward, parts, removed, labels, rollout)
+            with clock.phase("update"):
+                record |= estimator.prepare(rollout, reward.side, slopes)
+        record |= controlled(config, state, parts, features.flatten(0, 1), labels)
+    pace = 1.0 if state.control is None else state.control.pace
+    set_learning_rate(config.update, state.learner.optimizer, step, config.steps, pace)
     with clock.phase("update"):
         record |= update(estimator, state.learner, rollout, advantage, kept, step)
+        record |= estimator.report(state.learner)
     state.step += 1
     rate = state.learner.optimizer.param_groups[0]["lr"]
     return record | {"lr": rate, "images_generated": state.images_generated}
@@ -131,6 +143,48 @@ def gathered_rows(config: Config, side: RewardSide, made: Rollout, count: int) -
     """What the reward reads of all ranks' images, float32 [count, d], on every rank."""
     rows = side.rows(made.features, made.images, made.labels.cpu(), config.rollout.batch)
     return gather_owned(rows, count, config.rollout.batch)
+
+
+def own_slopes(
+    options: RewardOptions,
+    reward: SwapReward | FreshReward,
+    parts: Sequence[Part],
+    rows: torch.Tensor,
+    labels: torch.Tensor,
+    rollout: Rollout,
+) -> torch.Tensor:
+    """∂A/∂row float32 [n, d] of this rank's images, which are among `rows` [B, m] of the reward's present set."""
+    width = rollout.features.shape[1] + sum(net.dim for net in reward.side.networks) + len(reward.side.functions)
+    slopes = advantage_slopes(
+        reward.side.components, reward.prepared, parts, rows.flatten(), labels, options.normalise, width
+    )
+    mine = slice(rollout.indices.start, rollout.indices.stop)
+    return broadcast_from_main(slopes.to(rollout.samples.device))[mine]
+
+
+def controlled(
+    config: Config, state: State, parts: Sequence[Part], rows: torch.Tensor, labels: torch.Tensor
+) -> dict[str, Any]:
+    """Set the pace by what the last step did; its part of the record. Says so where the pace changes.
+
+    rows  float32 [n, d] of the step's images, labels int64 [n]
+    """
+    control, side = state.control, state.side
+    if control is None or side is None:
+        return {}
+    before = control.pace
+    with state.clock.phase("reward"):
+        rows = rows.to(reward_device(config.reward, rows.device))
+        agreement = control.after_step(side, parts, rows, labels)
+        control.pace = float(broadcast_from_main(torch.tensor(control.pace, dtype=torch.float64, device=rows.device)))
+    if agreement is None:
+        return {}
+    if control.pace < before:
+        say(
+            f"step {state.step - 1} changed {side.components[0].name} of its images by {agreement.change:+.4g} where "
+            f"{agreement.promised:+.4g} was predicted: the learning rate is now {control.pace:g} of the schedule's"
+        )
+    return {"step_control": {"pace": control.pace, **asdict(agreement)}}
 
 
 def faded(options: RewardOptions, state: State, scores: Scores) -> list[Part]:

@@ -10,6 +10,7 @@ import torch
 
 from sit_rl.components.build import Components
 from sit_rl.config import Config
+from sit_rl.estimators.merging import load_policy
 from sit_rl.learner import checkpoint, guards
 from sit_rl.learner.learner import Learner
 from sit_rl.models.averages import PowerEMA
@@ -20,8 +21,9 @@ from sit_rl.models.sit import SiT
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.components import RewardSide
 from sit_rl.reward.rolling_reference import ReferenceSet
-from sit_rl.reward.swap_reward import SwapReward, reward_side_of
-from sit_rl.runs.log import Clock
+from sit_rl.reward.step_control import StepControl, not_comparable
+from sit_rl.reward.swap_reward import SwapReward, reward_device, reward_side_of
+from sit_rl.runs.log import Clock, say
 
 # The plain values of a checkpoint, and their types.
 VALUE_KINDS = {
@@ -61,6 +63,7 @@ class State:
     evaluations: dict[str, Any] = field(default_factory=dict)  # {"before" or "after": {"ode" or "sde": metrics}}
     first_credit_std: dict[str, float] = field(default_factory=dict)  # of the first step's credits, by component
     first_reference_fd: float | None = None
+    control: StepControl | None = None  # None: off
 
     def save(self) -> None:
         """Begin to write a checkpoint; every rank calls it."""
@@ -68,10 +71,13 @@ class State:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of a checkpoint, by name."""
-        if self.reward is None:
-            return self.learner.tensors()
-        reference = self.reward.reference
-        return self.learner.tensors() | {"reference.features": reference.features, "reference.labels": reference.labels}
+        out = self.learner.tensors()
+        if self.reward is not None:
+            reference = self.reward.reference
+            out |= {"reference.features": reference.features, "reference.labels": reference.labels}
+        if self.control is not None and self.control.rows is not None and self.control.labels is not None:
+            out |= {"control.rows": self.control.rows, "control.labels": self.control.labels}
+        return out
 
     def size(self) -> int:
         """Bytes of a later checkpoint, which has two moments for every trained weight as well."""
@@ -89,6 +95,7 @@ class State:
             "first_credit_std": self.first_credit_std,
             "first_reference_fd": self.first_reference_fd,
             "reference": None if self.reward is None else {"oldest": self.reward.reference.oldest},
+            "pace": 1.0 if self.control is None else self.control.pace,
             "config": self.config.to_dict(),
         }
 
@@ -104,18 +111,22 @@ class State:
         kinds = checkpoint.names(path)
         if any(name.startswith("optimizer.") for name in kinds):
             self.learner.expect_optimizer_state()
-        reference = {}
+        images = {
+            name: torch.empty(shape, dtype=dtype)
+            for name, (shape, dtype) in kinds.items()
+            if name.startswith(("reference.", "control."))
+        }
+        checkpoint.load_tensors(path, self.learner.tensors() | images)
         if values["reference"] is not None:
-            reference = {
-                name: torch.empty(shape, dtype=dtype)
-                for name, (shape, dtype) in kinds.items()
-                if name.startswith("reference.")
-            }
-        checkpoint.load_tensors(path, self.learner.tensors() | reference)
-        if reference:
-            features = reference["reference.features"].to(components.device)
-            whole = ReferenceSet(features, reference["reference.labels"], **values["reference"])
+            features = images["reference.features"].to(components.device)
+            whole = ReferenceSet(features, images["reference.labels"], **values["reference"])
             self.reward = self.reward_of(whole)
+        if self.control is not None:
+            self.control.pace = values.get("pace", 1.0)
+            if "control.rows" in images:
+                device = reward_device(self.config.reward, components.device)
+                self.control.rows = images["control.rows"].to(device)
+                self.control.labels = images["control.labels"]
 
 
 def start(
@@ -124,13 +135,25 @@ def start(
     """A fresh state, or the one that checkpoint `path` holds."""
     writer = checkpoint.Writer(config.run_folder / "checkpoints", config.run.keep_checkpoints)
     side = None if config.update.estimator == "pretraining" else reward_side_of(config, components)
-    state = State(config, Learner(components.model, config), writer, clock, side)
+    policy = load_policy(config, components) if config.update.estimator == "merging" else None
+    state = State(config, Learner(components.model, config, policy), writer, clock, side)
+    if config.update.step_control and side is not None:
+        state.control = step_control(config, side)
     if path is not None and values is not None:
         state.load(path, values, components)
     source = path or (f"--checkpoint {config.files.checkpoint}" if config.files.checkpoint else "the embedded model")
     require_finite_start(state.learner.sampler().named_parameters(), str(source))
     guards.require_deterministic(state.learner.sampler(), components.device)
     return state
+
+
+def step_control(config: Config, side: RewardSide) -> StepControl | None:
+    """The control of the learning rate; None, with a note, where two steps cannot be compared."""
+    reason = not_comparable(side, config.reward.images_per_step)
+    if reason is None:
+        return StepControl()
+    say(f"note: no step control: {reason}")
+    return None
 
 
 def save_snapshots(config: Config, state: State) -> None:

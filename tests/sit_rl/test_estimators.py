@@ -83,7 +83,8 @@ def train(components, estimator, steps=12):
     return levels[0], levels[-1]
 
 
-@pytest.mark.parametrize("name", list(ESTIMATORS))
+# adjoint_matching and merging have toy problems of their own
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"adjoint_matching", "merging"}))
 def test_reward_goes_up(components, name):
     """The control sees only white images, so it too must get brighter."""
     config = small(name, keep=0.25 if name == "rejection" else None)

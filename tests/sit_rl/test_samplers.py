@@ -56,6 +56,7 @@ def final_moments(config, n=20_000):
         SamplerConfig("sde", "adams", 40, power=1.5),
         SamplerConfig("sde", "euler", 250),
         SamplerConfig("sde", "euler", 400, diffusion="flow_grpo"),
+        SamplerConfig("sde", "ancestral", 250),
     ],
     ids=str,
 )
