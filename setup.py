@@ -72,7 +72,7 @@ setup(
     include_package_data=False,  # exactly the patterns below, whatever else the manifest names
     package_data={
         "fastfid": ["py.typed", "assets/**", "evaluation/templates/*"],
-        "sit_rl": ["py.typed", "assets/**", "runs/templates/*"],
+        "sit_rl": ["py.typed", "assets/**", "runs/templates/*", "study/templates/*"],
     },
     ext_modules=[Extension("fastfid._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

@@ -28,7 +28,7 @@ def save_samples(folder: Path, name: str, images: torch.Tensor) -> None:
 
 def draw_curve(summary: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
     """FD of the reference set at every step; held-out FD before and after training, and on fewer images between."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.5, 4))
     steps = summary["config"]["steps"]
     reference = [(r["step"], r["reference_fd"]) for r in records if r.get("reference_fd") is not None]
@@ -60,7 +60,7 @@ def draw_curve(summary: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
     network = summary["protocol"]["networks"]["fd"]["name"].replace("$", r"\$")  # not as a formula
     axes.set(xlabel="training step", ylabel=f"FD ({network})", ylim=(0, None))
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
@@ -69,7 +69,7 @@ def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
     paths = [[folder / "figures" / f"{name}.npy" for name in row] for row in names]
     if not all(p.is_file() for row in paths for p in row):
         return None
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(9, 9.4))
     for row, kind in enumerate(kinds):
         for column, when in enumerate(("before", "after")):
@@ -78,7 +78,7 @@ def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
             )
             axes[row, column].set_title(f"{kind}, {when}", fontsize=10)
             axes[row, column].axis("off")
-    return _png(figure)
+    return png(figure)
 
 
 def draw_rewards(records: list[dict[str, Any]]) -> bytes | None:
@@ -86,7 +86,7 @@ def draw_rewards(records: list[dict[str, Any]]) -> bytes | None:
     scored = [r for r in records if r.get("subset_rewards")]
     if not scored:
         return None
-    plt = _pyplot()
+    plt = pyplot()
     quarter = max(1, len(scored) // 4)
     figure, axes = plt.subplots(figsize=(7.5, 3.2))
     parts = {"first quarter": (scored[:quarter], GREY), "last quarter": (scored[-quarter:], BLUE)}
@@ -100,7 +100,7 @@ def draw_rewards(records: list[dict[str, Any]]) -> bytes | None:
     axes.axvline(0, color="black", lw=0.8)
     axes.set(xlabel="change of the reference set's distance by one subset (below 0 is better)", ylabel="subsets")
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _reference_distance(record: dict[str, Any]) -> float:
@@ -115,7 +115,7 @@ def draw_components(records: list[dict[str, Any]]) -> bytes | None:
     mixed = [r for r in records if len(r.get("components") or {}) > 1]
     if not mixed:
         return None
-    plt = _pyplot()
+    plt = pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(7.5, 5), sharex=True)
     steps = [r["step"] for r in mixed]
     for name in mixed[0]["components"]:
@@ -128,12 +128,12 @@ def draw_components(records: list[dict[str, Any]]) -> bytes | None:
     below.set(xlabel="training step", ylabel="share of the advantages")
     below.axhline(0, color="black", lw=0.8)
     above.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_time(summary: dict[str, Any]) -> bytes:
     """Bars: the seconds of each phase and their share of the total."""
-    plt = _pyplot()
+    plt = pyplot()
     seconds = summary["seconds"]
     phases = [p for p in PHASES if seconds.get(p)]
     other = seconds["total"] - sum(seconds[p] for p in phases)
@@ -143,10 +143,11 @@ def draw_time(summary: dict[str, Any]) -> bytes:
     axes.bar_label(bars, [f"{v:.1f} s, {v / seconds['total']:.0%}" for v in values], padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="seconds", xlim=(0, max(values) * 1.2))
-    return _png(figure)
+    return png(figure)
 
 
-def _pyplot() -> ModuleType:
+def pyplot() -> ModuleType:
+    """matplotlib.pyplot, drawing without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -155,8 +156,9 @@ def _pyplot() -> ModuleType:
     return plt
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; it is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, bbox_inches="tight")
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return buffer.getvalue()

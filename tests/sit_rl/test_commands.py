@@ -8,7 +8,7 @@ import pytest
 
 from sit_rl import sample
 
-COMMANDS = ("sample", "evaluate", "compare", "report", "ema", "pretrain", "train", "models.convert")
+COMMANDS = ("sample", "evaluate", "compare", "report", "ema", "pretrain", "train", "study", "models.convert")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
