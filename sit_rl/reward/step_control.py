@@ -71,11 +71,13 @@ class StepControl:
     pace    factor of the schedule's learning rate, from LEAST_PACE to 1
     rows    float32 [n, d] of the step before, in the order of the labels; None before the first step
     labels  int64 [n]
+    sets    the same images under each component that is compared; None after a resume
     """
 
     pace: float = 1.0
     rows: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+    sets: list[PreparedSet] | None = None
 
     def after_step(
         self, side: RewardSide, parts: Sequence[Part], rows: torch.Tensor, labels: torch.Tensor
@@ -87,40 +89,42 @@ class StepControl:
         """
         order = torch.argsort(labels, stable=True)  # so that exchanged images have the same class
         rows, labels = rows[order], labels[order]
-        agreement = None
+        chosen, agreement = comparable(side), None
+        some = [side.components[i] for i in chosen]
+        sets = prepared_sets(some, rows, labels)
         if self.rows is not None and self.labels is not None:
-            chosen = comparable(side)
-            some, their_parts = [side.components[i] for i in chosen], [parts[i] for i in chosen]
-            agreement = compare(some, their_parts, (self.rows, self.labels), (rows, labels))
+            before = self.sets or prepared_sets(some, self.rows, self.labels)
+            agreement = compare(some, [parts[i] for i in chosen], before, sets, rows, labels)
             raised, lowered = min(1.0, self.pace * RAISE), max(LEAST_PACE, self.pace * LOWER)
             self.pace = lowered if agreement.failed else raised
-        self.rows, self.labels = rows, labels
+        self.rows, self.labels, self.sets = rows, labels, sets
         return agreement
 
 
 def compare(
     components: Sequence[Component],
     parts: Sequence[Part],
-    before: tuple[torch.Tensor, torch.Tensor],
-    after: tuple[torch.Tensor, torch.Tensor],
+    before: Sequence[PreparedSet],
+    after: Sequence[PreparedSet],
+    rows: torch.Tensor,
+    labels: torch.Tensor,
 ) -> Agreement:
-    """What the images `after` promised to change in the distance of those `before`, and what they changed.
+    """What the images of the sets `after` promised to change in the distance of those `before`, and what they changed.
 
-    before, after  rows float32 [n, d] and labels int64 [n], sorted by label
+    rows  float32 [n, d] of `after`, and labels int64 [n]; row i has the class of image i of `before`
     """
-    (old, _), (new, labels) = before, after
-    sets = zip(components, parts, prepared_sets(components, *before), prepared_sets(components, *after), strict=True)
+    count = len(rows)
     firsts: list[tuple[float, float]] = []
     predicted = realised = 0.0
     total = sum(part.weight for part in parts)
-    for component, part, first, last in sets:
+    for component, part, first, last in zip(components, parts, before, after, strict=True):
         with named(component):
-            promised = _sum_of_exchanges(first, new[:, component.columns], labels)
+            promised = _sum_of_exchanges(first, rows[:, component.columns], labels)
         change = last.distance - first.distance
         firsts.append((promised, change))
-        unit = part.weight / total / (len(old) * max(float(part.credit.std()), torch.finfo(torch.float64).tiny))
+        unit = part.weight / total / (count * max(float(part.credit.std()), torch.finfo(torch.float64).tiny))
         predicted, realised = predicted + unit * promised, realised + unit * change
-    return Agreement(predicted, realised, math.sqrt(2 / len(old)), *firsts[0])
+    return Agreement(predicted, realised, math.sqrt(2 / count), *firsts[0])
 
 
 def _sum_of_exchanges(prepared: PreparedSet, rows: torch.Tensor, labels: torch.Tensor) -> float:

@@ -162,7 +162,7 @@ class Pool:
             job.config.save(job.folder / CONFIG)
             words = [*PROCESS, str(job.folder / CONFIG)]
             words += [] if job.row.trained else ["--evaluate-only"]
-            with open(job.folder / OUTPUT, "ab") as output:
+            with open(job.folder / OUTPUT, "wb") as output:
                 process = subprocess.Popen(words, stdout=output, stderr=output, env=os.environ | place)
                 self.running[process.pid] = process
                 code = process.wait()

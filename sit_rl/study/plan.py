@@ -92,7 +92,7 @@ def study_of(name: str, values: Any) -> Study:
         name: _changed(base, changes, f"row {name}")
         for name, changes in _grid(_rows(values), values.get("grid", {})).items()
     }
-    control = values.get("control", next(iter(configs), BASE))
+    control = str(values.get("control", next(iter(configs), BASE)))
     if control not in (*configs, BASE):
         raise ValueError(f"control is {shown(repr(control))}, which is no row; choose one of {', '.join(configs)}")
     rows = _trained(configs, configs.get(control), match) + _evaluated(values, configs, base)
@@ -186,7 +186,7 @@ def _evaluated(values: dict[str, Any], configs: dict[str, Config], base: Config)
     asked |= _guidance(values.get("guidance"))
     rows = [Row(BASE, base, False)] if asked else []
     for name, changes in asked.items():
-        of = changes.get("of", BASE)
+        of = str(changes.get("of", BASE))
         if of not in (*configs, BASE):
             raise ValueError(
                 f"row {name}: of is {shown(repr(of))}, which is no row; choose {', '.join((BASE, *configs))}"

@@ -150,6 +150,8 @@ def start(
 def step_control(config: Config, side: RewardSide) -> StepControl | None:
     """The control of the learning rate; None, with a note, where two steps cannot be compared."""
     reason = not_comparable(side, config.reward.images_per_step)
+    if config.update.estimator == "merging":
+        reason = "merging draws other models in every step, so that two steps differ by them"
     if reason is None:
         return StepControl()
     say(f"note: no step control: {reason}")

@@ -7,6 +7,7 @@ from fastfid import DensityRatioReward, FeatureMoments, FrechetReward, KernelRew
 from sit_rl.reward.components import Component, RewardSide
 from sit_rl.reward.mix import Part
 from sit_rl.reward.step_control import LEAST_PACE, Agreement, StepControl, compare, not_comparable
+from sit_rl.reward.swap_reward import prepared_sets
 
 D, N = 4, 400
 LABELS = torch.arange(N) // (N // 10)
@@ -23,12 +24,21 @@ def frechet():
     return FrechetReward(FeatureMoments(1_000, torch.zeros(D), torch.eye(D)))
 
 
+def compared(rewards, spreads, before, after):
+    """The agreement of two steps with these rows."""
+    both = side(*rewards)
+    sets = [prepared_sets(both.components, rows, LABELS) for rows in (before, after)]
+    return compare(both.components, parts(*spreads), *sets, after, LABELS)
+
+
 def images(shift, seed):
-    """N images with the exact mean `shift` in the first feature, and the identity as covariance up to their noise."""
-    rows = torch.randn(N, D, generator=torch.Generator().manual_seed(seed))
+    """N images with the mean `shift` in the first feature and the covariance I, both exact."""
+    rows = torch.randn(N, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rows -= rows.mean(0)
+    root = torch.linalg.cholesky(torch.cov(rows.T))
+    rows = torch.linalg.solve_triangular(root, rows.T, upper=False).T
     rows[:, 0] += shift
-    return rows
+    return rows.float()
 
 
 def parts(*stds):
@@ -40,7 +50,7 @@ def parts(*stds):
 def test_the_ratio_tells_the_length_of_a_step(length):
     """FD is |shift|² here: a step to shift·(1 − s) has R/P = 1 − s/2; with the same noise in both sets exactly so."""
     before, after = images(0.5, 0), images(0.5 * (1 - length), 0)
-    found = compare(side(frechet()).components, parts(1.0), (before, LABELS), (after, LABELS))
+    found = compared([frechet()], [1.0], before, after)
     assert found.change / found.promised == pytest.approx(1 - length / 2, abs=0.02)  # P also has 1/N of the curvature
     assert found.realised / found.predicted == pytest.approx(found.change / found.promised)
 
@@ -51,11 +61,8 @@ def test_the_noise_of_samples_is_no_disagreement(kind):
     reward = frechet() if kind == "fd" else KernelReward(images(0.5, 99))
     found = []
     for seed in range(12):
-        first, second = (
-            torch.randn(N, D, generator=torch.Generator().manual_seed(s)) + 0.5 for s in (seed, 100 + seed)
-        )
-        sets = (first, LABELS), (second, LABELS)
-        found.append(compare(side(reward).components, parts(1.0), *sets))
+        rows = torch.randn(2, N, D, generator=torch.Generator().manual_seed(seed)) + 0.5
+        found.append(compared([reward], [1.0], *rows))
     gaps = torch.tensor([each.change - each.promised for each in found])
     changes = torch.tensor([each.change for each in found])
     assert gaps.abs().mean() < 0.4 * changes.abs().mean()
@@ -64,9 +71,8 @@ def test_the_noise_of_samples_is_no_disagreement(kind):
 def test_components_count_by_weight_in_units_of_their_credits():
     """Twice the spread of a component's credits halves its say."""
     before, after = (torch.cat([images(m, 1), images(m, 2)], 1) for m in (2.0, 1.0))
-    both = side(frechet(), frechet()).components
-    one = compare(both, parts(1.0, 1.0), (before, LABELS), (after, LABELS))
-    other = compare(both, parts(1.0, 2.0), (before, LABELS), (after, LABELS))
+    one = compared([frechet(), frechet()], [1.0, 1.0], before, after)
+    other = compared([frechet(), frechet()], [1.0, 2.0], before, after)
     assert other.predicted == pytest.approx(0.75 * one.predicted, rel=0.05)
 
 
