@@ -220,3 +220,27 @@ class Maps(nn.Module):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- gradients in the pixels -----------------------------------------------------------------------------------------
+
+
+def test_features_of_float_pixels_are_the_same_and_have_a_gradient():
+    """The derivative along a random direction, against a difference of one level: of order 1e-3 of it by curvature."""
+    net = feature_extractor("fashion-a")
+    pixels = images(3).float().requires_grad_()
+    features = net.with_gradient(pixels)
+    torch.testing.assert_close(features.detach(), net(images(3)), rtol=1e-5, atol=1e-5)
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad(features, pixels, weights)
+    along = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        ends = [(net.with_gradient(pixels + step * along) * weights).sum() for step in (0.05, -0.05)]
+    torch.testing.assert_close((gradient * along).sum(), (ends[0] - ends[1]) / 0.1, rtol=0.02, atol=1e-3)
+
+
+def test_a_preparation_without_a_gradient_is_named():
+    for prepare in (lambda x: x.detach() / 255, lambda x: torch.from_numpy(x.numpy()) / 255):
+        net = FeatureExtractor.from_module(nn.Flatten(), 4, prepare, name="plain", preprocessing="by NumPy")
+        with pytest.raises(ValueError, match="plain passes no gradient on to its images; its input is: by NumPy"):
+            net.with_gradient(torch.zeros(1, 1, 2, 2, requires_grad=True))

@@ -108,3 +108,13 @@ def test_other_folders_are_refused(vae, folder, tmp_path):
     other.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="by 0.13025, SiT's and DiT's by 0.18215"):
         load_decoder(tmp_path, CPU)
+
+
+def test_pixels_are_what_decoding_rounds_with_a_gradient(folder):
+    torch.manual_seed(1)
+    decoder, latents = load_decoder(folder, CPU), torch.randn(2, 4, 4, 4, requires_grad=True)
+    pixels = decoder.pixels(latents)
+    # rounding, and a value in a million that a slice of another size rounds across a level
+    assert (pixels.detach() - decoder(latents).float()).abs().max() <= 0.5 + 1e-3
+    (gradient,) = torch.autograd.grad(pixels.sum(), latents)
+    assert gradient.abs().sum() > 0
