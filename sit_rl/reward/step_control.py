@@ -16,8 +16,9 @@ weight. A step should improve the distance. It has failed where
     R − LEAST_RATIO·min(P, 0) > √(2/n):
 
 where less than LEAST_RATIO of what was predicted has come true, or where the distance rose, by more than the noise of
-two sets of n images. It halves the learning rate. Each step that has not failed raises it by a quarter, up to the
-schedule's.
+two sets of n images. It halves the learning rate. A step of which at least ENOUGH_RATIO came true had at most 0.8 of
+the length to the minimum, so that one a quarter longer does not pass it: it raises the rate by a quarter, up to the
+schedule's. Other steps leave it as it is.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from sit_rl.reward.swap_reward import named, prepared_sets
 # Steps that went well had R/P of 0.46 to 0.81, those that had gone too far at most 0.30 (docs/training.md). By the
 # parabola, 0.4 is a step of 1.2 times the length to the minimum.
 LEAST_RATIO = 0.4
-# Halving answers a step of twice the useful length. Three kept steps undo it. 1/16 of a rate that was too high learns
-# slowly and still measures.
+# 1 − 0.8/2, the ratio of a step of 0.8 of the length to the minimum.
+ENOUGH_RATIO = 0.6
+# Halving answers a step of twice the useful length. 1/16 of a rate that was too high learns slowly and still measures.
 LOWER, RAISE, LEAST_PACE = 0.5, 1.25, 1 / 16
 
 
@@ -62,6 +64,11 @@ class Agreement:
     def failed(self) -> bool:
         """Whether the step was too long."""
         return self.realised - LEAST_RATIO * min(self.predicted, 0.0) > self.noise
+
+    @property
+    def short(self) -> bool:
+        """Whether a step a quarter longer would still have been a good one."""
+        return self.realised <= ENOUGH_RATIO * self.predicted < 0
 
 
 @dataclass
@@ -95,8 +102,10 @@ class StepControl:
         if self.rows is not None and self.labels is not None:
             before = self.sets or prepared_sets(some, self.rows, self.labels)
             agreement = compare(some, [parts[i] for i in chosen], before, sets, rows, labels)
-            raised, lowered = min(1.0, self.pace * RAISE), max(LEAST_PACE, self.pace * LOWER)
-            self.pace = lowered if agreement.failed else raised
+            if agreement.failed:
+                self.pace = max(LEAST_PACE, self.pace * LOWER)
+            elif agreement.short:
+                self.pace = min(1.0, self.pace * RAISE)
         self.rows, self.labels, self.sets = rows, labels, sets
         return agreement
 

@@ -107,6 +107,13 @@ def test_less_than_two_fifths_of_the_promise_or_a_rise_is_a_failure_beyond_the_n
     assert Agreement(predicted, realised, 0.1, 0.0, 0.0).failed is failed
 
 
+@pytest.mark.parametrize(
+    ("predicted", "realised", "short"), [(-1.0, -0.7, True), (-1.0, -0.5, False), (0.5, -0.5, False), (0.0, 0.0, False)]
+)
+def test_only_a_step_that_stopped_before_the_minimum_is_short(predicted, realised, short):
+    assert Agreement(predicted, realised, 0.1, 0.0, 0.0).short is short
+
+
 def test_steps_that_cannot_be_compared_are_explained():
     assert not_comparable(side(frechet()), 2 * D) is None
     assert "7 images a step are fewer than twice the 4 features of 0" in not_comparable(side(frechet()), 7)
