@@ -60,7 +60,7 @@ def test_guidance_is_swept_over_rows_scales_and_intervals():
     [
         ([], "the study is [], not a table"),
         ({"row": {}}, "the study has the unknown key 'row'; it may have preset, seeds"),
-        ({"rows": {"a": {"lrr": 1}}}, "row a: 'lrr' is no setting of a run"),
+        ({"rows": {"a": {"lrr": 1}}}, "row a: unknown field 'lrr'"),
         ({"rows": {"a": {"lr": "fast"}}}, "row a: lr is 'fast', which is not of its type"),
         ({"rows": {"a": {"lr": -1.0}}}, "row a: --lr is -1.0; it must be positive"),
         ({"rows": {"a": {"steps": 5}}}, "row a: steps is the study's to choose"),
