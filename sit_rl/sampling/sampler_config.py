@@ -60,6 +60,8 @@ class SamplerConfig:
     """sde euler: number of noisy steps; the others follow the ODE (MixGRPO); 0: all steps"""
     eta: float = 0.0
     """ddim: its η; 0 without noise, 1 with DDPM's noise"""
+    shift: float = 1.0
+    """ode and sde: of the grid; above 1 the steps near the noise are shorter (SD3, arXiv 2403.03206); 1: none"""
     guidance: float = 1.0
     """classifier-free guidance scale; 1: none"""
     guidance_channels: int = 0
@@ -108,6 +110,10 @@ class SamplerConfig:
                 raise ValueError(f"sampler {name} is {getattr(self, name)}; it must be at least {least}")
         if self.kind == "discrete" and self.steps > ddpm.TRAIN_STEPS:
             raise ValueError(f"sampler steps is {self.steps}; the noising chain has {ddpm.TRAIN_STEPS}")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift is {self.shift}; it must be a positive number")
+        if self.shift != 1 and self.kind == "discrete":
+            raise ValueError(f"shift is {self.shift}, which a discrete chain does not have; leave it at 1")
         if self.diffusion_norm <= 0:
             raise ValueError(f"diffusion_norm is {self.diffusion_norm}; it must be positive")
         if not 0 < self.last_step_size < 1:
@@ -132,6 +138,8 @@ class SamplerConfig:
             parts.append(f"{self.steps} steps")
         if self.kind == "sde" and self.diffusion != "sigma":
             parts.append(self.diffusion)
+        if self.shift != 1:
+            parts.append(f"shift {self.shift:g}")
         if self.eta:
             parts.append(f"η {self.eta:g}")
         if self.kind == "sde" and self.window:
@@ -191,9 +199,14 @@ def time_grid(config: SamplerConfig) -> list[float]:
     stops = config.method == "adams" or (euler_sde and config.last_step != "none")
     if stops and steps > 1:
         steps, end = steps - 1, config.last_step_size
-    root = end ** (1 / config.power)
-    warped = [1 - (1 - i / steps * (1 - root)) ** config.power for i in range(steps + 1)]
+    root = shifted(end, 1 / config.shift) ** (1 / config.power)
+    warped = [1 - shifted((1 - i / steps * (1 - root)) ** config.power, config.shift) for i in range(steps + 1)]
     return warped + [1.0] if end else warped
+
+
+def shifted(sigma: float, shift: float) -> float:
+    """The noise level 1 − t of a grid with a shift: sσ/(1 + (s − 1)σ); 1/s undoes s (SD3, arXiv 2403.03206, eq. 23)."""
+    return sigma if shift == 1 else shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def noisy_steps(config: SamplerConfig) -> list[int]:

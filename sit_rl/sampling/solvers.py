@@ -20,10 +20,11 @@ x̂ = x + (1−t)v in place of the data, it is the posterior of the path's noisi
     μ = s·x̂ + ((1−s)/(1−t))²·(t/s)·(x − t·x̂),  σ² = (1−s)²·(1 − ((t/s)·(1−s)/(1−t))²).
 It has a density, is exact at t = 0, where Euler's w is infinite, and needs no last step of its own: at s = 1, μ = x̂.
 
-**Grid.** 1 − t = ((1−u) + u·δ^{1/power})^power, u uniform. Near the data the velocity contracts at a rate 1/(1−t). An
-explicit solver follows it only with steps shorter than 1−t, which power > 1 gives. The Euler SDE and Adams stop at
-1 − t = δ = 0.04, as the official SDE sampler does, and then take one step without noise. Adams goes to the posterior
-mean x + (1−t)v. Euler by default follows the SDE's drift ("mean"), as the official sampler does. The others have δ = 0.
+**Grid.** 1 − t = ((1−u) + u·δ^{1/power})^power, u uniform. A shift s maps σ = 1 − t to sσ/(1 + (s−1)σ) and keeps δ.
+Near the data the velocity contracts at a rate 1/(1−t). An explicit solver follows it only with steps shorter than 1−t,
+which power > 1 gives. The Euler SDE and Adams stop at 1 − t = δ = 0.04, as the official SDE sampler does, and then take
+one step without noise. Adams goes to the posterior mean x + (1−t)v. Euler by default follows the SDE's drift ("mean"),
+as the official sampler does. The others have δ = 0.
 
 **Discrete chains** (DiT) have the same interface. Their steps are those of `sampling.ddpm`, their t is a timestep
 999 … 0, and their `velocity` is the model's noise and variance.
