@@ -21,7 +21,7 @@ from sit_rl.components.build import build_components
 from sit_rl.presets import PRESETS
 from sit_rl.ranks.process_group import initialise
 from sit_rl.rollout import bind
-from sit_rl.sampling.random_streams import Stream, balanced_labels, sample_normal
+from sit_rl.sampling.random_streams import Stream, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig, time_grid
 from sit_rl.sampling.solvers import sample, sigma_variance
 from sit_rl.training.held_out import distance
@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = PRESETS["fashion"][1].changed(checkpoint=arguments.checkpoint)
     components = build_components(config, initialise())
-    labels = balanced_labels(arguments.images, components.num_classes)
+    labels = components.conditions.balanced(arguments.images)
     print("kind,method,power,steps,fd,relative", flush=True)
     for default, counts in ((config.evaluation.ode, ODE_STEPS), (config.evaluation.sde, SDE_STEPS)):
         samplers = [replace(default, steps=steps) for steps in counts]

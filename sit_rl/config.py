@@ -5,26 +5,21 @@ A flag has one flat name (--lr) and an alias that names its group (--update.lr).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 import yaml
 
 from fastfid.cli.command_line import parse
-from fastfid.runtime.errors import one_line, shown
-from fastfid.runtime.input_files import read_text, reading
 from sit_rl.files.atomic import write_text
 from sit_rl.options.evaluation import EvaluationOptions
 from sit_rl.options.files import FileOptions
+from sit_rl.options.model import ModelOptions
 from sit_rl.options.option import check_bounds, dashed, flag_of, option
 from sit_rl.options.reward import RewardOptions
 from sit_rl.options.rollout import RolloutOptions
@@ -52,9 +47,6 @@ CONFIG = "config"  # the flag of a file with fields, which is no field itself
 CONFIG_HELP = tyro.conf.arg(
     help="YAML file with any of these fields by their flat names (a saved config.yaml, too); flags win over it"
 )
-NEAR = 0.7  # similarity of a mistyped field to the one that is meant; unrelated words reach 0.6
-CONFIG_BYTES = 1 << 16  # of config.yaml, which has 4 KiB; a parser of YAML in Python takes seconds for a MiB
-DEEPEST = 10  # lists and tables in brackets inside each other; a config has 2
 
 
 @dataclass(frozen=True)
@@ -75,6 +67,7 @@ class Config:
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     files: FileOptions = field(default_factory=FileOptions)
+    generator: ModelOptions = field(default_factory=ModelOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
     @classmethod
@@ -108,10 +101,15 @@ class Config:
     def check(self) -> None:
         """ValueError if the numbers contradict each other."""
         check_bounds(self)
-        for group in (self.reward, self.update, self.rollout, self.evaluation, self.files, self.run):
+        for group in (self.reward, self.update, self.rollout, self.evaluation, self.files, self.generator, self.run):
             group.check()
         self._check_networks()
         self._check_estimator()
+        if self.generator.prompts is not None and self.files.real is None:
+            raise ValueError(
+                f"--prompts {self.generator.prompts} come without images; pass --real (real images or statistics that "
+                "the reward compares with)"
+            )
 
     @property
     def reward_components(self) -> tuple[ComponentName, ...]:
@@ -148,6 +146,10 @@ class Config:
 
     def _check_merging(self) -> None:
         """ValueError for too few checkpoints or subsets, and for options that merging ignores."""
+        if self.generator.model is not None:
+            raise ValueError(
+                f"--estimator merging merges SiT or DiT checkpoints; --model is {self.generator.model}, leave it out"
+            )
         if len(self.files.merge) < 2:
             raise ValueError(
                 f"--estimator merging needs --merge with two checkpoints or more, and has {len(self.files.merge)}"
@@ -180,14 +182,14 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by flat name, paths as strings."""
-        return {name: _plain(self[name]) for name in places()}
+        return {name: plain(self[name]) for name in places()}
 
     def save(self, path: Path) -> None:
         """Write as YAML by flat name, with a comment above each group; the file is written whole or not at all."""
         blocks = []
         for group, names in groupby(places(), key=lambda name: places()[name].group):
             heading = "" if group is None else f"\n# {group}\n"
-            blocks.append(heading + yaml.safe_dump({name: _plain(self[name]) for name in names}, sort_keys=False))
+            blocks.append(heading + yaml.safe_dump({name: plain(self[name]) for name in names}, sort_keys=False))
         write_text(path, "".join(blocks))
 
 
@@ -249,150 +251,15 @@ def _flag(name: str, place: Place, default: Any) -> tuple[str, Any, Any]:
     return name, Annotated[place.hint, about], field(default=default)
 
 
-# --- files -------------------------------------------------------------------------------------------------------
-
-
-def load_config(path: Path) -> Config:
-    """Read a saved config; ValueError if it cannot be read, or has a field of unknown name or of another type."""
-    remedy = "restore it, or choose another --out"
-    values = read_yaml(path, CONFIG_BYTES, remedy)
-    try:
-        config = Config.of(**_converted(values, {name: place.hint for name, place in places().items()}))
-        resolve(config).check()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; {remedy}") from None
-    return config
-
-
-def preset_of(path: Path) -> str | None:
-    """The preset that a file of --config names, or None; ValueError if it cannot be read."""
-    values = read_yaml(path, CONFIG_BYTES, "correct --config")
-    preset = values.get("preset") if isinstance(values, dict) else None
-    return preset if isinstance(preset, str) else None
-
-
-def with_file(default: Config, path: Path) -> Config:
-    """`default` with the fields of a file of --config; ValueError, in one sentence, as `with_plain_values`."""
-    values = read_yaml(path, CONFIG_BYTES, "correct --config")
-    try:
-        return with_plain_values(default, values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"--config {path}: {error}") from None
-
-
-def with_plain_values(config: Config, values: Any) -> Config:
-    """A copy with values by flat name, as a file gives them; a table for a sampler changes only the fields in it.
-
-    ValueError for an unknown name, with the nearest one, or a value of another type.
-    """
-    hints = {name: place.hint for name, place in places().items()}
-    if isinstance(values, dict):
-        values = {
-            name: _completed(config[name], hints[name], value) if name in hints else value
-            for name, value in values.items()
-        }
-    return config.changed(**_converted(values, hints))
-
-
-def _completed(present: Any, hint: Any, value: Any) -> Any:
-    """A file's value with a sampler's other fields, and 1e-4 as a number, which YAML takes for text."""
-    if isinstance(present, SamplerConfig) and isinstance(value, dict):
-        return _plain(present) | value
-    if isinstance(value, str) and float in (get_args(hint) or (hint,)):
-        with suppress(ValueError):
-            return float(value)
-    return value
-
-
-def read_yaml(path: Path, most: int, remedy: str) -> Any:
-    """The plain value of a YAML file of at most `most` bytes; ValueError if it cannot be read, with the remedy."""
-    if not path.exists():
-        raise ValueError(f"{path} cannot be read (No such file or directory); {remedy}")
-    with reading(path, remedy):
-        try:
-            return yaml.load(read_text(path, most), _PlainLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = one_line(error)
-            raise ValueError(f"{path} is not YAML ({reason}); {remedy}") from None
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Refuses what no saved config has: aliases, by which a few lines stand for billions of values, and deep nesting.
-
-    The parser's time grows with the square of the depth.
-    """
-
-    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
-        """The start of a list or table in brackets; YAMLError inside DEEPEST others."""
-        if self.flow_level == DEEPEST:
-            raise yaml.YAMLError(f"it has more than {DEEPEST} brackets inside each other, which no saved config has")
-        super().fetch_flow_collection_start(token)  # type: ignore[misc]  # PyYAML's stubs leave it out
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """The next value of the file; YAMLError for an alias."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias, which no saved config has")
-        return super().compose_node(parent, index)
-
-
 def differences(saved: Config, asked: Config) -> list[str]:
     """Flat names of the fields that differ between two configs and on which results depend."""
     return [name for name in places() if not may_change(name) and saved[name] != asked[name]]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as plain types for YAML and JSON."""
     if isinstance(value, SamplerConfig):
-        return {name: _plain(part) for name, part in asdict(value).items()}
+        return {name: plain(part) for name, part in asdict(value).items()}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _converted(values: Any, hints: dict[str, Any]) -> dict[str, Any]:
-    """Values by name, each converted to its type; ValueError unless `values` is a dict of known names."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{type(values).__name__} in place of a table of fields")
-    unknown = sorted(str(name) for name in set(values) - set(hints))
-    if unknown:
-        near = get_close_matches(unknown[0].lstrip("-").replace("-", "_"), [str(name) for name in hints], 1, NEAR)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the fields"
-        raise ValueError(f"unknown field {shown(repr(unknown[0]))}; {hint}")
-    return {name: _convert(name, value, hints[name]) for name, value in values.items()}
-
-
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    """`value` converted to the type `hint`; ValueError, which names the field, if it has another type."""
-    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for choice in choices:
-        if get_origin(choice) is Literal and value in get_args(choice):
-            return value
-        if choice is Path and isinstance(value, str):
-            return Path(value)
-        if get_origin(choice) is tuple and isinstance(value, (list, tuple)):
-            return tuple(_convert(name, item, get_args(choice)[0]) for item in value)
-        if choice is SamplerConfig and isinstance(value, dict):
-            return SamplerConfig(**_converted(value, get_type_hints(SamplerConfig)))
-        if choice is float and (type(value) in (int, float) or _is_number(value)):
-            return float(value)
-        if isinstance(choice, type) and type(value) is choice:
-            return value
-    raise ValueError(f"{name} is {shown(repr(value))}, which is not of its type {_words(hint)}")
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is a number that YAML 1.1 takes for text: 1e-4, without a point."""
-    return isinstance(value, str) and bool(re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value))
-
-
-def _words(hint: Any) -> str:
-    """A type in words: int, one of sit, dit, a list of str."""
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return f"a list of {_words(get_args(hint)[0])}"
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_words(choice) for choice in get_args(hint))
-    return {type(None): "null", Path: "a path", SamplerConfig: "a sampler"}.get(
-        hint, getattr(hint, "__name__", f"{hint}")
-    )

@@ -46,7 +46,6 @@ from sit_rl.generation.recipe import (
     check_options,
     check_sampler,
     choose_labels,
-    default_samplers,
     is_small,
     parse_sampler,
 )
@@ -198,13 +197,13 @@ def with_defaults(config: EvaluateConfig, made: Generator | None) -> Task:
         networks, metrics = networks or EMBEDDED_NETWORKS, metrics or EMBEDDED_METRICS
     options = {field.name: getattr(config, field.name) for field in fields(GeneratorOptions)}
     images = config.images or (EMBEDDED_IMAGES if reference == EMBEDDED else PAPER_IMAGES)
-    samplers = config.samplers if made is None else config.samplers or default_samplers(made.model)
+    samplers = config.samplers if made is None else config.samplers or made.samplers
     return Task(Recipe(**options | {"images": images}), reference, samplers, networks, metrics)
 
 
 def check_rows(config: EvaluateConfig, task: Task, made: Generator) -> None:
     """ValueError for what would stop a row, before the first row, because the second one may start hours later."""
-    choose_labels(task.recipe, made.num_classes)
+    choose_labels(task.recipe, made.conditions)
     for row in sampled_rows(config, task):
         check_sampler(made.model, row.sampler)
         files = open_files(row.file, task.recipe.images, made.image_shape)
@@ -285,9 +284,9 @@ def sources(
 
 def sample_name(recipe: Recipe, text: str, sampler: SamplerConfig) -> str:
     """Name of the file of a row's samples. It differs between the rows of a command and between most commands."""
-    model = "embedded" if recipe.checkpoint is None else recipe.checkpoint.resolve().stem
-    words = re.sub(r"[^\w.-]", "-", text)
-    return f"{model}-{words}-{sampler.steps}-{recipe.images}-seed{recipe.seed}"
+    words, model = (re.sub(r"[^\w.-]", "-", part) for part in (text, Path(recipe.model or "embedded").name))
+    name = model if recipe.checkpoint is None else recipe.checkpoint.resolve().stem
+    return f"{name}-{words}-{sampler.steps}-{recipe.images}-seed{recipe.seed}"
 
 
 def short_names(paths: tuple[Path, ...]) -> list[str]:

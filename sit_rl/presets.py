@@ -1,6 +1,9 @@
 """Named configurations: the embedded default, a smoke test, and the paper's settings on ImageNet."""
 
+from dataclasses import replace
+
 from sit_rl.config import Config
+from sit_rl.models.generator_model import Sampling
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SIT_XL = Config.of(
@@ -25,10 +28,31 @@ SMOKE = Config.of(
     evaluate_ode=SamplerConfig("ode", "adams", 3), evaluate_sde=SamplerConfig("sde", "adams", 3),
     evaluate_images=200, evaluate_every=1, evaluate_every_images=100,
 )  # fmt: skip
+# Prompts with a pipeline: LoRA on frozen bfloat16 weights.  Steps, guidance and shift are the pipeline's
+# (`for_pipeline`).  Flow-GRPO trains on paths of 10 steps (arXiv 2505.05470).  The sizes are those of the ImageNet runs
+# cut to images of 1024 pixels. No pipeline of full size has been trained with them.
+PROMPTS = Config.of(
+    preset="prompts", steps=100, lora=32, candidates=16, replace=50, minibatch=200, micro_batch=4, rollout_batch=8,
+    activation_checkpointing=True, precision="bf16", reward_features="inception", judge_features="none",
+    rollout=SamplerConfig("ode", "euler", 28), rollout_sde=SamplerConfig("sde", "euler", 10, diffusion="flow_grpo"),
+    evaluate_ode=SamplerConfig("ode", "euler", 28), evaluate_sde=SamplerConfig("sde", "euler", 28),
+    evaluate_every=20, evaluate_every_images=1_000,
+)  # fmt: skip
 # name: (what it is, its config)
 PRESETS = {
     "fashion": ("Fashion-MNIST with the embedded model, on a CPU (default)", Config()),
     "smoke": ("seconds-long run of every part, for tests: numbers mean nothing", SMOKE),
     "sit-xl-imagenet256": ("the paper's settings; needs --checkpoint, --vae and --real", SIT_XL),
+    "prompts": ("a text-to-image pipeline of diffusers; needs --model, --prompts and --real", PROMPTS),
     "dit-xl-imagenet256": ("the same for DiT-XL/2, by DDPM and DDIM", DIT_XL),
 }
+
+
+def for_pipeline(config: Config, sampling: Sampling) -> Config:
+    """A config whose samplers have the pipeline's guidance and shift, and its steps where images are evaluated."""
+    own = {"guidance": sampling.guidance, "shift": sampling.shift}
+    steps = {"rollout": sampling.steps, "evaluate_ode": sampling.steps, "evaluate_sde": sampling.steps}
+    names = ("rollout", "rollout_sde", "evaluate_ode", "evaluate_sde")
+    return config.changed(
+        **{name: replace(config[name], steps=steps.get(name, config[name].steps), **own) for name in names}
+    )

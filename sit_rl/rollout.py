@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from sit_rl.components.build import Components
 from sit_rl.components.image_sets import check_labels
-from sit_rl.models.sit import SiT
+from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.ranks.collectives import owned_samples
 from sit_rl.ranks.cpu_batches import map_in_two_stages
 from sit_rl.ranks.preemption import overdue, stop_if_overdue
@@ -21,7 +21,7 @@ from sit_rl.sampling.sampler_config import SamplerConfig, noise_draws, noisy_ste
 from sit_rl.sampling.solvers import NoiseSource, sample, sample_path
 
 # the rows of a batch → parts of them, each with the model that generates it
-Pieces = Callable[[range], Iterable[tuple[range, SiT]]]
+Pieces = Callable[[range], Iterable[tuple[range, GeneratorModel]]]
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Rollout:
 
 def generate(
     components: Components,
-    model: SiT,
+    model: GeneratorModel,
     labels: torch.Tensor,
     sampler: SamplerConfig,
     *,
@@ -80,13 +80,13 @@ def generate(
 
     pieces  divides a batch among several models, which are used in place of `model`
     """
-    check_labels(labels, components.num_classes, "the model's classes")
+    check_labels(labels, len(components.conditions), "the model's classes")
     mine = owned_samples(len(labels), batch)
 
     def draw(rows: range) -> Drawn:
         return _join_drawn([draw_piece(*piece) for piece in ([(rows, model)] if pieces is None else pieces(rows))])
 
-    def draw_piece(rows: range, model: SiT) -> Drawn:
+    def draw_piece(rows: range, model: GeneratorModel) -> Drawn:
         y = labels[rows.start : rows.stop].to(components.device)
         noise = sample_normal(seed, initial, step, rows, components.sample_shape).to(components.device)
         step_noise = noise_source(seed, noisy, step, rows, sampler, noise) if noise_draws(sampler) else None

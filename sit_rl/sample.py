@@ -31,7 +31,6 @@ from sit_rl.generation.make_samples import make_samples
 from sit_rl.generation.recipe import (
     Recipe,
     check_options,
-    default_samplers,
     parse_sampler,
 )
 from sit_rl.generation.sample_files import SampleFiles
@@ -44,7 +43,8 @@ class SampleConfig(Recipe):
     """A recipe, its sampler, and where its images go."""
 
     sampler: str | None = None
-    """see above; default: ode for 1×28×28 images, else sit-sde, dit-ddpm for a DiT"""
+    """see above; default: ode for 1×28×28 images, else sit-sde, dit-ddpm for a DiT, a pipeline's own, that of
+    the evaluations for a run of --model"""
     steps: int | None = None
     """of the sampler; default: the sampler's"""
     guidance: float | None = None
@@ -70,7 +70,7 @@ def run(config: SampleConfig, device: torch.device) -> None:
     if config.grid is not None:
         check_grid(config.grid)
     made = load_generator(config, device)
-    sampler = parse_sampler(config.sampler or default_samplers(made.model)[0], config.steps, config.guidance)
+    sampler = parse_sampler(config.sampler or made.samplers[0], config.steps, config.guidance)
     files = make_samples(made, config, sampler, config.out)
     if config.grid is not None and is_main():
         write_grid(config.grid, files)

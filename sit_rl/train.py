@@ -5,6 +5,8 @@
     torchrun sit_rl/train.py --config run.yaml --seed 1       and a field of a file; flags win
     torchrun sit_rl/train.py --preset sit-xl-imagenet256 --checkpoint … --vae … --real … --heldout …
     torchrun sit_rl/train.py --preset dit-xl-imagenet256 --checkpoint DiT-XL-2-256x256.pt …    by DDPM steps
+    torchrun sit_rl/train.py --model diffusers:FOLDER --prompts prompts.jsonl --real …    a text-to-image pipeline
+    torchrun sit_rl/train.py --model my_model.py:build --real …    a model of your own
 
 The same command resumes a run that was stopped.
 """
@@ -25,14 +27,17 @@ from fastfid.runtime.errors import one_line
 from sit_rl.command_line import run_command
 from sit_rl.components.build import Components, build_components
 from sit_rl.components.checks import check_inputs
-from sit_rl.config import Config, parse_config, preset_of, resolve, with_file
+from sit_rl.config import Config, parse_config, resolve
+from sit_rl.config_files import text_in, with_file
 from sit_rl.estimators import build_estimator
 from sit_rl.files.atomic import write_json
+from sit_rl.files.paths import require_extra
 from sit_rl.learner import checkpoint
 from sit_rl.learner.guards import out_of_memory
-from sit_rl.models.loading import save_model
-from sit_rl.models.sit import SiT
-from sit_rl.presets import PRESETS
+from sit_rl.models.generator_model import GeneratorModel
+from sit_rl.models.open_model import save_weights
+from sit_rl.models.pipeline_families import pipeline_folder
+from sit_rl.presets import PRESETS, for_pipeline
 from sit_rl.ranks.preemption import Preempted, watch
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group, world_size
 from sit_rl.reward.components import RewardSide
@@ -42,6 +47,7 @@ from sit_rl.runs.forecast import describe_run
 from sit_rl.runs.gpu_plan import dry_run
 from sit_rl.runs.html_report import write_run_report
 from sit_rl.runs.log import Clock, RunLog, say, start_wandb
+from sit_rl.runs.planned_model import planned_family
 from sit_rl.runs.run_folder import checkpoint_to_resume, locked_folder, prepare_folder
 from sit_rl.runs.summary import summary_table
 from sit_rl.training.held_out import METRICS, evaluate_model, floor
@@ -84,14 +90,21 @@ def run_in_group(config: Config) -> None:
 
 
 def parse(argv: list[str]) -> Config:
-    """Command line → config: --preset chooses the defaults, --config changes some, every other flag changes one."""
-    file = _value_of("--config", argv)
+    """Command line → config: --preset chooses the defaults, --config changes some, every other flag changes one.
+
+    A pipeline of --model has the preset `prompts` unless another one is named, and its own samplers.
+    """
+    file = value_of(argv, "--config")
     path = None if file is None else Path(file)
-    name = _value_of("--preset", argv) or (path and preset_of(path)) or "fashion"
+    in_file = {key: None if path is None else text_in(path, key) for key in ("model", "preset")}
+    folder = pipeline_folder(value_of(argv, "--model", "--generator.model") or in_file["model"])
+    name = value_of(argv, "--preset") or in_file["preset"] or ("prompts" if folder else "fashion")
     if name not in PRESETS:
         known = "; ".join(f"{key}: {text}" for key, (text, _) in PRESETS.items())
         raise ValueError(f"--preset {name!r} does not exist; choose one of {known}")
     default = PRESETS[name][1]
+    if folder is not None:
+        default = pipeline_defaults(default, folder, value_of(argv, "--image-size", "--generator.image-size"))
     if path is not None:
         default = with_file(default, path).changed(preset=name)
     config = resolve(parse_config(argv, default, __doc__))
@@ -99,13 +112,22 @@ def parse(argv: list[str]) -> Config:
     return config
 
 
-def _value_of(flag: str, argv: list[str]) -> str | None:
-    """The last value of a flag; None without it."""
+def value_of(argv: list[str], *flags: str) -> str | None:
+    """The last value of a flag on a command line that is not parsed yet; None if it is not there."""
     value = None
     for i, word in enumerate(argv):
-        if word == flag or word.startswith(f"{flag}="):
-            value = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
+        flag, equals, after = word.partition("=")
+        if flag in flags:
+            value = after if equals else (argv[i + 1] if i + 1 < len(argv) else "")
     return value
+
+
+def pipeline_defaults(default: Config, folder: Path, image_size: str | None) -> Config:
+    """The defaults of a preset with the samplers of the pipeline in `folder`, and the preset's name."""
+    require_extra("--model diffusers")
+    family = planned_family(folder)
+    size = int(image_size) if image_size is not None and image_size.isdigit() else None
+    return for_pipeline(default, family.sampling(family.latent_shape(size)))
 
 
 def run(config: Config, device: torch.device, clock: Clock) -> None:
@@ -174,10 +196,10 @@ def evaluate_both(config: Config, components: Components, state: State, when: st
             state.save()
 
 
-def finish(config: Config, components: Components, state: State, model: SiT) -> None:
+def finish(config: Config, components: Components, state: State, model: GeneratorModel) -> None:
     """ema.safetensors, summary.json, report.html, and the table on the terminal."""
     folder = config.run_folder
-    save_model(model, folder / "ema.safetensors", step=str(state.step), ema=f"{config.update.ema:g}")
+    save_weights(model, folder / "ema.safetensors", step=str(state.step), ema=f"{config.update.ema:g}")
     summary = {
         "config": config.to_dict(),
         "before": state.evaluations["before"],

@@ -16,8 +16,8 @@ ROOMS = {
     ),
     "sit_rl": (
         "files", "ranks", "command_line", "models", "sampling", "ema", "reward_names", "options", "config",
-        "presets", "learner", "components", "reward", "rollout", "estimators", "runs", "generation", "report",
-        "compare", "training", "sample", "evaluate", "pretrain", "train", "study",
+        "config_files", "presets", "learner", "components", "reward", "rollout", "estimators", "runs", "generation",
+        "report", "compare", "training", "sample", "evaluate", "pretrain", "train", "study",
     ),
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ try:
     from lightning.pytorch.callbacks import Callback
 except ImportError:
     try:
-        from pytorch_lightning.callbacks import Callback
+        from pytorch_lightning.callbacks import Callback  # type: ignore[assignment]  # the same class by its older name
     except ImportError:
         raise ImportError("GeneratorMetrics needs Lightning: pip install 'fastfid[lightning]'") from None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -17,8 +19,11 @@ from sit_rl.config import Config
 from sit_rl.files.paths import reading
 from sit_rl.learner.learner import prepare
 from sit_rl.models import attention
+from sit_rl.models.autoencoder import Decoder as LatentDecoder
 from sit_rl.models.autoencoder import load_decoder
-from sit_rl.models.loading import load_model
+from sit_rl.models.conditions import Conditions
+from sit_rl.models.generator_model import Decoder, GeneratorModel
+from sit_rl.models.open_model import ModelRequest, open_model
 from sit_rl.models.pixels import to_pixels, to_uint8
 from sit_rl.models.sit import SiT
 from sit_rl.reward_names import networks_of
@@ -28,8 +33,8 @@ from sit_rl.reward_names import networks_of
 class Components:
     """Everything that a run reads and never changes."""
 
-    model: SiT  # the base generator, SiT or DiT, on the device
-    decode: Callable[[torch.Tensor], torch.Tensor]  # samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
+    model: GeneratorModel  # the base generator on the device, frozen
+    decode: Decoder  # samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
     reward_net: FeatureExtractor  # the reward's first network
     judge_net: FeatureExtractor | None  # a second network, which the reward never uses
     real: RealSide  # the reward's real images through reward_net
@@ -43,15 +48,15 @@ class Components:
     # samples → float pixels in 0…255 with a gradient, which `decode` rounds
     pixels: Callable[[torch.Tensor], torch.Tensor] = to_pixels
 
-    @property
-    def num_classes(self) -> int:
-        """Number of the generator's classes."""
-        return self.model.config.num_classes
+    @cached_property
+    def conditions(self) -> Conditions:
+        """The generator's classes or prompts."""
+        return self.model.conditions
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """Shape of one sample, before decoding."""
-        return self.model.config.image_shape
+        return self.model.sample_shape
 
 
 def build_components(
@@ -61,21 +66,22 @@ def build_components(
 
     try_reward  called with two images of the generator and their labels, before the real images are read
     """
-    with reading("--checkpoint", config.files.checkpoint or ASSETS):
-        path = config.files.checkpoint or ASSETS / "base.safetensors"
-        model = load_model(path, architecture=config.files.architecture)
+    model = open_model(model_request(config), device)
     check_predictions(config, model)
     model = model.to(device).requires_grad_(False)
-    arguments = attention.attention_arguments(config.run.attention, model, config.run.precision, device)
-    model.set_attention(attention.choose(*arguments))
+    if isinstance(model, SiT):
+        arguments = attention.attention_arguments(config.run.attention, model, config.run.precision, device)
+        model.set_attention(attention.choose(*arguments))
     prepare(model, config.run, device)
     check_classes(config, model)
     fast = config.run.precision != "float32"
-    decode: Callable[[torch.Tensor], torch.Tensor] = to_uint8
-    pixels: Callable[[torch.Tensor], torch.Tensor] = to_pixels
-    if config.files.vae is not None:
-        decoder = load_decoder(config.files.vae, device, tf32=fast)
-        decode, pixels = decoder, decoder.pixels
+    decode = model_decoder(model, config.files.vae, device, tf32=fast)
+    if config.update.estimator == "adjoint_matching" and model.decoder is not None:
+        raise ValueError(
+            f"--estimator adjoint_matching needs the gradient of the decoder, and {model.describe()} decodes its "
+            "samples itself; choose another estimator"
+        )
+    pixels = decode.pixels if isinstance(decode, LatentDecoder) else to_pixels
     nets = load_networks(config.files, networks_of(config.reward_components), device)
     reward_net, judge_net = nets.reward, nets.judge
     try_own(config, [net for net in (reward_net, judge_net, *nets.more) if net], model, decode, try_reward)
@@ -113,3 +119,30 @@ def build_components(
         more_real,
         pixels,
     )
+
+
+def model_request(config: Config) -> ModelRequest:
+    """The generator that a run starts from: the embedded one unless the config names another."""
+    given, checkpoint = config.generator, config.files.checkpoint
+    embedded_base = ASSETS / "base.safetensors" if given.model is None else None
+    return ModelRequest(
+        given.model, checkpoint or embedded_base, config.files.architecture, given.prompts, given.negative_prompt,
+        given.image_size, half=config.run.precision == "bf16" and config.update.lora > 0,
+    )  # fmt: skip
+
+
+def model_decoder(model: GeneratorModel, vae: Path | None, device: torch.device, tf32: bool) -> Decoder:
+    """What makes images of samples: the model's own decoder, or --vae, or pixels as they are."""
+    if model.decoder is not None:
+        if vae is not None:
+            raise ValueError(f"--vae {vae} is not needed: {model.describe()} decodes its samples itself; leave it out")
+        return model.decoder
+    if vae is not None:
+        return load_decoder(vae, device, tf32=tf32)
+    channels = model.sample_shape[0]
+    if channels not in (1, 3):
+        raise ValueError(
+            f"{model.describe()} makes samples of {channels} channels, and images have 1 or 3: a model of latents "
+            "needs --vae, or a method decode of its own (docs/guides/own-model.md)"
+        )
+    return to_uint8

@@ -8,9 +8,11 @@ import torch
 
 from fastfid.runtime.imported_objects import object_name
 from sit_rl.config import Config
+from sit_rl.files.importing import is_file
 from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths, require_utf8
 from sit_rl.files.weights import weights_files
-from sit_rl.models.sit import SiT
+from sit_rl.models.generator_model import GeneratorModel
+from sit_rl.models.pipeline_families import pipeline_folder
 from sit_rl.options.option import dashed
 from sit_rl.reward_names import PYTHON, networks_of
 from sit_rl.sampling.guidance import bind
@@ -30,6 +32,8 @@ def check_inputs(config: Config) -> None:
     missing = [name for name in NEEDED_PATHS.get(config.preset, ()) if config[name] is None]
     needed = listed([NEEDED_PATHS_ARE[name] for name in missing]) if missing else None
     require_paths(given_paths(config), needed and f"preset {config.preset} needs {needed}")
+    if config.preset == "prompts" and pipeline_folder(config.generator.model) is None:
+        raise ValueError("preset prompts needs --model diffusers:FOLDER (a text-to-image pipeline)")
     for flag in EXTRAS:
         if config[flag[2:]] not in (None, 0):
             require_extra(flag)
@@ -46,6 +50,7 @@ def given_paths(config: Config) -> list[tuple[str, Path | str | None]]:
         (f"--{name}", getattr(config.files, name)) for name in ("checkpoint", "vae", "real", "heldout")
     ]
     paths += [("--merge", path) for path in config.files.merge]
+    paths += [("--prompts", config.generator.prompts), ("--model", model_path(config.generator.model))]
     paths += [("--reward", each.own.file) for each in config.reward_components if each.kind == PYTHON]
     paths += [(flag, own.file) for flag, name in named_networks(config) if (own := object_name(name)) is not None]
     return paths + weights_files(config.files.weights)
@@ -57,9 +62,16 @@ def named_networks(config: Config) -> list[tuple[str, str]]:
     return named + [("--reward", name) for name in networks_of(config.reward_components)]
 
 
-def check_predictions(config: Config, model: SiT) -> None:
+def model_path(model: str | None) -> Path | None:
+    """The file or folder that --model names; None for a module of Python."""
+    if model is None or pipeline_folder(model) is not None:
+        return pipeline_folder(model)
+    return Path(model.rpartition(":")[0]) if is_file(model) else None
+
+
+def check_predictions(config: Config, model: GeneratorModel) -> None:
     """ValueError if the estimator or a sampler of the run does not fit what the model predicts."""
-    kind, any_output = type(model).__name__, config.update.estimator in ("sde_policy_gradient", "merging")
+    kind, any_output = model.describe(), config.update.estimator in ("sde_policy_gradient", "merging")
     if model.predicts != "velocity" and not any_output:
         raise ValueError(
             f"--estimator {config.update.estimator} fits velocities, and the checkpoint is a {kind}, which predicts "
@@ -79,28 +91,31 @@ def check_predictions(config: Config, model: SiT) -> None:
             raise ValueError(f"{flag}: {error}") from None
 
 
-def check_classes(config: Config, model: SiT) -> None:
+def check_classes(config: Config, model: GeneratorModel) -> None:
     """ValueError if sets are too small for the model's classes, or the embedded images do not fit the model."""
-    classes, reward = model.config.num_classes, config.reward
+    classes, reward = model.conditions.group_count, config.reward
+    grouped = classes < len(model.conditions)
+    each = "groups of prompts" if grouped else "prompts" if config.generator.prompts is not None else "classes"
     of_reference = config.evaluation.images if reward.reference == "fresh" else reward.reference_size
     if min(of_reference, config.evaluation.images) < classes:
         raise ValueError(
             f"--reference-size {reward.reference_size} and --evaluate-images {config.evaluation.images} must each hold "
-            f"an image of each of the model's {classes} classes"
+            f"an image of each of the model's {classes} {each}"
         )
     learns_by_class = reward.normalise == "class" and config.update.estimator != "pretraining"
     if learns_by_class and reward.images_per_step < 2 * classes:
         raise ValueError(
             f"--normalise class compares images of the same class, but a step's {reward.images_per_step} images have "
-            f"fewer than 2 of each of the {classes} classes on average; choose --normalise batch, or raise --candidates"
+            f"fewer than 2 of each of the {classes} {each} on average; choose --normalise batch, or raise --candidates"
+            + ("" if config.generator.prompts is None else ", or give the prompts fewer groups")
         )
     if config.files.real is None and not like_embedded(model):
         raise ValueError(
-            f"the checkpoint makes samples of shape {model.config.image_shape} in {classes} classes, the embedded "
+            f"the checkpoint makes samples of shape {model.sample_shape} in {classes} classes, the embedded "
             "images are 1×28×28 in 10; pass --real and --heldout"
         )
 
 
-def like_embedded(model: SiT) -> bool:
+def like_embedded(model: GeneratorModel) -> bool:
     """Whether the model's samples have the shape and the number of classes of the embedded images."""
-    return model.config.image_shape == (1, 28, 28) and model.config.num_classes == 10
+    return model.sample_shape == (1, 28, 28) and model.conditions.group_count == 10

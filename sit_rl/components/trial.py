@@ -12,7 +12,7 @@ import torch
 from fastfid import FeatureExtractor
 from fastfid.features.own_network import OwnNetwork, try_network
 from sit_rl.config import Config
-from sit_rl.models.sit import SiT
+from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.reward_names import PYTHON
 
 # Images uint8 [2, c, h, w] in host memory, and labels int64 [2].
@@ -21,7 +21,11 @@ Decode = Callable[[torch.Tensor], torch.Tensor]
 
 
 def try_own(
-    config: Config, nets: Sequence[FeatureExtractor], model: SiT, decode: Decode, try_reward: TryReward | None
+    config: Config,
+    nets: Sequence[FeatureExtractor],
+    model: GeneratorModel,
+    decode: Decode,
+    try_reward: TryReward | None,
 ) -> None:
     """ValueError, in one sentence, if an own network or reward fails on two images; nothing without own ones."""
     own = [net for net in nets if isinstance(net.network, OwnNetwork)]
@@ -35,8 +39,8 @@ def try_own(
         try_reward(images, labels)
 
 
-def two_images(model: SiT, decode: Decode) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decoded noise, uint8 [2, c, h, w] in host memory, of the first two classes."""
-    noise = torch.randn(2, *model.config.image_shape, generator=torch.Generator().manual_seed(0))
+def two_images(model: GeneratorModel, decode: Decode) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decoded noise, uint8 [2, c, h, w] in host memory, of the first two conditions."""
+    noise = torch.randn(2, *model.sample_shape, generator=torch.Generator().manual_seed(0))
     images = decode(noise.to(next(model.parameters()).device)).cpu()
-    return images, torch.arange(2) % model.config.num_classes
+    return images, torch.arange(2) % len(model.conditions)

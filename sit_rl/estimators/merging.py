@@ -111,18 +111,19 @@ class Merging(Estimator):
 
 def load_policy(config: Config, components: Components) -> MergePolicy:
     """The policy over the checkpoints of --merge; ValueError or OSError for one that cannot be merged."""
-    models = []
+    models, base = [], components.model
+    assert isinstance(base, SiT), "the config refuses --model"
     for path in config.files.merge:
         with reading("--merge", path):
             model = load_model(path, architecture=config.files.architecture)
-        if model.config != components.model.config:
+        if model.config != base.config:
             raise ValueError(
                 f"--merge {path} is {type(model).__name__} {model.config.name}, and the generator is "
-                f"{components.model.config.name} with another shape; merge checkpoints of one model, and pass one of "
-                "them as --checkpoint as well"
+                f"{base.config.name} with another shape; merge checkpoints of one model, and pass one of them as "
+                "--checkpoint as well"
             )
         models.append(model.to(components.device))
-    members = Members(components.model, models)
+    members = Members(base, models)
     grid = None
     if config.update.merge_search == "grid":
         grid = simplex_grid(len(models), config.steps * config.reward.candidates)

@@ -15,6 +15,8 @@ from sit_rl.files.tensor_files import damage
 WEIGHTS_FILES = (".pt", ".pth", ".safetensors")
 # Flag → (package that it needs, extra of fastfid that installs the package).
 EXTRAS = {"--vae": ("diffusers", "latent"), "--lora": ("peft", "lora"), "--wandb": ("wandb", "wandb")}
+# The same for values of --model.
+MODEL_EXTRAS = {"--model diffusers": (("diffusers", "transformers"), "prompts")}
 
 
 def require_paths(given: Iterable[tuple[str, Path | str | None]], lacking: str | None = None) -> None:
@@ -45,11 +47,12 @@ def require_utf8(flag: str, path: Path) -> None:
 
 def require_extra(flag: str) -> None:
     """ModuleNotFoundError, with the flag and the pip command, if the package of a flag cannot be imported."""
-    package, extra = EXTRAS[flag]
-    try:
-        importlib.import_module(package)
-    except ImportError:
-        raise ModuleNotFoundError(f"{flag} needs {package}: pip install 'fastfid[{extra}]'") from None
+    packages, extra = MODEL_EXTRAS[flag] if flag in MODEL_EXTRAS else ((EXTRAS[flag][0],), EXTRAS[flag][1])
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise ModuleNotFoundError(f"{flag} needs {package}: pip install 'fastfid[{extra}]'") from None
 
 
 def listed(words: list[str]) -> str:

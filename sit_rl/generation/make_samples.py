@@ -31,7 +31,7 @@ from sit_rl.sampling.solvers import sample
 
 def make_samples(made: Generator, config: Recipe, sampler: SamplerConfig, out: Path) -> SampleFiles:
     """Write the images of a recipe to `out` and return the files; images already there are kept. All ranks call it."""
-    labels = choose_labels(config, made.num_classes)
+    labels = choose_labels(config, made.conditions)
     check_sampler(made.model, sampler)
     files = open_files(out, config.images, made.image_shape)
     batch = batch_of(config, made.model)
@@ -145,7 +145,7 @@ def one_thread_a_batch(device: torch.device, batches: int) -> Iterator[None]:
 @torch.no_grad()
 def sample_batch(made: Generator, labels: torch.Tensor, sampler: SamplerConfig, seed: int, rows: range) -> torch.Tensor:
     """Undecoded samples float32 [n, C, H, W] with the global numbers `rows` and the classes `labels` int64 [n]."""
-    noise = sample_normal(seed, Stream.EVALUATE, EVALUATION_STEP, rows, made.model.config.image_shape).to(made.device)
+    noise = sample_normal(seed, Stream.EVALUATE, EVALUATION_STEP, rows, made.model.sample_shape).to(made.device)
     step_noise = None
     if noise_draws(sampler):
         step_noise = noise_source(seed, Stream.EVALUATE_SDE, EVALUATION_STEP, rows, sampler, noise)

@@ -10,12 +10,15 @@ from typing import Any, Literal
 
 import torch
 
+from sit_rl.components.checks import model_path
 from sit_rl.components.image_sets import ASSETS
 from sit_rl.files.paths import require_extra, require_paths
-from sit_rl.models.sit import SiT
+from sit_rl.models.conditions import Conditions
+from sit_rl.models.generator_model import GeneratorModel
+from sit_rl.options.model import ModelOptions
 from sit_rl.presets import PRESETS
 from sit_rl.sampling.guidance import bind
-from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, balanced_labels, generator
+from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, generator
 from sit_rl.sampling.sampler_config import METHODS, OFFICIAL, SamplerConfig
 
 EMBEDDED = ASSETS / "base.safetensors"
@@ -33,15 +36,23 @@ class GeneratorOptions:
     """weights (.safetensors, .pt), or a run folder, whose averaged weights are used; default: the embedded model"""
     architecture: Literal["auto", "sit", "dit"] = "auto"
     """of the weights; auto: as the file's metadata say, else DiT for a name that begins with DiT-, else SiT"""
+    model: str | None = None
+    """package.module:build or FILE.py:build, or diffusers:FOLDER; a run folder knows its own"""
+    prompts: Path | None = None
+    """JSON lines with the prompts of the model; a run folder knows its own"""
+    negative_prompt: str = ""
+    """what guidance of a pipeline leads away from"""
+    image_size: int | None = None
+    """height and width of a pipeline's images, pixels; default: the pipeline's"""
     vae: Path | None = None
     """folder of a diffusers AutoencoderKL, for models of latents"""
     images: int | None = None
     labels: str = "balanced"
-    """balanced (class i mod classes), random, or the number of one class"""
+    """balanced (class i mod classes), random, or the number of one class; of a prompt, its line from 0"""
     seed: int = 0
     batch: int | None = None
-    """images sampled at once; default 200 for 1×28×28 images, else 50. The last bits depend on it; with dopri5 also
-    digits within its tolerance, because images of a batch share their steps"""
+    """images sampled at once; default 200 for 1×28×28 images, 8 for pipelines, else 50. The last bits depend on it;
+    with dopri5 also digits within its tolerance, because images of a batch share their steps"""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """tf32: matrix products on a GPU; bf16: the network's products, the autoencoder in tf32. The solver is float32"""
     attention: Literal["auto", "flash", "sdpa", "math"] = "auto"
@@ -66,21 +77,35 @@ def check_options(config: GeneratorOptions, further: Iterable[tuple[str, Path | 
             raise ValueError(f"--{name} is {value}; it must be at least 1")
     if config.seed < 0:
         raise ValueError(f"--seed is {config.seed}; it must not be negative")
-    require_paths([("--checkpoint", config.checkpoint), ("--vae", config.vae), *further])
+    ModelOptions(config.model, config.prompts, config.negative_prompt, config.image_size).check()
+    model = [("--model", model_path(config.model)), ("--prompts", config.prompts)]
+    require_paths([("--checkpoint", config.checkpoint), ("--vae", config.vae), *model, *further])
     if config.vae is not None:
         require_extra("--vae")
 
 
-def default_samplers(model: SiT) -> tuple[str, ...]:
-    """Names of the samplers that a model is evaluated with. The first one is the default of sit_rl.sample."""
+def default_samplers(model: GeneratorModel) -> tuple[str, ...]:
+    """Words of the samplers that a model is evaluated with. The first one is the default of sit_rl.sample."""
+    own = model.own_sampling
+    if own is not None:
+        sampler = SamplerConfig("ode", "euler", own.steps, shift=own.shift, guidance=own.guidance)
+        return (sampler_words(sampler),)
     if model.predicts == "noise":
         return ("dit-ddpm",)
     return ("ode", "sde") if is_small(model) else ("sit-sde", "sit-ode")
 
 
-def is_small(model: SiT) -> bool:
+def sampler_words(sampler: SamplerConfig) -> str:
+    """A sampler as a word of --sampler, from which `parse_sampler` makes it again."""
+    plain = SamplerConfig(sampler.kind, sampler.method)
+    names = [f.name for f in fields(SamplerConfig) if f.name not in ("kind", "method")]
+    changed = [name for name in names if getattr(sampler, name) != getattr(plain, name)]
+    return ",".join([f"{sampler.kind}-{sampler.method}", *(f"{name}={getattr(sampler, name)}" for name in changed)])
+
+
+def is_small(model: GeneratorModel) -> bool:
     """Whether the model makes 1×28×28 images, for which other defaults apply."""
-    return model.config.image_shape == SMALL_SHAPE
+    return model.sample_shape == SMALL_SHAPE
 
 
 def parse_sampler(text: str, steps: int | None = None, guidance: float | None = None) -> SamplerConfig:
@@ -117,7 +142,7 @@ def _converted(field: str, value: str, kind: type[Any]) -> str | int | float:
         raise ValueError(f"--sampler has {field}={value}, which is not {expected}") from None
 
 
-def check_sampler(model: SiT, sampler: SamplerConfig) -> None:
+def check_sampler(model: GeneratorModel, sampler: SamplerConfig) -> None:
     """ValueError if the sampler needs another kind of model, or cannot guide this one."""
     if sampler.needs != model.predicts:
         other = "sit" if model.predicts == "noise" else "dit"
@@ -128,15 +153,20 @@ def check_sampler(model: SiT, sampler: SamplerConfig) -> None:
     bind(model, torch.zeros(0, dtype=torch.int64), sampler)
 
 
-def batch_of(config: GeneratorOptions, model: SiT) -> int:
+def batch_of(config: GeneratorOptions, model: GeneratorModel) -> int:
     """Images sampled at once."""
-    return config.batch or (SMALL if is_small(model) else LARGE).rollout.batch
+    preset = SMALL if is_small(model) else LARGE if model.own_sampling is None else PRESETS["prompts"][1]
+    return config.batch or preset.rollout.batch
 
 
-def choose_labels(config: Recipe, classes: int) -> torch.Tensor:
-    """int64 [images]. A random label depends only on (seed, i), like the noise. ValueError for a class out of range."""
+def choose_labels(config: Recipe, conditions: Conditions) -> torch.Tensor:
+    """Conditions int64 [images]. A random one depends only on (seed, i), like the noise.
+
+    ValueError for a class out of range.
+    """
     if config.labels == "balanced":
-        return balanced_labels(config.images, classes)
+        return conditions.balanced(config.images)
+    classes = len(conditions)
     if config.labels == "random":
         draw = (generator(config.seed, Stream.LABEL, EVALUATION_STEP, i) for i in range(config.images))
         return torch.tensor([int(g.integers(classes)) for g in draw])

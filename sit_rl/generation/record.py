@@ -33,11 +33,11 @@ def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> di
     record = {
         "schema": SCHEMA,
         "model": made.about,
-        "sampler": asdict(guided) | {"evaluations": sampler.evaluations(), "name": str(sampler)},
+        "sampler": _fields(guided) | {"evaluations": sampler.evaluations(), "name": str(sampler)},
         "images": config.images,
         "image_shape": list(made.image_shape),
         "labels": config.labels,
-        "classes": made.num_classes,
+        "classes": len(made.conditions),
         "seed": config.seed,
         "noise": NOISE,
         "batch": batch_of(config, made.model),
@@ -47,6 +47,12 @@ def recipe_record(made: Generator, config: Recipe, sampler: SamplerConfig) -> di
     }
     plain: dict[str, Any] = json.loads(json.dumps(record))
     return plain
+
+
+def _fields(sampler: SamplerConfig) -> dict[str, Any]:
+    """A sampler's fields, without a shift of 1, which earlier versions did not know."""
+    values = asdict(sampler)
+    return {name: value for name, value in values.items() if (name, value) != ("shift", 1.0)}
 
 
 def check_output(files: SampleFiles, record: dict[str, Any]) -> dict[str, Any] | None:

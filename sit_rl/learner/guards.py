@@ -11,7 +11,7 @@ from torch import nn
 from fastfid.runtime.errors import one_line
 from sit_rl.config import MACHINE_FIELDS, Config
 from sit_rl.models.finite_weights import first_not_finite
-from sit_rl.models.sit import SiT
+from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.options.run import RunOptions
 
 # Largest useful norm of a gradient: above it, products of two entries overflow float32.
@@ -65,9 +65,9 @@ def require_finite_weights(parameters: Iterable[tuple[str, nn.Parameter]], step:
 
 
 @torch.no_grad()
-def require_deterministic(model: SiT, device: torch.device) -> None:
+def require_deterministic(model: GeneratorModel, device: torch.device) -> None:
     """ValueError if the model gives two outputs for one input: dropout of labels or activations is on."""
-    shape = model.config.image_shape
+    shape = model.sample_shape
     x, t = torch.zeros((COPIES, *shape), device=device), torch.full((COPIES,), 0.5, device=device)
     y = torch.zeros(COPIES, dtype=torch.long, device=device)
     first, second = model(x, t, y), model(x, t, y)

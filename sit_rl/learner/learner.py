@@ -15,8 +15,9 @@ from __future__ import annotations
 import copy
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,11 +27,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from sit_rl.config import Config
-from sit_rl.models.averages import EMA, PowerEMA
-from sit_rl.models.lora import add_lora
+from sit_rl.models.averages import EMA, PowerEMA, copy_sharing
+from sit_rl.models.generator_model import GeneratorModel
+from sit_rl.models.lora import add_lora, lora_size
 from sit_rl.models.merging import MergePolicy
 from sit_rl.models.precision import bfloat16_forward
-from sit_rl.models.sit import SiT, compile_blocks
+from sit_rl.models.sit import compile_blocks
 from sit_rl.options.option import given
 from sit_rl.options.run import RunOptions
 from sit_rl.ranks.process_group import world_size
@@ -46,38 +48,45 @@ COMPILED_CASES = 32
 class Learner:
     """Model, optimiser and averages of a run, and the operations that an update needs.
 
-    module    holds the trained parameters; its state dict is that of the generator
+    module    holds the trained parameters; its state dict is that of the generator.  With LoRA it holds the frozen ones
+              in common with the base model and the averages, unless they are sharded
     averages  the first is the one that is evaluated
     """
 
-    def __init__(self, base: SiT, config: Config, policy: MergePolicy | None = None):
+    def __init__(self, base: GeneratorModel, config: Config, policy: MergePolicy | None = None):
         """Start with a copy of `base`; or train `policy`, whose merged model is the generator, and not `base`."""
         self.config, device = config, next(base.parameters()).device
         if policy is not None:
-            self._start(policy, device)
+            self.parallel = choose_parallel(config.run.parallel, sum(p.numel() for p in policy.parameters()))
+            self._start(policy, device, [])
             return
-        module = copy.deepcopy(base).requires_grad_(True)
-        module.pos_embed.requires_grad_(False)
-        if config.update.lora:
-            add_lora(module, config.update.lora, config.seed)
-        self._start(module, device)
+        whole = sum(p.numel() for p in base.parameters())
+        trained = lora_size(base, config.update.lora) if config.update.lora else whole
+        self.parallel = choose_parallel(config.run.parallel, trained)
+        if self.parallel == "fsdp" and len({p.dtype for p in base.parameters()} | {torch.float32}) > 1:
+            raise ValueError(
+                "--parallel fsdp shards weights of one type, and the frozen ones below LoRA are bfloat16; choose "
+                "--parallel ddp, or --precision float32"
+            )
+        module = trainable_copy(base, config, share=self.parallel != "fsdp")
+        frozen = [p for p in module.parameters() if not p.requires_grad] if config.update.lora else []
+        self._start(module, device, frozen if self.parallel != "fsdp" else [])
 
-    def _start(self, module: SiT | MergePolicy, device: torch.device) -> None:
-        """Averages, optimiser and engine of `module`."""
+    def _start(self, module: GeneratorModel | MergePolicy, device: torch.device, shared: list[nn.Parameter]) -> None:
+        """Averages, optimiser and engine of `module`, whose averages share the parameters `shared`."""
         config = self.config
-        averages = [EMA(module, decay) for decay in (config.update.ema, *config.update.ema_extra)]
-        averages += [PowerEMA(module, sigma) for sigma in config.update.ema_power]
+        averages = [EMA(module, decay, shared) for decay in (config.update.ema, *config.update.ema_extra)]
+        averages += [PowerEMA(module, sigma, shared) for sigma in config.update.ema_power]
         self.module, self.averages = module, averages
-        self.parallel = choose_parallel(config.run.parallel, sum(p.numel() for p in module.parameters()))
-        self._whole: SiT | None = None
-        if self.parallel == "fsdp" and isinstance(module, SiT):
+        self._whole: GeneratorModel | None = None
+        if self.parallel == "fsdp" and isinstance(module, GeneratorModel):
             self._whole = copy.deepcopy(module).requires_grad_(False)
         for part in (module, *(average.module for average in averages), *filter(None, [self._whole])):
-            if isinstance(part, SiT):  # the members of a policy are prepared
+            if isinstance(part, GeneratorModel):  # the members of a policy are prepared
                 prepare(part, config.run, device)
         if self.parallel == "fsdp":
             for part in (module, *(average.module for average in averages)):
-                assert isinstance(part, SiT), "the config refuses to shard a policy"
+                assert isinstance(part, GeneratorModel), "the config refuses to shard a policy"
                 _shard(part, device)
         self._copies = DistributedDataParallel(module) if self.parallel == "ddp" else None
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -90,15 +99,15 @@ class Learner:
         output: torch.Tensor = model(*inputs)
         return output
 
-    def sampler(self) -> SiT:
+    def sampler(self) -> GeneratorModel:
         """The current weights as a plain module, for sampling; every rank calls it."""
         return self._plain(self.module)
 
-    def averaged(self, which: int = 0) -> SiT:
+    def averaged(self, which: int = 0) -> GeneratorModel:
         """An average's weights as a plain module; every rank calls it."""
         return self._plain(self.averages[which].module)
 
-    def _plain(self, module: SiT | MergePolicy) -> SiT:
+    def _plain(self, module: GeneratorModel | MergePolicy) -> GeneratorModel:
         if isinstance(module, MergePolicy):
             return module.model()
         if self._whole is None:
@@ -139,18 +148,29 @@ class Learner:
                 average.update(self.module)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors that a checkpoint keeps, by name, sharded or not; loading fills them in place."""
-        out = {f"model.{name}": p.detach() for name, p in self.module.named_parameters()}
-        for part, average in zip(self._average_names(), self.averages, strict=True):
-            out |= {f"{part}.{name}": p.detach() for name, p in average.module.named_parameters()}
+        """The tensors that a checkpoint keeps, by name, sharded or not; loading fills them in place.
+
+        With LoRA they are its terms alone: the weights below are those of the base model.
+        """
+        kept = {name for name, p in self.module.named_parameters() if p.requires_grad or not self.config.update.lora}
+        modules = {"model": self.module}
+        modules |= {part: each.module for part, each in zip(self._average_names(), self.averages, strict=True)}
+        out: dict[str, torch.Tensor] = {}
+        for part, module in modules.items():
+            out |= {f"{part}.{name}": p.detach() for name, p in module.named_parameters() if name in kept}
         for name, p in self.module.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
                 out[f"optimizer.{name}.{key}"] = value
         return out
 
-    def expect_optimizer_state(self) -> None:
-        """Give every trained parameter an empty state of AdamW, to load a checkpoint into."""
-        for p in self.parameters:
+    def expect_optimizer_state(self, names: Collection[str]) -> None:
+        """Give each parameter that has a state among the `names` of a checkpoint an empty one of AdamW, to load into.
+
+        A parameter that no loss depends on, as an own model may have, has none.
+        """
+        for name, p in self.module.named_parameters():
+            if not p.requires_grad or f"optimizer.{name}.exp_avg" not in names:
+                continue
             zeros = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **zeros}
 
@@ -161,16 +181,31 @@ class Learner:
         return ["ema", *more]
 
 
+def trainable_copy(base: GeneratorModel, config: Config, share: bool) -> GeneratorModel:
+    """A copy of `base` with the parameters that the run trains, all or LoRA's.
+
+    share  hold the weights below LoRA in common with `base`
+    """
+    if config.update.lora:
+        module = copy_sharing(base, base.parameters() if share else ())
+        add_lora(module, config.update.lora, config.seed)
+        return module
+    module = copy.deepcopy(base)
+    for name, p in module.named_parameters():
+        p.requires_grad_(name not in base.frozen)
+    return module
+
+
 def choose_parallel(asked: str, parameters: int) -> str:
-    """`none` on one rank; else `asked`, where `auto` means fsdp above SHARD_ABOVE parameters."""
+    """`none` on one rank; else `asked`, where `auto` means fsdp above SHARD_ABOVE trained parameters."""
     if world_size() == 1:
         return "none"
     return ("fsdp" if parameters > SHARD_ABOVE else "ddp") if asked == "auto" else asked
 
 
-def prepare(model: SiT, run: RunOptions, device: torch.device) -> SiT:
+def prepare(model: GeneratorModel, run: RunOptions, device: torch.device) -> GeneratorModel:
     """Give `model` the run's precision, recomputation and compilation, in place; deep copies keep the first two."""
-    for block in model.blocks:
+    for block in model.units():
         if run.activation_checkpointing:
             block.forward = types.MethodType(_recomputed, block)
     if run.compile == "on" or (run.compile == "auto" and device.type == "cuda"):
@@ -187,16 +222,16 @@ def _full(x: torch.Tensor) -> torch.Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def _recomputed(self: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+def _recomputed(self: nn.Module, *inputs: Any, **named: Any) -> torch.Tensor:
     """A block's forward that keeps only its inputs, and computes the rest again in the backward pass."""
     forward: Callable[..., torch.Tensor] = type(self).forward
     if not torch.is_grad_enabled():
-        return forward(self, *inputs)
-    out: torch.Tensor = recompute(forward, self, *inputs, use_reentrant=False)
+        return forward(self, *inputs, **named)
+    out: torch.Tensor = recompute(forward, self, *inputs, use_reentrant=False, **named)
     return out
 
 
-def _shard(model: SiT, device: torch.device) -> None:
+def _shard(model: GeneratorModel, device: torch.device) -> None:
     """Shard every block as a unit of its own, then the rest."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -204,6 +239,6 @@ def _shard(model: SiT, device: torch.device) -> None:
     # A velocity is a view, a slice of the last layer's channels. The warning is about writing into views: we do not.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     mesh = init_device_mesh(device.type, (world_size(),))
-    for block in model.blocks:
+    for block in model.units():
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)

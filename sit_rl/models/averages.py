@@ -11,6 +11,7 @@ and the profile's standard deviation is σ_rel·t with σ_rel² = (γ+1)/((γ+2)
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -20,20 +21,31 @@ from torch import nn
 Trained = TypeVar("Trained", bound=nn.Module)
 
 
-class EMA(Generic[Trained]):
-    """Keeps `module`, a frozen copy whose parameters follow θ̄ ← decay·θ̄ + (1 − decay)·θ."""
+def copy_sharing(source: Trained, shared: Iterable[torch.Tensor]) -> Trained:
+    """A deep copy of a module that holds the tensors of `shared` in common with it."""
+    return copy.deepcopy(source, {id(tensor): tensor for tensor in shared})
 
-    def __init__(self, source: Trained, decay: float):
+
+class EMA(Generic[Trained]):
+    """Keeps `module`, a frozen copy whose parameters follow θ̄ ← decay·θ̄ + (1 − decay)·θ.
+
+    shared  parameters of the source that never change, which the copy holds in common with it
+    """
+
+    def __init__(self, source: Trained, decay: float, shared: Iterable[torch.Tensor] = ()):
         if not 0 <= decay < 1:
             raise ValueError(f"ema decay is {decay}; it must be in [0, 1)")
         self.decay = decay
-        self.module: Trained = copy.deepcopy(source).eval().requires_grad_(False)
+        common = {id(tensor): tensor for tensor in shared}
+        self.module: Trained = copy_sharing(source, common.values()).eval().requires_grad_(False)
+        self._own = [i for i, p in enumerate(source.parameters()) if id(p) not in common]  # numbers of the others
 
     @torch.no_grad()
     def update(self, source: nn.Module, decay: float | None = None) -> None:
         """Move towards `source`, with `decay` if it is given, else with the decay of this average."""
         weight = 1 - (self.decay if decay is None else decay)
-        torch._foreach_lerp_(_local(self.module), _local(source), weight)
+        ours, theirs = _local(self.module), _local(source)
+        torch._foreach_lerp_([ours[i] for i in self._own], [theirs[i] for i in self._own], weight)
 
 
 def _local(module: nn.Module) -> list[torch.Tensor]:
@@ -44,8 +56,8 @@ def _local(module: nn.Module) -> list[torch.Tensor]:
 class PowerEMA(EMA[Trained]):
     """The power-function average of relative width `sigma_rel`; equations at the top of this file."""
 
-    def __init__(self, source: Trained, sigma_rel: float):
-        super().__init__(source, 0.0)
+    def __init__(self, source: Trained, sigma_rel: float, shared: Iterable[torch.Tensor] = ()):
+        super().__init__(source, 0.0, shared)
         self.sigma_rel, self.gamma = sigma_rel, gamma_of(sigma_rel)
 
     def update_after(self, source: nn.Module, updates: int) -> None:

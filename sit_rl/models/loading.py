@@ -88,6 +88,14 @@ def load_model(
     return model
 
 
+def read_state(path: Path, weights: str = "ema") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors by name and metadata of a file of weights of any model; errors as of `load_model`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; pass the path of a .safetensors or .pt file")
+    with reading(path, "choose another file"):
+        return _read(path, weights)
+
+
 def _read(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a file, or of all parts of an index."""
     if path.name.endswith(INDEX):

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sit_rl.models.attention import attention
+from sit_rl.models.conditions import Conditions
+from sit_rl.models.generator_model import GeneratorModel
 
 # Frequencies of the time embedding as published: 256, with periods up to 10,000 · 2π.
 TIME_FREQUENCIES, TIME_MAX_PERIOD = 256, 10_000
@@ -30,6 +32,8 @@ CPU_COMPILE_OPTIONS = {"realize_opcount_threshold": 8}
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 PATCH_SIZES = (2, 4, 8)
 IMAGENET_CLASSES = 1000  # of the published models
+# The linear layers of a block that LoRA adapts.
+LORA_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 MODEL_NAMES = tuple(f"{size}/{patch}" for size in SIZES for patch in PATCH_SIZES)
 
 
@@ -203,9 +207,9 @@ class Block(nn.Module):
         return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(normalise(x), shift_m, scale_m)))
 
 
-def compile_blocks(model: SiT, device: torch.device) -> None:
+def compile_blocks(model: GeneratorModel, device: torch.device) -> None:
     """torch.compile every block separately, in place. Blocks with equal input shapes share their compiled code."""
-    for block in model.blocks:
+    for block in model.units():
         block.compile(options=CPU_COMPILE_OPTIONS if device.type == "cpu" else None)
 
 
@@ -225,10 +229,10 @@ class FinalLayer(nn.Module):
         return out
 
 
-class SiT(nn.Module):
+class SiT(GeneratorModel):
     """Velocity v(x, t, y) of the flow from noise (t = 0) to data (t = 1)."""
 
-    predicts = "velocity"  # by `forward`; decides which samplers fit
+    frozen = frozenset({"pos_embed"})
 
     def __init__(self, config: SiTConfig):
         super().__init__()
@@ -245,6 +249,27 @@ class SiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
         self.initialise()
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:  # noqa: D102
+        return self.config.image_shape
+
+    @property
+    def conditions(self) -> Conditions:
+        """The classes."""
+        return Conditions.numbered(self.config.num_classes)
+
+    @property
+    def null_condition(self) -> int | None:
+        """The row of the label table after the classes."""
+        return self.config.num_classes if self.config.null_class else None
+
+    def units(self) -> list[nn.Module]:  # noqa: D102
+        return list(self.blocks)
+
+    def lora_targets(self) -> list[str]:
+        """The layers of attention and MLP, and not the modulation."""
+        return [f"blocks.{i}.{name}" for i in range(len(self.blocks)) for name in LORA_TARGETS]
 
     def initialise(self) -> None:
         """Published initialisation: Xavier for linear layers, N(0, 0.02²) embeddings, zero modulation and output."""

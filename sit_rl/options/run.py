@@ -19,7 +19,9 @@ class RunOptions:
         "weights, log-probabilities, losses, features and the reward stay float32, which float32 means for everything",
     )
     parallel: Literal["auto", "ddp", "fsdp"] = option(
-        "auto", "several ranks: whole copies (ddp), sharded (fsdp); auto: fsdp above 300M parameters", machine=True
+        "auto",
+        "several ranks: whole copies (ddp), sharded (fsdp); auto: fsdp above 300M trained parameters",
+        machine=True,
     )
     micro_batch: int = option(
         0, "images of a minibatch that a rank passes at once; 0 means all of its share", least=0, machine=True

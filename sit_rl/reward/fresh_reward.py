@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from fastfid import PreparedSet
+from sit_rl.models.conditions import Conditions
 from sit_rl.options.reward import RewardOptions
 from sit_rl.reward.components import Component, RewardSide
 from sit_rl.reward.swap_reward import (
@@ -28,10 +29,10 @@ class FreshReward:
     Labels cycle through the classes from step to step, so all are equally frequent, however many there are.
     """
 
-    def __init__(self, options: RewardOptions, seed: int, side: RewardSide, step: int, num_classes: int):
+    def __init__(self, options: RewardOptions, seed: int, side: RewardSide, step: int, conditions: Conditions):
         self.options, self.seed, self.side = options, seed, side
         count = options.images_per_step
-        self.labels = (step * count + torch.arange(count)) % num_classes  # of the set's rows
+        self.labels = conditions.balanced(count, step * count)  # of the set's rows
         self._prepared: list[PreparedSet] = []
 
     @property
@@ -44,8 +45,8 @@ class FreshReward:
         """FD of the step's images, once they are scored, under the first component that is one; None without one."""
         return reference_fd(self._prepared)
 
-    def labels_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """Labels int64 [B·m] of the images that become `rows` [B, m] of the set."""
+    def labels_of(self, rows: torch.Tensor, step: int) -> torch.Tensor:
+        """Conditions int64 [B·m] of the images that become `rows` [B, m] of the set."""
         return self.labels[rows.flatten()]
 
     def propose(self, step: int) -> torch.Tensor:

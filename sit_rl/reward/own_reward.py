@@ -160,7 +160,8 @@ class _OfImages:
 
     def images(self, rows: torch.Tensor) -> torch.Tensor:
         """uint8 [..., c, h, w] of rows [..., c·h·w]."""
-        return rows.to(torch.uint8).unflatten(-1, self.shape)
+        images: torch.Tensor = rows.to(torch.uint8).unflatten(-1, self.shape)
+        return images
 
     def prepare(self, rows: Any, labels: object = None) -> _SetOfImages:
         return _SetOfImages(self, self.reward.prepare(self.images(rows), labels))
@@ -191,7 +192,7 @@ def _of_set_reward(
     """What a set reward reads of images, and the set reward of these rows."""
     name = str(component)
     if inspect.isclass(found):
-        found = _made(found, config.files)
+        found = _made(found, config.files)  # type: ignore[arg-type]  # every class is hashable
     if hasattr(found, "features"):
         width = features_of(found, name, images).shape[1]
         return _Features(found, name, width), CheckedReward(found, name)

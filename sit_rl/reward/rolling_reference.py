@@ -13,7 +13,7 @@ class ReferenceSet:
     """The N images that represent the generator.
 
     features  float32 [N, d], rows of `RewardSide`
-    labels    int64 [N]
+    labels    int64 [N], their conditions
     oldest    index of the oldest row
     """
 
@@ -25,8 +25,13 @@ class ReferenceSet:
         """Indices int64 [count] of the oldest rows, in random order."""
         return torch.from_numpy((self.oldest + rng.permutation(count)) % len(self.labels))
 
-    def rolled(self, removed: torch.Tensor, features: torch.Tensor) -> ReferenceSet:
-        """The set after a step in which features [B, m, d] replace the oldest rows `removed` [B, m], class by class."""
-        kept = self.features.clone()
+    def rolled(self, removed: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> ReferenceSet:
+        """The set after a step in which images replace the oldest rows `removed` [B, m], group by group.
+
+        features  [B, m, d] of the new images
+        labels    int64 [B·m], their conditions
+        """
+        kept, conditions = self.features.clone(), self.labels.clone()
         kept[removed.flatten()] = features.flatten(0, 1).to(kept)
-        return ReferenceSet(kept, self.labels, (self.oldest + removed.numel()) % len(kept))
+        conditions[removed.flatten()] = labels
+        return ReferenceSet(kept, conditions, (self.oldest + removed.numel()) % len(kept))

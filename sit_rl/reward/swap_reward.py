@@ -21,6 +21,7 @@ from fastfid import PreparedSet, swap_credit
 from fastfid.rewards.frechet import FrechetSet
 from sit_rl.components.build import Components
 from sit_rl.config import Config
+from sit_rl.models.conditions import Conditions
 from sit_rl.options.reward import RewardOptions
 from sit_rl.ranks.cpu_batches import enter_worker
 from sit_rl.reward.components import Component, RewardSide, reward_side
@@ -63,8 +64,10 @@ class SwapReward:
     first advantage needs them.
     """
 
-    def __init__(self, options: RewardOptions, seed: int, side: RewardSide, reference: ReferenceSet):
-        self.options, self.seed, self.side = options, seed, side
+    def __init__(
+        self, options: RewardOptions, seed: int, side: RewardSide, reference: ReferenceSet, conditions: Conditions
+    ):
+        self.options, self.seed, self.side, self.conditions = options, seed, side, conditions
         self.device = reward_device(options, reference.features.device)
         self._thread = None
         if options.device == "cpu":
@@ -94,9 +97,12 @@ class SwapReward:
         """FD of the reference set under the first component that is a Fréchet distance; None without one."""
         return reference_fd(self.prepared)
 
-    def labels_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """Labels int64 [B·m] of the images that replace `rows` [B, m]: those of the rows."""
-        return self.reference.labels[rows.flatten()]
+    def labels_of(self, rows: torch.Tensor, step: int) -> torch.Tensor:
+        """Conditions int64 [B·m] of the images that replace `rows` [B, m]: of the groups of the rows.
+
+        A row of classes, each of which is a group of its own, keeps its class.
+        """
+        return self.conditions.renewed(self.reference.labels[rows.flatten()], step * self.options.images_per_step)
 
     def propose(self, step: int) -> torch.Tensor:
         """Rows int64 [B, m] that this step's candidates replace.
@@ -134,9 +140,9 @@ class SwapReward:
 
         return scores_of(self.side.components, self.prepared, self.options, subset, image)
 
-    def roll(self, removed: torch.Tensor, features: torch.Tensor) -> None:
-        """Carry out every swap of a rolling step: features [B, m, d] replace the rows [B, m]."""
-        self.renew(self.reference.rolled(removed, features))
+    def roll(self, removed: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> None:
+        """Carry out every swap of a rolling step: features [B, m, d] of conditions [B·m] replace the rows [B, m]."""
+        self.renew(self.reference.rolled(removed, features, labels))
 
 
 def reward_side_of(config: Config, components: Components) -> RewardSide:

@@ -10,6 +10,8 @@ import torch
 from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.models import attention
+from sit_rl.models.generator_model import GeneratorModel
+from sit_rl.models.sit import SiT
 from sit_rl.options.option import given
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import world_size
@@ -39,13 +41,12 @@ def describe_run(config: Config, components: Components) -> str:
     rewarded = " + ".join(_weighted(each) for each in c.reward_components)
     change = "each left out" if c.reward.reference == "fresh" else f"with {c.reward.replace} replaced"
     reward = f"{rewarded} of {c.reward.set_size} images {change}"
-    arguments = attention.attention_arguments(c.run.attention, components.model, c.run.precision, components.device)
     images = f"{c.reward.candidates} × {c.reward.replace} images"
     lines = {
         "outputs": c.run_folder,
-        "generator": f"{type(components.model).__name__}, {size:.2f}M parameters, samples {shape}, "
+        "generator": f"{components.model.describe()}, {size:.2f}M parameters, samples {shape}, "
         f"on {components.device} × {world_size()}",
-        "attention": attention.explain(*arguments),
+        "attention": explain_attention(c, components.model, components.device),
         "reward": f"{reward}, against {known(components.real.moments.count, 'real')}; {c.reward.reference} reference",
         "step": f"{images}, credit per {c.reward.credit}; {keep} train; {c.update.estimator}",
         "judge": judged_against(components, c.evaluation.images),
@@ -53,6 +54,13 @@ def describe_run(config: Config, components: Components) -> str:
         "predicted": f"about {sum(minutes.values()):.1f} minutes ({parts})",
     }
     return aligned(lines)
+
+
+def explain_attention(config: Config, model: GeneratorModel, device: torch.device) -> str:
+    """The attention back end of a run, and why; only SiT and DiT let the trainer choose."""
+    if not isinstance(model, SiT):
+        return "the model's own"
+    return attention.explain(*attention.attention_arguments(config.run.attention, model, config.run.precision, device))
 
 
 def _weighted(component: ComponentName) -> str:

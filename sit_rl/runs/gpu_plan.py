@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from functools import cache
@@ -12,16 +13,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from sit_rl.components.checks import check_predictions
 from sit_rl.components.image_sets import FASHION_SIT
 from sit_rl.config import Config
-from sit_rl.files.paths import reading, require_paths
+from sit_rl.files.paths import reading, require_extra, require_paths
 from sit_rl.learner.learner import SHARD_ABOVE, prepare
-from sit_rl.models.autoencoder import SLICE
 from sit_rl.models.loading import load_model
-from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.models.lora import lora_size
+from sit_rl.models.pipeline_families import pipeline_folder
+from sit_rl.models.sit import SiTConfig
 from sit_rl.options.option import given
 from sit_rl.runs.forecast import OVERHEAD_EVALUATIONS, aligned, evaluations, quick_evaluations
+from sit_rl.runs.planned_model import PipelineShape, Shape, decoding, meta_inputs, meta_model, planned_family
 
 # Generators of presets, whose weights a dry run does not need.
-PRESET_MODELS = {
+PRESET_MODELS: dict[str, tuple[str, Shape]] = {
     "sit-xl-imagenet256": ("SiT", SiTConfig.named("SiT-XL/2")),
     "dit-xl-imagenet256": ("DiT", SiTConfig.named("DiT-XL/2")),
 }
@@ -37,15 +40,6 @@ PEAKS = {
 # Assumed share of the peak, between the 0.3 and 0.5 that published trainings of such transformers report. It is printed
 # with every number that depends on it.
 UTILISATION = 0.4
-# FLOPs per image outside the generator, counted in the same way: the decoder of diffusers' AutoencoderKL from 32×32
-# latents, and the FID Inception network at 299×299.
-DECODER_FLOPS, INCEPTION_FLOPS = 6.22e11, 1.14e10
-# Most bytes in use while an image is decoded from 32×32 latents, counted on meta tensors: three float32 maps of 256
-# channels × 256×256 pixels in the last block. (0.17 GB was measured on a CPU, which frees memory sooner.)
-DECODING_BYTES = 2.02e8
-LATENT_CHANNELS = 4  # of samples that an autoencoder decodes; other samples are pixels
-# Float32 weights beside the generator: 83.7M parameters of sd-vae-ft-ema and 23.9M of Inception.
-AUTOENCODER_BYTES, INCEPTION_BYTES = 4 * 83.7e6, 4 * 23.9e6
 PLANNED_GPU = re.compile(r"(\d+)x([^=]+)(?:=([\d.]+))?")  # COUNTxNAME, or COUNTxNAME=PEAK in TFLOP/s
 
 
@@ -57,8 +51,7 @@ def dry_run(config: Config) -> str:
     gpus = [planned_gpu(text, config.run.precision) for text in config.run.gpus]
     kind, shape = planned_model(config)
     flops = count_flops(shape)
-    outside = DECODER_FLOPS + INCEPTION_FLOPS if shape.channels == LATENT_CHANNELS else 0.0
-    whole = total_flops(config, flops, outside)
+    whole = total_flops(config, flops, decoding(shape).flops)
     parameters = count_parameters(shape)
     c, sampler = config, config[config.rollout_flag]
     lines = {
@@ -72,6 +65,11 @@ def dry_run(config: Config) -> str:
     }
     if "dopri5" in (sampler.method, c.evaluation.ode.method):
         lines["compute"] += "; dopri5 taken at 50 evaluations an image, which its tolerance decides"
+    if config.update.lora:
+        trained = trained_parameters(config, shape)
+        lines["training"] = f"LoRA of rank {config.update.lora}, {trained / 1e6:.1f}M parameters; the others are frozen"
+    if isinstance(shape, PipelineShape):
+        lines["prompts"] = "encoded once and kept on disk, which is not in these numbers"
     for ranks in dict.fromkeys(count for count, _, _ in gpus):
         memory = memory_per_rank(config, shape, ranks)
         text = ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size >= 2**20)
@@ -109,8 +107,10 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def planned_model(config: Config) -> tuple[str, SiTConfig]:
-    """Kind and shape of the generator: from the checkpoint if it exists, else from the preset."""
+def planned_model(config: Config) -> tuple[str, Shape]:
+    """Kind and shape of the generator: of --model, from the checkpoint if it exists, else from the preset."""
+    if config.generator.model is not None:
+        return planned_own_model(config, config.generator.model)
     there = config.files.checkpoint is not None and config.files.checkpoint.is_file()
     if not there and config.preset in PRESET_MODELS:
         return PRESET_MODELS[config.preset]
@@ -123,12 +123,22 @@ def planned_model(config: Config) -> tuple[str, SiTConfig]:
     return type(model).__name__, model.config
 
 
+def planned_own_model(config: Config, model: str) -> tuple[str, Shape]:
+    """Kind and shape of a pipeline, by its JSON files alone; ValueError for a builder, whose shape only it knows."""
+    folder = pipeline_folder(model)
+    if folder is None:
+        raise ValueError(f"--dry-run plans SiT, DiT and pipelines, and --model {model} is none of them; leave it out")
+    require_extra("--model diffusers")
+    family = planned_family(folder)
+    return family.transformer, PipelineShape(family, family.latent_shape(config.generator.image_size))
+
+
 @cache
-def count_flops(shape: SiTConfig, backward: bool = False) -> float:
+def count_flops(shape: Shape, backward: bool = False) -> float:
     """FLOPs of the velocity of one image, a multiplication and an addition counted as two; on request with backward."""
-    model = _meta_model(shape).requires_grad_(backward)
+    model = meta_model(shape).requires_grad_(backward)
     with FlopCounterMode(display=False) as counter:
-        v = model(*_meta_inputs(shape, 1))
+        v = model(*meta_inputs(shape, 1))
         if backward:
             v.sum().backward()
     return float(counter.get_total_flops())
@@ -148,46 +158,54 @@ def total_flops(config: Config, flops: float, outside: float) -> dict[str, float
     }
 
 
-def memory_per_rank(config: Config, shape: SiTConfig, ranks: int) -> dict[str, float]:
+def memory_per_rank(config: Config, shape: Shape, ranks: int) -> dict[str, float]:
     """Bytes on one of `ranks` GPUs by their use, without workspaces of libraries and fragmentation."""
-    weights = 4.0 * count_parameters(shape)
-    large = weights / 4 > SHARD_ABOVE
+    trained = trained_parameters(config, shape)
+    adapted = config.update.lora > 0
+    half = adapted and config.run.precision == "bf16" and isinstance(shape, PipelineShape)
+    weights = (2.0 if half else 4.0) * count_parameters(shape)
+    large = trained > SHARD_ABOVE
     sharded = ranks > 1 and (config.run.parallel == "fsdp" or (config.run.parallel == "auto" and large))
     averages = 1 + len(config.update.ema_extra) + len(config.update.ema_power)
     share = -(-given(config.update.minibatch) // ranks)
     images = -(-config.reward.images_per_step // ranks)
     steps = config[config.rollout_flag].steps
     path = {"sde_policy_gradient": steps + 1, "adjoint_matching": 2 * steps + 1}.get(config.update.estimator, 1)
-    values = shape.channels * shape.image_size**2
-    latent = shape.channels == LATENT_CHANNELS
+    beside = decoding(shape, config.rollout.batch)
     # Copies in bfloat16 that autocast keeps for the backward pass; with recomputation only those of one block.
-    cast = weights / 2 if config.run.precision == "bf16" and not config.run.activation_checkpointing else 0.0
+    cast = weights / 2 if config.run.precision == "bf16" and not (half or config.run.activation_checkpointing) else 0.0
     passed = activation_bytes(config, shape) * min(config.run.micro_batch or share, share)
+    # What is trained, and without shards the frozen weights below LoRA are the base model's.
+    copies = 4.0 * trained * (4 + averages) + (weights * (1 + averages) if adapted and sharded else 0.0)
     # Rollouts decode and updates do not, so the larger one counts. Inception's maps of a batch are smaller.
-    decoded = min(SLICE, config.rollout.batch) * DECODING_BYTES * (shape.image_size / 32) ** 2 if latent else 0.0
     return {
-        "weights, gradients, moments, averages": weights * (4 + averages) / (ranks if sharded else 1),
+        "weights, gradients, moments, averages": copies / (ranks if sharded else 1),
         "base model": weights,
         "copy for sampling": weights if sharded else 0.0,
         "weights in bf16": cast,
-        "autoencoder and Inception": AUTOENCODER_BYTES + INCEPTION_BYTES if latent else 0.0,
-        "activations of an update or of decoding": max(passed, decoded),
-        "samples and paths": 4.0 * values * images * path,
+        "autoencoder and Inception": beside.weights,
+        "activations of an update or of decoding": max(passed, beside.working),
+        "samples and paths": 4.0 * math.prod(shape.image_shape) * images * path,
     }
 
 
 @cache
-def count_parameters(shape: SiTConfig) -> int:
+def count_parameters(shape: Shape) -> int:
     """Number of parameters of the generator."""
-    return sum(p.numel() for p in _meta_model(shape).parameters())
+    return sum(p.numel() for p in meta_model(shape).parameters())
+
+
+def trained_parameters(config: Config, shape: Shape) -> int:
+    """Number of parameters that a run trains: all, or LoRA's."""
+    return lora_size(meta_model(shape), config.update.lora) if config.update.lora else count_parameters(shape)
 
 
 @cache
-def activation_bytes(config: Config, shape: SiTConfig) -> float:
+def activation_bytes(config: Config, shape: Shape) -> float:
     """Bytes that the forward pass of one image keeps for its backward pass, counted on meta tensors."""
     dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
     model = prepare(
-        _meta_model(shape).to(dtype), replace(config.run, compile="off", precision="float32"), torch.device("meta")
+        meta_model(shape).to(dtype), replace(config.run, compile="off", precision="float32"), torch.device("meta")
     )
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -198,20 +216,10 @@ def activation_bytes(config: Config, shape: SiTConfig) -> float:
             kept[storage._cdata] = storage
         return x
 
-    x, t, y = _meta_inputs(shape, 1)
+    x, t, y = meta_inputs(shape, 1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         model(x.to(dtype), t, y)
     return float(sum(storage.nbytes() for storage in kept.values()))
-
-
-def _meta_model(shape: SiTConfig) -> SiT:
-    with torch.device("meta"):
-        return SiT(shape).to("meta")  # .to(), because the position table comes from NumPy
-
-
-def _meta_inputs(shape: SiTConfig, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    with torch.device("meta"):
-        return torch.empty(n, *shape.image_shape), torch.empty(n), torch.empty(n, dtype=torch.long)
 
 
 def _bytes(size: float) -> str:

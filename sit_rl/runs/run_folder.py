@@ -9,7 +9,8 @@ from pathlib import Path
 from fastfid.runtime.distributed import from_main
 from fastfid.runtime.input_files import read_text
 from sit_rl.components.checks import given_paths
-from sit_rl.config import Config, differences, load_config
+from sit_rl.config import Config, differences
+from sit_rl.config_files import load_config
 from sit_rl.files.atomic import folder, writing
 from sit_rl.files.lock import held
 from sit_rl.learner import checkpoint

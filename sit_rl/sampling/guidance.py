@@ -16,38 +16,38 @@ from typing import cast
 
 import torch
 
-from sit_rl.models.sit import SiT
+from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.sampling.sampler_config import PUBLISHED_GUIDANCE_CHANNELS, SamplerConfig
 from sit_rl.sampling.solvers import VelocityField
 
-# (x [n, C, H, W], t [n], labels int64 [n]) → velocity, or a DiT's two outputs
+# (x [n, C, H, W], t [n], conditions int64 [n]) → velocity, or a DiT's two outputs
 Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def bind(model: Model, labels: torch.Tensor, sampler: SamplerConfig | None = None) -> VelocityField:
-    """The function (x [n, C, H, W], t) → model output for labels int64 [n], guided as `sampler` says.
+    """The function (x [n, C, H, W], t) → model output for conditions int64 [n], guided as `sampler` says.
 
     The model may be inside a wrapper that keeps it as `module`, such as DDP. ValueError where the sampler is not one
-    for what the model predicts, guides more channels than there are, or guides a model without a null class.
+    for what the model predicts, guides more channels than there are, or guides a model without a null condition.
     """
-    core = cast(SiT, getattr(model, "module", model))
+    core = cast(GeneratorModel, getattr(model, "module", model))
     if sampler is not None and sampler.needs != core.predicts:
         raise ValueError(
             f"sampler kind is {sampler.kind!r}, for a model that predicts {sampler.needs}; this one predicts "
             f"{core.predicts}: choose " + ("'discrete'" if core.predicts == "noise" else "'ode' or 'sde'")
         )
 
-    most = max(core.config.channels, PUBLISHED_GUIDANCE_CHANNELS)
+    most = max(core.sample_shape[0], PUBLISHED_GUIDANCE_CHANNELS)
     if sampler is not None and sampler.guidance_channels > most:
         raise ValueError(
-            f"guidance_channels is {sampler.guidance_channels}, and the model's samples have {core.config.channels}; "
+            f"guidance_channels is {sampler.guidance_channels}, and the model's samples have {core.sample_shape[0]}; "
             "lower it, or 0 for all"
         )
 
-    if sampler is not None and sampler.guidance != 1 and not core.config.null_class:
+    if sampler is not None and sampler.guidance != 1 and core.null_condition is None:
         raise ValueError(
-            f"guidance is {sampler.guidance:g}, and the model has no null class to guide from: its label table has a "
-            "row for each class alone; choose guidance 1"
+            f"guidance is {sampler.guidance:g}, and the model has no null class to guide from: it has a number for "
+            "each class or condition alone; choose guidance 1"
         )
 
     def conditional(x: torch.Tensor, t: float) -> torch.Tensor:
@@ -56,8 +56,9 @@ def bind(model: Model, labels: torch.Tensor, sampler: SamplerConfig | None = Non
 
     if sampler is None or sampler.guidance == 1:
         return conditional
-    null = torch.full_like(labels, core.config.num_classes)
-    channels = sampler.guidance_channels or core.config.channels
+    assert core.null_condition is not None  # checked above
+    null = torch.full_like(labels, core.null_condition)
+    channels = sampler.guidance_channels or core.sample_shape[0]
 
     def guided(x: torch.Tensor, t: float) -> torch.Tensor:
         if not sampler.guides(t):
@@ -65,6 +66,6 @@ def bind(model: Model, labels: torch.Tensor, sampler: SamplerConfig | None = Non
         times = torch.full((2 * len(x),), t, device=x.device)
         labelled, unlabelled = model(torch.cat([x, x]), times, torch.cat([labels, null])).chunk(2)
         head, base = labelled[:, :channels], unlabelled[:, :channels]
-        return torch.cat([base + sampler.guidance * (head - base), labelled[:, channels:]], dim=1)
+        return torch.cat([core.guide(head, base, sampler.guidance), labelled[:, channels:]], dim=1)
 
     return guided

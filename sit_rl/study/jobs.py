@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from fastfid.runtime.input_files import read_text, reading
-from sit_rl.config import Config, differences, load_config, resolve
+from sit_rl.config import Config, differences, resolve
+from sit_rl.config_files import load_config
 from sit_rl.options.option import dashed
 from sit_rl.runs.summary import load_summary
 from sit_rl.study.one import RESULT

@@ -21,7 +21,8 @@ from fastfid.runtime.input_files import read_text
 from sit_rl.command_line import run_command
 from sit_rl.components.build import build_components
 from sit_rl.components.checks import check_inputs
-from sit_rl.config import Config, load_config, resolve
+from sit_rl.config import Config, resolve
+from sit_rl.config_files import load_config
 from sit_rl.files.atomic import write_json
 from sit_rl.ranks.process_group import process_group
 from sit_rl.runs.run_folder import locked_folder

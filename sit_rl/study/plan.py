@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from fastfid.runtime.errors import shown
-from sit_rl.config import Config, read_yaml, resolve, with_plain_values
+from sit_rl.config import Config, resolve
+from sit_rl.config_files import read_yaml, with_plain_values
 from sit_rl.presets import PRESETS
 from sit_rl.study.budget import COUNTS, matched_steps, spent
 

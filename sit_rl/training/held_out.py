@@ -10,12 +10,12 @@ from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd
 from sit_rl.components.build import Components
 from sit_rl.components.real_side import RealSide
 from sit_rl.learner.guards import require_finite
-from sit_rl.models.sit import SiT
+from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.ranks.collectives import gather_owned
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import is_main
 from sit_rl.rollout import generate
-from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, balanced_labels
+from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 # The paper's k of precision, recall, density and coverage (Naeem et al. 2020), and torch-fidelity's KID subsets.
@@ -33,7 +33,7 @@ class Evaluation:
 
 def evaluate_model(
     components: Components,
-    model: SiT,
+    model: GeneratorModel,
     sampler: SamplerConfig,
     count: int,
     *,
@@ -44,11 +44,11 @@ def evaluate_model(
 ) -> Evaluation:
     """Sample `count` images, `batch` at a time, and compare them with the held-out real images.
 
-    Image i always has the noise of (seed, i) and class i mod classes, so two models are compared like for like, and
-    a smaller count uses the first of the same images. Returns the first `grid` images as well. Metrics that need real
-    features are None where the real side is a statistics file.
+    Image i always has the noise of (seed, i) and class i mod classes, or the prompt whose turn it is. So two models are
+    compared like for like, and a smaller count uses the first of the same images. Returns the first `grid` images as
+    well. Metrics that need real features are None where the real side is a statistics file.
     """
-    labels = balanced_labels(count, components.num_classes)
+    labels = components.conditions.balanced(count)
     made = generate(
         components, model, labels, sampler, seed=seed, step=EVALUATION_STEP, batch=batch,
         initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label,

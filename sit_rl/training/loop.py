@@ -27,7 +27,7 @@ from sit_rl.reward.swap_reward import Credits, Scores, SwapReward, reward_device
 from sit_rl.rollout import Rollout, generate
 from sit_rl.runs.forecast import Forecast
 from sit_rl.runs.log import GRID_COLUMNS, RunLog, say
-from sit_rl.sampling.random_streams import Stream, balanced_labels
+from sit_rl.sampling.random_streams import Stream
 from sit_rl.training.held_out import evaluate_model
 from sit_rl.training.learning_rate import set_learning_rate
 from sit_rl.training.state import State, save_snapshots
@@ -67,7 +67,7 @@ def train_step(config: Config, components: Components, state: State, estimator: 
         with clock.phase("refresh"):
             reward = refreshed(config, components, state, estimator)
         removed = reward.propose(step)
-        labels = reward.labels_of(removed)
+        labels = reward.labels_of(removed, step)
         with clock.phase("rollout"):
             rollout = generate(
                 components, state.learner.sampler(), labels, estimator.sampler(step),
@@ -83,7 +83,9 @@ def train_step(config: Config, components: Components, state: State, estimator: 
             features = features.view(*removed.shape, -1)
             scores = reward.score(removed, features)
             parts = faded(config.reward, state, scores)
-            mixed = mix(parts, labels, config.reward.normalise, config.reward.advantage_clip)
+            mixed = mix(
+                parts, components.conditions.groups[labels], config.reward.normalise, config.reward.advantage_clip
+            )
             advantage = broadcast_from_main(mixed.advantage)
             kept = select(advantage, config.reward.kept_fraction)
             advantage = estimator.credit(state.learner, advantage, broadcast_from_main(scores.subset), step)
@@ -93,10 +95,12 @@ def train_step(config: Config, components: Components, state: State, estimator: 
             record |= describe_mix(scores, parts, mixed)
         if isinstance(reward, SwapReward) and config.reward.reference == "rolling":
             with clock.phase("reward"):
-                reward.roll(removed, features)
+                reward.roll(removed, features, labels)
         if estimator.follows_gradient:
             with clock.phase("reward"):
-                slopes = own_slopes(config.reward, reward, parts, removed, labels, rollout)
+                slopes = own_slopes(
+                    config.reward, reward, parts, removed, components.conditions.groups[labels], rollout
+                )
             with clock.phase("update"):
                 record |= estimator.prepare(rollout, reward.side, slopes)
         record |= controlled(config, state, parts, features.flatten(0, 1), labels)
@@ -117,11 +121,11 @@ def refreshed(config: Config, components: Components, state: State, estimator: E
     """
     assert state.side is not None, "only an estimator that rolls out has a reward"
     if config.reward.reference == "fresh":
-        return FreshReward(config.reward, config.seed, state.side, state.step, components.num_classes)
+        return FreshReward(config.reward, config.seed, state.side, state.step, components.conditions)
     due = config.reward.reference == "refresh" and state.step % config.reward.refresh_every == 0
     if state.reward is not None and not due:
         return state.reward
-    labels = balanced_labels(config.reward.reference_size, components.num_classes)
+    labels = components.conditions.balanced(config.reward.reference_size)
     made = generate(
         components, state.learner.sampler(), labels, estimator.sampler(state.step),
         seed=config.seed, step=state.step, batch=config.rollout.batch,
@@ -154,7 +158,11 @@ def own_slopes(
     rollout: Rollout,
 ) -> torch.Tensor:
     """∂A/∂row float32 [n, d] of this rank's images, which are among `rows` [B, m] of the reward's present set."""
-    width = rollout.features.shape[1] + sum(net.dim for net in reward.side.networks) + len(reward.side.functions)
+    width = (
+        rollout.features.shape[1]
+        + sum(net.dim for net in reward.side.networks)
+        + sum(each.width for each in reward.side.readers)
+    )
     slopes = advantage_slopes(
         reward.side.components, reward.prepared, parts, rows.flatten(), labels, options.normalise, width
     )

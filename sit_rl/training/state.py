@@ -14,10 +14,10 @@ from sit_rl.estimators.merging import load_policy
 from sit_rl.learner import checkpoint, guards
 from sit_rl.learner.learner import Learner
 from sit_rl.models.averages import PowerEMA
+from sit_rl.models.conditions import Conditions
 from sit_rl.models.finite_weights import require_finite_start
-from sit_rl.models.loading import save_model
-from sit_rl.models.lora import merge_lora
-from sit_rl.models.sit import SiT
+from sit_rl.models.generator_model import GeneratorModel
+from sit_rl.models.open_model import save_weights
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.components import RewardSide
 from sit_rl.reward.rolling_reference import ReferenceSet
@@ -56,6 +56,7 @@ class State:
     learner: Learner
     writer: checkpoint.Writer
     clock: Clock
+    conditions: Conditions
     side: RewardSide | None = None  # of the reward; None for an estimator without one
     step: int = 0
     reward: SwapReward | None = None
@@ -97,20 +98,24 @@ class State:
             "reference": None if self.reward is None else {"oldest": self.reward.reference.oldest},
             "pace": 1.0 if self.control is None else self.control.pace,
             "config": self.config.to_dict(),
+            "conditions": self.conditions.identity,
         }
 
     def reward_of(self, reference: ReferenceSet) -> SwapReward:
         """The reward with its first reference set."""
         assert self.side is not None, "an estimator that has a reward was started with its side"
-        return SwapReward(self.config.reward, self.config.seed, self.side, reference)
+        return SwapReward(self.config.reward, self.config.seed, self.side, reference, self.conditions)
 
     def load(self, path: Path, values: dict[str, Any], components: Components) -> None:
         """Load the tensors of checkpoint `path` and its plain values, which `read_values` has read."""
+        if values.get("conditions", self.conditions.identity) != self.conditions.identity:  # version 0.2.0 has none
+            raise ValueError(
+                f"checkpoint {path} was made with other classes or prompts; restore them, or choose another --out"
+            )
         for name in ("step", "images_generated", "evaluations", "first_credit_std", "first_reference_fd"):
             setattr(self, name, values[name])
         kinds = checkpoint.names(path)
-        if any(name.startswith("optimizer.") for name in kinds):
-            self.learner.expect_optimizer_state()
+        self.learner.expect_optimizer_state(kinds)
         images = {
             name: torch.empty(shape, dtype=dtype)
             for name, (shape, dtype) in kinds.items()
@@ -136,12 +141,14 @@ def start(
     writer = checkpoint.Writer(config.run_folder / "checkpoints", config.run.keep_checkpoints)
     side = None if config.update.estimator == "pretraining" else reward_side_of(config, components)
     policy = load_policy(config, components) if config.update.estimator == "merging" else None
-    state = State(config, Learner(components.model, config, policy), writer, clock, side)
+    learner = Learner(components.model, config, policy)
+    state = State(config, learner, writer, clock, components.conditions, side)
     if config.update.step_control and side is not None:
         state.control = step_control(config, side)
     if path is not None and values is not None:
         state.load(path, values, components)
-    source = path or (f"--checkpoint {config.files.checkpoint}" if config.files.checkpoint else "the embedded model")
+    start_of = f"--checkpoint {config.files.checkpoint}" if config.files.checkpoint else config.generator.model
+    source = path or start_of or "the embedded model"
     require_finite_start(state.learner.sampler().named_parameters(), str(source))
     guards.require_deterministic(state.learner.sampler(), components.device)
     return state
@@ -170,9 +177,9 @@ def save_snapshots(config: Config, state: State) -> None:
             model = state.learner.averaged(i)
             if is_main():
                 path = folder / f"step-{state.step:06d}-power-{average.sigma_rel:g}.safetensors"
-                save_model(merge_lora(model), path, sigma_rel=f"{average.sigma_rel:g}", updates=str(updates))
+                save_weights(model, path, sigma_rel=f"{average.sigma_rel:g}", updates=str(updates))
 
 
-def exported(state: State) -> SiT:
-    """The averaged weights as a plain model under the official names; every rank calls it."""
-    return merge_lora(state.learner.averaged())
+def exported(state: State) -> GeneratorModel:
+    """The averaged weights as a plain model; every rank calls it."""
+    return state.learner.averaged()

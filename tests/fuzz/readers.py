@@ -13,7 +13,8 @@ from fastfid.features.weight_files import read_state
 from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import read_statistics
 from sit_rl.components.image_sets import LABEL_HEADER, _read_idx
-from sit_rl.config import load_config
+from sit_rl.config_files import load_config
+from sit_rl.files.prompts import read_prompts
 from sit_rl.files.tensor_files import read_safetensors
 from sit_rl.generation.sample_files import PngFolder
 from sit_rl.learner.checkpoint import load_values
@@ -88,7 +89,7 @@ READERS = {
     **dict.fromkeys((".png", ".jpg", ".webp", ".bmp", ".gif", ".tif", ".ppm"), (image,)),
     ".yaml": (load_config,),
     ".json": (load_summary, as_names(load_values, "state.json", called=FOLDER), as_names(record, "sampling.json")),
-    ".jsonl": (as_names(read_metrics, "metrics.jsonl"),),
+    ".jsonl": (as_names(read_metrics, "metrics.jsonl"), read_prompts),
     ".gz": (idx,),
 }
 

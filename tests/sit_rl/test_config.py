@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sit_rl.config import MACHINE_FIELDS, Config, differences, load_config, places, resolve
+from sit_rl.config import MACHINE_FIELDS, Config, differences, places, resolve
+from sit_rl.config_files import load_config
 from sit_rl.presets import PRESETS
 from sit_rl.train import parse
 
@@ -66,7 +67,7 @@ def test_the_file_names_the_groups(tmp_path):
     Config().save(tmp_path / "config.yaml")
     lines = (tmp_path / "config.yaml").read_text().splitlines()
     groups = [line[2:] for line in lines if line.startswith("# ")]
-    assert groups == ["reward", "update", "rollout", "evaluation", "files", "run"]
+    assert groups == ["reward", "update", "rollout", "evaluation", "files", "generator", "run"]
     assert lines.index("# update") < lines.index("estimator: advantage_matching") < lines.index("# rollout")
 
 

@@ -8,6 +8,7 @@ import torch
 
 from fastfid import FeatureMoments, FrechetReward, KernelReward
 from sit_rl.config import Config
+from sit_rl.models.conditions import Conditions
 from sit_rl.reward.components import Component, RewardSide
 from sit_rl.reward.fresh_reward import FreshReward
 from sit_rl.runs.forecast import step_evaluations
@@ -27,7 +28,8 @@ def setup(step=4, **changes):
         Component("fd", 1.0, slice(None), FrechetReward(moments, dtype=torch.float64)),
         Component("kid", 1.0, slice(1, 4), KernelReward(real[:, 1:4])),
     ))  # fmt: skip
-    return FreshReward(config.reward, config.seed, side, step, CLASSES), real, torch.from_numpy(new)
+    reward = FreshReward(config.reward, config.seed, side, step, Conditions.numbered(CLASSES))
+    return reward, real, torch.from_numpy(new)
 
 
 def test_an_image_is_worth_what_the_distance_gains_without_it():
@@ -66,7 +68,7 @@ def test_labels_cycle_through_the_classes_over_the_steps():
         reward = setup(step)[0]
         rows = reward.propose(step)
         assert sorted(rows.flatten().tolist()) == list(range(B * M))
-        count += torch.bincount(reward.labels_of(rows), minlength=CLASSES)
+        count += torch.bincount(reward.labels_of(rows, step), minlength=CLASSES)
     assert count.tolist() == [B * M] * CLASSES
     assert not torch.equal(setup(0)[0].propose(0), setup(0)[0].propose(1))
 

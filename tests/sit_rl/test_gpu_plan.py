@@ -12,14 +12,13 @@ from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.presets import PRESETS
 from sit_rl.runs.forecast import step_evaluations
 from sit_rl.runs.gpu_plan import (
-    DECODER_FLOPS,
-    DECODING_BYTES,
     activation_bytes,
     count_flops,
     dry_run,
     memory_per_rank,
     planned_gpu,
 )
+from sit_rl.runs.planned_model import DECODER_FLOPS, DECODING_BYTES
 from sit_rl.train import main
 
 SMALL = SiTConfig(image_size=8, patch_size=2, channels=4, width=24, depth=3, heads=2, num_classes=5, learn_sigma=True)

@@ -42,7 +42,7 @@ class WithLabelDropout(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.config = model, model.config
+        self.model, self.config, self.sample_shape = model, model.config, model.sample_shape
 
     def forward(self, x, t, y):
         dropped = torch.rand(len(y)) < 0.1

@@ -5,6 +5,7 @@ import torch
 
 from sit_rl.components.checks import check_predictions
 from sit_rl.generation.recipe import Recipe, check_sampler, choose_labels, parse_sampler
+from sit_rl.models.conditions import Conditions
 from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.presets import PRESETS
@@ -136,7 +137,7 @@ def test_a_model_without_a_null_class_is_not_guided_and_every_class_is_sampled()
     for check in (lambda s: bind(model, LABELS, s), lambda s: check_sampler(model, s)):
         with pytest.raises(ValueError, match="guidance is 2, and the model has no null class"):
             check(SamplerConfig(guidance=2.0))
-    assert choose_labels(Recipe(images=6), config.num_classes).tolist() == [0, 1, 2, 0, 1, 2]
+    assert choose_labels(Recipe(images=6), Conditions.numbered(config.num_classes)).tolist() == [0, 1, 2, 0, 1, 2]
     asked = PRESETS["fashion"][1].changed(evaluate_sde=SamplerConfig("sde", "euler", 5, guidance=1.5))
     with pytest.raises(ValueError, match="--evaluate-sde: guidance is 1.5, and the model has no null class"):
         check_predictions(asked, model)
@@ -145,4 +146,4 @@ def test_a_model_without_a_null_class_is_not_guided_and_every_class_is_sampled()
 def test_an_unconditional_model_has_one_class():
     model = SiT(SiTConfig(**{**CONFIG.to_dict(), "num_classes": 1, "null_class": False}))
     assert model.y_embedder.embedding_table.weight.shape[0] == 1
-    assert choose_labels(Recipe(images=3), model.config.num_classes).tolist() == [0, 0, 0]
+    assert choose_labels(Recipe(images=3), model.conditions).tolist() == [0, 0, 0]

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from fastfid.runtime import input_files
 from sit_rl.compare import print_comparison
 from sit_rl.components.image_sets import load_official
-from sit_rl.config import Config, load_config
+from sit_rl.config import Config
+from sit_rl.config_files import load_config
 from sit_rl.files.tensor_files import read_safetensors
 from sit_rl.generation.record import check_same_recipe
 from sit_rl.generation.sample_files import AdmNpz, PngFolder

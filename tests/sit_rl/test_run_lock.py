@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from sit_rl.config import load_config
+from sit_rl.config_files import load_config
 from sit_rl.files.lock import held
 from sit_rl.learner import checkpoint
 from tests.support.tiny_runs import STEPS, lines

@@ -14,6 +14,7 @@ import torch
 
 from sit_rl.components.image_sets import tile
 from sit_rl.generation.recipe import choose_labels, parse_sampler
+from sit_rl.models.conditions import Conditions
 from sit_rl.models.dit import DiT
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT
@@ -48,15 +49,19 @@ def test_tile_fills_the_last_row_with_white():
     np.testing.assert_array_equal(tile(images, 2), expected)
 
 
+CLASSES = Conditions.numbered(5)
+
+
 @pytest.mark.parametrize("labels", ["balanced", "random", "3"])
 def test_labels(labels):
-    many, few = (choose_labels(SampleConfig(images=n, labels=labels, seed=1), 5) for n in (500, 100))
+    many, few = (choose_labels(SampleConfig(images=n, labels=labels, seed=1), CLASSES) for n in (500, 100))
     assert torch.equal(many[:100], few)  # a label belongs to its image
     counts = torch.bincount(many, minlength=5)
     if labels == "balanced":
         assert counts.tolist() == [100] * 5
     elif labels == "random":  # binomial: mean 100, deviation 9; five deviations either way
-        assert (counts - 100).abs().max() < 45 and not torch.equal(many, choose_labels(SampleConfig(images=500), 5))
+        others = choose_labels(SampleConfig(images=500), CLASSES)
+        assert (counts - 100).abs().max() < 45 and not torch.equal(many, others)
     else:
         assert counts.tolist() == [0, 0, 0, 500, 0]
 

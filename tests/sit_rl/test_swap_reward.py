@@ -8,6 +8,7 @@ import torch
 
 from fastfid import FrechetReward, SwapEngine
 from sit_rl.config import Config
+from sit_rl.models.conditions import Conditions
 from sit_rl.reward.components import Component, RewardSide
 from sit_rl.reward.rolling_reference import ReferenceSet
 from sit_rl.reward.swap_reward import SwapReward
@@ -35,9 +36,10 @@ def setup(**changes):
     new = rng.standard_normal((B, M, D)) * 2
     base = Config.of(preset="smoke", reference_size=N, replace=M, candidates=B, minibatch=10)
     config = base.changed(**changes)
-    labels = torch.arange(N) % 10
+    conditions = Conditions.numbered(10)
     side = RewardSide((Component("fd", 1.0, slice(None), FrechetReward(Moments(real))),))
-    reward = SwapReward(config.reward, config.seed, side, ReferenceSet(torch.from_numpy(reference), labels))
+    whole = ReferenceSet(torch.from_numpy(reference), conditions.balanced(N))
+    reward = SwapReward(config.reward, config.seed, side, whole, conditions)
     return reward, real, reference, torch.from_numpy(new)
 
 
@@ -92,7 +94,7 @@ def test_rolling_candidates_are_the_oldest_rows_and_are_carried_out():
         removed = reward.propose(step)
         assert sorted(removed.flatten().tolist()) == [(step * B * M + i) % N for i in range(B * M)]
         seen += removed.flatten().tolist()
-        reward.roll(removed, new + step)
+        reward.roll(removed, new + step, reward.labels_of(removed, step))
     assert sorted(seen) == list(range(N))
     assert torch.equal(torch.bincount(reward.reference.labels), torch.full((10,), N // 10))
     assert reward.distance == pytest.approx(distance(real, reward.reference.features.numpy()), rel=1e-9)
@@ -113,7 +115,7 @@ def test_on_the_cpu_beside_the_device_it_is_prepared_meanwhile_and_says_the_same
         if device == "cpu":
             assert reward.prepared  # the first reference set's engine is ready, so only the next one is slow
             monkeypatch.setattr("fastfid.rewards.frechet.SwapEngine", slow)
-        reward.roll(removed, new)
+        reward.roll(removed, new, reward.labels_of(removed, 0))
     assert rewards["cpu"].propose(1).shape == (B, M)  # labels and rows need no engine
     go.set()
     scores = [reward.score(reward.propose(1), new + 1) for reward in rewards.values()]
@@ -123,7 +125,8 @@ def test_on_the_cpu_beside_the_device_it_is_prepared_meanwhile_and_says_the_same
 
 def test_an_engine_that_fails_in_its_thread_fails_the_step():
     reward, _, _, new = setup(reward_device="cpu")
-    reward.roll(reward.propose(0), torch.full_like(new, float("nan")))
+    removed = reward.propose(0)
+    reward.roll(removed, torch.full_like(new, float("nan")), reward.labels_of(removed, 0))
     with pytest.raises(ValueError, match="reference_features"):
         reward.score(reward.propose(1), new)
 

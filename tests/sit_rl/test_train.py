@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sit_rl.config import load_config, resolve
+from sit_rl.config import resolve
+from sit_rl.config_files import load_config
 from sit_rl.learner import checkpoint
 from sit_rl.presets import PRESETS
 from sit_rl.train import main

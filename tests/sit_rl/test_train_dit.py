@@ -94,7 +94,7 @@ def rolled(chain, precision="float32", batch=4, shape=LATENT, std=0.1):
     model = random_dit(shape, std)
     config = PRESETS["smoke"][1].changed(estimator="sde_policy_gradient", rollout_sde=chain, precision=precision)
     components = SimpleNamespace(
-        model=model, device=torch.device("cpu"), sample_shape=shape.image_shape, num_classes=shape.num_classes,
+        model=model, device=torch.device("cpu"), sample_shape=shape.image_shape, conditions=model.conditions,
         decode=lambda x: x, reward_net=lambda x: x.flatten(1),
     )  # fmt: skip
     estimator = build_estimator(resolve(config), components)

@@ -6,6 +6,7 @@ there, `signal` is sent, and once the other jobs have ended KILL, where `release
 job inside the n-th call of os.<name>.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -21,12 +22,17 @@ ROOT = Path(__file__).parents[2]
 
 
 class Forked:
-    """Client of the server; `run` takes jobs and returns their results."""
+    """Client of the server; `run` takes jobs and returns their results.  The server also imports `modules`."""
 
-    def __init__(self):
+    def __init__(self, *modules):
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, __file__], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=ROOT
+            [sys.executable, __file__, *modules],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            cwd=ROOT,
         )
 
     def run(self, *jobs):
@@ -63,6 +69,8 @@ def serve():
     import sit_rl.train
     from sit_rl.models.sit import SiT, SiTConfig
 
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     with torch.device("meta"):
         SiT(SiTConfig(width=72, depth=1, heads=1))  # imports what the first model on the meta device does
