@@ -99,8 +99,9 @@ def train_step(config: Config, components: Components, state: State, estimator: 
         if estimator.follows_gradient:
             with clock.phase("reward"):
                 slopes = own_slopes(
-                    config.reward, reward, parts, removed, components.conditions.groups[labels], rollout
-                )
+                    config.reward, reward, parts, removed, components.conditions.groups[labels], rollout,
+                    features.shape[-1],
+                )  # fmt: skip
             with clock.phase("update"):
                 record |= estimator.prepare(rollout, reward.side, slopes)
         record |= controlled(config, state, parts, features.flatten(0, 1), labels)
@@ -156,13 +157,9 @@ def own_slopes(
     rows: torch.Tensor,
     labels: torch.Tensor,
     rollout: Rollout,
+    width: int,
 ) -> torch.Tensor:
-    """∂A/∂row float32 [n, d] of this rank's images, which are among `rows` [B, m] of the reward's present set."""
-    width = (
-        rollout.features.shape[1]
-        + sum(net.dim for net in reward.side.networks)
-        + sum(each.width for each in reward.side.readers)
-    )
+    """∂A/∂row float32 [n, width] of this rank's images, which are `rows` [B, m] of the reward's present set."""
     slopes = advantage_slopes(
         reward.side.components, reward.prepared, parts, rows.flatten(), labels, options.normalise, width
     )

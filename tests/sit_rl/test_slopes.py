@@ -11,7 +11,7 @@ from sit_rl.reward.slopes import advantage_slopes
 
 N, D = 60, 3
 LABELS = torch.arange(N) % 2
-STEP = 1e-4  # of a difference in float64: its own error is of order STEP²
+STEP = 1e-3  # of a difference: the engine's error of 6e-9 of a credit, divided by it, stays below 1e-5
 
 
 def rows(width):
@@ -54,7 +54,7 @@ def test_a_slope_is_the_derivative_of_the_images_own_advantage(how):
                 )
             )
         difference = float(ends[0] - ends[1]) / (2 * STEP)
-        assert float(slopes[place, column]) == pytest.approx(difference, rel=1e-4, abs=1e-5)
+        assert float(slopes[place, column]) == pytest.approx(difference, rel=1e-3, abs=3e-5)
 
 
 def test_a_component_without_a_gradient_is_named():
