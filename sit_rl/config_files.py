@@ -125,7 +125,10 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         if choice is SamplerConfig and isinstance(value, dict):
             return SamplerConfig(**_converted(value, get_type_hints(SamplerConfig)))
         if choice is float and (type(value) in (int, float) or _is_number(value)):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise ValueError(f"{name} is {shown(repr(value))}, which is beyond the largest float") from None
         if isinstance(choice, type) and type(value) is choice:
             return value
     raise ValueError(f"{name} is {shown(repr(value))}, which is not of its type {_words(hint)}")

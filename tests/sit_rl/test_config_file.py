@@ -53,6 +53,7 @@ def test_a_saved_config_trains_the_same_model_elsewhere(command, tmp_path, capsy
         ("colour: red\n", "unknown field 'colour'; --help lists the fields"),
         ("rollout: {step: 3}\n", "unknown field 'step'; did you mean steps?"),
         ("steps: many\n", "steps is 'many', which is not of its type int"),
+        pytest.param("lr: " + "9" * 400, "9…, which is beyond the largest float", id="beyond float"),
         ("steps: 2.5\n", "steps is 2.5, which is not of its type int"),
         ("reward: fd\n", "reward is 'fd', which is not of its type a list of str"),
         ("estimator: magic\n", "estimator is 'magic', which is not of its type one of advantage_matching, "),
