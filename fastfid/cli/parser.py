@@ -21,7 +21,7 @@ from fastfid.protocols import METRICS, PROTOCOLS, protocol_named
 from fastfid.runtime.imported_objects import FORM, object_name
 
 PROGRAM = "fastfid"
-SIDE = "folder, .zip, .npz or .npy of images, or a file of statistics or features"
+SIDE = "folder, .zip, .tar, .npz or .npy of images, or a file of statistics or features"
 
 Switch = Annotated[bool, FlagCreatePairsOff]  # --flag without a --no-flag
 Side = Annotated[str, arg(help=SIDE)]
@@ -129,7 +129,7 @@ class MakeStatistics(NetworkOptions):
 
     purpose: ClassVar[str] = "write the statistics of IMAGES to OUT.npz"
 
-    images: Annotated[Positional[str], arg(metavar="IMAGES", help="folder, .zip, .npz or .npy of images")]
+    images: Annotated[Positional[str], arg(metavar="IMAGES", help="folder, .zip, .tar, .npz or .npy of images")]
     out: Annotated[Positional[str], arg(metavar="OUT", help="the .npz to write; pytorch-fid reads its mu and sigma")]
     keep_features: Annotated[Switch, switch("also keep the features, for KID and others")] = False
     spatial: Annotated[Switch, switch("also statistics of spatial features (sFID)")] = False

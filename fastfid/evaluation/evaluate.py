@@ -50,7 +50,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Every metric of `samples` against `reference` that their contents allow.
 
-    samples, reference  folder, .zip, .npz, .npy of images; a file of statistics or features (`read_statistics`); an
+    samples, reference  folder, .zip, .tar, .npz, .npy of images; file of statistics or features (`read_statistics`); an
                         ImageSource, Statistics, FeatureMoments; a tensor or array of images, or of features [n, d];
                         a pair (images, labels); a DataLoader, generator or other iterable of batches, read once
     metrics             of fastfid.protocols.METRICS; the protocol's unless given

@@ -1,7 +1,7 @@
-"""Folder, zip, npz, npy, tensor, array, data loader or iterator → uint8 images [n, 1 or 3, H, W], in a fixed order.
+"""Folder, zip, tar, npz, npy, tensor, array, data loader or iterator → uint8 images [n, 1 or 3, H, W], in order.
 
 Nothing is resized or guessed: mixed sizes, mixed channel counts and floats of unknown range are errors that name the
-file and the remedy.  folders_and_zips.py, arrays.py and streams.py describe what each source can be.
+file and the remedy.  folders_and_zips.py, tars.py, arrays.py and streams.py describe what each source can be.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastfid.images.arrays import ARRAY_NAMES, ArrayImages, open_array_file
 from fastfid.images.folders_and_zips import open_folder, open_zip
 from fastfid.images.source import ImageBlock, ImageSource
 from fastfid.images.streams import StreamImages
+from fastfid.images.tars import open_tar
 from fastfid.runtime.input_files import file_bytes
 
 __all__ = ["ARRAY_NAMES", "ImageBlock", "ImageSource", "open_images"]
@@ -32,16 +33,16 @@ def open_images(
 ) -> ImageSource:
     """Open images without reading them all.
 
-    source        folder (searched recursively), .zip, .npz, .npy, tensor or array, or a pair of such images and their
-                  labels; arrays are uint8 or float, [n, H, W], [n, C, H, W] or [n, H, W, C].  A DataLoader, generator
-                  or other iterable of batches, of (images, labels) or of dicts is read once
+    source        folder (searched recursively), .zip, .tar, .npz, .npy, tensor or array, or a pair of such images and
+                  their labels; arrays are uint8 or float, [n, H, W], [n, C, H, W] or [n, H, W, C].  A DataLoader,
+                  generator or other iterable of batches, of (images, labels) or of dicts is read once
     value_range   (0, 1) or (-1, 1)…, required for floats, which are rounded to the nearest of 256 levels
     skip_corrupt  leave unreadable image files out and list them in `.skipped`, instead of stopping at the first
     workers       threads that decode files (default: one for each usable core, up to 8)
     name          what messages call images in memory
     class_folders folders that look like parts of a set (00000, chunk_3, a7, train) are classes, too
 
-    Labels come from the folders of a class tree, from arr_1 or labels of an npz, from pairs and from dicts.
+    Labels come from the folders of a class tree, .cls members of a tar, arr_1 or labels of an npz, pairs and dicts.
     FileNotFoundError for a missing path, ValueError for an empty, unreadable or unsuitable one.
     """
     if value_range is not None:
@@ -60,18 +61,20 @@ def open_images(
             "(a dataset goes through torch.utils.data.DataLoader)"
         )
     if not str(source):
-        raise ValueError("images are given as an empty path; pass a folder, .zip, .npz or .npy ('.' for this folder)")
+        raise ValueError("images are given as an empty path; pass a folder, .zip, .tar, .npz or .npy ('.' is a folder)")
     path = Path(source)
     if path.is_dir():
         return open_folder(path, skip_corrupt, workers, class_folders)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; pass a folder, .zip, .npz or .npy of images")
+        raise FileNotFoundError(f"{path} does not exist; pass a folder, .zip, .tar, .npz or .npy of images")
     file_bytes(path)
     if path.suffix.lower() == ".zip":
         return open_zip(path, skip_corrupt, workers, class_folders)
+    if path.suffix.lower() == ".tar":
+        return open_tar(path, skip_corrupt, workers, class_folders)
     if path.suffix.lower() in (".npz", ".npy"):
         return open_array_file(path, value_range)
-    raise ValueError(f"{path} is not a folder, .zip, .npz or .npy; put single images into a folder")
+    raise ValueError(f"{path} is not a folder, .zip, .tar, .npz or .npy; put single images into a folder")
 
 
 def _check_range(value_range: Any) -> None:

@@ -123,7 +123,9 @@ def test_as_a_program(tmp_path):
         [sys.executable, "-m", "fastfid", str(tmp_path / "x"), str(tmp_path / "y")], capture_output=True, text=True
     )
     assert run.returncode == 2 and run.stdout == ""
-    assert run.stderr == f"fastfid: {tmp_path / 'x'} does not exist; pass a folder, .zip, .npz or .npy of images\n"
+    assert (
+        run.stderr == f"fastfid: {tmp_path / 'x'} does not exist; pass a folder, .zip, .tar, .npz or .npy of images\n"
+    )
 
 
 def test_ctrl_c_says_how_to_go_on(sets, capsys, monkeypatch):
