@@ -95,8 +95,10 @@ class Config:
 
     @property
     def run_folder(self) -> Path:
-        """Where the outputs go."""
-        return self.out or Path("runs") / f"{self.preset}-{self.update.estimator}-{self.seed}"
+        """Where the outputs go: --out, or a name in runs/ that begins with the preset, or with a model of one's own."""
+        model = self.files.checkpoint
+        name = model.resolve().name if self.preset == "own" and model is not None else self.preset
+        return self.out or Path("runs") / f"{name}-{self.update.estimator}-{self.seed}"
 
     def check(self) -> None:
         """ValueError if the numbers contradict each other."""

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ from fastfid.protocols import protocol_named
 from fastfid.runtime.distributed import agreement, from_main
 from sit_rl.command_line import run_on_ranks
 from sit_rl.components.image_sets import embedded, load_embedded
+from sit_rl.components.own_images import OwnImages, as_in_card
 from sit_rl.files.atomic import folder, write_json
 from sit_rl.files.paths import reading
 from sit_rl.files.weights import weights_files, weights_of
@@ -51,6 +52,8 @@ from sit_rl.generation.recipe import (
 )
 from sit_rl.generation.record import check_output, recipe_record
 from sit_rl.generation.sample_files import open_files
+from sit_rl.models.card import network_name, read_card
+from sit_rl.presets import PRESETS
 from sit_rl.ranks.process_group import is_main
 from sit_rl.runs.log import say
 from sit_rl.sampling.sampler_config import SamplerConfig
@@ -85,6 +88,8 @@ class EvaluateConfig(GeneratorOptions):
     """classifier-free guidance scale of every sampler"""
     samples: tuple[Path, ...] = ()
     """measure these files or folders of images (or statistics) instead of sampling"""
+    own_images: Path | None = None
+    """the images that a model of sit_rl.pretrain base was trained on: their held-out part is the reference"""
     reference: Path | None = None
     """real images or their statistics; `embedded` (default for 1×28×28 models): the held-out Fashion-MNIST images"""
     protocol: str | None = None
@@ -113,6 +118,7 @@ class Task:
     reference  a path, or EMBEDDED
     samplers   as words of --samplers
     networks, metrics  empty for those of the protocol
+    own        the images of --own-images
     """
 
     recipe: Recipe
@@ -120,6 +126,7 @@ class Task:
     samplers: tuple[str, ...]
     networks: tuple[str, ...]
     metrics: tuple[str, ...]
+    own: OwnImages | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,11 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError(NEEDS_REFERENCE)
     reference = None if config.reference == EMBEDDED else config.reference
     files = [("--samples", path) for path in config.samples] + weights_files(config.weights)
-    check_options(config, [*files, ("--reference", reference)])
+    check_options(config, [*files, ("--reference", reference), ("--own-images", config.own_images)])
+    if config.own_images is not None and config.reference is not None:
+        raise ValueError(
+            f"--own-images {config.own_images} and --reference {config.reference} both give the reference; pass one"
+        )
     for text in config.samplers:
         parse_sampler(text, config.steps, config.guidance)
 
@@ -188,7 +199,11 @@ def check(config: EvaluateConfig) -> None:
 def with_defaults(config: EvaluateConfig, made: Generator | None) -> Task:
     """Fill in the defaults, which depend on the model and the reference; ValueError without a reference."""
     reference = config.reference
+    if config.own_images is not None:
+        return own_task(config, config.own_images, made)
     if reference is None:
+        if made is not None and made.own is not None:
+            raise ValueError("--own-images is missing: pass the images that the model was trained on, or --reference")
         if made is None or not is_small(made.model):
             raise ValueError(NEEDS_REFERENCE)
         reference = EMBEDDED
@@ -199,6 +214,20 @@ def with_defaults(config: EvaluateConfig, made: Generator | None) -> Task:
     images = config.images or (EMBEDDED_IMAGES if reference == EMBEDDED else PAPER_IMAGES)
     samplers = config.samplers if made is None else config.samplers or made.samplers
     return Task(Recipe(**options | {"images": images}), reference, samplers, networks, metrics)
+
+
+def own_task(config: EvaluateConfig, images: Path, made: Generator | None) -> Task:
+    """The task of a model of a user's images: its held-out images, its two networks, the metrics of a run."""
+    if made is None or made.own is None:
+        raise ValueError(f"--own-images {images} needs --checkpoint: a folder of sit_rl.pretrain base, or a run of it")
+    card = read_card(made.own)
+    networks = config.network or tuple(network_name(made.own, card, role) for role in card.networks)
+    options = {field.name: getattr(config, field.name) for field in fields(GeneratorOptions)}
+    count = config.images or PRESETS["own"][1].evaluation.images
+    samplers = config.samplers or made.samplers
+    real = as_in_card(card, images)
+    task = Task(Recipe(**options | {"images": count}), images, samplers, networks, config.metrics or EMBEDDED_METRICS)
+    return replace(task, own=real)
 
 
 def check_rows(config: EvaluateConfig, task: Task, made: Generator) -> None:
@@ -226,7 +255,9 @@ def sampled_rows(config: EvaluateConfig, task: Task) -> list[Row]:
 
 
 def reference_images(task: Task) -> Images:
-    """The reference as fastfid takes it: a path, or the embedded held-out images with their labels."""
+    """The reference as fastfid takes it: a path, or held-out images with their labels, embedded ones or a user's."""
+    if task.own is not None:
+        return task.own.heldout.images, task.own.heldout.labels
     if task.reference != EMBEDDED:
         return task.reference
     heldout = load_embedded("heldout")
@@ -277,6 +308,8 @@ def sources(
     if made is not None:
         for row in sampled_rows(config, task):
             rows.append((row.name, row.file, make_samples(made, task.recipe, row.sampler, row.file).read_record()))
+    if task.own is not None:
+        rows.append(("real images", (task.own.train.images, task.own.train.labels), None))
     if task.reference == EMBEDDED:
         rows.append(("real images", real_images(task.recipe.images), None))
     return rows

@@ -38,10 +38,13 @@ PROMPTS = Config.of(
     evaluate_ode=SamplerConfig("ode", "euler", 28), evaluate_sde=SamplerConfig("sde", "euler", 28),
     evaluate_every=20, evaluate_every_images=1_000,
 )  # fmt: skip
+# A judge of a few hundred held-out images cannot tell more than 2,000 samples, which take half of the time.
+OWN = Config.of(preset="own", reference_size=2_500, evaluate_images=2_000)
 # name: (what it is, its config)
 PRESETS = {
     "fashion": ("Fashion-MNIST with the embedded model, on a CPU (default)", Config()),
     "smoke": ("seconds-long run of every part, for tests: numbers mean nothing", SMOKE),
+    "own": ("a model of your own images, a folder of sit_rl.pretrain base; needs --checkpoint", OWN),
     "sit-xl-imagenet256": ("the paper's settings; needs --checkpoint, --vae and --real", SIT_XL),
     "prompts": ("a text-to-image pipeline of diffusers; needs --model, --prompts and --real", PROMPTS),
     "dit-xl-imagenet256": ("the same for DiT-XL/2, by DDPM and DDIM", DIT_XL),

@@ -43,8 +43,8 @@ class SampleConfig(Recipe):
     """A recipe, its sampler, and where its images go."""
 
     sampler: str | None = None
-    """see above; default: ode for 1×28×28 images, else sit-sde, dit-ddpm for a DiT, a pipeline's own, that of
-    the evaluations for a run of --model"""
+    """see above; default: ode for 1×28×28 images and for models of your own images, else sit-sde, dit-ddpm for a DiT, a
+    pipeline's own, that of the evaluations for a run of --model"""
     steps: int | None = None
     """of the sampler; default: the sampler's"""
     guidance: float | None = None

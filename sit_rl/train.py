@@ -3,6 +3,7 @@
     torchrun sit_rl/train.py                                  the embedded default, on a CPU, in minutes
     torchrun sit_rl/train.py --estimator rejection --seed 1   any field of the config is a flag; --help lists them
     torchrun sit_rl/train.py --config run.yaml --seed 1       and a field of a file; flags win
+    torchrun sit_rl/train.py --checkpoint my-model --images FOLDER     a model of your own images (sit_rl.pretrain base)
     torchrun sit_rl/train.py --preset sit-xl-imagenet256 --checkpoint … --vae … --real … --heldout …
     torchrun sit_rl/train.py --preset dit-xl-imagenet256 --checkpoint DiT-XL-2-256x256.pt …    by DDPM steps
     torchrun sit_rl/train.py --model diffusers:FOLDER --prompts prompts.jsonl --real …    a text-to-image pipeline
@@ -34,6 +35,7 @@ from sit_rl.files.atomic import write_json
 from sit_rl.files.paths import require_extra
 from sit_rl.learner import checkpoint
 from sit_rl.learner.guards import out_of_memory
+from sit_rl.models.card import is_model_folder, network_name, read_card
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.models.open_model import save_weights
 from sit_rl.models.pipeline_families import pipeline_folder
@@ -98,18 +100,36 @@ def parse(argv: list[str]) -> Config:
     path = None if file is None else Path(file)
     in_file = {key: None if path is None else text_in(path, key) for key in ("model", "preset")}
     folder = pipeline_folder(value_of(argv, "--model", "--generator.model") or in_file["model"])
-    name = value_of(argv, "--preset") or in_file["preset"] or ("prompts" if folder else "fashion")
+    given = value_of(argv, "--preset") or in_file["preset"]
+    name = given or ("prompts" if folder else "fashion")
     if name not in PRESETS:
         known = "; ".join(f"{key}: {text}" for key, (text, _) in PRESETS.items())
         raise ValueError(f"--preset {name!r} does not exist; choose one of {known}")
     default = PRESETS[name][1]
     if folder is not None:
         default = pipeline_defaults(default, folder, value_of(argv, "--image-size", "--generator.image-size"))
-    if path is not None:
-        default = with_file(default, path).changed(preset=name)
-    config = resolve(parse_config(argv, default, __doc__))
+    config = _parsed(argv, path, name, default)
+    model = config.files.checkpoint
+    if config.generator.model is None and model is not None and is_model_folder(model):
+        name = given or "own"
+        config = _parsed(argv, path, name, own_defaults(model, name))
+    config = resolve(config)
     config.check()
     return config
+
+
+def _parsed(argv: list[str], path: Path | None, preset: str, default: Config) -> Config:
+    """The config of a command line over that of a file over `default`, which are those of `preset`."""
+    if path is not None:
+        default = with_file(default, path).changed(preset=preset)
+    return parse_config(argv, default, __doc__)
+
+
+def own_defaults(model: Path, preset: str) -> Config:
+    """The defaults for a model of a user's images: its networks and its autoencoder; errors as of `read_card`."""
+    card = read_card(model)
+    networks = {f"{role}_features": network_name(model, card, role) for role in card.networks}
+    return PRESETS[preset][1].changed(vae=None if card.vae is None else Path(card.vae), **networks)
 
 
 def value_of(argv: list[str], *flags: str) -> str | None:

@@ -17,7 +17,7 @@ ROOMS = {
     "sit_rl": (
         "files", "ranks", "command_line", "models", "sampling", "ema", "reward_names", "options", "config",
         "config_files", "presets", "learner", "components", "reward", "rollout", "estimators", "runs", "generation",
-        "report", "compare", "training", "sample", "evaluate", "pretrain", "train", "study",
+        "report", "compare", "training", "pretraining", "sample", "evaluate", "pretrain", "train", "study",
     ),
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from fastfid.features.inception_resizing import INCEPTION_INPUTS
 from fastfid.features.names import CLIP_MODELS, DINOV2_MODELS, EFFICIENTNET_SIDES, FASHION_NETS, NETWORK_NAMES
 from fastfid.features.own_network import own_network
 from fastfid.features.preparation import as_rgb, chosen_input
+from fastfid.features.small import SMALL, named_small
 from fastfid.features.torchscript import TORCHSCRIPT, named_torchscript
 from fastfid.features.vision_transformers import DINOV2_INPUTS, clip_extractor, dinov2_extractor
 from fastfid.protocols import Protocol
@@ -37,8 +38,8 @@ def build_extractor(
 ) -> FeatureExtractor:
     """Extractor `name`, with its logits; `input_name` is a name in INCEPTION_INPUTS, DINOV2_INPUTS or CLIP_INPUTS.
 
-    name     of NETWORK_NAMES, "torchscript:PATH?side=S&range=R" (see `torchscript_extractor`), or a user's own,
-             package.module:NAME or FILE.py:NAME (see own_network.py)
+    name     of NETWORK_NAMES, "small:PATH" (see small.py), "torchscript:PATH?side=S&range=R" (see
+             `torchscript_extractor`), or a user's own, package.module:NAME or FILE.py:NAME (see own_network.py)
     spatial  also give the spatial features of sFID (Inception only)
 
     ValueError for unknown names, FileNotFoundError for missing weights, ImportError naming the extra to install.
@@ -55,6 +56,8 @@ def build_extractor(
         return fashion_with_logits(name, weights, device)
     if name.startswith(TORCHSCRIPT):
         return named_torchscript(name, device)
+    if name.startswith(SMALL):
+        return named_small(name, device)
     own = object_name(name)
     if own is not None:
         return own_network(own, weights, device)
@@ -64,8 +67,8 @@ def build_extractor(
             f"{TORCHSCRIPT}{name}"
         )
     raise ValueError(
-        f"unknown feature network {name!r}; choose one of {', '.join(NETWORK_NAMES)}, or {TORCHSCRIPT}PATH, or your "
-        f"own, {FORM}"
+        f"unknown feature network {name!r}; choose one of {', '.join(NETWORK_NAMES)}, {SMALL}PATH, or "
+        f"{TORCHSCRIPT}PATH, or your own, {FORM}"
     )
 
 

@@ -13,7 +13,8 @@ from fastfid import FeatureExtractor
 from sit_rl.components.checks import check_classes, check_predictions, like_embedded
 from sit_rl.components.image_sets import ASSETS, ImageSet, embedded
 from sit_rl.components.networks import load_networks
-from sit_rl.components.real_side import RealSide, extract_real, validate_real
+from sit_rl.components.own_images import as_in_card
+from sit_rl.components.real_side import RealSide, check_shape, extract_real, validate_real
 from sit_rl.components.trial import TryReward, try_own
 from sit_rl.config import Config
 from sit_rl.files.paths import reading
@@ -21,6 +22,7 @@ from sit_rl.learner.learner import prepare
 from sit_rl.models import attention
 from sit_rl.models.autoencoder import Decoder as LatentDecoder
 from sit_rl.models.autoencoder import load_decoder
+from sit_rl.models.card import ModelCard, check_card, is_model_folder, read_card
 from sit_rl.models.conditions import Conditions
 from sit_rl.models.generator_model import Decoder, GeneratorModel
 from sit_rl.models.open_model import ModelRequest, open_model
@@ -73,6 +75,7 @@ def build_components(
         arguments = attention.attention_arguments(config.run.attention, model, config.run.precision, device)
         model.set_attention(attention.choose(*arguments))
     prepare(model, config.run, device)
+    card = _checked_card(config, model)
     check_classes(config, model)
     fast = config.run.precision != "float32"
     decode = model_decoder(model, config.files.vae, device, tf32=fast)
@@ -85,23 +88,25 @@ def build_components(
     nets = load_networks(config.files, networks_of(config.reward_components), device)
     reward_net, judge_net = nets.reward, nets.judge
     try_own(config, [net for net in (reward_net, judge_net, *nets.more) if net], model, decode, try_reward)
-    train = embedded("train", config.files.embedded_images) if config.files.real is None else None
+    sets = _labelled_sets(config, model, card)
     for flag, file in (("--real", config.files.real), ("--heldout", config.files.heldout)):
-        if file is not None:
+        if file is not None and config.files.images is None:
             with reading(flag, file):
                 more = nets.more if flag == "--real" else ()
                 validate_real(file, [net for net in (reward_net, judge_net, *more) if net])
+                check_shape(file, decode, model, device)
 
     def side(split: str, net: FeatureExtractor) -> RealSide:
         file = config.files.real if split == "real" else config.files.heldout
-        source = file or embedded("train" if split == "real" else "heldout", config.files.embedded_images).images
+        source = file if split not in sets else sets[split].images
+        assert source is not None, "without --real and --heldout both sets are the embedded ones"
         with reading(f"--{split}", file or ASSETS):
             return extract_real(source, net, f"{split} images → {net.name}", progress)
 
     real, more_real = side("real", reward_net), tuple(side("real", net) for net in nets.more)
     real_b = None if judge_net is None else side("real", judge_net)
     heldout, heldout_b = real, real_b
-    if config.files.heldout is not None or like_embedded(model):
+    if config.files.heldout is not None or "heldout" in sets:
         heldout = side("heldout", reward_net)
         heldout_b = None if judge_net is None else side("heldout", judge_net)
     return Components(
@@ -113,7 +118,7 @@ def build_components(
         real_b,
         heldout,
         heldout_b,
-        train,
+        sets.get("real"),
         device,
         nets.more,
         more_real,
@@ -146,3 +151,28 @@ def model_decoder(model: GeneratorModel, vae: Path | None, device: torch.device,
             "needs --vae, or a method decode of its own (docs/guides/own-model.md)"
         )
     return to_uint8
+
+
+def _checked_card(config: Config, model: GeneratorModel) -> ModelCard | None:
+    """The card of the model, if it has one; ValueError if weights or autoencoder are others than the card says."""
+    folder = config.files.checkpoint
+    if folder is None or config.generator.model is not None or not is_model_folder(folder):
+        return None
+    card = read_card(folder)
+    assert isinstance(model, SiT), "a model's folder holds a SiT"
+    check_card(card, model, folder, config.files.vae)
+    return card
+
+
+def _labelled_sets(config: Config, model: GeneratorModel, card: ModelCard | None) -> dict[str, ImageSet]:
+    """The real images with labels, "real" and "heldout": a user's own, or the embedded ones where no files are given.
+
+    A model of other images than the embedded ones has none of them.
+    """
+    if card is not None and config.files.images is not None:
+        own = as_in_card(card, config.files.images, config.files.heldout)
+        return {"real": own.train, "heldout": own.heldout}
+    files = {"real": config.files.real, "heldout": config.files.heldout}
+    splits = {"real": "train", "heldout": "heldout"} if like_embedded(model) else {}
+    count = config.files.embedded_images
+    return {side: embedded(split, count) for side, split in splits.items() if files[side] is None}

@@ -11,6 +11,7 @@ from sit_rl.config import Config
 from sit_rl.files.importing import is_file
 from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths, require_utf8
 from sit_rl.files.weights import weights_files
+from sit_rl.models.card import CARD, is_model_folder
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.models.pipeline_families import pipeline_folder
 from sit_rl.options.option import dashed
@@ -24,6 +25,7 @@ NEEDED_PATHS_ARE = {
     "real": "--real (real images or statistics)",
 }
 NEEDED_PATHS = dict.fromkeys(("sit-xl-imagenet256", "dit-xl-imagenet256"), tuple(NEEDED_PATHS_ARE))
+NEEDED_PATHS["own"] = ("checkpoint",)
 
 
 def check_inputs(config: Config) -> None:
@@ -37,17 +39,36 @@ def check_inputs(config: Config) -> None:
     for flag in EXTRAS:
         if config[flag[2:]] not in (None, 0):
             require_extra(flag)
+    _check_own_images(config)
+    if config.update.estimator == "pretraining" and config.files.vae is not None:
+        raise ValueError("--estimator pretraining fits pixels, and a model with --vae makes latents; choose another")
     if config.update.estimator == "pretraining" and config.files.real is not None:
         raise ValueError(
             f"--estimator pretraining fits real images with labels, which --real {config.files.real} does not give; it "
-            "runs on the embedded default only"
+            "runs on the embedded default, and with --images"
+        )
+
+
+def _check_own_images(config: Config) -> None:
+    """ValueError for --images without the model of them, and for such a model without real images."""
+    model, files = config.files.checkpoint, config.files
+    if files.images is not None and not is_model_folder(model):
+        found = "is missing" if model is None else f"{model} has no {CARD}"
+        raise ValueError(
+            f"--images {files.images} needs a model that was trained on them, and --checkpoint {found}; make one by "
+            f"`python -m sit_rl.pretrain base --images {files.images} --out my-model`, or pass --real and --heldout"
+        )
+    if is_model_folder(model) and files.images is None and files.real is None:
+        raise ValueError(
+            f"--checkpoint {model} is a model of other images than the embedded ones; pass those that it was trained "
+            "on by --images, or others by --real and --heldout"
         )
 
 
 def given_paths(config: Config) -> list[tuple[str, Path | str | None]]:
     """Flag and path of everything that a run may read; the path is None if it was not given."""
     paths: list[tuple[str, Path | str | None]] = [
-        (f"--{name}", getattr(config.files, name)) for name in ("checkpoint", "vae", "real", "heldout")
+        (f"--{name}", getattr(config.files, name)) for name in ("checkpoint", "vae", "images", "real", "heldout")
     ]
     paths += [("--merge", path) for path in config.files.merge]
     paths += [("--prompts", config.generator.prompts), ("--model", model_path(config.generator.model))]
@@ -109,7 +130,7 @@ def check_classes(config: Config, model: GeneratorModel) -> None:
             f"fewer than 2 of each of the {classes} {each} on average; choose --normalise batch, or raise --candidates"
             + ("" if config.generator.prompts is None else ", or give the prompts fewer groups")
         )
-    if config.files.real is None and not like_embedded(model):
+    if config.files.real is None and config.files.images is None and not like_embedded(model):
         raise ValueError(
             f"the checkpoint makes samples of shape {model.sample_shape} in {classes} classes, the embedded "
             "images are 1×28×28 in 10; pass --real and --heldout"

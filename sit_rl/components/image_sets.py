@@ -31,16 +31,17 @@ FASHION_SIT = SiTConfig(
 
 @dataclass(frozen=True)
 class ImageSet:
-    """uint8 images [N, C, H, W] and int64 labels [N]."""
+    """uint8 images [N, C, H, W] and int64 labels [N], which are below `classes`."""
 
     images: torch.Tensor
     labels: torch.Tensor
+    classes: int = NUM_CLASSES
 
     def __post_init__(self) -> None:
         """ValueError unless there is one valid label for each image."""
         if len(self.labels) != len(self.images):
             raise ValueError(f"{len(self.labels)} labels do not belong to {len(self.images)} images; give one for each")
-        check_labels(self.labels, NUM_CLASSES, "the images' classes")
+        check_labels(self.labels, self.classes, "the images' classes")
 
     def __len__(self) -> int:
         return len(self.images)

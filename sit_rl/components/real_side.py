@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fastfid.identity import NetworkFeatures, mismatch
 from fastfid.images.open import open_images
 from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import Statistics, read_statistics
+from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.preemption import stop_if_told
 from sit_rl.ranks.process_group import is_main
@@ -65,6 +66,28 @@ def validate_real(source: Path, nets: list[FeatureExtractor]) -> None:
         return
     for net in nets:
         saved_statistics(source, net)
+
+
+def check_shape(
+    source: Path, decode: Callable[[torch.Tensor], torch.Tensor], model: GeneratorModel, device: torch.device
+) -> None:
+    """ValueError if real images have another size or other channels than the generator's, which distances would hide.
+
+    decode  samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
+    """
+    if holds_statistics(source):
+        return
+    found = tuple(open_images(source).image(0).shape)
+    made = tuple(decode(torch.zeros((1, *model.sample_shape), device=device)).shape[1:])
+    if found != made:
+        raise ValueError(
+            f"{source} holds images of {_size(found)}, and the generator makes images of {_size(made)}; pass real "
+            "images of its size and channels"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
 
 
 def saved_statistics(source: torch.Tensor | Path, net: FeatureExtractor) -> Statistics | None:

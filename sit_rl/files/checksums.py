@@ -8,10 +8,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fastfid.runtime.hashes import file_sha256
+from fastfid.runtime.hashes import file_sha256, sha256
 
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 (hexadecimal) of a file, or of the names and hashes of the files in a folder."""
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return sha256(f"{p.relative_to(path).as_posix()} {file_sha256(p)}\n" for p in files)
 
 
 def sums_of(folder: Path) -> str:

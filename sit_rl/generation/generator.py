@@ -11,16 +11,18 @@ from typing import Any, Literal
 import torch
 
 from fastfid.runtime.errors import one_line
-from fastfid.runtime.hashes import file_sha256, sha256
+from fastfid.runtime.hashes import sha256
 from sit_rl.components.build import model_decoder, model_request
 from sit_rl.components.checks import model_path
 from sit_rl.config import Config
 from sit_rl.config_files import load_config
+from sit_rl.files.checksums import content_hash
 from sit_rl.files.paths import reading
 from sit_rl.generation.recipe import EMBEDDED, GeneratorOptions, default_samplers, sampler_words
 from sit_rl.learner import checkpoint
 from sit_rl.learner.learner import prepare
 from sit_rl.models import attention
+from sit_rl.models.card import WEIGHTS, check_card, is_model_folder, read_card
 from sit_rl.models.conditions import Conditions
 from sit_rl.models.finite_weights import require_finite_start
 from sit_rl.models.generator_model import Decoder, GeneratorModel
@@ -40,6 +42,7 @@ class Generator:
     samplers     words of the samplers that it is evaluated with; the first is the default
     about        name and SHA-256 of the weights and the autoencoder, for the record
     attention    the attention back end, and why no faster one is used
+    own          folder of the model's card, where it is a model of a user's images
     """
 
     model: GeneratorModel
@@ -50,6 +53,7 @@ class Generator:
     samplers: tuple[str, ...]
     about: dict[str, Any]
     attention: str
+    own: Path | None = None
 
     @property
     def conditions(self) -> Conditions:
@@ -77,21 +81,30 @@ def load_generator(config: GeneratorOptions, device: torch.device) -> Generator:
     decode = model_decoder(model, vae, device, tf32=fast)
     about["vae"] = None if vae is None else {"folder": vae.resolve().name, "sha256": content_hash(vae)}
     shape = _decoded_shape(decode, model, vae, device)
-    samplers = default_samplers(model)
+    own = _model_folder(config, run)
+    samplers = default_samplers(model, own is not None)
     if run is not None and run.generator.model is not None:
         samplers = tuple(sampler_words(sampler) for sampler in (run.evaluation.ode, run.evaluation.sde))
-    return Generator(model, decode, shape, device, config.precision, samplers, about, explained)
+    return Generator(model, decode, shape, device, config.precision, samplers, about, explained, own)
 
 
 def trained_of(config: GeneratorOptions) -> Config | None:
-    """The config of the run whose folder --checkpoint names; None for a file."""
+    """The config of the run whose folder --checkpoint names; None for a file and for a model's folder."""
     path = config.checkpoint
-    if path is None or not path.is_dir():
+    if path is None or not path.is_dir() or is_model_folder(path):
         return None
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"--checkpoint {path} is not a run folder: it has no config.yaml; pass a file instead")
     with reading("--checkpoint", path):
         return load_config(path / "config.yaml")
+
+
+def _model_folder(config: GeneratorOptions, run: Config | None) -> Path | None:
+    """The folder of the card of a user's images, of which the checkpoint or its run is a model."""
+    if config.model is not None or (run is not None and run.generator.model is not None):
+        return None
+    path = config.checkpoint if run is None else run.files.checkpoint
+    return path if is_model_folder(path) else None
 
 
 def _decoded_shape(
@@ -146,10 +159,23 @@ def _load_weights(
         name = path.name if config.checkpoint is not None else config.model
         about = {"checkpoint": name, "sha256": tensor_hash(model.state_dict())}
         return model, about | _about(model, config.model), config.vae
+    if is_model_folder(path):
+        return _own_model(config, path)
     model = load_model(path, architecture=config.architecture)
     # An index only names the files of its tensors.
     digest = tensor_hash(model.state_dict()) if path.name.endswith(INDEX) else content_hash(path)
     return model, {"checkpoint": path.name, "sha256": digest}, config.vae
+
+
+def _own_model(config: GeneratorOptions, folder: Path) -> tuple[GeneratorModel, dict[str, Any], Path | None]:
+    """The same of a model's folder, checked against its card."""
+    model, card = load_model(folder, architecture=config.architecture), read_card(folder)
+    vae = config.vae or (None if card.vae is None else Path(card.vae))
+    if vae is not None and not vae.is_dir():
+        raise FileNotFoundError(f"--checkpoint {folder} learnt latents of {vae}, which does not exist now; pass --vae")
+    check_card(card, model, folder, vae)
+    about = {"checkpoint": folder.resolve().name, "sha256": content_hash(folder / WEIGHTS)}
+    return model, about, vae
 
 
 def _request(config: GeneratorOptions) -> ModelRequest:
@@ -211,14 +237,6 @@ def _require_parts(run_folder: Path, trained: Config) -> None:
     remedy = "work where the run was started"
     _require_trained(run_folder, "model", model_path(trained.generator.model), remedy)
     _require_trained(run_folder, "prompts", trained.generator.prompts, remedy)
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 (hexadecimal) of a file, or of the names and hashes of the files in a folder."""
-    if path.is_file():
-        return file_sha256(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return sha256(f"{p.relative_to(path).as_posix()} {file_sha256(p)}\n" for p in files)
 
 
 def tensor_hash(state: dict[str, torch.Tensor]) -> str:

@@ -33,7 +33,8 @@ class GeneratorOptions:
     """Which generator makes images, how many of them, and in which arithmetic."""
 
     checkpoint: Path | None = None
-    """weights (.safetensors, .pt), or a run folder, whose averaged weights are used; default: the embedded model"""
+    """weights (.safetensors, .pt), a folder of sit_rl.pretrain base, or a run folder, whose averaged weights are used;
+    default: the embedded model"""
     architecture: Literal["auto", "sit", "dit"] = "auto"
     """of the weights; auto: as the file's metadata say, else DiT for a name that begins with DiT-, else SiT"""
     model: str | None = None
@@ -84,15 +85,18 @@ def check_options(config: GeneratorOptions, further: Iterable[tuple[str, Path | 
         require_extra("--vae")
 
 
-def default_samplers(model: GeneratorModel) -> tuple[str, ...]:
-    """Words of the samplers that a model is evaluated with. The first one is the default of sit_rl.sample."""
-    own = model.own_sampling
-    if own is not None:
-        sampler = SamplerConfig("ode", "euler", own.steps, shift=own.shift, guidance=own.guidance)
+def default_samplers(model: GeneratorModel, own: bool = False) -> tuple[str, ...]:
+    """Words of the samplers that a model is evaluated with. The first one is the default of sit_rl.sample.
+
+    own  whether it is a model of a user's images
+    """
+    theirs = model.own_sampling
+    if theirs is not None:
+        sampler = SamplerConfig("ode", "euler", theirs.steps, shift=theirs.shift, guidance=theirs.guidance)
         return (sampler_words(sampler),)
     if model.predicts == "noise":
         return ("dit-ddpm",)
-    return ("ode", "sde") if is_small(model) else ("sit-sde", "sit-ode")
+    return ("ode", "sde") if own or is_small(model) else ("sit-sde", "sit-ode")
 
 
 def sampler_words(sampler: SamplerConfig) -> str:

@@ -21,6 +21,7 @@ from fastfid.runtime.errors import one_line
 from fastfid.runtime.input_files import lacks_memory, read_text, reading
 from fastfid.runtime.pickle_checks import Damaged, check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
+from sit_rl.models.card import weights_of_model
 from sit_rl.models.dit import DiT
 from sit_rl.models.official_names import official_names
 from sit_rl.models.sit import IMAGENET_CLASSES, SiT, SiTConfig, infer_config, published_heads
@@ -46,7 +47,8 @@ def load_model(
 ) -> SiT:
     """SiT or DiT from a .safetensors or .pt file, in eval mode, float32 on the CPU.
 
-    path          file of the weights, or the .index.json of several; names of wrappers, such as DDP, are stripped
+    path          file of the weights, the .index.json of several, or a folder with a card; names of wrappers, such as
+                  DDP, are stripped
     weights       'ema' or 'model': which set of a trainer's checkpoint; a bare state dict has only one
     architecture  'sit', 'dit', or 'auto': as the metadata say, else DiT for a name that begins with DiT-, else SiT
     heads         number of attention heads, which the tensors do not tell; None: from the metadata or the published
@@ -57,7 +59,7 @@ def load_model(
     The shape, with learn_sigma, follows from the tensors. FileNotFoundError or ValueError, with the name of the file,
     for any other file.
     """
-    path = Path(path)
+    path = weights_of_model(Path(path))
     _check_choice("weights", weights, WEIGHTS)
     _check_choice("architecture", architecture, ("auto", *ARCHITECTURES))
     if not path.exists() or path.is_dir():

@@ -14,13 +14,20 @@ class FileOptions:
     """What to train and measure with; the embedded default needs none of these paths."""
 
     checkpoint: Path | None = option(
-        None, "SiT or DiT weights: .safetensors, or an official .pt (bare state dict or {model, ema, ...})"
+        None,
+        "SiT or DiT weights: .safetensors, an official .pt (bare state dict or {model, ema, ...}), or a folder of "
+        "sit_rl.pretrain base",
     )
     architecture: Literal["auto", "sit", "dit"] = option(
         "auto", "what the weights are of; auto: what the file says of itself, else DiT for a name DiT-…, else SiT"
     )
     merge: tuple[Path, ...] = option((), "merging: the checkpoints whose weights are merged, two or more of one shape")
     vae: Path | None = option(None, "folder of a diffusers AutoencoderKL, for models of latents")
+    images: Path | None = option(
+        None,
+        "the images that the model of --checkpoint was trained on (sit_rl.pretrain base --images); its training and "
+        "held-out parts are the real images of the reward and of the judge",
+    )
     real: Path | None = option(None, "the reward's real images or statistics (.npz with mu, sigma)")
     heldout: Path | None = option(
         None,
@@ -36,7 +43,11 @@ class FileOptions:
     )
 
     def check(self) -> None:
-        """ValueError if there are too few embedded images."""
+        """ValueError if there are too few embedded images, or two sets of real ones."""
+        if self.images is not None and self.real is not None:
+            raise ValueError(
+                f"--images {self.images} and --real {self.real} both give the reward's real images; pass one of them"
+            )
         if self.embedded_images and self.embedded_images < 200:
             raise ValueError(
                 f"--embedded-images is {self.embedded_images}; at least 200 are needed for 128 features, or 0 for all"

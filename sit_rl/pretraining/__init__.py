@@ -1,0 +1,1 @@
+"""Pretraining of generators and feature networks, of the embedded images and of a user's own."""
