@@ -104,7 +104,7 @@ def programs_of(words):
     if words == ["torchrun"] or (launcher and len(words) == 2 and words[1].startswith("--")):
         return launcher
     named = words[words.index("-m") + 1 :] if "-m" in words and words[0] in ("python", "torchrun") else words
-    starts = ("sit_rl", "fastfid", "bench", "docs.", "tests.fuzz", "pytest")
+    starts = ("sit_rl", "fastfid", "bench", "docs.", "tests.fuzz", "pytest", "examples/")
     first = next((word for word in named if word in EXTERNAL or word.startswith(starts)), None)
     assert first is not None, f"an unknown program: {' '.join(words)}"
     if first == "fastfid":

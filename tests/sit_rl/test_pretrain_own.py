@@ -26,7 +26,10 @@ from tests.support.pictures import encoded, write
 
 ROOT = Path(__file__).parents[2]
 COUNT = 300
-TINY = "--iterations 6 --batch 8 --width 32 --depth 1 --curve-every 3 --curve-images 40 --heldout-fraction 0.25"
+TINY = (
+    "--threads 1 --iterations 6 --batch 8 --width 32 --depth 1 --curve-every 3 --curve-images 40 "
+    "--heldout-fraction 0.25"
+)
 RUN = (
     "--preset smoke --threads 1 --steps 2 --reference-size 60 --replace 5 --candidates 4 --minibatch 10 "
     "--rollout-batch 20 --evaluate-images 40 --evaluate-every 0"
