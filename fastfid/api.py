@@ -11,6 +11,7 @@ from fastfid.distances.kid_mmd import kid, mmd
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import prdc, precision_recall
 from fastfid.distances.real_side import PreparedMoments, RealFactor, prepare
+from fastfid.distances.sliced_wasserstein import sliced_wasserstein
 from fastfid.distances.window import FeatureWindow
 from fastfid.evaluation.difference import diff
 from fastfid.evaluation.evaluate import evaluate
@@ -39,9 +40,16 @@ if TYPE_CHECKING:
         FrechetInceptionDistance,
         KernelInceptionDistance,
         PrecisionRecall,
+        SlicedWasserstein,
     )
 
-METRIC_CLASSES = ("FrechetDistance", "FrechetInceptionDistance", "KernelInceptionDistance", "PrecisionRecall")
+METRIC_CLASSES = (
+    "FrechetDistance",
+    "FrechetInceptionDistance",
+    "KernelInceptionDistance",
+    "PrecisionRecall",
+    "SlicedWasserstein",
+)
 
 __all__ = [
     "CallableReward",
@@ -63,6 +71,7 @@ __all__ = [
     "PreparedSet",
     "RealFactor",
     "SetReward",
+    "SlicedWasserstein",
     "SlicedWassersteinReward",
     "Statistics",
     "SwapEngine",
@@ -79,6 +88,7 @@ __all__ = [
     "precision_recall",
     "prepare",
     "read_statistics",
+    "sliced_wasserstein",
     "swap_change_ref",
     "swap_credit",
     "torchscript_extractor",

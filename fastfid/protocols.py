@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 METRICS = (
-    "fd", "sfid", "is", "kid", "mmd", "precision", "recall", "density", "coverage", "fd_infinity", "outliers",
+    "fd", "sfid", "is", "kid", "mmd", "sliced_wasserstein", "precision", "recall", "density", "coverage",
+    "fd_infinity", "outliers",
 )  # fmt: skip
 
 

@@ -67,6 +67,7 @@ def evaluate_samples(form: parser.Evaluate) -> Finish:
         features=parser.listed(form.network) if form.network else None,
         kid_subset_size=form.kid_subset_size,
         nearest_k=form.nearest_k,
+        split=form.split,
         **form.settings(),
     )
 

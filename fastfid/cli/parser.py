@@ -108,6 +108,9 @@ class Evaluate(NetworkOptions, JsonOption):
     nearest_k: Annotated[
         int | None, text_option("K", "neighbour of precision, recall, density, coverage", default="the protocol's")
     ] = None
+    split: Annotated[
+        str | None, text_option("REAL", "other real images: adds FDr, FD in units of that of real from real images")
+    ] = None
     html: Annotated[str | None, text_option("PATH", "also write a self-contained report")] = None
 
 

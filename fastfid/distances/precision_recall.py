@@ -77,6 +77,30 @@ class BallCounts:
         }
 
 
+class RealBalls:
+    """The real side of `prdc`, for any number of generated sets: its radii are computed once.
+
+    real       [n, d]
+    nearest_k  5
+
+    ValueError if it has no k-th neighbour.
+    """
+
+    def __init__(self, real: Tensor, nearest_k: int = 5):
+        self.real, _ = _checked_pair(real, real, nearest_k)
+        self.nearest_k = nearest_k
+        with full_float32(self.real.device):
+            scale = common_scale(self.real)
+            # a scale is a power of two, so the radii are the same to the last bit under every other one
+            self._radii = squared_radii(Points(self.real, mean_row(self.real), scale), nearest_k) / scale**2
+
+    def prdc(self, generated: Tensor) -> dict[str, float]:
+        """`prdc` of generated [m, d]; ValueError for features that do not fit the real ones."""
+        real, generated = _checked_pair(self.real, generated, self.nearest_k)
+        with full_float32(real.device):
+            return _ball_counts(real, generated, self.nearest_k, operator.lt, self._radii).scores()
+
+
 def ball_counts(real: Tensor, generated: Tensor, nearest_k: int = 5) -> BallCounts:
     """The counts behind `prdc`, row by row."""
     real, generated = _checked_pair(real, generated, nearest_k)
@@ -101,11 +125,18 @@ def precision_recall(real: Tensor, generated: Tensor, nearest_k: int = 3, distan
     return {"precision": scores["precision"], "recall": scores["recall"]}
 
 
-def _ball_counts(real: Tensor, generated: Tensor, k: int, closer: Callable[[Tensor, Tensor], Tensor]) -> BallCounts:
-    """The counts; `closer` compares a squared distance with a squared radius."""
+def _ball_counts(
+    real: Tensor,
+    generated: Tensor,
+    k: int,
+    closer: Callable[[Tensor, Tensor], Tensor],
+    radii: Tensor | None = None,
+) -> BallCounts:
+    """The counts; `closer` compares a squared distance with a squared radius; `radii` are the squared real ones."""
     scale = common_scale(real, generated)
     x, y = Points(real, mean_row(real), scale), Points(generated, mean_row(generated), scale)
-    radii_x, radii_y = squared_radii(x, k), squared_radii(y, k)
+    radii_x = squared_radii(x, k) if radii is None else radii * scale**2
+    radii_y = squared_radii(y, k)
     y = replace(y, centre=x.centre)
     limits_x, limits_y = rounded_up(radii_x, x.dtype), rounded_up(radii_y, x.dtype)
 

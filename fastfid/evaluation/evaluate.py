@@ -25,9 +25,10 @@ from typing import Any
 from fastfid.distances.frechet import FrechetTerms, frechet_terms
 from fastfid.distances.moments import FeatureMoments
 from fastfid.evaluation.classes_and_outliers import class_scores, neighbours, outliers
+from fastfid.evaluation.frechet_scores import fdr_score
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.provenance import few_images, record, same_images, unrecorded
-from fastfid.evaluation.results import EvaluationResult
+from fastfid.evaluation.results import EvaluationResult, LeftOut, Score
 from fastfid.evaluation.scores import compute
 from fastfid.evaluation.settings import Settings
 from fastfid.evaluation.sides import Network, NetworkChoice, SideInNetwork, gather, networks_of, open_side
@@ -46,6 +47,7 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     features: NetworkChoice = None,
     protocol: str | Protocol | None = None,
+    split: object = None,
     **settings: Any,
 ) -> EvaluationResult:
     """Every metric of `samples` against `reference` that their contents allow.
@@ -57,6 +59,7 @@ def evaluate(
     features            network name, FeatureExtractor, or a list of them; unless given, the network that saved
                         statistics record, else the protocol's
     protocol            name of fastfid.protocols, setting network, resizing and metric defaults together
+    split               None    other real images, as `reference`: adds FDr, FD in units of that of real images
     weights             None    path of the network's weights file, or {network: path} for several
     device              "cpu"   where the network runs
     batch_size          256     images that a network sees at once
@@ -78,7 +81,8 @@ def evaluate(
     options, chosen = Settings.of(settings), protocol_named(protocol)
     metrics = checked_metrics(metrics, chosen)
     with distributed.agreement():
-        sides = [open_side(x, role, options) for x, role in ((samples, "samples"), (reference, "reference"))]
+        given = [(samples, "samples"), (reference, "reference")] + ([] if split is None else [(split, "split")])
+        sides = [open_side(x, role, options) for x, role in given]
         networks = networks_of(features, chosen, sides, options, spatial="sfid" in metrics)
     warnings: list[str] = []
     in_networks = gather(sides, networks, options, warnings)
@@ -86,10 +90,14 @@ def evaluate(
 
     def scored() -> EvaluationResult:
         result = EvaluationResult([], [], warnings, [], [], [], {})
-        for mine, theirs in zip(*in_networks, strict=True):
-            _add_scores(result, Pair(mine, theirs, chosen, options, metrics), metrics)
+        for mine, theirs, *others in zip(*in_networks, strict=True):
+            pair = Pair(mine, theirs, chosen, options, metrics)
+            _add_scores(result, pair, metrics)
+            for other in others:
+                result.warnings += check_comparable(other, theirs, options.force)
+                _add(result, pair, "fdr", fdr_score(pair, other))
         seconds = {"features": read - started, "metrics": time.perf_counter() - read}
-        named = dict(zip(("samples", "reference"), in_networks, strict=True))
+        named = dict(zip(("samples", "reference"), in_networks[:2], strict=True))
         result.provenance = record(named, chosen, options, seconds)
         return result
 
@@ -113,6 +121,14 @@ def _add_scores(result: EvaluationResult, pair: Pair, metrics: Sequence[str]) ->
     if "outliers" in metrics and pair.sample_changes is not None:
         result.outliers.append(outliers(pair, pair.sample_changes))
         result.neighbours += neighbours(pair, pair.sample_changes)
+
+
+def _add(result: EvaluationResult, pair: Pair, metric: str, found: Score | str) -> None:
+    """Append a score, or the reason why there is none."""
+    if isinstance(found, str):
+        result.left_out.append(LeftOut(metric, pair.network, found))
+    else:
+        result.scores.append(found)
 
 
 def checked_metrics(metrics: Sequence[str] | None, protocol: Protocol) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from fastfid.distances.moments import FeatureMoments
 from fastfid.evaluation.intervals import jackknife_error, line_through, normal_interval
 from fastfid.evaluation.pair import Distance, Pair, distance_of, rows_behind
 from fastfid.evaluation.results import Details, Score
+from fastfid.evaluation.sides import SideInNetwork
 
 INFINITY_POINTS = 15  # subset sizes of FD∞, as in Chong & Forsyth (2020)
 INFINITY_SMALLEST = 5000  # their smallest subset; a tenth of the images where there are fewer than 50,000
@@ -37,6 +38,38 @@ def fd_label(network: str, suffix: str = "") -> str:
 def fd_score(pair: Pair) -> Score:
     """The Fréchet distance of the pair's moments."""
     return _frechet_score("fd", fd_label(pair.network), pair.network, pair.distance)
+
+
+def fdr_score(pair: Pair, split: SideInNetwork) -> Score | str:
+    """FDr (arXiv 2604.28190): FD in units of the FD of as many other real images, or why it cannot be had.
+
+    split  real images that are not those of the reference; as many of them as there are samples, evenly spaced
+    """
+    if pair.samples.features is None or split.features is None:
+        name = pair.samples.name if pair.samples.features is None else split.name
+        return f"{name} holds statistics only; both need the same number of images, pass them"
+    count, available = len(pair.samples.features), len(split.features)
+    if available < count:
+        return f"{split.name} holds {available} images, fewer than the {count} samples; pass more, or fewer samples"
+    rows = split.features[torch.linspace(0, available - 1, count).round().long()]
+    theirs = pair.reference
+    real = distance_of(
+        FeatureMoments.from_features(rows), pair.prepared, rows, rows_behind(theirs.moments, theirs.features)
+    )
+    return _ratio(pair, _frechet_score("fd", "", pair.network, pair.distance), _frechet_score("fd", "", "", real))
+
+
+def _ratio(pair: Pair, made: Score, real: Score) -> Score | str:
+    """made/real; its relative variance is the sum of theirs, as if both were independent."""
+    if real.value <= 0:
+        return "the other real images are at distance 0 from the reference: they are the same images"
+    value, details = made.value / real.value, {"fd_of_real_images": real.value}
+    label, method = fd_label(pair.network, "r"), f"FD / FD of as many other real images, {real.value:.4g}"
+    if made.standard_error is None or real.standard_error is None:
+        return Score("fdr", label, pair.network, value, method=method, details=details)
+    parts = made.standard_error / real.value, value * real.standard_error / real.value
+    error, method = math.hypot(*parts), f"{method}; jackknife of both"
+    return Score("fdr", label, pair.network, value, error, normal_interval(value, error), method, details)
 
 
 def sfid_score(pair: Pair) -> Score | str:

@@ -29,7 +29,7 @@ AXIS = 120  # width in CSS pixels of the axis that the template draws an interva
 
 # What is written beside a score's name.
 BETTER = {
-    **dict.fromkeys(("fd", "sfid", "fd_infinity", "kid", "mmd"), "lower is better"),
+    **dict.fromkeys(("fd", "fdr", "sfid", "fd_infinity", "kid", "mmd", "sliced_wasserstein"), "lower is better"),
     **dict.fromkeys(("is", "precision", "recall", "density", "coverage"), "higher is better"),
 }
 

@@ -14,6 +14,7 @@ from fastfid.evaluation.kernel_scores import kid_score, mmd_score
 from fastfid.evaluation.neighbour_scores import coverage_score, density_score, precision_score, recall_score
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.results import LeftOut, Score
+from fastfid.evaluation.sliced_scores import sliced_wasserstein_score
 from fastfid.features.extraction import PROGRESS_DELAY
 
 # Metric → function of a pair that returns the Score, or a sentence on why it cannot be computed.  Outliers are no
@@ -25,6 +26,7 @@ METRIC_SCORES: dict[str, Callable[[Pair], Score | str | None]] = {
     "is": classifier_score,
     "kid": kid_score,
     "mmd": mmd_score,
+    "sliced_wasserstein": sliced_wasserstein_score,
     "precision": precision_score,
     "recall": recall_score,
     "density": density_score,

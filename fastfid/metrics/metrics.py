@@ -6,7 +6,8 @@
     fid.compute()
 
 `FrechetInceptionDistance` and `KernelInceptionDistance` take torchmetrics' arguments in its order and give its numbers.
-`FrechetDistance` and `PrecisionRecall` do the same for any network, or for features.  They differ from torchmetrics:
+`FrechetDistance`, `PrecisionRecall` and `SlicedWasserstein` do the same for any network, or for features.  They differ
+from torchmetrics:
 
     numbers       computed and returned in float64
     KID's subsets drawn from a seed of their own, as in torch-fidelity
@@ -36,11 +37,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastfid.distances.arguments import check_choice, check_flag, check_kid, check_neighbour
+from fastfid.distances.arguments import check_choice, check_flag, check_kid, check_neighbour, check_whole
 from fastfid.distances.frechet import frechet_distance
 from fastfid.distances.kid_mmd import kid
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.precision_recall import DISTANCES, precision_recall
+from fastfid.distances.sliced_wasserstein import DIRECTIONS, sliced_wasserstein
 from fastfid.features.extractor import FeatureExtractor, evaluation_mode, warn_of_batch_statistics
 from fastfid.features.registry import feature_extractor
 from fastfid.metrics.base import IS_TORCHMETRICS, MetricBase
@@ -318,6 +320,25 @@ class PrecisionRecall(Metric[RowsSide]):
         self._require(self.nearest_k + 1)
         scores = precision_recall(self._real.rows(), self._fake.rows(), self.nearest_k, self.distances)
         return {name: torch.tensor(score, dtype=torch.float64) for name, score in scores.items()}
+
+
+class SlicedWasserstein(Metric[RowsSide]):
+    """Sliced Wasserstein distance as `fastfid.sliced_wasserstein`; further arguments as `Metric`'s.
+
+    `compute` returns it as a 0-d float64 tensor.
+    """
+
+    _side = RowsSide
+
+    def __init__(self, feature: Feature = None, directions: int = DIRECTIONS, *, seed: int = 0, **options: Any) -> None:
+        check_whole("directions", directions, 1, "a mean over directions needs at least 1")
+        super().__init__(feature, **options)
+        self.directions, self.seed = directions, seed
+
+    def _compute(self) -> Tensor:
+        self._require(1)
+        found = sliced_wasserstein(self._real.rows(), self._fake.rows(), self.directions, self.seed)
+        return torch.tensor(found, dtype=torch.float64)
 
 
 # --- features ----------------------------------------------------------------------------------------------------

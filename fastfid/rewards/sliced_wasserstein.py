@@ -25,23 +25,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastfid.distances.rows import BLOCK_ROWS, blocks, mean_row
+from fastfid.distances.rows import blocks, mean_row
+from fastfid.distances.sliced_wasserstein import CHUNK, area_below, mean_quantiles, orthogonal_directions, project
 from fastfid.rewards.checks import checked_candidates, checked_real, checked_set
 
 DIRECTIONS = (
     512  # the standard deviation of the mean over directions falls as 1/√L; MIND takes 1,000 (arXiv 2605.06797)
 )
-CHUNK = 4 << 20  # float64 numbers of one temporary array: 32 MiB
-
-
-def orthogonal_directions(count: int, dim: int, seed: int) -> Tensor:
-    """Unit directions float64 [d, L], uniform on the sphere; each block of d columns is orthogonal."""
-    rng = torch.Generator().manual_seed(seed)
-    normals = torch.randn(-(-count // dim), dim, dim, generator=rng, dtype=torch.float64)
-    bases, triangles = torch.linalg.qr(normals)
-    bases = bases * triangles.diagonal(dim1=1, dim2=2).sign()[:, None]  # uniform (Mezzadri 2007)
-    directions: Tensor = bases.permute(1, 0, 2).reshape(dim, -1)[:, :count].contiguous()
-    return directions
 
 
 class SlicedWassersteinReward:
@@ -58,23 +48,15 @@ class SlicedWassersteinReward:
         self.centre = mean_row(self.real)
         self.directions = orthogonal_directions(directions, self.real.shape[1], seed).to(self.real.device)
         self._sorted = self.project(self.real).sort(dim=1).values
-        zero = self._sorted.new_zeros(directions, 1)
-        self._area = torch.cat([zero, self._sorted.cumsum(1)], dim=1) / len(self.real)  # ∫ G⁻¹ up to j/n
+        self._area = area_below(self._sorted)
 
     def project(self, rows: Tensor) -> Tensor:
         """Projections float64 [L, n] of centred rows [n, d]."""
-        parts = [((part.to(torch.float64) - self.centre) @ self.directions).T for part in rows.split(BLOCK_ROWS)]
-        return torch.cat(parts, dim=1)
+        return project(rows, self.centre, self.directions)
 
     def quantiles(self, count: int, of: slice) -> Tensor:
         """q [l, N] for N = `count`, along the directions `of`."""
-        n = len(self.real)
-        if count == n:
-            return self._sorted[of]
-        places = torch.arange(count + 1, device=self.centre.device) * n
-        whole, part = places // count, (places % count).to(torch.float64) / count
-        height = self._sorted[of][:, whole.clamp(max=n - 1)]
-        return (self._area[of][:, whole] + part * height / n).diff(dim=1) * count
+        return mean_quantiles(self._sorted[of], self._area[of], count)
 
     def cost(self, projections: Tensor, quantiles: Tensor, of: slice) -> Tensor:
         """W₂² [l] of sorted projections [l, N] with quantiles [l, N] along the directions `of`."""

@@ -121,3 +121,33 @@ def test_sfid_intervals_hold():
     ratio = np.mean([score.standard_error**2 for score in scores]) / values.var(ddof=1)
     assert 1 - 4 * math.sqrt(2 / repeats) < ratio < 1.25 + 4 * math.sqrt(2 / repeats)
     assert held(values.mean(), [score.interval for score in scores]) > lower_limit(repeats)
+
+
+# --- FDr -------------------------------------------------------------------------------------------------------------
+
+
+def test_fdr_is_fd_in_units_of_real_against_real():
+    real, other, fake = features(200, 1), features(150, 2), features(100, 3, shift=0.4)
+    result = evaluate(fake, real, metrics=["fd"], split=other)
+    chosen = other[torch.linspace(0, 149, 100).round().long()]
+    floor = evaluate(chosen, real, metrics=["fd"])["fd"]
+    score = result["fdr"]
+    assert score.value == pytest.approx(result["fd"].value / floor.value, rel=1e-9)
+    assert score.details == {"fd_of_real_images": pytest.approx(floor.value, rel=1e-9)}
+    relative = math.hypot(result["fd"].standard_error / result["fd"].value, floor.standard_error / floor.value)
+    assert score.standard_error == pytest.approx(score.value * relative, rel=1e-9)
+    assert evaluate(chosen, real, metrics=["fd"], split=chosen)["fdr"].value == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("split", "reason"),
+    [
+        (features(40, 2), "holds 40 images, fewer than the 50 samples"),
+        (FeatureMoments.from_features(features(60, 2)), "holds statistics only"),
+        (features(50, 1), "they are the same images"),
+    ],
+)
+def test_a_split_that_cannot_serve_is_a_reason(split, reason):
+    result = evaluate(features(50, 3), features(50, 1), metrics=["fd"], split=split)
+    (left,) = result.left_out
+    assert left.metric == "fdr" and reason in left.reason and [score.metric for score in result.scores] == ["fd"]

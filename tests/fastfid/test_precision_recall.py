@@ -14,6 +14,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from fastfid import prdc, precision_recall
 from fastfid.distances import adm_neighbours, kth_neighbour, pair_tiles
 from fastfid.distances import precision_recall as precision_recall_module
+from fastfid.distances.precision_recall import RealBalls
 
 # Every score is a count over n, m or k·m, so two implementations that agree on each pair agree to the last bits of one
 # division; prdc's mean of booleans and its product with 1/k round differently.
@@ -268,3 +269,18 @@ OK = torch.zeros(9, 3)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_real_balls_are_kept_for_many_generated_sets():
+    """The same numbers to the last bit, for generated sets of any scale."""
+    rng = np.random.default_rng(5)
+    real = torch.from_numpy(rng.normal(size=(300, 6))).float()
+    balls = RealBalls(real, 3)
+    for scale in (1.0, 1e-3, 700.0):
+        generated = scale * torch.from_numpy(rng.normal(size=(200, 6))).float()
+        assert balls.prdc(generated) == prdc(real, generated, 3)
+    assert balls.prdc(real) == prdc(real, real, 3)
+    with pytest.raises(ValueError, match="3 real rows have no neighbour number 3"):
+        RealBalls(real[:3], 3)
+    with pytest.raises(ValueError, match="use one extractor for both"):
+        balls.prdc(real[:, :5])
