@@ -10,10 +10,13 @@ torchrun sit_rl/train.py --checkpoint my-model --images FOLDER improves the gene
 Without --images these commands make the embedded assets of Fashion-MNIST, in this order:
 
     python -m sit_rl.pretrain images --source DIR      DIR holds Fashion-MNIST's four *-ubyte.gz files
-    python -m sit_rl.pretrain features [--source DIR]  fashion-a (reward) and fashion-b (judge)
+    python -m sit_rl.pretrain features [--source DIR]  fashion-a and fashion-b
+    python -m sit_rl.pretrain features --networks fashion-c fashion-d fashion-e --passes 10
+    python -m sit_rl.pretrain features --networks fashion-f --passes 20    learns EfficientNet-Lite0's features
     python -m sit_rl.pretrain base [--source DIR]      SiT by flow matching, and the curve of its held-out FD
 
-Without --source, the last two train on the 10,000 embedded images. The committed files were made with all 60,000.
+Without --source, the features and the base train on the 10,000 embedded images. The committed files of fashion-a,
+fashion-b and the base were made with all 60,000.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from fastfid.features.fashion import ASSETS as FEATURE_ASSETS
 from sit_rl.command_line import run_command
 from sit_rl.components.image_sets import ASSETS
 from sit_rl.pretraining.embedded import train_fashion_base, train_fashion_nets, write_subsets
+from sit_rl.pretraining.feature_networks import Schedule
 from sit_rl.pretraining.flow import FlowSettings
 from sit_rl.pretraining.options import OwnOptions, pretrain_own, train_own_networks
 from sit_rl.pretraining.plan import Choices
@@ -89,6 +93,8 @@ class FeatureFlags:
     """folder with the official files of Fashion-MNIST; default: the embedded subset"""
     out: Path = FEATURE_ASSETS
     """folder of the networks"""
+    networks: tuple[str, ...] = ("fashion-a", "fashion-b")
+    """of Fashion-MNIST: fashion-a to fashion-f"""
     passes: int = 6
     """over the images of Fashion-MNIST"""
     batch: int = 128
@@ -104,9 +110,9 @@ class Features(OwnImageFlags, FeatureFlags):
     """Train a feature network for the reward and one for the judge."""
 
     def run(self, device: torch.device = CPU) -> None:
-        """Write reward.safetensors and judge.safetensors of --images, or fashion-a and fashion-b."""
+        """Write reward.safetensors and judge.safetensors of --images, or the named networks of Fashion-MNIST."""
         if self.images is None:
-            train_fashion_nets(self.source, self.out, self.passes, self.batch, self.lr)
+            train_fashion_nets(self.source, self.out, self.networks, Schedule(self.passes, self.batch, self.lr))
         else:
             _refuse_source(self.source)
             out = ASSETS if self.out == FEATURE_ASSETS else self.out

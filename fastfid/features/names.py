@@ -18,14 +18,29 @@ class FashionNetConfig:
     channels: tuple[int, int, int]
     feature_dim: int
     kernel_size: int
-    activation: str  # "relu" or "gelu"
+    activation: str  # "relu", "gelu" or "silu"
     downsample: str  # "stride" (strided convolution) or "avgpool" (2×2 mean after the convolution)
+    hidden: int | None = None  # width of a layer before the features of a network that is no classifier
+    teacher: str | None = None  # the network whose features it predicts in place of classes
 
 
-# Two networks that differ in every choice, so that one can check a reward that uses the other.
+# Networks of different shapes, so that some can judge a reward that uses others.  fashion-f is no classifier: it
+# predicts the features of EfficientNet-Lite0.
 FASHION_NETS = {
     "fashion-a": FashionNetConfig((32, 64, 128), 128, kernel_size=3, activation="relu", downsample="stride"),
     "fashion-b": FashionNetConfig((24, 48, 96), 96, kernel_size=5, activation="gelu", downsample="avgpool"),
+    "fashion-c": FashionNetConfig((24, 56, 112), 112, kernel_size=5, activation="gelu", downsample="stride"),
+    "fashion-d": FashionNetConfig((20, 48, 96), 160, kernel_size=3, activation="relu", downsample="avgpool"),
+    "fashion-e": FashionNetConfig((48, 64, 80), 80, kernel_size=3, activation="silu", downsample="stride"),
+    "fashion-f": FashionNetConfig(
+        (48, 96, 192),
+        128,
+        kernel_size=3,
+        activation="gelu",
+        downsample="stride",
+        hidden=256,
+        teacher="efficientnet-lite0",
+    ),  # fmt: skip
 }
 
 DINOV2_MODELS = {  # the name here: timm's name of the same network
@@ -52,8 +67,9 @@ CLIP_MODELS = {  # OpenAI's networks, with the QuickGELU they were trained with;
     "openclip-l14": ClipModel("vit_large_patch14_clip_224", 768, quick_gelu=False),
 }
 
-# EfficientNet-Lite0 by the side S of its input.  It was trained at 224 pixels.  96 pixels are eight times as fast, and
-# 97% of its units still respond to images of 28 pixels.  Both are multiples of 32, its total stride.
-EFFICIENTNET_SIDES = {"efficientnet-lite0": 96, "efficientnet-lite0-224": 224}
+# EfficientNet-Lite by the side S of its input.  Lite0 was trained at 224 pixels.  96 pixels are eight times as fast,
+# and 97% of its units still respond to images of 28 pixels.  Both are multiples of 32, its total stride.  Lite1 is a
+# sibling, which judges where fashion-f, distilled from Lite0, is rewarded.
+EFFICIENTNET_SIDES = {"efficientnet-lite0": 96, "efficientnet-lite0-224": 224, "efficientnet-lite1": 96}
 
 NETWORK_NAMES = (*FASHION_NETS, "inception", *DINOV2_MODELS, *CLIP_MODELS, *EFFICIENTNET_SIDES)

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
-from tqdm import tqdm
 
-from fastfid.features.fashion import build_fashion_net, load_fashion_net
+from fastfid.features.fashion import load_fashion_net
 from fastfid.features.names import FASHION_NETS
 from sit_rl.components.image_sets import (
     FASHION_SIT,
@@ -28,7 +25,8 @@ from sit_rl.models.averages import EMA
 from sit_rl.models.loading import save_model
 from sit_rl.models.pixels import to_float, to_uint8
 from sit_rl.models.sit import SiT
-from sit_rl.pretraining.flow import FlowData, FlowSettings, batches, fit, heldout_judge, optimizer_of
+from sit_rl.pretraining.feature_networks import Schedule, train_network
+from sit_rl.pretraining.flow import FlowData, FlowSettings, fit, heldout_judge, optimizer_of
 from sit_rl.ranks.process_group import is_main
 
 CURVE_HEADER = "iteration,loss,heldout_fd_fashion_a,seconds\n"
@@ -44,42 +42,19 @@ def write_subsets(source: Path, out: Path, train: int, heldout: int) -> None:
         print(f"{path}: {count} images, {path.stat().st_size / 1e6:.2f} MB")
 
 
-def train_fashion_nets(source: Path | None, out: Path, passes: int, batch: int, lr: float) -> None:
-    """Write fashion-a.safetensors and fashion-b.safetensors, with their held-out accuracy."""
+def train_fashion_nets(source: Path | None, out: Path, networks: tuple[str, ...], schedule: Schedule) -> None:
+    """Write NAME.safetensors of each network, with what it achieves on held-out images."""
+    unknown = [name for name in networks if name not in FASHION_NETS]
+    if unknown:
+        raise ValueError(f"--networks {unknown[0]} is not embedded; choose of {', '.join(FASHION_NETS)}")
     make_folder(out)
     train, heldout = load_split(source, "train"), load_embedded("heldout")
-    for seed, name in enumerate(FASHION_NETS):
-        torch.manual_seed(seed)
-        net = build_fashion_net(name)
-        _fit_classifier(net, train, passes, batch, lr, seed, name)
-        accuracy = (_classify(net, heldout.as_float()) == heldout.labels).float().mean().item()
-        metadata = {
-            "heldout_accuracy": f"{accuracy:.4f}",
-            "train_images": str(len(train)),
-            "passes": str(passes),
-            "seed": str(seed),
-        }
+    for name in networks:
+        net, about = train_network(name, train, heldout, schedule)
         tensors = {key: value.contiguous() for key, value in net.state_dict().items()}
-        write_safetensors(out / f"{name}.safetensors", tensors, metadata)
-        print(f"{name}: held-out accuracy {accuracy:.2%}")
-
-
-def _fit_classifier(net: nn.Module, data: ImageSet, passes: int, batch: int, lr: float, seed: int, name: str) -> None:
-    """Cross-entropy, AdamW, one-cycle learning rate, images mirrored at random."""
-    steps = passes * (len(data) // batch)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
-    net.train()
-    for rows, rng in tqdm(batches(len(data), batch, steps, seed), total=steps, desc=f"train {name}"):
-        x = to_float(data.images[rows])
-        mirrored = torch.from_numpy(rng.random(len(rows)) < 0.5)
-        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-        loss = F.cross_entropy(net(x), data.labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    net.eval()
+        write_safetensors(out / f"{name}.safetensors", tensors, about)
+        key, value = next(iter(about.items()))
+        print(f"{name}: {key.replace('_', ' ')} {float(value):.2%}")
 
 
 def train_fashion_base(
@@ -117,11 +92,6 @@ def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], 
     heldout = load_embedded("heldout").images
     judge = heldout_judge(features, heldout, FASHION_SIT.image_shape, NUM_CLASSES, to_uint8, images, seed)
     return lambda model: judge(model)[0]
-
-
-@torch.no_grad()
-def _classify(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([net(part).argmax(1) for part in x.split(500)])
 
 
 def load_split(source: Path | None, split: str) -> ImageSet:

