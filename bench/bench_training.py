@@ -77,7 +77,7 @@ def tally():
 
 def shares(folder, changes):
     """Shares of the CPU time of all steps but the first: one per part, and the remaining time as `outside`."""
-    config = PRESETS["fashion"][1].changed(out=folder, evaluate_every=0, judge_features="none", **changes)
+    config = PRESETS["fashion"][1].changed(out=folder, evaluate_every=0, judge_features=("none",), **changes)
     config = resolve(config.changed(embedded_images=1_000))
     components = build_components(config, torch.device("cpu"), progress=False)
     state = start(config, components, None, None, Clock())

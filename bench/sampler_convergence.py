@@ -24,7 +24,7 @@ from sit_rl.rollout import bind
 from sit_rl.sampling.random_streams import Stream, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig, time_grid
 from sit_rl.sampling.solvers import sample, sigma_variance
-from sit_rl.training.held_out import distance
+from sit_rl.training.network_judge import distance
 
 # Finest first. For the SDE, the number of noisy steps (steps − 1) of a coarse row divides that of the finest row, so
 # all rows can share paths.

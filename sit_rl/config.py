@@ -43,6 +43,9 @@ ESTIMATOR_DEFAULTS: dict[str, dict[str, Any]] = {
 # The flag of the sampler whose images train, for estimators that do not use --rollout.
 ROLLOUT_FLAGS = {"sde_policy_gradient": "rollout_sde", "adjoint_matching": "rollout_adjoint"}
 
+# Leave-one-out credits do not lag behind the model, so they bear twice the rate (docs/training.md).
+FRESH_DEFAULTS: dict[str, dict[str, Any]] = {"advantage_matching": {"lr": 2e-4}}
+
 CONFIG = "config"  # the flag of a file with fields, which is no field itself
 CONFIG_HELP = tyro.conf.arg(
     help="YAML file with any of these fields by their flat names (a saved config.yaml, too); flags win over it"
@@ -176,9 +179,10 @@ class Config:
                 f"--reward does not use --reward-features {first}, which the evaluations report; pass "
                 f"--reward-features {networks[0]}"
             )
-        if self.reward.components and self.files.judge_features in networks:
+        rewarded = [name for name in self.files.judge_features if name in networks]
+        if rewarded:
             raise ValueError(
-                f"--judge-features {self.files.judge_features} is a network of --reward; a judge must not be rewarded: "
+                f"--judge-features {rewarded[0]} is a network of --reward; a judge must not be rewarded: "
                 "choose another one, or none"
             )
 
@@ -230,6 +234,8 @@ MACHINE_FIELDS = tuple(name for name in places() if may_change(name))
 def resolve(config: Config) -> Config:
     """The same config with its run folder and its estimator's defaults filled in."""
     defaults = ESTIMATOR_DEFAULTS[config.update.estimator]
+    if config.reward.reference == "fresh":
+        defaults = defaults | FRESH_DEFAULTS.get(config.update.estimator, {})
     missing = {name: value for name, value in defaults.items() if config[name] is None}
     return config.changed(out=config.run_folder, **missing)
 

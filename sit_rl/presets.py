@@ -6,6 +6,9 @@ from sit_rl.config import Config
 from sit_rl.models.generator_model import Sampling
 from sit_rl.sampling.sampler_config import SamplerConfig
 
+# Several small networks of different shapes and trainings: what one of them overlooks, another may see.
+MIX = ("fd:fashion-a", "fd:fashion-c", "fd:fashion-d", "fd:fashion-f")
+FASHION = Config.of(reward=MIX, reference="fresh")
 SIT_XL = Config.of(
     preset="sit-xl-imagenet256", steps=450, estimator="sde_policy_gradient", credit="subset", normalise="batch",
     reference="refresh", candidates=32, keep=0.25, fade=False, updates=4, minibatch=100,
@@ -13,7 +16,7 @@ SIT_XL = Config.of(
     rollout=SamplerConfig("ode", "heun", 25), rollout_sde=SamplerConfig("sde", "euler", 50),
     evaluate_ode=SamplerConfig("ode", "dopri5", 250), evaluate_sde=SamplerConfig("sde", "euler", 250),
     evaluate_images=50_000, evaluate_every=50, evaluate_every_images=5_000, ema=0.99,
-    reward_features="inception", judge_features="none", precision="bf16", micro_batch=16,
+    reward_features="inception", judge_features=("none",), precision="bf16", micro_batch=16,
 )  # fmt: skip
 # The same with DiT's own chain: the paper's 50 steps train; DDPM of 250 steps and DDIM of as many evaluate.
 DIT_XL = SIT_XL.changed(
@@ -33,7 +36,7 @@ SMOKE = Config.of(
 # cut to images of 1024 pixels. No pipeline of full size has been trained with them.
 PROMPTS = Config.of(
     preset="prompts", steps=100, lora=32, candidates=16, replace=50, minibatch=200, micro_batch=4, rollout_batch=8,
-    activation_checkpointing=True, precision="bf16", reward_features="inception", judge_features="none",
+    activation_checkpointing=True, precision="bf16", reward_features="inception", judge_features=("none",),
     rollout=SamplerConfig("ode", "euler", 28), rollout_sde=SamplerConfig("sde", "euler", 10, diffusion="flow_grpo"),
     evaluate_ode=SamplerConfig("ode", "euler", 28), evaluate_sde=SamplerConfig("sde", "euler", 28),
     evaluate_every=20, evaluate_every_images=1_000,
@@ -42,7 +45,7 @@ PROMPTS = Config.of(
 OWN = Config.of(preset="own", reference_size=2_500, evaluate_images=2_000)
 # name: (what it is, its config)
 PRESETS = {
-    "fashion": ("Fashion-MNIST with the embedded model, on a CPU (default)", Config()),
+    "fashion": ("Fashion-MNIST with the embedded model, on a CPU (default)", FASHION),
     "smoke": ("seconds-long run of every part, for tests: numbers mean nothing", SMOKE),
     "own": ("a model of your own images, a folder of sit_rl.pretrain base; needs --checkpoint", OWN),
     "sit-xl-imagenet256": ("the paper's settings; needs --checkpoint, --vae and --real", SIT_XL),

@@ -28,6 +28,7 @@ from fastfid.runtime.errors import one_line
 from sit_rl.command_line import run_command
 from sit_rl.components.build import Components, build_components
 from sit_rl.components.checks import check_inputs
+from sit_rl.components.networks import NetworkSides
 from sit_rl.config import Config, parse_config, resolve
 from sit_rl.config_files import text_in, with_file
 from sit_rl.estimators import build_estimator
@@ -48,11 +49,12 @@ from sit_rl.runs.figures import save_samples
 from sit_rl.runs.forecast import describe_run
 from sit_rl.runs.gpu_plan import dry_run
 from sit_rl.runs.html_report import write_run_report
-from sit_rl.runs.log import Clock, RunLog, say, start_wandb
+from sit_rl.runs.log import Clock, RunLog, read_metrics, say, start_wandb
+from sit_rl.runs.network_figure import gap_in_words, network_table
 from sit_rl.runs.planned_model import planned_family
 from sit_rl.runs.run_folder import checkpoint_to_resume, locked_folder, prepare_folder
 from sit_rl.runs.summary import summary_table
-from sit_rl.training.held_out import METRICS, evaluate_model, floor
+from sit_rl.training.held_out import METRICS, evaluate_model, floor, real_against_real
 from sit_rl.training.loop import train
 from sit_rl.training.state import State, exported, read_values, start
 
@@ -112,8 +114,9 @@ def parse(argv: list[str]) -> Config:
     model = config.files.checkpoint
     if config.generator.model is None and model is not None and is_model_folder(model):
         name = given or "own"
-        config = _parsed(argv, path, name, own_defaults(model, name))
-    config = resolve(config)
+        default = own_defaults(model, name)
+        config = _parsed(argv, path, name, default)
+    config = resolve(only_network(config, default))
     config.check()
     return config
 
@@ -128,8 +131,9 @@ def _parsed(argv: list[str], path: Path | None, preset: str, default: Config) ->
 def own_defaults(model: Path, preset: str) -> Config:
     """The defaults for a model of a user's images: its networks and its autoencoder; errors as of `read_card`."""
     card = read_card(model)
-    networks = {f"{role}_features": network_name(model, card, role) for role in card.networks}
-    return PRESETS[preset][1].changed(vae=None if card.vae is None else Path(card.vae), **networks)
+    reward, judge = (network_name(model, card, role) for role in ("reward", "judge"))
+    vae = None if card.vae is None else Path(card.vae)
+    return PRESETS[preset][1].changed(vae=vae, reward_features=reward, judge_features=(judge,))
 
 
 def value_of(argv: list[str], *flags: str) -> str | None:
@@ -148,6 +152,12 @@ def pipeline_defaults(default: Config, folder: Path, image_size: str | None) -> 
     family = planned_family(folder)
     size = int(image_size) if image_size is not None and image_size.isdigit() else None
     return for_pipeline(default, family.sampling(family.latent_shape(size)))
+
+
+def only_network(config: Config, preset: Config) -> Config:
+    """The config without the preset's reward if --reward-features names another network, which is then the only one."""
+    other = config.files.reward_features != preset.files.reward_features
+    return config.changed(reward=()) if other and config.reward.components == preset.reward.components else config
 
 
 def run(config: Config, device: torch.device, clock: Clock) -> None:
@@ -205,12 +215,13 @@ def evaluate_both(config: Config, components: Components, state: State, when: st
         with state.clock.phase("evaluate"):
             result = evaluate_model(
                 components, state.learner.averaged(), sampler, config.evaluation.images,
-                seed=config.seed, batch=config.rollout.batch, grid=GRID, label=f"evaluate {name} {when}",
+                seed=config.seed, batch=config.rollout.batch, grid=GRID, first=config.evaluation.every_images,
+                label=f"evaluate {name} {when}",
             )  # fmt: skip
             done[name] = result.metrics
             if is_main():
                 save_samples(config.run_folder, f"{when}_{name}", result.images)
-        numbers = "  ".join(f"{k} {v:.4f}" for k, v in result.metrics.items() if v is not None)
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in result.metrics.items() if k in METRICS and v is not None)
         say(f"{when:6} {sampler!s:30} {numbers}")
         with state.clock.phase("save"):
             state.save()
@@ -225,15 +236,18 @@ def finish(config: Config, components: Components, state: State, model: Generato
         "before": state.evaluations["before"],
         "after": state.evaluations["after"],
         "floor": floor(components),
+        "real_against_real": real_against_real(components, config.evaluation.images),
         "seconds": {k: round(v, 2) for k, v in state.clock.state_dict().items()},
         "images_generated": state.images_generated,
         "ranks": world_size(),
         "protocol": protocol(config, components, state.side),
     }
     write_json(folder / "summary.json", summary)
-    report = write_run_report(folder)
+    report, records = write_run_report(folder), read_metrics(folder)
+    parts = [summary_table(summary), network_table(summary), gap_in_words(summary, records)]
+    print("\n" + "\n\n".join(part for part in parts if part))
     print(
-        f"\n{summary_table(summary)}\n\nreport      {report}\ncheckpoints {folder / 'checkpoints'}\n"
+        f"\nreport      {report}\ncheckpoints {folder / 'checkpoints'}\n"
         f"weights     {folder / 'ema.safetensors'} (averaged)",
         flush=True,
     )
@@ -241,14 +255,11 @@ def finish(config: Config, components: Components, state: State, model: Generato
 
 def protocol(config: Config, components: Components, side: RewardSide | None) -> dict[str, Any]:
     """How the numbers of summary.json were measured: metrics, networks, images, reward, samplers, weights."""
-    nets = {"fd": components.reward_net, "fd_b": components.judge_net}
+    nets = {"fd": components.networks[0], "fd_b": components.judge}
     return {
         "metrics": list(METRICS),
-        "networks": {
-            k: {"name": n.name, "preprocessing": n.preprocessing, "weights_sha256": n.weights_sha256}
-            for k, n in nets.items()
-            if n
-        },
+        "networks": {key: identity(sides) for key, sides in nets.items() if sides},
+        "all_networks": [identity(sides) for sides in components.networks],
         "generated_images": config.evaluation.images,
         "heldout_images": components.heldout.moments.count,
         "reward_real_images": components.real.moments.count,
@@ -258,6 +269,17 @@ def protocol(config: Config, components: Components, side: RewardSide | None) ->
         "reward_sources": {} if side is None else dict(side.sources),
         "samplers": {"ode": str(config.evaluation.ode), "sde": str(config.evaluation.sde)},
         "weights": f"EMA, decay {config.update.ema} per optimiser step",
+    }
+
+
+def identity(sides: NetworkSides) -> dict[str, Any]:
+    """What identifies a network of the evaluations, and whether it was rewarded."""
+    net = sides.net
+    return {
+        "name": net.name,
+        "preprocessing": net.preprocessing,
+        "weights_sha256": net.weights_sha256,
+        "rewarded": sides.rewarded,
     }
 
 

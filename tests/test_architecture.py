@@ -22,7 +22,10 @@ ROOMS = {
 }  # fmt: skip
 
 # Who judges, and what no judge may import, directly or through others.
-JUDGES = ("fastfid.evaluation", "fastfid.metrics", "sit_rl.training.held_out", "sit_rl.evaluate")
+JUDGES = (
+    "fastfid.evaluation", "fastfid.metrics", "sit_rl.training.held_out", "sit_rl.training.network_judge",
+    "sit_rl.evaluate",
+)  # fmt: skip
 REWARDS = ("fastfid.rewards", "sit_rl.reward")
 
 MOST_LINES = 400

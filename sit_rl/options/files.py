@@ -8,6 +8,8 @@ from typing import Literal
 
 from sit_rl.options.option import option
 
+NO_JUDGE, AUTO_JUDGES = "none", "auto"  # words of --judge-features
+
 
 @dataclass(frozen=True)
 class FileOptions:
@@ -36,18 +38,30 @@ class FileOptions:
     embedded_images: int = option(
         0, "how many of the embedded real images to use of each split, evenly spaced; 0 means all"
     )
-    reward_features: str = option("fashion-a", "feature network of the reward: any that `fastfid eval --network` takes")
-    judge_features: str = option("fashion-b", "a second network, which only judges; none: no second network")
+    reward_features: str = option(
+        "fashion-a", "first feature network of the reward: any that `fastfid eval --network` takes"
+    )
+    judge_features: tuple[str, ...] = option(
+        ("fashion-b", "fashion-e"),
+        "networks that only judge, the first of them in the table; none: none; auto: the embedded judges, and an "
+        "ImageNet network where one is installed that is neither rewarded nor the teacher of a rewarded one",
+    )
     weights: tuple[str, ...] = option(
         (), "weights file of the feature network, such as Inception's, or NAME=PATH for several"
     )
 
     def check(self) -> None:
-        """ValueError if there are too few embedded images, or two sets of real ones."""
+        """ValueError for judges that contradict each other, too few embedded images, or two sets of real ones."""
         if self.images is not None and self.real is not None:
             raise ValueError(
                 f"--images {self.images} and --real {self.real} both give the reward's real images; pass one of them"
             )
+        for word in (NO_JUDGE, AUTO_JUDGES):
+            if word in self.judge_features and len(self.judge_features) > 1:
+                raise ValueError(f"--judge-features {' '.join(self.judge_features)}: {word} stands alone; leave it out")
+        repeated = [name for name in self.judge_features if self.judge_features.count(name) > 1]
+        if repeated:
+            raise ValueError(f"--judge-features names {repeated[0]} twice; name it once")
         if self.embedded_images and self.embedded_images < 200:
             raise ValueError(
                 f"--embedded-images is {self.embedded_images}; at least 200 are needed for 128 features, or 0 for all"

@@ -17,7 +17,8 @@ class RewardOptions:
     components: tuple[str, ...] = option(
         (),
         f"components of the reward: any of {', '.join(KINDS)}, with :NETWORK for another network than "
-        f"--reward-features, {FORM} for a function of images and labels or a set reward, and =WEIGHT; default: fd",
+        f"--reward-features, {FORM} for a function of images and labels or a set reward, and =WEIGHT; default: the "
+        "preset's, or fd where --reward-features names another network",
         flag="reward",
     )
     reference: Literal["rolling", "refresh", "fresh"] = option(

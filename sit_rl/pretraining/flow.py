@@ -22,8 +22,8 @@ from sit_rl.sampling.interpolant import interpolate, target_velocity
 from sit_rl.sampling.random_streams import Stream, balanced_labels, generator, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.sampling.solvers import sample
-from sit_rl.training import held_out
 from sit_rl.training.learning_rate import warmup_cosine
+from sit_rl.training.network_judge import distance
 
 # Label dropout as published for SiT. It trains the null class, which classifier-free guidance needs.
 LABEL_DROPOUT = 0.1
@@ -167,7 +167,7 @@ def heldout_judge(
         ]
         made = torch.cat(parts) if parts else decode(torch.empty((0, *shape), device=device))
         features = gather_owned(features_of(network, made), images, CURVE_BATCH)
-        return held_out.distance(real, features), gather_owned(made, images, CURVE_BATCH, first=grid)
+        return distance(real, features), gather_owned(made, images, CURVE_BATCH, first=grid)
 
     return judge
 

@@ -11,6 +11,7 @@ from fastfid.runtime.templates import template
 from sit_rl.files.atomic import write_text
 from sit_rl.runs.figures import draw_components, draw_curve, draw_rewards, draw_samples, draw_time
 from sit_rl.runs.log import read_metrics
+from sit_rl.runs.network_figure import draw_networks
 from sit_rl.runs.summary import load_summary, sampler_kinds, summary_table, table_head, table_rows
 
 
@@ -19,6 +20,7 @@ def write_run_report(folder: Path) -> Path:
     summary = load_summary(folder)
     records = read_metrics(folder)
     figures = {
+        "Rewarded and never-seen networks over training": draw_networks(summary, records),
         "Fréchet distance over training": draw_curve(summary, records),
         "Samples from the same noise and labels": draw_samples(folder, sampler_kinds(summary)),
         "Reward of the candidate subsets": draw_rewards(records),
@@ -26,7 +28,9 @@ def write_run_report(folder: Path) -> Path:
         "Where the time went": draw_time(summary),
     }
     (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in zip(("curve", "samples", "rewards", "components", "time"), figures.values(), strict=True):
+    for name, figure in zip(
+        ("networks", "curve", "samples", "rewards", "components", "time"), figures.values(), strict=True
+    ):
         if figure is not None:
             (folder / "figures" / f"{name}.png").write_bytes(figure)
     path = folder / "report.html"

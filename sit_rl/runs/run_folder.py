@@ -25,7 +25,7 @@ LOCK = "run.lock"
 FOLDERS = {
     "checkpoints": ("step-*.pt",),
     "tensorboard": ("events.out.tfevents.*",),
-    "figures": ("before_*.npy", "after_*.npy", "curve.png", "samples.png", "rewards.png", "time.png"),
+    "figures": ("before_*.npy", "after_*.npy", "networks.png", "curve.png", "samples.png", "rewards.png", "time.png"),
     "ema": ("step-*.safetensors",),
 }
 FILES = ("metrics.jsonl", "summary.json", "report.html", "ema.safetensors")

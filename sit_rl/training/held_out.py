@@ -1,14 +1,14 @@
-"""Evaluation on held-out real images, from fixed noise and labels: the metrics of the paper's table."""
+"""Evaluation on held-out real images, from fixed noise and labels: the paper's metrics, and those of every network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, mmd, prdc
+from fastfid import FeatureExtractor, frechet_distance, kid, mmd
 from sit_rl.components.build import Components
-from sit_rl.components.real_side import RealSide
 from sit_rl.learner.guards import require_finite
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.ranks.collectives import gather_owned
@@ -17,18 +17,24 @@ from sit_rl.ranks.process_group import is_main
 from sit_rl.rollout import generate
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream
 from sit_rl.sampling.sampler_config import SamplerConfig
+from sit_rl.training.network_judge import distance, judges_of
 
-# The paper's k of precision, recall, density and coverage (Naeem et al. 2020), and torch-fidelity's KID subsets.
-NEAREST_K, KID_SUBSETS, KID_SUBSET_SIZE = 5, 100, 1_000
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1_000  # torch-fidelity's
+# Of the reward's first network; fd_b of the first judge.
 METRICS = ("fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage")
 
 
 @dataclass
 class Evaluation:
-    """Metrics of one model under one sampler, and the first images it made."""
+    """Metrics of one model under one sampler, and the first images it made.
 
-    metrics: dict[str, float | None]
-    images: torch.Tensor  # uint8 [≤ grid, C, H, W]
+    metrics  those of METRICS; `networks`: {name: {"rewarded", and SCORES of network_judge.py}}; and `first_images`, if
+             asked for: FD of every network for the first so many images, {"images": n, "networks": {name: {"fd"}}}
+    images   uint8 [≤ grid, C, H, W]
+    """
+
+    metrics: dict[str, Any]
+    images: torch.Tensor
 
 
 def evaluate_model(
@@ -40,13 +46,17 @@ def evaluate_model(
     seed: int,
     batch: int,
     grid: int = 0,
+    first: int = 0,
     label: str = "evaluate",
 ) -> Evaluation:
     """Sample `count` images, `batch` at a time, and compare them with the held-out real images.
 
     Image i always has the noise of (seed, i) and class i mod classes, or the prompt whose turn it is. So two models are
     compared like for like, and a smaller count uses the first of the same images. Returns the first `grid` images as
-    well. Metrics that need real features are None where the real side is a statistics file.
+    well. Metrics that need real features are None where the real side is a statistics file. They are the main rank's;
+    the others get None.
+
+    first  also FD of the first so many images, which is that of a smaller count
     """
     labels = components.conditions.balanced(count)
     made = generate(
@@ -54,50 +64,64 @@ def evaluate_model(
         initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label,
     )  # fmt: skip
     require_finite(f"samples of '{label}'", made.samples)
-    features = gather_owned(made.features, count, batch)
-    fd_b = None
-    if components.judge_net is not None and components.heldout_b is not None:
-        fd_b = distance(
-            components.heldout_b, gather_owned(_in_batches(components.judge_net, made.images), count, batch)
-        )
-    metrics = measure(components.heldout, features) | {"fd_b": fd_b}
+    others = [each.net for each in components.networks[1:]]
+    parts = [made.features, *features_of(others, made.images)]
+    features = [gather_owned(part, count, batch) for part in parts]
     images = gather_owned(made.images, count, batch, first=grid)
-    return Evaluation({name: metrics[name] for name in METRICS}, images)
+    metrics = measure(components, features)
+    if 1 < first <= count:
+        metrics["first_images"] = {"images": first, "networks": distances(components, [x[:first] for x in features])}
+    return Evaluation(metrics, images)
 
 
-def measure(heldout: RealSide, features: torch.Tensor) -> dict[str, float | None]:
-    """The metrics of features [n, d] of one network, None for fd_b. KID's subsets have at most n images."""
-    out: dict[str, float | None] = dict.fromkeys(METRICS)
-    out["fd"] = distance(heldout, features)
-    if heldout.features is None or not is_main():
-        return out
-    real = heldout.features
-    size = min(KID_SUBSET_SIZE, len(real), len(features))
-    out["kid"] = float(kid(real, features, subsets=KID_SUBSETS, subset_size=size))
-    out["mmd"] = float(mmd(real, features, kernel="gaussian", bandwidth="median"))
-    return out | prdc(real, features, nearest_k=NEAREST_K)
+def measure(components: Components, features: list[torch.Tensor]) -> dict[str, Any]:
+    """The metrics of features [n, d] of every network of `components`. KID's subsets have at most n images."""
+    out: dict[str, Any] = dict.fromkeys(METRICS)
+    if not is_main():
+        return out | {"networks": {}}
+    judges = judges_of(components)
+    networks = {name: judge.scores(x) for (name, judge), x in zip(judges.items(), features, strict=True)}
+    first, second = networks[components.reward_net.name], components.judge
+    out |= {name: first[name] for name in METRICS if name in first}
+    out["fd_b"] = networks[second.net.name]["fd"] if second else None
+    real, made = components.heldout.features, features[0]
+    if real is not None:
+        size = min(KID_SUBSET_SIZE, len(real), len(made))
+        out["kid"] = float(kid(real, made, subsets=KID_SUBSETS, subset_size=size))
+        out["mmd"] = float(mmd(real, made, kernel="gaussian", bandwidth="median"))
+    return out | {"networks": networks}
 
 
-def distance(real: RealSide, features: torch.Tensor) -> float:
-    """Fréchet distance of features [n, d] from the real moments."""
-    return float(frechet_distance(real.moments, FeatureMoments.from_features(features)))
+def distances(components: Components, features: list[torch.Tensor]) -> dict[str, dict[str, Any]]:
+    """FD of features [n, d] in every network, and whether it is rewarded."""
+    return {
+        each.net.name: {"rewarded": each.rewarded, "fd": distance(each.heldout, x)}
+        for each, x in zip(components.networks, features, strict=True)
+    }
 
 
 def floor(components: Components) -> dict[str, float | None]:
-    """FD between the reward's real images and the held-out ones, through both networks; None where they are the same.
+    """FD between the reward's real images and the held-out ones, for fd and fd_b; None where they are the same.
 
     It is what a perfect generator would reach, within the noise of the two samples.
     """
-    if components.heldout is components.real:
-        return {"fd": None, "fd_b": None}
-    fd_b = None
-    if components.real_b is not None and components.heldout_b is not None:
-        fd_b = float(frechet_distance(components.heldout_b.moments, components.real_b.moments))
-    return {"fd": float(frechet_distance(components.heldout.moments, components.real.moments)), "fd_b": fd_b}
+    sides = {"fd": components.networks[0], "fd_b": components.judge}
+    return {
+        name: None
+        if side is None or side.heldout is side.real
+        else float(frechet_distance(side.heldout.moments, side.real.moments))
+        for name, side in sides.items()
+    }
 
 
-def _in_batches(net: FeatureExtractor, images: torch.Tensor, size: int = 250) -> torch.Tensor:
-    """Features of images [n, ...], a batch at a time."""
-    if not len(images):
-        return torch.empty((0, net.dim), device=net.device)
-    return torch.cat(list(map_batches(net, images.split(size), net.device)))
+def real_against_real(components: Components, count: int) -> dict[str, dict[str, Any]]:
+    """What every network says of `count` of the reward's real images: the row to compare generated ones with."""
+    return {name: judge.real_scores(count) for name, judge in judges_of(components).items()}
+
+
+def features_of(nets: list[FeatureExtractor], images: torch.Tensor, size: int = 250) -> list[torch.Tensor]:
+    """Features of uint8 images [n, ...] by several networks, in one pass over batches of the images."""
+    if not nets or not len(images):
+        return [torch.empty((0, net.dim), device=net.device) for net in nets]
+    batches = map_batches(lambda batch: [net(batch) for net in nets], images.split(size), nets[0].device)
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]

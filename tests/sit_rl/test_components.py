@@ -34,11 +34,11 @@ def test_inception_from_a_file(random_weights):  # noqa: F811
     path = str(random_weights[0])
     config = PRESETS["sit-xl-imagenet256"][1].changed(weights=(path,))
     nets = load_networks(config.files, (), CPU)
-    assert (nets.reward.name, nets.reward.dim, nets.judge, nets.more) == ("inception", 2048, None, ())
+    assert (nets.reward.name, nets.reward.dim, nets.judges, nets.more) == ("inception", 2048, (), ())
     assert nets.reward.weights_sha256 == file_sha256(path)
-    named = config.changed(weights=(f"inception={path}",), judge_features="fashion-b")
+    named = config.changed(weights=(f"inception={path}",), judge_features=("fashion-b",))
     nets = load_networks(named.files, ("inception", "fashion-a"), CPU)
-    assert [n.name for n in (nets.reward, nets.judge, *nets.more)] == ["inception", "fashion-b", "fashion-a"]
+    assert [n.name for n in (nets.reward, *nets.more, *nets.judges)] == ["inception", "fashion-a", "fashion-b"]
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_without_other_images_the_rewards_own_judge_and_it_is_said(tmp_path):
     shape = SiTConfig(image_size=8, patch_size=4, channels=3, width=32, depth=1, heads=2, num_classes=5)
     save_model(SiT(shape), tmp_path / "colour.safetensors")
     FeatureMoments(300, torch.zeros(128), torch.eye(128)).save(tmp_path / "real.npz")
-    config = PRESETS["smoke"][1].changed(checkpoint=tmp_path / "colour.safetensors", judge_features="none")
+    config = PRESETS["smoke"][1].changed(checkpoint=tmp_path / "colour.safetensors", judge_features=("none",))
     config = config.changed(real=tmp_path / "real.npz")
     components = build_components(config, CPU, progress=False)
     assert components.heldout is components.real and floor(components) == {"fd": None, "fd_b": None}

@@ -7,6 +7,7 @@ import torch
 
 from sit_rl.components.build import Components
 from sit_rl.components.image_sets import ImageSet
+from sit_rl.components.networks import NetworkSides
 from sit_rl.components.real_side import RealSide
 from sit_rl.config import Config, resolve
 from sit_rl.estimators import ESTIMATORS, build_estimator
@@ -46,7 +47,7 @@ def components():
     to_images = lambda x: (127.5 * x + 128).clamp(0, 255).to(torch.uint8)  # noqa: E731
     net = Brightness()
     model.requires_grad_(False)
-    return Components(model, to_images, net, None, side, None, side, None, real, torch.device("cpu"))
+    return Components(model, to_images, (NetworkSides(net, True, side, side),), real, torch.device("cpu"))
 
 
 def small(estimator, **changes):

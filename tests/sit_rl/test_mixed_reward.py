@@ -121,7 +121,7 @@ def test_subset_credit_of_a_mix(command, tmp_path, capsys):
 def test_a_component_reads_its_own_columns(score_file):
     words = ("kid:fashion-b", "fd", f"python:{score_file}:brightness")
     config = PRESETS["smoke"][1].changed(reward=words)
-    components = build_components(config.changed(judge_features="none"), torch.device("cpu"), progress=False)
+    components = build_components(config.changed(judge_features=("none",)), torch.device("cpu"), progress=False)
     side = reward_side(config, components, torch.device("cpu"))
     images = torch.randint(0, 256, (23, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(23) % 10

@@ -18,10 +18,12 @@ from sit_rl.config_files import load_config
 from sit_rl.learner import checkpoint
 from sit_rl.presets import PRESETS
 from sit_rl.train import main
+from sit_rl.training.network_judge import SCORES
 from sit_rl.training.state import VALUE_KINDS, read_values
 
 ROOT = Path(__file__).parents[2]
 METRICS = ["fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage"]
+NETWORKS = {"fashion-a": True, "fashion-b": False, "fashion-e": False}  # of the smoke run: whether it is rewarded
 
 
 def launch(*arguments, ranks=1, wait=True, **popen):
@@ -53,6 +55,16 @@ def records(folder):
     return [{k: v for k, v in r.items() if k not in ("seconds", "share", "predicted_seconds")} for r in lines]
 
 
+def check_networks(metrics):
+    """Every network has every score; the flat ones are those of the first network and the first judge."""
+    networks = metrics["networks"]
+    assert {name: scores["rewarded"] for name, scores in networks.items()} == NETWORKS
+    for scores in networks.values():
+        assert set(scores) == {"rewarded", *SCORES} and all(np.isfinite(scores[name]) for name in SCORES)
+    assert metrics["fd_b"] == networks["fashion-b"]["fd"]
+    assert all(metrics[name] == networks["fashion-a"][name] for name in METRICS if name in SCORES)
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """One uninterrupted run of four steps."""
@@ -69,7 +81,10 @@ def test_run_writes_everything_it_promises(smoke):
     for when in ("before", "after"):
         assert list(summary[when]) == ["ode", "sde"]
         for metrics in summary[when].values():
-            assert list(metrics) == METRICS and all(np.isfinite(v) for v in metrics.values())
+            assert list(metrics) == [*METRICS, "networks", "first_images"]
+            assert all(np.isfinite(metrics[name]) for name in METRICS)
+            check_networks(metrics)
+    assert {name: row["fdr"] for name, row in summary["real_against_real"].items()} == dict.fromkeys(NETWORKS, 1)
     # 1,000 real images on each side: 0.25, of which most is the bias of so few
     assert set(summary["floor"]) == {"fd", "fd_b"} and 0 < summary["floor"]["fd"] < 0.5
     assert {"rollout", "reward", "update", "refresh", "evaluate", "total"} <= set(summary["seconds"])
@@ -83,10 +98,21 @@ def test_run_writes_everything_it_promises(smoke):
     assert [r["step"] for r in steps] == [0, 1, 2, 3]
     for name in ("reference_fd", "subset_rewards", "image_reward_std", "kept_fraction", "loss", "gradient_norm", "lr"):
         assert all(name in r for r in steps)
+    for record in steps:
+        for evaluation in record.get("evaluation", {}).values():
+            check_networks(evaluation)
     assert list(folder.glob("tensorboard/events*")) and len(list((folder / "checkpoints").iterdir())) == 2
     report = (folder / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 4 and "http" not in report.replace("https://www.w3.org", "")
-    for text in ("outputs", "predicted", "FD, second network", "real against real", "report.html"):
+    assert report.count("data:image/png;base64,") == 5 and "http" not in report.replace("https://www.w3.org", "")
+    for text in (
+        "outputs",
+        "predicted",
+        "FD, second network",
+        "real against real",
+        "report.html",
+        "never seen",
+        "the gap is",
+    ):
         assert text in out
 
 

@@ -1,0 +1,141 @@
+"""Rewarded against never-seen networks over a run: the figure, the table on the terminal, and the gap in words.
+
+What the rewarded networks gain and the others do not is over-optimisation: the images fit those networks, and are no
+closer to real ones.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from sit_rl.runs.figures import BLUE, ORANGE
+from sit_rl.runs.summary import percent, relative_change, sampler_kinds
+
+SAMPLERS = ("ode", "sde")
+GROUPS = {True: "rewarded", False: "never seen"}
+COLOURS = {True: BLUE, False: ORANGE}
+# A gap that changed by less, of the first FD, is called steady: FD of 500 images moves by some percent between draws.
+STEADY = 0.05
+CHANGES = ("recall", "coverage", "sliced_w2")  # columns of relative changes after FD's
+Point = tuple[int, dict[str, float]]  # a step, and FD by network
+
+
+def network_groups(summary: Mapping[str, Any]) -> dict[str, bool]:
+    """Name → whether it was rewarded, of a run's networks; empty for a summary of an earlier version."""
+    before = summary["before"]["ode"].get("networks") or {}
+    return {name: scores["rewarded"] for name, scores in before.items()}
+
+
+def network_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Head and a row for each network: FD before and after, its change, FD/FD of real images, and further changes."""
+    head = ["network", ""]
+    for kind in sampler_kinds(dict(summary)):
+        head += [f"{kind} FD before", "after", "change", "× real", "recall", "coverage", "sliced W₂"]
+    rows = [head]
+    for name, rewarded in network_groups(summary).items():
+        row = [name, GROUPS[rewarded]]
+        for sampler in SAMPLERS:
+            before, after = (summary[when][sampler]["networks"][name] for when in ("before", "after"))
+            row += [_number(before["fd"]), _number(after["fd"]), percent(relative_change(before["fd"], after["fd"]))]
+            row += [_number(after["fdr"], 1), *(percent(relative_change(before[key], after[key])) for key in CHANGES)]
+        rows.append(row)
+    return rows
+
+
+def network_table(summary: Mapping[str, Any]) -> str:
+    """The rows of `network_rows` as aligned text; empty for a summary of an earlier version."""
+    rows = network_rows(summary)
+    if len(rows) == 1:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def gap_in_words(summary: Mapping[str, Any], records: list[dict[str, Any]]) -> str:
+    """How far the rewarded networks are ahead of the others at the end, and whether the gap grew on the way."""
+    groups = set(network_groups(summary).values())
+    if groups == {True, False}:
+        kinds = zip(SAMPLERS, sampler_kinds(dict(summary)), strict=True)
+        return "\n".join(_gap_of_sampler(summary, records, *each) for each in kinds)
+    return "Over-optimisation is unknown: every network that judged was rewarded." if groups else ""
+
+
+def _gap_of_sampler(summary: Mapping[str, Any], records: list[dict[str, Any]], sampler: str, kind: str) -> str:
+    ends = [
+        (step, {name: scores["fd"] for name, scores in summary[when][sampler]["networks"].items()})
+        for step, when in ((0, "before"), (summary["config"]["steps"], "after"))
+    ]
+    gains = {rewarded: _mean(summary, *ends, rewarded) for rewarded in GROUPS}
+    text = (
+        f"{kind}: FD changed by {percent(gains[True] - 1)} in the rewarded networks and by {percent(gains[False] - 1)} "
+        f"in those that the reward never saw; the gap is {_points(gains[False] - gains[True])}"
+    )
+    start, *later = curve(summary, records, sampler) or [None]
+    if start is None or len(later) < 2:
+        return f"{text}."
+    gaps = [_mean(summary, start, point, False) - _mean(summary, start, point, True) for point in later]
+    grown, since = gaps[-1] - gaps[0], f"since step {later[0][0]}, when it was {_points(gaps[0])}"
+    if abs(grown) < STEADY:
+        return f"{text}, about the same {since}."
+    return f"{text}; it has {'grown' if grown > 0 else 'shrunk'} {since}."
+
+
+def curve(summary: Mapping[str, Any], records: list[dict[str, Any]], sampler: str) -> list[Point]:
+    """FD of every network at each evaluation of a run, on the same number of images from the same noise."""
+    ends = [summary[when][sampler].get("first_images") for when in ("before", "after")]
+    if None in ends:
+        return []
+    way = [(r["step"] + 1, r["evaluation"][sampler].get("networks")) for r in records if r.get("evaluation")]
+    found = [(0, ends[0]["networks"]), *way, (summary["config"]["steps"], ends[1]["networks"])]
+    return [(step, {name: s["fd"] for name, s in networks.items()}) for step, networks in found if networks]
+
+
+def draw_networks(summary: Mapping[str, Any], records: list[dict[str, Any]]) -> bytes | None:
+    """PNG: FD of each network relative to the base model's, over the run; None without several evaluations."""
+    from matplotlib.figure import Figure
+
+    curves = {sampler: curve(summary, records, sampler) for sampler in SAMPLERS}
+    if not all(curves.values()) or not network_groups(summary):
+        return None
+    figure = Figure(figsize=(9, 3.8))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, sampler, kind in zip(panels, SAMPLERS, sampler_kinds(dict(summary)), strict=True):
+        points = curves[sampler]
+        steps, first = [step for step, _ in points], points[0][1]
+        for rewarded, style in ((True, "o-"), (False, "s--")):
+            names = [name for name, group in network_groups(summary).items() if group == rewarded]
+            for i, name in enumerate(names):
+                label = f"{name}, {GROUPS[rewarded]}".replace("$", r"\$")  # not as a formula
+                heights = [fds[name] / first[name] for _, fds in points]
+                shade = 1 - 0.6 * i / max(1, len(names))
+                axes.plot(steps, heights, style, color=COLOURS[rewarded], alpha=shade, ms=4, label=label)
+        axes.axhline(1, color="black", lw=0.6)
+        images = summary["before"][sampler]["first_images"]["images"]
+        axes.set(xlabel="training step", title=f"{kind}, {images} images", ylim=(0, None))
+    panels[0].set_ylabel("FD / FD of the base model")
+    panels[0].legend(fontsize=8, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def _mean(summary: Mapping[str, Any], start: Point, point: Point, rewarded: bool) -> float:
+    """Mean FD of a group's networks, each in units of its first."""
+    names = [name for name, group in network_groups(summary).items() if group == rewarded]
+    return statistics.mean(point[1][name] / start[1][name] for name in names)
+
+
+def _points(gap: float) -> str:
+    return f"{gap * 100 + 0.0:.0f} points"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
