@@ -56,14 +56,16 @@ def fdr_score(pair: Pair, split: SideInNetwork) -> Score | str:
     real = distance_of(
         FeatureMoments.from_features(rows), pair.prepared, rows, rows_behind(theirs.moments, theirs.features)
     )
-    return _ratio(pair, _frechet_score("fd", "", pair.network, pair.distance), _frechet_score("fd", "", "", real))
+    details: Details = {"real_images": split.name, "fd_of_real_images": float(real.terms.total)}
+    return _ratio(pair, details, pair.distance, real)
 
 
-def _ratio(pair: Pair, made: Score, real: Score) -> Score | str:
-    """made/real; its relative variance is the sum of theirs, as if both were independent."""
+def _ratio(pair: Pair, details: Details, of_samples: Distance, of_real: Distance) -> Score | str:
+    """FDr of two distances; its relative variance is the sum of theirs, as if both were independent."""
+    made, real = (_frechet_score("fd", "", pair.network, found) for found in (of_samples, of_real))
     if real.value <= 0:
         return "the other real images are at distance 0 from the reference: they are the same images"
-    value, details = made.value / real.value, {"fd_of_real_images": real.value}
+    value = made.value / real.value
     label, method = fd_label(pair.network, "r"), f"FD / FD of as many other real images, {real.value:.4g}"
     if made.standard_error is None or real.standard_error is None:
         return Score("fdr", label, pair.network, value, method=method, details=details)

@@ -9,6 +9,7 @@ import torch
 
 from sit_rl.components.build import Components
 from sit_rl.config import Config
+from sit_rl.files.paths import listed
 from sit_rl.models import attention
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.models.sit import SiT
@@ -49,7 +50,7 @@ def describe_run(config: Config, components: Components) -> str:
         "attention": explain_attention(c, components.model, components.device),
         "reward": f"{reward}, against {known(components.real.moments.count, 'real')}; {c.reward.reference} reference",
         "step": f"{images}, credit per {c.reward.credit}; {keep} train; {c.update.estimator}",
-        "judge": judged_against(components, c.evaluation.images),
+        "judge": judged_against(components, c.evaluation.images) + _never_seen(components),
         "samplers": f"{c.evaluation.ode}; {c.evaluation.sde}",
         "predicted": f"about {sum(minutes.values()):.1f} minutes ({parts})",
     }
@@ -68,6 +69,12 @@ def _weighted(component: ComponentName) -> str:
     name = f"−FD ({component.source})" if component.kind == "fd" else f"−{component}"
     name = str(component) if component.kind == PYTHON else name
     return name if component.weight == 1 else f"{component.weight:g} {name}"
+
+
+def _never_seen(components: Components) -> str:
+    """The networks that only judge, for people."""
+    names = [each.net.name for each in components.networks if not each.rewarded]
+    return f"; also by {listed(names)}, which the reward never sees" if names else ""
 
 
 def judged_against(components: Components, images: int) -> str:

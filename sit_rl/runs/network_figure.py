@@ -19,7 +19,8 @@ GROUPS = {True: "rewarded", False: "never seen"}
 COLOURS = {True: BLUE, False: ORANGE}
 # A gap that changed by less, of the first FD, is called steady: FD of 500 images moves by some percent between draws.
 STEADY = 0.05
-CHANGES = ("recall", "coverage", "sliced_w2")  # columns of relative changes after FD's
+CHANGES = ("precision", "recall", "coverage", "sliced_w2")  # columns of relative changes after FD's
+HEAD = ("FD before", "after", "change", "× real", "precision", "recall", "coverage", "sliced W₂")
 Point = tuple[int, dict[str, float]]  # a step, and FD by network
 
 
@@ -29,27 +30,33 @@ def network_groups(summary: Mapping[str, Any]) -> dict[str, bool]:
     return {name: scores["rewarded"] for name, scores in before.items()}
 
 
-def network_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Head and a row for each network: FD before and after, its change, FD/FD of real images, and further changes."""
-    head = ["network", ""]
-    for kind in sampler_kinds(dict(summary)):
-        head += [f"{kind} FD before", "after", "change", "× real", "recall", "coverage", "sliced W₂"]
-    rows = [head]
-    for name, rewarded in network_groups(summary).items():
-        row = [name, GROUPS[rewarded]]
-        for sampler in SAMPLERS:
-            before, after = (summary[when][sampler]["networks"][name] for when in ("before", "after"))
-            row += [_number(before["fd"]), _number(after["fd"]), percent(relative_change(before["fd"], after["fd"]))]
-            row += [_number(after["fdr"], 1), *(percent(relative_change(before[key], after[key])) for key in CHANGES)]
-        rows.append(row)
-    return rows
+def network_rows(summary: Mapping[str, Any], sampler: str) -> list[list[str]]:
+    """A row for each network under `sampler`: its FD before and after, and the change of every score.
+
+    Columns: name, group, FD before, FD after, change, FD as a multiple of real images', changes of CHANGES.
+    """
+    before, after = (summary[when][sampler].get("networks") or {} for when in ("before", "after"))
+    return [
+        [
+            name,
+            GROUPS[rewarded],
+            _number(before[name]["fd"]),
+            _number(after[name]["fd"]),
+            percent(relative_change(before[name]["fd"], after[name]["fd"])),
+            _number(after[name]["fdr"], 1),
+            *(percent(relative_change(before[name][key], after[name][key])) for key in CHANGES),
+        ]
+        for name, rewarded in network_groups(summary).items()
+    ]
 
 
 def network_table(summary: Mapping[str, Any]) -> str:
-    """The rows of `network_rows` as aligned text; empty for a summary of an earlier version."""
-    rows = network_rows(summary)
-    if len(rows) == 1:
+    """Aligned text of the rows of both samplers; empty for a summary of an earlier version."""
+    if not network_groups(summary):
         return ""
+    rows: list[list[str]] = []
+    for sampler, kind in zip(SAMPLERS, sampler_kinds(dict(summary)), strict=True):
+        rows += [[kind, "", *HEAD], *network_rows(summary, sampler)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -133,8 +140,15 @@ def _mean(summary: Mapping[str, Any], start: Point, point: Point, rewarded: bool
     return statistics.mean(point[1][name] / start[1][name] for name in names)
 
 
+def _line(row: list[str], widths: list[int]) -> str:
+    """The cells in columns: the first two are names, the others numbers."""
+    cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+    return "  ".join(cells)
+
+
 def _points(gap: float) -> str:
-    return f"{gap * 100 + 0.0:.0f} points"
+    points = round(gap * 100) + 0
+    return f"{points} point{'' if abs(points) == 1 else 's'}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

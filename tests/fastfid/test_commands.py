@@ -45,6 +45,19 @@ def test_eval_json_html_and_options(sets, capsys):
         assert all(f"\n{label} ({network})  " in table for label in ("FD", "KID", "Recall"))
 
 
+def test_eval_with_other_real_images(sets, capsys):
+    """FDr in the table, in JSON and in the report; the samples themselves are as far from the reference as they are."""
+    arguments = ("--metrics", "fd,sliced_wasserstein", "--split", sets / "a.zip")
+    status, out, _ = run(capsys, "eval", sets / "a", sets / "b.npz", *arguments, "--html", sets / "report.html")
+    assert status == 0 and re.search(r"\nFDr \(fashion-a\) +1 ", out) and "\nSliced W₂ (fashion-a) " in out
+    assert "FDr (fashion-a)" in (sets / "report.html").read_text()
+    scores = json.loads(run(capsys, "eval", sets / "a", sets / "b.npz", *arguments, "--json")[1])["scores"]
+    assert [score["metric"] for score in scores] == ["fd", "sliced_wasserstein", "fdr"]
+    assert scores[2]["value"] == pytest.approx(1) and scores[2]["details"]["real_images"] == str(sets / "a.zip")
+    status, _, err = run(capsys, "eval", sets / "a", sets / "b.npz", "--split", sets / "nowhere")
+    assert status == 2 and "nowhere" in err and err.count("\n") == 1
+
+
 def test_the_cache_and_doing_without(sets, capsys):
     run(capsys, "eval", sets / "a", sets / "b.npz", "--metrics", "fd", "--no-cache")
     assert not (sets / "cache").exists()
