@@ -120,6 +120,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             return value
         if choice is Path and isinstance(value, str):
             return Path(value)
+        if choice == tuple[str, ...] and isinstance(value, str):  # --judge-features named one network before
+            return (value,)
         if get_origin(choice) is tuple and isinstance(value, (list, tuple)):
             return tuple(_convert(name, item, get_args(choice)[0]) for item in value)
         if choice is SamplerConfig and isinstance(value, dict):
