@@ -236,11 +236,11 @@ def finish(config: Config, components: Components, state: State, model: Generato
         "before": state.evaluations["before"],
         "after": state.evaluations["after"],
         "floor": floor(components),
-        "real_against_real": real_against_real(components, config.evaluation.images),
         "seconds": {k: round(v, 2) for k, v in state.clock.state_dict().items()},
         "images_generated": state.images_generated,
         "ranks": world_size(),
         "protocol": protocol(config, components, state.side),
+        "real_against_real": real_against_real(components, config.evaluation.images),
     }
     write_json(folder / "summary.json", summary)
     report, records = write_run_report(folder), read_metrics(folder)

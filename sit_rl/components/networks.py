@@ -58,11 +58,10 @@ def judges_of(files: FileOptions, rewarded: Sequence[str]) -> tuple[str, ...]:
         return ()
     if files.judge_features != (AUTO_JUDGES,):
         return files.judge_features
-    teachers = {FASHION_NETS[name].teacher for name in rewarded if name in FASHION_NETS}
-    installed = [
-        name for name, packages in IMAGENET_JUDGES.items() if name not in teachers and all(map(find_spec, packages))
-    ]
-    return tuple(name for name in (*EMBEDDED_JUDGES, *installed[:1]) if name not in rewarded)
+    seen = {*rewarded, *(FASHION_NETS[name].teacher for name in rewarded if name in FASHION_NETS)}
+    installed = [name for name, packages in IMAGENET_JUDGES.items() if all(map(find_spec, packages))]
+    embedded = [name for name in EMBEDDED_JUDGES if name not in seen]
+    return *embedded, *[name for name in installed if name not in seen][:1]
 
 
 def load_networks(files: FileOptions, rewarded: Sequence[str], device: torch.device) -> Networks:

@@ -102,7 +102,8 @@ def test_stats_info_and_eval_against_them(sets, capsys):
     assert "count" in text and "weights_sha256" in text and "ab405303c4fa" in text
     assert "28 × 28" in run(capsys, "info", sets / "a")[1]
     out = run(capsys, "eval", sets / "a", sets / "real.npz")[1]  # the network is the one recorded
-    assert "FD (fashion-b)" in out and "left out: kid, mmd, precision, recall, density, coverage (fashion-b)" in out
+    metrics = "kid, mmd, sliced_wasserstein, precision, recall, density, coverage"
+    assert "FD (fashion-b)" in out and f"left out: {metrics} (fashion-b)" in out
     assert "holds statistics only; pass its images, or features saved with --keep-features" in out
     run(capsys, "stats", sets / "b.npz", sets / "real.npz", "--keep-features")
     assert "Recall" in run(capsys, "eval", sets / "a", sets / "real.npz")[1]

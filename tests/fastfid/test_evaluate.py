@@ -97,7 +97,7 @@ def test_statistics_only_reference_gives_what_it_can(tmp_path):
     assert "jackknife over samples, reference taken as fixed" in result["fd"].method
     assert result["fd"].standard_error < full["fd"].standard_error
     left = {entry.metric: entry.reason for entry in result.left_out}
-    assert set(left) == {"sfid", "is", "kid", "mmd", "precision", "recall", "density", "coverage"}
+    assert set(left) == {"sfid", "is", "kid", "mmd", "sliced_wasserstein", "precision", "recall", "density", "coverage"}
     assert "peer.npz holds statistics only; pass its images" in left["recall"]
     with pytest.raises(KeyError, match="recall was left out: .*peer.npz holds statistics only"):
         result["recall"]
@@ -136,7 +136,7 @@ def test_saved_statistics_stand_for_their_images(tmp_path):
         assert result["fd"].value == pytest.approx(expected["fd"].value, rel=1e-9)
         assert (result["fd"].standard_error == expected["fd"].standard_error) is keep
         assert {left.metric for left in result.left_out} == {"sfid", "is"} | (
-            set() if keep else {"kid", "mmd", "precision", "recall", "density", "coverage"}
+            set() if keep else {"kid", "mmd", "sliced_wasserstein", "precision", "recall", "density", "coverage"}
         )
     known = statistics.provenance
     assert known["source"] == str(real) and known["protocol"] == "fastfid" and known["dtype"] == "float32"

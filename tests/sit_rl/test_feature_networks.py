@@ -90,7 +90,9 @@ def test_changes_of_images():
     found = erased(x, rng())
     assert ((found == -1) & (x != -1)).flatten(1).sum(1).max() <= 64 and torch.equal(found[found != -1], x[found != -1])
     assert ((found == -1).flatten(1).sum(1) >= 64).all()
-    assert 0.05 < (noisy(x, rng()) - mirrored(x, rng())).std() < 0.15
+    found = noisy(x, rng())
+    errors = torch.minimum(*((found - y).flatten(1).std(1) for y in (x, x.flip(-1))))
+    assert 0.08 < errors.min() and errors.max() < 0.12
 
 
 def test_shifts_are_of_a_few_pixels():
