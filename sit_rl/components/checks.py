@@ -79,7 +79,8 @@ def given_paths(config: Config) -> list[tuple[str, Path | str | None]]:
 
 def named_networks(config: Config) -> list[tuple[str, str]]:
     """Flag and name of each feature network of a run."""
-    named = [("--reward-features", config.files.reward_features), ("--judge-features", config.files.judge_features)]
+    named = [("--reward-features", config.files.reward_features)]
+    named += [("--judge-features", name) for name in config.files.judge_features]
     return named + [("--reward", name) for name in networks_of(config.reward_components)]
 
 

@@ -64,8 +64,13 @@ def networks_of(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> dic
         return dict(evaluation["networks"])
     found = {config["reward_features"]: {"rewarded": True, **evaluation}}
     if evaluation.get("fd_b") is not None:
-        found[config["judge_features"]] = {"rewarded": False, "fd": evaluation["fd_b"]}
+        found[_first(config["judge_features"])] = {"rewarded": False, "fd": evaluation["fd_b"]}
     return found
+
+
+def _first(names: str | list[str]) -> str:
+    """The first of several names; earlier versions have one name."""
+    return names if isinstance(names, str) else names[0]
 
 
 def collect(study: Study, jobs: Sequence[Job]) -> list[Found]:
