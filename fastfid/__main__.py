@@ -1,7 +1,7 @@
 """Command line: evaluate generators, keep statistics with their provenance, and read every peer's.
 
-fastfid eval samples/ reference.npz                 every metric, with intervals
-fastfid diff a/ b/ reference/                       is A nearer than B?
+fastfid eval samples/ real.npz                      every metric, with intervals
+fastfid diff a/ b/ real/                            is A nearer than B?
 fastfid stats real/ real.npz                        statistics for later runs
 fastfid convert peer.pkl ours.npz                   statistics of any peer as ours
 fastfid info real.npz                               what a file of statistics or images holds

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastfid import __version__
 from fastfid.cli import parser
 from fastfid.runtime.terminal import printable
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 Finish = Callable[[], None]
 
+INFO_SCHEMA = "fastfid.info/1"
 SCHEMA = "fastfid.distance/1"  # of the JSON of `fastfid A B`; the number grows as in evaluation/results.py
 
 
@@ -152,12 +152,15 @@ def convert_statistics(form: parser.Convert) -> Finish:
 def show_information(form: parser.Information) -> Finish:
     """`fastfid info`: what a file holds, or what this installation can do."""
     from fastfid.cli import info
+    from fastfid.runtime.origin import origin
 
     if form.file is None:
         found, text = info.facts(), info.text
     else:
         found, text = info.file_facts(form.file, form.network), info.file_text
-    return lambda: _say(json.dumps(found) if form.json else text(found))
+    known = {name: value for name, value in found.items() if value is not None}  # a file may tell its own version
+    stamped = {"schema": INFO_SCHEMA, **found, **origin(), **known}
+    return lambda: _say(json.dumps(stamped) if form.json else text(found))
 
 
 def _described(provenance: dict[str, Any]) -> str:
@@ -188,6 +191,7 @@ def compare_two(form: parser.Compare) -> Finish:
 def _report(form: parser.Compare, a: SideInNetwork, b: SideInNetwork, terms: FrechetTerms) -> dict[str, Any]:
     """Everything the command found, by the names of its JSON output."""
     from fastfid.evaluation.frechet_scores import fd_label
+    from fastfid.runtime.origin import origin
 
     known = a.provenance if a.provenance.get("extractor") else b.provenance
     return {
@@ -205,7 +209,7 @@ def _report(form: parser.Compare, a: SideInNetwork, b: SideInNetwork, terms: Fre
         "weights_sha256": known.get("weights_sha256"),
         "a": {"source": form.a, "count": a.moments.count},
         "b": {"source": form.b, "count": b.moments.count},
-        "version": f"fastfid {__version__}",
+        **origin(form.device),
     }
 
 

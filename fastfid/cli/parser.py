@@ -95,10 +95,10 @@ class JsonOption:
 class Evaluate(NetworkOptions, JsonOption):
     """What `fastfid eval` is given."""
 
-    purpose: ClassVar[str] = "every metric of SAMPLES against REFERENCE, with intervals"
+    purpose: ClassVar[str] = "every metric of SAMPLES against REAL images, with intervals"
 
     samples: Annotated[Positional[Side], arg(metavar="SAMPLES")]
-    reference: Annotated[Positional[Side], arg(metavar="REFERENCE")]
+    reference: Annotated[Positional[Side], arg(metavar="REAL")]
     metrics: Annotated[
         str | None, text_option("NAMES", f"comma-separated, of {', '.join(METRICS)}", default="the protocol's")
     ] = None
@@ -118,11 +118,11 @@ class Evaluate(NetworkOptions, JsonOption):
 class Difference(NetworkOptions, JsonOption):
     """What `fastfid diff` is given."""
 
-    purpose: ClassVar[str] = "is A nearer to REFERENCE than B?"
+    purpose: ClassVar[str] = "is A nearer to the REAL images than B?"
 
     a: Annotated[Positional[Side], arg(metavar="A")]
     b: Annotated[Positional[Side], arg(metavar="B")]
-    reference: Annotated[Positional[Side], arg(metavar="REFERENCE")]
+    reference: Annotated[Positional[Side], arg(metavar="REAL")]
     same_noise: Annotated[Switch, switch("image i of A and image i of B came from the same noise")] = False
 
 

@@ -19,6 +19,7 @@ from fastfid.evaluation.results import Json, LeftOut
 from fastfid.evaluation.sides import SideInNetwork
 
 OUTLIERS = 12  # images listed at each end
+OF_CLASS = 4  # images listed of a class, where the samples have labels
 NEIGHBOURS = 5  # nearest reference images listed for a sample
 NEIGHBOUR_SAMPLES = 12  # samples they are listed for: a third each that hurt, that help, and evenly spaced
 DISTANCE_ROWS = 512  # reference rows of a block of the neighbour search
@@ -100,7 +101,33 @@ def outliers(pair: Pair, changes: Tensor) -> Json:
         [{**_image(pair.samples, row), "change_if_left_out": changes[row].item()} for row in rows]
         for rows in (hurt, help_)
     ]
-    return {"network": pair.network, "hurt": entries[0], "help": entries[1]}
+    return {
+        "network": pair.network,
+        "hurt": entries[0],
+        "help": entries[1],
+        "classes": _worst_of_classes(pair, changes, order),
+    }
+
+
+def _worst_of_classes(pair: Pair, changes: Tensor, order: Sequence[int]) -> list[Json]:
+    """The samples of each class that hurt most, the class with the worst sample first; none without labels.
+
+    order  all rows by their change, ascending
+    """
+    labels = pair.samples.labels
+    if not labels:
+        return []
+    rows: dict[str, list[int]] = {}
+    for row in order:
+        if changes[row] < 0 and len(found := rows.setdefault(labels[row], [])) < OF_CLASS:
+            found.append(row)
+    return [
+        {
+            "class": name,
+            "hurt": [{**_image(pair.samples, row), "change_if_left_out": changes[row].item()} for row in found],
+        }
+        for name, found in rows.items()
+    ]
 
 
 def neighbours(pair: Pair, changes: Tensor) -> list[Json]:

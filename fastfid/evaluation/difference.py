@@ -18,7 +18,7 @@ from fastfid.evaluation.frechet_scores import fd_label
 from fastfid.evaluation.intervals import jackknife_error, normal_interval
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.provenance import record, unrecorded
-from fastfid.evaluation.results import DifferenceResult, Json
+from fastfid.evaluation.results import REAL, DifferenceResult, Json
 from fastfid.evaluation.settings import Settings
 from fastfid.evaluation.sides import (
     Network,
@@ -112,8 +112,8 @@ def _changes(of_a: Pair, of_b: Pair, same_noise: bool) -> tuple[list[Tensor], st
         changes, words = [changes_a - changes_b], "jackknife over pairs of samples"
     theirs_a, theirs_b = of_a.reference_changes, of_b.reference_changes
     if theirs_a is None or theirs_b is None:
-        return changes, f"{words}, reference taken as fixed"
-    return [*changes, theirs_a - theirs_b], f"{words} and over the shared reference"
+        return changes, f"{words}, {REAL} taken as fixed"
+    return [*changes, theirs_a - theirs_b], f"{words} and over the shared {REAL}"
 
 
 def _sample_changes(pair: Pair) -> Tensor:

@@ -20,7 +20,7 @@ from fastfid.distances.frechet import frechet_distance
 from fastfid.distances.moments import FeatureMoments
 from fastfid.evaluation.intervals import jackknife_error, line_through, normal_interval
 from fastfid.evaluation.pair import Distance, Pair, distance_of, rows_behind
-from fastfid.evaluation.results import Details, Score
+from fastfid.evaluation.results import REAL, Details, Score
 from fastfid.evaluation.sides import SideInNetwork
 
 INFINITY_POINTS = 15  # subset sizes of FD∞, as in Chong & Forsyth (2020)
@@ -97,8 +97,10 @@ def _frechet_score(metric: str, label: str, network: str, found: Distance) -> Sc
         method = "no interval: neither side has features of 3 images or more"
         return Score(metric, label, network, total, method=method, details=details)
     error = jackknife_error(known.values())
-    fixed = "".join(f", {name} taken as fixed" for name in sides if name not in known)
-    method = f"jackknife over {' and '.join(known)}{fixed}; which images were drawn, not the bias of finite N"
+    names = {"samples": "samples", "reference": REAL}
+    fixed = "".join(f", {names[side]} taken as fixed" for side in sides if side not in known)
+    over = " and ".join(names[side] for side in known)
+    method = f"jackknife over {over}{fixed}; which images were drawn, not the bias of finite N"
     return Score(metric, label, network, total, error, normal_interval(total, error), method, details)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from fastfid.evaluation.intervals import normal_interval
 from fastfid.evaluation.pair import Pair
-from fastfid.evaluation.results import Score
+from fastfid.evaluation.results import REAL, Score
 
 
 def kid_score(pair: Pair) -> Score | str:
@@ -28,7 +28,7 @@ def kid_score(pair: Pair) -> Score | str:
     if variance is None or found.subsets < 2:
         return Score("kid", "KID", pair.network, found.mean, method=method, details=details)
     error = math.sqrt(variance + found.std**2 / (found.subsets - 1))
-    method += "; jackknife over samples and reference"
+    method += f"; jackknife over samples and {REAL}"
     return Score("kid", "KID", pair.network, found.mean, error, normal_interval(found.mean, error), method, details)
 
 
@@ -45,6 +45,6 @@ def mmd_score(pair: Pair) -> Score | str:
     method = f"{found.kernel} kernel, bandwidth {found.bandwidth:.4g} (median distance), {found.estimator}"
     if variance is None:
         return Score("mmd", "MMD²", pair.network, found.value, method=method, details=asdict(found))
-    error, method = math.sqrt(variance), f"{method}; jackknife over samples and reference, bandwidth taken as fixed"
+    error, method = math.sqrt(variance), f"{method}; jackknife over samples and {REAL}, bandwidth taken as fixed"
     interval = normal_interval(found.value, error)
     return Score("mmd", "MMD²", pair.network, found.value, error, interval, method, asdict(found))

@@ -9,22 +9,22 @@ import math
 
 from fastfid.evaluation.intervals import PARTS, density_error, normal_interval, wilson_interval
 from fastfid.evaluation.pair import Pair
-from fastfid.evaluation.results import Details, Score
+from fastfid.evaluation.results import REAL, Details, Score
 
 
 def precision_score(pair: Pair) -> Score | str:
-    """Precision as the protocol counts it (share of samples in a ball of the reference), or why it cannot be had."""
+    """Precision as the protocol counts it (share of samples in a ball of a real image), or why it cannot be had."""
     return _too_few_neighbours(pair) or _ball_share(pair, "precision", ("samples", "reference"))
 
 
 def recall_score(pair: Pair) -> Score | str:
-    """Recall as the protocol counts it (share of the reference in a ball of the samples), or why it cannot be had."""
+    """Recall as the protocol counts it (share of real images in a ball of a sample), or why it cannot be had."""
     return _too_few_neighbours(pair) or _ball_share(pair, "recall", ("reference", "samples"))
 
 
 def _ball_share(pair: Pair, metric: str, roles: tuple[str, str]) -> Score:
     """Precision or recall; `roles` are the sides whose images are counted and whose balls they lie in."""
-    counted, balls = roles
+    counted, balls = (REAL if role == "reference" else role for role in roles)
     inclusive = pair.protocol.inclusive
     value = (pair.protocol_scores if inclusive else pair.balls.scores())[metric]
     real, generated = pair.features

@@ -11,6 +11,7 @@ from fastfid.evaluation.results import Json
 from fastfid.evaluation.settings import Settings
 from fastfid.evaluation.sides import SideInNetwork
 from fastfid.protocols import Protocol
+from fastfid.runtime.origin import origin
 
 
 def record(
@@ -25,8 +26,6 @@ def record(
              the last side
     seconds  name → duration of a part of the work
     """
-    from fastfid import __version__
-
     first, *_, last = sides.values()
     return {
         **{name: _side_record(side[0]) for name, side in sides.items()},
@@ -34,7 +33,7 @@ def record(
         "protocol": {"name": protocol.name, "source": protocol.source},
         "settings": {k: v if v is None or isinstance(v, int | float) else str(v) for k, v in asdict(settings).items()},
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "version": f"fastfid {__version__}",
+        **origin(settings.device),
     }
 
 

@@ -2,7 +2,8 @@
 
 Schema "fastfid.evaluation/1" of `EvaluationResult.to_json`.  The order of keys is fixed; an unknown value is null.
 
-    schema, version, protocol {name, source}, settings {…}, seconds {features, metrics}
+    schema, version, commit, command, date, torch, device, protocol {name, source}, settings {…},
+    seconds {features, metrics}
     samples, reference  {name, count, images, source_sha256, skipped: [sentence]}
     networks    [{name, dim, preprocessing, weights_sha256}]
     scores      [{metric, label, network, value, standard_error, interval: [low, high], method, details {…}}]
@@ -10,10 +11,12 @@ Schema "fastfid.evaluation/1" of `EvaluationResult.to_json`.  The order of keys 
                 recall_interval, density, coverage}], where both sides have labels
     left_out    [{metric, network, reason}]
     warnings    [sentence]
-    outliers    [{network, hurt: [{index, name, change_if_left_out}], help: [the same]}]
+    outliers    [{network, hurt: [{index, name, change_if_left_out}], help: [the same],
+                classes: [{class, hurt: [the same]}], where the samples have labels}]
     neighbours  [{network, index, name, nearest: [{index, name, distance}]}]
 
-"fastfid.difference/1" of `DifferenceResult.to_json` has the fields of that class.  The number of a schema grows when a
+"fastfid.difference/1" of `DifferenceResult.to_json` has the fields of that class, and beside its schema what
+`fastfid.runtime.origin` tells, as all results have.  The number of a schema grows when a
 key is removed or changes its meaning, not when one is added.
 """
 
@@ -33,6 +36,9 @@ Details = dict[str, Any]  # of a score: what is needed to repeat it
 
 SCHEMA = "fastfid.evaluation/1"
 DIFF_SCHEMA = "fastfid.difference/1"
+# What a result tells of where it comes from, by `fastfid.runtime.origin`.
+ORIGIN = ("version", "commit", "command", "date", "torch", "device")
+REAL = "real images"  # what the side with the key "reference" is called wherever it is shown
 CLASSES_SHOWN = 20  # most rows of the text table of classes, the worst ones; JSON and HTML have all
 
 
@@ -162,7 +168,8 @@ class DifferenceResult:
 
     def to_dict(self) -> Json:
         """Everything as plain containers, by the names of the versioned schema."""
-        return {"schema": DIFF_SCHEMA, **asdict(self)}
+        told = {name: self.provenance[name] for name in ORIGIN if name in self.provenance}
+        return {"schema": DIFF_SCHEMA, **told, **asdict(self)}
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as strict JSON, in which numbers that are not finite become null."""
@@ -172,7 +179,7 @@ class DifferenceResult:
         """The two distances, their difference, and the verdict as text."""
         low, high = self.interval
         verdict = (
-            f"{self.better} is nearer to the reference"
+            f"{self.better} is nearer to the {REAL}"
             if self.better
             else "no difference can be told from the chance of drawing these images"
         )
@@ -210,7 +217,7 @@ def _text(lines: list[str]) -> str:
 def _class_lines(classes: list[Json]) -> list[str]:
     """The classes of one network as a table."""
     first = classes[0]
-    rows = [["class", "samples", "reference", "precision", "recall", "density", "coverage"]]
+    rows = [["class", "samples", "real", "precision", "recall", "density", "coverage"]]
     for entry in worst_first(classes)[:CLASSES_SHOWN]:
         rows.append([entry["class"], str(entry["samples"]), str(entry["reference"])])
         for name in ("precision", "recall"):
@@ -249,7 +256,8 @@ def _provenance_lines(provenance: Json) -> list[str]:
     for role in ("samples", "A", "B", "reference"):
         if role in provenance:
             side = provenance[role]
-            lines.append(f"{role}: {side['count'] or 'unknown number of'} images, {side['name']}")
+            name = REAL if role == "reference" else role
+            lines.append(f"{name}: {side['count'] or 'unknown number of'} images, {side['name']}")
     return [*lines, f"protocol {provenance['protocol']['name']}, {provenance['version']}"]
 
 

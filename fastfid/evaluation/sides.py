@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fastfid.distances.moments import FeatureMoments
+from fastfid.evaluation.results import REAL
 from fastfid.evaluation.settings import Settings
 from fastfid.features.extraction import Extracted, extract
 from fastfid.features.extractor import FeatureExtractor
@@ -108,7 +109,7 @@ def open_side(source: object, role: str, settings: Settings) -> Side:
 
     Tensors on a GPU are copied to the host, where the features of the other side are.
     """
-    called = role if role.isupper() else f"the {role}"  # A, or the samples
+    called = role if role.isupper() else f"the {f'set of {REAL}' if role == 'reference' else role}"  # A, or the samples
     if isinstance(source, Statistics):
         return Side(role, source.name, statistics=source.cpu())
     if isinstance(source, FeatureMoments):

@@ -19,10 +19,10 @@ def test_eval_prints_a_table(sets, capsys):
     assert status == 0 and err == ""  # over before a bar is worth showing
     lines = out.splitlines()
     assert lines[0].startswith("network fashion-a, d = 128, weights ec47faaa5168, preprocessing: mean over channels")
-    assert lines[1:3] == [f"samples: 150 images, {sets / 'a'}", f"reference: 140 images, {sets / 'b.npz'}"]
+    assert lines[1:3] == [f"samples: 150 images, {sets / 'a'}", f"real images: 140 images, {sets / 'b.npz'}"]
     label, value, interval = (part.strip() for part in re.split(r"\s{2,}", lines[4]))
     assert label == "FD (fashion-a)" and float(value) == pytest.approx(expected_distance("fashion-a"), rel=1e-4)
-    assert re.match(r"95% [\d.]+ to [\d.]+ \(jackknife over samples and reference;", interval)
+    assert re.match(r"95% [\d.]+ to [\d.]+ \(jackknife over samples and real images;", interval)
     assert any(line.startswith("Recall") for line in lines) and any(line.startswith("left out: sfid") for line in lines)
     assert "warning: KID subsets shrank from 1000 to the 140 images there are" in lines
 
@@ -125,7 +125,7 @@ def test_convert_reads_peers_and_writes_ours(sets, capsys):
 def test_diff(sets, capsys):
     np.savez(sets / "bright.npz", arr_0=pixels(130, 6))
     status, out, _ = run(capsys, "diff", sets / "a", sets / "bright.npz", sets / "b.npz")
-    assert status == 0 and out.splitlines()[-1] == "A is nearer to the reference"
+    assert status == 0 and out.splitlines()[-1] == "A is nearer to the real images"
     report = json.loads(run(capsys, "diff", sets / "bright.npz", sets / "a", sets / "b.npz", "--json")[1])
     assert report["better"] == "B" and report["interval"][0] > 0
     assert report["a"] - report["b"] == pytest.approx(report["difference"])

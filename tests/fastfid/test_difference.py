@@ -20,7 +20,7 @@ def test_diff_tells_the_better_one():
     assert result.better == "A" and result.interval[1] < 0 and diff(far, near, real).better == "B"
     a, b = (evaluate(x, real, metrics=["fd"])["fd"] for x in (near, far))
     assert (result.a, result.b) == pytest.approx((a.value, b.value), rel=1e-12)
-    assert result.difference == pytest.approx(a.value - b.value) and "is nearer to the reference" in result.table()
+    assert result.difference == pytest.approx(a.value - b.value) and "is nearer to the real images" in result.table()
     same = diff(features(250, 4), features(250, 5), real)
     assert same.better is None and same.interval[0] < 0 < same.interval[1]
     assert "no difference can be told" in same.table()
@@ -39,7 +39,7 @@ def test_diff_interval_pairs_what_the_sides_share():
     assert diff(fake, fake, real, same_noise=True).standard_error == pytest.approx(0, abs=1e-12)
     assert diff(fake, fake, real).standard_error > 0.01
     fixed = diff(fake, features(200, 3), FeatureMoments.from_features(real))
-    assert "reference taken as fixed" in fixed.method
+    assert "real images taken as fixed" in fixed.method
 
 
 def test_diff_mistakes():

@@ -94,7 +94,7 @@ def test_statistics_only_reference_gives_what_it_can(tmp_path):
     result = evaluate(fake, tmp_path / "peer.npz")
     full = evaluate(fake, real)
     assert result["fd"].value == pytest.approx(full["fd"].value, rel=1e-12)
-    assert "jackknife over samples, reference taken as fixed" in result["fd"].method
+    assert "jackknife over samples, real images taken as fixed" in result["fd"].method
     assert result["fd"].standard_error < full["fd"].standard_error
     left = {entry.metric: entry.reason for entry in result.left_out}
     assert set(left) == {"sfid", "is", "kid", "mmd", "sliced_wasserstein", "precision", "recall", "density", "coverage"}
@@ -171,7 +171,7 @@ def test_adm_reference_uses_its_moments_and_its_images(tmp_path):
     expected = frechet_distance(FeatureMoments.from_features(rows[:, D : D + 4]), (mu_s, sigma_s))
     assert result["sfid"].value == pytest.approx(expected, rel=1e-9)
     assert result["is"].label == "Inception Score" and 0 <= result["recall"].value <= 1
-    assert "reference taken as fixed" in result["fd"].method  # its 50 images are not what mu is of
+    assert "real images taken as fixed" in result["fd"].method  # its 50 images are not what mu is of
     assert any("FD and sFID use the mu and sigma in" in warning for warning in result.warnings)
     assert not any("does not tell" in warning for warning in result.warnings)
     other = {"features": extractor_of("clean"), "protocol": "clean", "cache": False}

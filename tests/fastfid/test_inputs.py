@@ -313,7 +313,7 @@ def test_precision_and_recall_within_each_class(tmp_path):
     assert worst["class"] == "1"  # the shifted one
     table = result.table().splitlines()
     row = next(i for i, line in enumerate(table) if line.startswith("within each class (pixels), k = 5"))
-    assert table[row + 1].split() == ["class", "samples", "reference", "precision", "recall", "density", "coverage"]
+    assert table[row + 1].split() == ["class", "samples", "real", "precision", "recall", "density", "coverage"]
     assert table[row + 2].split()[:3] == ["1", "50", "60"]  # worst first
     assert json.loads(result.to_json())["classes"][0].keys() == {
         "network", "class", "samples", "reference", "nearest_k", "inclusive", "precision", "precision_interval",
@@ -331,7 +331,7 @@ def test_why_there_are_no_classes():
 
     fake, real = classed(60, 1, 0), classed(66, 2, 0)
     assert reasons(fake[0], real[0]) == []
-    assert reasons(fake, real[0]) == ["the reference has no labels, the samples has"]
+    assert reasons(fake, real[0]) == ["the set of real images has no labels, the samples has"]
     assert reasons(fake, (real[0], real[1] + 7)) == ["no class in common: 0, 1, 2 … against 7, 8, 9 …"]
     rare = np.where(np.arange(60) < 4, 9, fake[1])
     found = evaluate((fake[0], rare), (real[0], np.where(np.arange(66) < 30, 9, real[1])), features=first_rows())

@@ -70,7 +70,7 @@ def test_weights_of_one_network_or_of_several(sets, capsys):
         ("a b --protocol nobody", "unknown protocol 'nobody'; choose one of fastfid, adm"),
         ("stats a b.npz c", "unrecognized arguments: c\n"),
         ("eval a b --batch-size many", "--batch-size"),
-        ("diff a b", "REFERENCE"),
+        ("diff a b", "REAL"),
     ],
 )
 def test_wrong_arguments_are_refused_before_any_work(arguments, message, capsys):

@@ -22,6 +22,7 @@ def test_json_schema(tmp_path):
     assert report["schema"] == "fastfid.evaluation/1"
     assert set(report) == {
         "schema", "samples", "reference", "networks", "protocol", "settings", "seconds", "version",
+        "commit", "command", "date", "torch", "device",
         "scores", "classes", "left_out", "warnings", "outliers", "neighbours",
     }  # fmt: skip
     assert set(report["samples"]) == {"name", "count", "images", "source_sha256", "skipped"}
@@ -29,7 +30,7 @@ def test_json_schema(tmp_path):
     keys = {"metric", "label", "network", "value", "standard_error", "interval", "method", "details"}
     assert all(set(score) == keys for score in report["scores"])
     assert set(report["left_out"][0]) == {"metric", "network", "reason"}
-    assert set(report["outliers"][0]) == {"network", "hurt", "help"}
+    assert set(report["outliers"][0]) == {"network", "hurt", "help", "classes"}
     assert set(report["outliers"][0]["hurt"][0]) == {"index", "name", "change_if_left_out"}
     assert set(report["neighbours"][0]["nearest"][0]) == {"index", "name", "distance"}
     result.scores[0].details["bad"] = float("nan")
@@ -43,7 +44,7 @@ def test_one_reason_is_one_line_of_the_table():
     fixed = FeatureMoments.from_features(features(50, 2))
     table = evaluate(features(50, 1), fixed).table()
     metrics = "kid, mmd, sliced_wasserstein, precision, recall, density, coverage"
-    assert f"left out: {metrics} (unknown network): the reference holds" in table
+    assert f"left out: {metrics} (unknown network): the set of real images holds" in table
     assert table.count("left out:") == 3  # sfid, is and these
 
 

@@ -78,7 +78,8 @@ def test_statistics_without_features_are_refused_before_images_are_read(tmp_path
 def test_the_same_images_on_both_sides_are_told():
     told = [w for w in evaluate(features(50, 1), features(50, 1)).warnings if "hold the same images" in w]
     assert told == [
-        "the samples and the reference hold the same images: unbiased KID and MMD² fall below 0, and no interval is "
+        "the samples and the set of real images hold the same images: unbiased KID and MMD² fall below 0, and no "
+        "interval is "
         "that of two independent draws"
     ]
     assert not any("same images" in w for w in evaluate(features(50, 1), features(50, 2)).warnings)
@@ -104,4 +105,4 @@ def test_repairs_are_told(tmp_path):
     few = evaluate(pixels(6, 1), pixels(40, 2), features=extractor, metrics=["fd", "outliers"])
     assert "the samples: 6 images for d = 8 features: the distance is biased upwards, use more" in few.warnings
     two = evaluate(features(2, 1), features(40, 2), metrics=["fd", "outliers"])  # leaving one out leaves no covariance
-    assert two.left_out[0].metric == "outliers" and "reference, samples taken as fixed" in two["fd"].method
+    assert two.left_out[0].metric == "outliers" and "real images, samples taken as fixed" in two["fd"].method
