@@ -71,7 +71,7 @@ setup(
     packages=find_packages(include=["fastfid*", "sit_rl*"]),
     include_package_data=False,  # exactly the patterns below, whatever else the manifest names
     package_data={
-        "fastfid": ["py.typed", "assets/**", "evaluation/templates/*"],
+        "fastfid": ["py.typed", "assets/**", "evaluation/templates/*", "pages/templates/*"],
         "sit_rl": ["py.typed", "assets/**", "runs/templates/*", "study/templates/*"],
     },
     ext_modules=[Extension("fastfid._C", sources=[])],

@@ -63,7 +63,7 @@ class Config:
         "continue from the run folder's checkpoint where there is one; --no-resume starts afresh",
         machine=True,
     )
-    seed: int = option(0, least=0)
+    seed: int = option(0, "of the noise of training and of evaluation", least=0)
     steps: int = option(24, "training steps: each rolls out, scores, selects and updates once", least=1)
     reward: RewardOptions = field(default_factory=RewardOptions)
     update: UpdateOptions = field(default_factory=UpdateOptions)

@@ -1,7 +1,7 @@
 """Fine-tune a SiT or DiT with distribution-wise rewards.
 
     torchrun sit_rl/train.py                                  the embedded default, on a CPU, in minutes
-    torchrun sit_rl/train.py --estimator rejection --seed 1   any field of the config is a flag; --help lists them
+    torchrun sit_rl/train.py --estimator rejection --seed 1   any field of the config is a flag; --help-all lists them
     torchrun sit_rl/train.py --config run.yaml --seed 1       and a field of a file; flags win
     torchrun sit_rl/train.py --checkpoint my-model --images FOLDER     a model of your own images (sit_rl.pretrain base)
     torchrun sit_rl/train.py --preset sit-xl-imagenet256 --checkpoint … --vae … --real … --heldout …
@@ -19,17 +19,16 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from fastfid.cli.command_line import CommandError
 from fastfid.runtime.errors import one_line
-from sit_rl.command_line import run_command
+from sit_rl.command_line import all_of_help, brief_help, help_if_asked, run_command
 from sit_rl.components.build import Components, build_components
 from sit_rl.components.checks import check_inputs
-from sit_rl.components.networks import NetworkSides
-from sit_rl.config import Config, parse_config, resolve
+from sit_rl.config import Config, parse_config, places, resolve
 from sit_rl.config_files import text_in, with_file
 from sit_rl.estimators import build_estimator
 from sit_rl.files.atomic import write_json
@@ -42,8 +41,7 @@ from sit_rl.models.open_model import save_weights
 from sit_rl.models.pipeline_families import pipeline_folder
 from sit_rl.presets import PRESETS, for_pipeline
 from sit_rl.ranks.preemption import Preempted, watch
-from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group, world_size
-from sit_rl.reward.components import RewardSide
+from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group
 from sit_rl.reward.own_reward import try_rewards
 from sit_rl.runs.figures import save_samples
 from sit_rl.runs.forecast import describe_run
@@ -52,14 +50,22 @@ from sit_rl.runs.html_report import write_run_report
 from sit_rl.runs.log import Clock, RunLog, read_metrics, say, start_wandb
 from sit_rl.runs.network_figure import gap_in_words, network_table
 from sit_rl.runs.planned_model import planned_family
+from sit_rl.runs.results import extension_in_words
 from sit_rl.runs.run_folder import checkpoint_to_resume, locked_folder, prepare_folder
-from sit_rl.runs.summary import summary_table
-from sit_rl.training.held_out import METRICS, evaluate_model, floor, real_against_real
+from sit_rl.runs.summary import PROGRESS, SUMMARY, shown, summary_table
+from sit_rl.training.held_out import METRICS, evaluate_model
+from sit_rl.training.live import Live
 from sit_rl.training.loop import train
 from sit_rl.training.state import State, exported, read_values, start
 
 # Images shown in the report: ten of each of ten classes, in columns by class.
 GRID = 100
+# Flags of --help; --help-all lists all.
+MAIN_FLAGS = (
+    "steps", "seed", "out", "resume", "estimator", "reward", "reference", "reference_size", "replace", "candidates",
+    "lr", "checkpoint", "vae", "real", "heldout", "reward_features", "judge_features", "evaluate_images",
+    "evaluate_every", "precision", "dry_run",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -110,6 +116,8 @@ def parse(argv: list[str]) -> Config:
     default = PRESETS[name][1]
     if folder is not None:
         default = pipeline_defaults(default, folder, value_of(argv, "--image-size", "--generator.image-size"))
+    help_if_asked(argv, lambda: _brief_help(default))
+    argv = all_of_help(argv)
     config = _parsed(argv, path, name, default)
     model = config.files.checkpoint
     if config.generator.model is None and model is not None and is_model_folder(model):
@@ -160,6 +168,22 @@ def only_network(config: Config, preset: Config) -> Config:
     return config.changed(reward=()) if other and config.reward.components == preset.reward.components else config
 
 
+def _brief_help(default: Config) -> str:
+    """The text of --help: the presets, and the flags that matter."""
+    rows = [(name, "" if default[name] is None else default[name], _meaning(name)) for name in MAIN_FLAGS]
+    width = max(map(len, PRESETS))
+    presets = "\n".join(f"  {name:<{width}}  {text}" for name, (text, _) in PRESETS.items())
+    return brief_help(
+        "sit-rl train", __doc__ or "", rows, len(places()), f"--preset NAME sets the defaults:\n{presets}"
+    )
+
+
+def _meaning(name: str) -> str:
+    """What a flag means; its choices where that says nothing."""
+    place = places()[name]
+    return place.field.metadata["meaning"] or ", ".join(map(str, get_args(place.hint)))
+
+
 def run(config: Config, device: torch.device, clock: Clock) -> None:
     """Evaluate, train, evaluate, report, as the only run in the run folder."""
     check_inputs(config)
@@ -189,24 +213,40 @@ def run_alone(config: Config, device: torch.device, clock: Clock) -> None:
         say(describe_run(config, components))
     else:
         say(f"resuming {config.run_folder} at step {state.step} of {config.steps}")
+        announce_extension(config, state, values)
+    live = Live(config, components, state)
     try:
-        evaluate_both(config, components, state, "before")
-        train(config, components, state, estimator, log)
-        evaluate_both(config, components, state, "after")
+        evaluate_both(config, components, state, "before", live)
+        train(config, components, state, estimator, log, live)
+        evaluate_both(config, components, state, "after", live)
         log.close()
     except Preempted:
         state.writer.wait()
+        live.write("stopped on request; the same command resumes it")
         say(f"stopped on request; {config.run_folder} is saved, the same command resumes")
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        live.write(f"{one_line(error) or 'interrupted'}; the same command resumes it")
         raise
     finally:
         state.writer.wait()
     model = exported(state)
     if is_main():
-        finish(config, components, state, model)
+        finish(config, state, model, live)
     barrier()
 
 
-def evaluate_both(config: Config, components: Components, state: State, when: str) -> None:
+def announce_extension(config: Config, state: State, values: dict[str, Any] | None) -> None:
+    """Say that a resumed run goes on to more steps, and take away the results of the fewer steps."""
+    if values is not None and len(state.extensions) > len(values.get("extensions", [])):
+        say(extension_in_words(state.extensions[-1], config.update.lr_schedule))
+        if is_main():
+            (config.run_folder / SUMMARY).unlink(missing_ok=True)
+            for stale in (config.run_folder / "figures").glob("after_*.npy"):
+                stale.unlink()
+
+
+def evaluate_both(config: Config, components: Components, state: State, when: str, live: Live) -> None:
     """Evaluate under each sampler that has no result yet; save the result, and the first images in the run folder."""
     done = state.evaluations.setdefault(when, {})
     for name, sampler in (("ode", config.evaluation.ode), ("sde", config.evaluation.sde)):
@@ -216,33 +256,26 @@ def evaluate_both(config: Config, components: Components, state: State, when: st
             result = evaluate_model(
                 components, state.learner.averaged(), sampler, config.evaluation.images,
                 seed=config.seed, batch=config.rollout.batch, grid=GRID, first=config.evaluation.every_images,
-                label=f"evaluate {name} {when}",
+                label=f"evaluate {name} {when}", detailed=True,
             )  # fmt: skip
-            done[name] = result.metrics
+            done[name] = result.metrics | result.details
             if is_main():
                 save_samples(config.run_folder, f"{when}_{name}", result.images)
-        numbers = "  ".join(f"{k} {v:.4f}" for k, v in result.metrics.items() if k in METRICS and v is not None)
-        say(f"{when:6} {sampler!s:30} {numbers}")
+        say(f"{when:6} {sampler!s:30} {shown(result.metrics, METRICS)}")
         with state.clock.phase("save"):
             state.save()
+            live.write()
 
 
-def finish(config: Config, components: Components, state: State, model: GeneratorModel) -> None:
+def finish(config: Config, state: State, model: GeneratorModel, live: Live) -> None:
     """ema.safetensors, summary.json, report.html, and the table on the terminal."""
     folder = config.run_folder
     save_weights(model, folder / "ema.safetensors", step=str(state.step), ema=f"{config.update.ema:g}")
-    summary = {
-        "config": config.to_dict(),
-        "before": state.evaluations["before"],
-        "after": state.evaluations["after"],
-        "floor": floor(components),
-        "seconds": {k: round(v, 2) for k, v in state.clock.state_dict().items()},
-        "images_generated": state.images_generated,
-        "ranks": world_size(),
-        "protocol": protocol(config, components, state.side),
-        "real_against_real": real_against_real(components, config.evaluation.images),
-    }
-    write_json(folder / "summary.json", summary)
+    summary = live.summary("finished")
+    write_json(folder / SUMMARY, summary)
+    (folder / PROGRESS).unlink(missing_ok=True)
+    for outdated in (folder / "figures").glob("now_*.npy"):
+        outdated.unlink()
     report, records = write_run_report(folder), read_metrics(folder)
     parts = [summary_table(summary), network_table(summary), gap_in_words(summary, records)]
     print("\n" + "\n\n".join(part for part in parts if part))
@@ -251,36 +284,6 @@ def finish(config: Config, components: Components, state: State, model: Generato
         f"weights     {folder / 'ema.safetensors'} (averaged)",
         flush=True,
     )
-
-
-def protocol(config: Config, components: Components, side: RewardSide | None) -> dict[str, Any]:
-    """How the numbers of summary.json were measured: metrics, networks, images, reward, samplers, weights."""
-    nets = {"fd": components.networks[0], "fd_b": components.judge}
-    return {
-        "metrics": list(METRICS),
-        "networks": {key: identity(sides) for key, sides in nets.items() if sides},
-        "all_networks": [identity(sides) for sides in components.networks],
-        "generated_images": config.evaluation.images,
-        "heldout_images": components.heldout.moments.count,
-        "reward_real_images": components.real.moments.count,
-        "reward": {str(each): each.weight for each in config.reward_components},
-        "reward_networks": {n.name: n.weights_sha256 for n in (components.reward_net, *components.more_nets)},
-        "reward_preprocessing": {n.name: n.preprocessing for n in (components.reward_net, *components.more_nets)},
-        "reward_sources": {} if side is None else dict(side.sources),
-        "samplers": {"ode": str(config.evaluation.ode), "sde": str(config.evaluation.sde)},
-        "weights": f"EMA, decay {config.update.ema} per optimiser step",
-    }
-
-
-def identity(sides: NetworkSides) -> dict[str, Any]:
-    """What identifies a network of the evaluations, and whether it was rewarded."""
-    net = sides.net
-    return {
-        "name": net.name,
-        "preprocessing": net.preprocessing,
-        "weights_sha256": net.weights_sha256,
-        "rewarded": sides.rewarded,
-    }
 
 
 if __name__ == "__main__":

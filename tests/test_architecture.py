@@ -11,13 +11,13 @@ from docs.import_graph import PACKAGES, ROOT, Import, arrows, circles, floors, i
 # The rooms of each package, lowest first: a room may import those before it and none after it.
 ROOMS = {
     "fastfid": (
-        "runtime", "identity", "triton_kernels", "backend", "linalg", "distances", "swap", "images",
+        "runtime", "pages", "identity", "triton_kernels", "backend", "linalg", "distances", "swap", "images",
         "protocols", "features", "statistics", "metrics", "evaluation", "rewards", "api", "cli", "__main__",
     ),
     "sit_rl": (
         "files", "ranks", "command_line", "models", "sampling", "ema", "reward_names", "options", "config",
         "config_files", "presets", "learner", "components", "reward", "rollout", "estimators", "runs", "generation",
-        "report", "compare", "training", "pretraining", "sample", "evaluate", "pretrain", "train", "study",
+        "report", "compare", "training", "pretraining", "sample", "evaluate", "pretrain", "train", "study", "cli",
     ),
 }  # fmt: skip
 

@@ -15,9 +15,13 @@ Nothing here loads torch: help and wrong arguments are answered at once.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
@@ -85,6 +89,17 @@ def report(program: str, sentence: str) -> None:
     """Print one sentence to stderr, with the number of the rank above 0; nothing in it commands the terminal."""
     speaker = f"{program} on rank {_rank()}" if _rank() else program
     print(printable(f"{speaker}: {sentence}"), file=sys.stderr, flush=True)
+    _tell_launcher(printable(sentence, kept=""))
+
+
+def _tell_launcher(sentence: str) -> None:
+    """Leave the sentence where torchrun looks for the cause, so that its own message ends with it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    cause = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
+    with suppress(OSError):
+        Path(path).write_text(json.dumps({"message": {"message": sentence, "extraInfo": cause}}), encoding="utf-8")
 
 
 def _rank() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -119,10 +119,12 @@ def build_components(
 
     def side(split: str, net: FeatureExtractor) -> RealSide:
         file = config.files.real if split == "real" else config.files.heldout
-        source = file if split not in sets else sets[split].images
-        assert source is not None, "without --real and --heldout both sets are the embedded ones"
+        label = f"{split} images → {net.name}"
         with reading(f"--{split}", file or ASSETS):
-            return extract_real(source, net, f"{split} images → {net.name}", progress)
+            if split in sets:
+                return replace(extract_real(sets[split].images, net, label, progress), labels=sets[split].labels)
+            assert file is not None, "without --real and --heldout both sets are the embedded ones"
+            return extract_real(file, net, label, progress)
 
     def sides(net: FeatureExtractor, rewarded: bool) -> NetworkSides:
         real = side("real", net)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from fastfid import FeatureExtractor, FeatureMoments
 from fastfid.identity import NetworkFeatures, mismatch
 from fastfid.images.open import open_images
+from fastfid.images.source import ImageSource
 from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import Statistics, read_statistics
 from sit_rl.models.generator_model import GeneratorModel
@@ -26,10 +27,14 @@ FEATURE_BATCH = 250
 
 @dataclass(frozen=True)
 class RealSide:
-    """Moments of real images through one network, and the features float32 [n, d] unless they came as statistics."""
+    """Moments of real images through one network, and the features float32 [n, d] unless they came as statistics.
+
+    labels  classes int64 [n] of the features' images, numbered as the generator's; None where they are not known
+    """
 
     moments: FeatureMoments
     features: torch.Tensor | None
+    labels: torch.Tensor | None = None
 
 
 def extract_real(source: torch.Tensor | Path, net: FeatureExtractor, label: str, progress: bool) -> RealSide:
@@ -49,7 +54,15 @@ def extract_real(source: torch.Tensor | Path, net: FeatureExtractor, label: str,
                 bar.update(len(part))
             stop_if_told()
     features = torch.cat(parts)
-    return RealSide(FeatureMoments.from_features(features), features)
+    return RealSide(FeatureMoments.from_features(features), features, _labels(images))
+
+
+def _labels(images: ImageSource) -> torch.Tensor | None:
+    """The classes int64 [n] of images whose labels are all numbers; None for others."""
+    names = images.labels(0, len(images))
+    if not names or not all(name.isdecimal() for name in names):
+        return None
+    return torch.tensor([int(name) for name in names])
 
 
 def validate_real(source: Path, nets: list[FeatureExtractor]) -> None:

@@ -41,6 +41,21 @@ def held(path: Path, flag: str, place: Path) -> Iterator[str | None]:
         os.close(handle)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock file `path`; True as well where the file system has no locks to ask."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+
+
 def _open_locked(path: Path, flag: str, place: Path) -> tuple[int, str | None]:
     """A handle that holds the lock, and the note of `held`."""
     while True:

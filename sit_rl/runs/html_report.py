@@ -1,50 +1,152 @@
-"""report.html: table, figures and settings of a run in one file."""
+"""report.html of a run, under way or finished: results, samples, curves and settings in one file."""
 
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 from typing import Any
 
-from fastfid.runtime.templates import template
+import numpy as np
+
+from fastfid.pages.charts import number
+from fastfid.pages.pictures import png
+from fastfid.pages.templates import template
+from fastfid.runtime.input_files import reading
+from sit_rl.components.image_sets import tile
+from sit_rl.config import resolve
 from sit_rl.files.atomic import write_text
-from sit_rl.runs.figures import draw_components, draw_curve, draw_rewards, draw_samples, draw_time
-from sit_rl.runs.log import read_metrics
-from sit_rl.runs.network_figure import draw_networks
-from sit_rl.runs.summary import load_summary, sampler_kinds, summary_table, table_head, table_rows
+from sit_rl.files.lock import is_held
+from sit_rl.presets import PRESETS
+from sit_rl.runs.curves import distance_charts, training_charts
+from sit_rl.runs.figures import draw_curve, draw_samples
+from sit_rl.runs.log import GRID_COLUMNS, PHASES, read_metrics
+from sit_rl.runs.network_figure import draw_networks, gap_in_words
+from sit_rl.runs.results import changes_in_words, class_table, extensions_in_words, network_table, sampler_table
+from sit_rl.runs.run_folder import LOCK
+from sit_rl.runs.settings_table import settings_table
+from sit_rl.runs.summary import SAMPLERS, load_results, results_file, sampler_kinds, summary_table
+
+REFRESH = 15  # seconds after which a browser loads the page of a run under way again
+PICTURE = 1000  # most pixels of a side of a grid of images: 10 × 10 images of 100 pixels
 
 
 def write_run_report(folder: Path) -> Path:
-    """Draw the figures and write report.html, which needs no other file, in a run folder; errors of `load_summary`."""
-    summary = load_summary(folder)
-    records = read_metrics(folder)
-    figures = {
-        "Rewarded and never-seen networks over training": draw_networks(summary, records),
-        "Fréchet distance over training": draw_curve(summary, records),
-        "Samples from the same noise and labels": draw_samples(folder, sampler_kinds(summary)),
-        "Reward of the candidate subsets": draw_rewards(records),
-        "Components of the reward": draw_components(records),
-        "Where the time went": draw_time(summary),
-    }
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in zip(
-        ("networks", "curve", "samples", "rewards", "components", "time"), figures.values(), strict=True
-    ):
-        if figure is not None:
-            (folder / "figures" / f"{name}.png").write_bytes(figure)
+    """Write report.html, which needs no other file, in a run folder; errors of `load_results`.
+
+    A finished run also gets its curve and its samples as PNG files in figures/.
+    """
+    summary, records = load_results(folder), read_metrics(folder)
+    with reading(results_file(folder), "pass a run's folder", "as the results of a run"):
+        status = summary.get("status", "finished")
+        if status == "running" and not is_held(folder / LOCK):
+            status = "its process has ended without a word; the same command resumes it"
+        page = _page(folder, summary, records, status)
+    if status == "finished":
+        _write_figures(folder, summary, records)
     path = folder / "report.html"
-    write_text(path, _page(folder.name, summary, figures))
+    write_text(path, page)
     return path
 
 
-def _page(name: str, summary: dict[str, Any], figures: dict[str, bytes | None]) -> str:
+def _write_figures(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    (folder / "figures").mkdir(exist_ok=True)
+    drawn = {
+        "networks": draw_networks(summary, records),
+        "curve": draw_curve(summary, records),
+        "samples": draw_samples(folder, sampler_kinds(summary)),
+    }
+    for name, figure in drawn.items():
+        if figure is not None:
+            (folder / "figures" / f"{name}.png").write_bytes(figure)
+
+
+def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], status: str) -> str:
     """The HTML document. The template escapes all values."""
+    finished, running = status == "finished", status == "running"
     return template("sit_rl.runs", "report.html.jinja").render(
-        name=name,
-        head=table_head(summary),
-        rows=table_rows(summary),
-        notes=summary_table(summary).splitlines()[-2:],
-        figures={title: base64.b64encode(png).decode() for title, png in figures.items() if png is not None},
-        settings=json.dumps({"config": summary["config"], "protocol": summary["protocol"]}, indent=2),
+        title=folder.resolve().name,
+        refresh=REFRESH if running else 0,
+        status=_status(summary, records, status),
+        command=summary.get("command"),
+        words=changes_in_words(summary),
+        extensions=extensions_in_words(summary),
+        tables=[sampler_table(summary, records, sampler) for sampler in SAMPLERS if sampler in summary["before"]],
+        notes=summary_table(summary).splitlines()[-2:] if finished else [],
+        networks=network_table(summary),
+        network_figure=_base64(draw_networks(summary, records)) if finished else "",
+        gap=gap_in_words(summary, records).splitlines() if finished else [],
+        flips=_flips(folder, sampler_kinds(summary)),
+        distances=distance_charts(summary, records),
+        training=training_charts(records),
+        classes=[table for sampler in SAMPLERS if (table := class_table(summary, sampler))],
+        time=_time(summary["seconds"]),
+        facts=_facts(summary),
+        settings=settings_table(summary["config"], _preset(summary)),
     )
+
+
+def _base64(picture: bytes | None) -> str:
+    return "" if picture is None else base64.b64encode(picture).decode()
+
+
+def _status(summary: dict[str, Any], records: list[dict[str, Any]], status: str) -> str:
+    """Where the run is, in a line."""
+    steps = summary["config"]["steps"]
+    if status == "finished":
+        return f"finished: {steps} steps in {_duration(summary['seconds']['total'])}"
+    done = summary.get("step", len(records))
+    if status != "running":
+        return f"ended at step {done} of {steps}: {status}"
+    return f"running: step {done} of {steps}, {_duration(summary['seconds']['total'])} so far; this page renews itself"
+
+
+def _duration(seconds: float) -> str:
+    """12 s, 9.5 min or 3.2 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _flips(folder: Path, kinds: list[str]) -> list[dict[str, Any]]:
+    """For each sampler, images before training and the newest ones, of the same noise and labels."""
+    found = []
+    for sampler, kind in zip(SAMPLERS, kinds, strict=True):
+        before, now, after = (folder / "figures" / f"{when}_{sampler}.npy" for when in ("before", "now", "after"))
+        later, name = (after, "after training") if after.is_file() else (now, "newest evaluation")
+        if before.is_file() and later.is_file():
+            both = [
+                {"name": title, "png": png(tile(np.load(path), GRID_COLUMNS), PICTURE)}
+                for title, path in (("before training", before), (name, later))
+            ]
+            found.append({"id": sampler, "title": f"{kind} sampler", "before": both[0], "after": both[1]})
+    return found
+
+
+def _time(seconds: dict[str, float]) -> list[tuple[str, float, str]]:
+    """Name, share of the longest, and text of each phase."""
+    phases = {phase: seconds[phase] for phase in PHASES if seconds.get(phase)}
+    phases["other"] = max(seconds["total"] - sum(phases.values()), 0.0)
+    longest, total = max(*phases.values(), 1e-9), max(seconds["total"], 1e-9)
+    return [(name, value / longest, f"{value:.1f} s, {value / total:.0%}") for name, value in phases.items()]
+
+
+def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the numbers depend on."""
+    protocol = summary["protocol"]
+    facts = [
+        (f"network of {'the reward' if key == 'fd' else 'the judge'}", f"{net['name']}, weights "
+         f"{(net.get('weights_sha256') or 'unknown')[:12]}, {net.get('preprocessing') or 'preprocessing unknown'}")
+        for key, net in protocol["networks"].items()
+    ]  # fmt: skip
+    facts += [("sampler", text) for text in protocol["samplers"].values()]
+    facts += [(name, summary[name]) for name in ("version", "commit", "date", "torch", "device") if summary.get(name)]
+    facts += [("images generated", number(summary["images_generated"]))]
+    return facts
+
+
+def _preset(summary: dict[str, Any]) -> dict[str, Any]:
+    """The values that the run's preset and estimator have by themselves; empty for an unknown preset."""
+    name, estimator = summary["config"].get("preset"), summary["config"].get("estimator")
+    if name not in PRESETS:
+        return {}
+    return resolve(PRESETS[name][1].changed(estimator=estimator)).to_dict()

@@ -76,18 +76,19 @@ def gap_in_words(summary: Mapping[str, Any], records: list[dict[str, Any]]) -> s
 
 
 def _gap_of_sampler(summary: Mapping[str, Any], records: list[dict[str, Any]], sampler: str, kind: str) -> str:
-    ends = [
+    before, after = (
         (step, {name: scores["fd"] for name, scores in summary[when][sampler]["networks"].items()})
         for step, when in ((0, "before"), (summary["config"]["steps"], "after"))
-    ]
-    gains = {rewarded: _mean(summary, *ends, rewarded) for rewarded in GROUPS}
+    )
+    gains = {rewarded: _mean(summary, before, after, rewarded) for rewarded in GROUPS}
     text = (
         f"{kind}: FD changed by {percent(gains[True] - 1)} in the rewarded networks and by {percent(gains[False] - 1)} "
         f"in those that the reward never saw; the gap is {_points(gains[False] - gains[True])}"
     )
-    start, *later = curve(summary, records, sampler) or [None]
-    if start is None or len(later) < 2:
+    points = curve(summary, records, sampler)
+    if len(points) < 3:
         return f"{text}."
+    start, *later = points
     gaps = [_mean(summary, start, point, False) - _mean(summary, start, point, True) for point in later]
     grown, since = gaps[-1] - gaps[0], f"since step {later[0][0]}, when it was {_points(gaps[0])}"
     if abs(grown) < STEADY:

@@ -17,6 +17,7 @@ from sit_rl.learner import checkpoint
 from sit_rl.options.option import dashed
 from sit_rl.ranks.process_group import barrier, is_main
 from sit_rl.runs.log import say
+from sit_rl.runs.summary import PROGRESS, SUMMARY
 
 # The file that a run holds a lock on while it works in its folder.
 LOCK = "run.lock"
@@ -25,10 +26,19 @@ LOCK = "run.lock"
 FOLDERS = {
     "checkpoints": ("step-*.pt",),
     "tensorboard": ("events.out.tfevents.*",),
-    "figures": ("before_*.npy", "after_*.npy", "networks.png", "curve.png", "samples.png", "rewards.png", "time.png"),
+    "figures": (
+        "before_*.npy",
+        "now_*.npy",
+        "after_*.npy",
+        "networks.png",
+        "curve.png",
+        "samples.png",
+        "rewards.png",
+        "time.png",
+    ),
     "ema": ("step-*.safetensors",),
 }
-FILES = ("metrics.jsonl", "summary.json", "report.html", "ema.safetensors")
+FILES = ("metrics.jsonl", SUMMARY, PROGRESS, "report.html", "ema.safetensors")
 
 
 @contextmanager
@@ -61,7 +71,8 @@ def checkpoint_to_resume(config: Config) -> Path | None:
     if path is None:
         check_replaceable(config)
         return None
-    changed = differences(load_config(place / "config.yaml"), config)
+    saved = load_config(place / "config.yaml")
+    changed = [name for name in differences(saved, config) if name != "steps" or config.steps < saved.steps]
     if changed:
         raise ValueError(
             f"{place} holds a run with another {dashed(changed[0])}; choose another --out, "
@@ -85,7 +96,7 @@ def check_replaceable(config: Config) -> None:
         )
     if config.resume and any((place / "checkpoints").glob("step-*.pt")):
         raise ValueError(f"{place} holds a run of version 0.1.0; choose another --out, or --no-resume to replace it")
-    if config.resume and (place / "summary.json").is_file():
+    if config.resume and (place / SUMMARY).is_file():
         raise ValueError(
             f"{place} holds a finished run without its checkpoints; choose another --out, or --no-resume to replace it"
         )
@@ -115,6 +126,8 @@ def prepare_folder(config: Config, fresh: bool) -> None:
                 remove_run(place)
                 config.save(place / "config.yaml")
             else:
+                if load_config(place / "config.yaml").steps != config.steps:
+                    config.save(place / "config.yaml")
                 checkpoint.discard_old(place / "checkpoints", config.run.keep_checkpoints)  # it may have been lowered
     barrier()
 

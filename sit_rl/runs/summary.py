@@ -1,12 +1,22 @@
-"""The result of a run: summary.json, and its table as text."""
+"""The result of a run, its table as text, and its files: summary.json, and progress.json of a run under way."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastfid.runtime.input_files import read_text, reading
+from sit_rl.components.build import Components
+from sit_rl.components.networks import NetworkSides
+from sit_rl.config import Config
+from sit_rl.reward.components import RewardSide
+from sit_rl.sampling.sampler_config import SamplerConfig
+
+SCHEMA = "sit_rl.summary/1"  # the number grows when a key is removed or changes its meaning
+SUMMARY, PROGRESS = "summary.json", "progress.json"
+SAMPLERS = ("ode", "sde")  # keys of both files: without and with noise; DDIM and DDPM for a DiT
 
 # Rows of the table: key in summary.json, name, whether lower is better.
 ROWS = (
@@ -33,7 +43,7 @@ def table_rows(summary: dict[str, Any]) -> list[list[str]]:
     rows = []
     for key, name, lower in ROWS:
         cells = [f"{name} {'↓' if lower else '↑'}"]
-        for sampler in ("ode", "sde"):
+        for sampler in SAMPLERS:
             before, after = (summary[when][sampler].get(key) for when in ("before", "after"))
             if before is None or after is None:
                 break
@@ -43,9 +53,49 @@ def table_rows(summary: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def protocol(config: Config, components: Components, side: RewardSide | None, metrics: Iterable[str]) -> dict[str, Any]:
+    """How the numbers of summary.json were measured: metrics, networks, images, reward, samplers, weights."""
+    nets = {"fd": components.networks[0], "fd_b": components.judge}
+    return {
+        "metrics": list(metrics),
+        "networks": {key: identity(sides) for key, sides in nets.items() if sides},
+        "all_networks": [identity(sides) for sides in components.networks],
+        "generated_images": config.evaluation.images,
+        "heldout_images": components.heldout.moments.count,
+        "reward_real_images": components.real.moments.count,
+        "reward": {str(each): each.weight for each in config.reward_components},
+        "reward_networks": {n.name: n.weights_sha256 for n in (components.reward_net, *components.more_nets)},
+        "reward_preprocessing": {n.name: n.preprocessing for n in (components.reward_net, *components.more_nets)},
+        "reward_sources": {} if side is None else dict(side.sources),
+        "samplers": {"ode": str(config.evaluation.ode), "sde": str(config.evaluation.sde)},
+        "weights": f"EMA, decay {config.update.ema} per optimiser step",
+    }
+
+
+def identity(sides: NetworkSides) -> dict[str, Any]:
+    """What identifies a network of the evaluations, and whether it was rewarded."""
+    net = sides.net
+    return {
+        "name": net.name,
+        "preprocessing": net.preprocessing,
+        "weights_sha256": net.weights_sha256,
+        "rewarded": sides.rewarded,
+    }
+
+
+def shown(metrics: Mapping[str, Any], names: Iterable[str]) -> str:
+    """The numbers of these metrics in a line; metrics that were not computed are left out."""
+    return "  ".join(f"{name} {metrics[name]:.4f}" for name in names if metrics.get(name) is not None)
+
+
+def kind_of(sampler: SamplerConfig | str) -> str:
+    """The name of a sampler in a word: ODE or SDE, DDIM or DDPM."""
+    return str(sampler).split()[0].rstrip(",")
+
+
 def sampler_kinds(summary: dict[str, Any]) -> list[str]:
     """Names of the two samplers: ODE and SDE, or DDIM and DDPM."""
-    return [summary["protocol"]["samplers"][key].split()[0].rstrip(",") for key in ("ode", "sde")]
+    return [kind_of(summary["protocol"]["samplers"][key]) for key in SAMPLERS]
 
 
 def table_head(summary: dict[str, Any]) -> list[str]:
@@ -94,14 +144,34 @@ def _reward_share(seconds: dict[str, float]) -> str:
 
 def summary_file(path: Path) -> Path:
     """The summary of a run folder, or the file itself."""
-    return path / "summary.json" if path.is_dir() else path
+    return path / SUMMARY if path.is_dir() else path
 
 
 def load_summary(path: Path) -> dict[str, Any]:
     """Read summary.json, given a run folder or the file; FileNotFoundError without it, ValueError for another file."""
     file = summary_file(path)
     if not file.exists():
-        raise FileNotFoundError(f"{path} holds no summary.json: a run writes it at its end")
+        under_way = " (it is under way: `python -m sit_rl.report` shows it)" if (path / PROGRESS).exists() else ""
+        raise FileNotFoundError(f"{path} holds no {SUMMARY}: a run writes it at its end{under_way}")
+    summary = _load(file)
+    with reading(file, "pass a run's folder", "as the summary of a run"):
+        summary_table(summary)  # now, because an error of a wrong entry here names the file
+    return summary
+
+
+def load_results(folder: Path) -> dict[str, Any]:
+    """The results of a run folder so far: progress.json of a run under way, else `load_summary`."""
+    file = results_file(folder)
+    return _load(file) if file.name == PROGRESS else load_summary(folder)
+
+
+def results_file(folder: Path) -> Path:
+    """The file that holds the newest results of a run folder."""
+    return folder / (PROGRESS if (folder / PROGRESS).exists() else SUMMARY)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """Read either file; ValueError where it has another content."""
     with reading(file, "pass a run's folder", "as the summary of a run"):
         text = read_text(file)
         try:
@@ -113,5 +183,4 @@ def load_summary(path: Path) -> dict[str, Any]:
         missing = [key for key in SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
         if missing:
             raise ValueError(f"{file} is not the summary of a run: it has no {missing[0]!r}")
-        summary_table(summary)  # now, because an error of a wrong entry here names the file
     return summary

@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastfid.runtime.templates import template
+from fastfid.pages.templates import template
 from sit_rl.files.atomic import write_text
 from sit_rl.runs.summary import percent
 from sit_rl.study.figure import draw
@@ -39,7 +39,7 @@ def write_study(study: Study, lines: Sequence[Line], missing: Sequence[str], out
     write_text(out / "study.csv", csv_text([each for line in lines for each in line.found]))
     (out / "study.png").write_bytes(picture)
     page = template("sit_rl.study", "study.html.jinja").render(
-        name=study.name, head=HEAD, rows=rows, notes=notes, picture=base64.b64encode(picture).decode()
+        title=study.name, refresh=0, head=HEAD, rows=rows, notes=notes, picture=base64.b64encode(picture).decode()
     )
     write_text(out / "study.html", page)
     return out / "study.html"

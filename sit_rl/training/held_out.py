@@ -17,7 +17,8 @@ from sit_rl.ranks.process_group import is_main
 from sit_rl.rollout import generate
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream
 from sit_rl.sampling.sampler_config import SamplerConfig
-from sit_rl.training.network_judge import distance, judges_of
+from sit_rl.training.details import details
+from sit_rl.training.network_judge import NEAREST_K, distance, judges_of
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1_000  # torch-fidelity's
 # Of the reward's first network; fd_b of the first judge.
@@ -31,10 +32,12 @@ class Evaluation:
     metrics  those of METRICS; `networks`: {name: {"rewarded", and SCORES of network_judge.py}}; and `first_images`, if
              asked for: FD of every network for the first so many images, {"images": n, "networks": {name: {"fd"}}}
     images   uint8 [≤ grid, C, H, W]
+    details  of `sit_rl.training.details`, empty unless asked for
     """
 
     metrics: dict[str, Any]
     images: torch.Tensor
+    details: dict[str, Any]
 
 
 def evaluate_model(
@@ -48,13 +51,14 @@ def evaluate_model(
     grid: int = 0,
     first: int = 0,
     label: str = "evaluate",
+    detailed: bool = False,
 ) -> Evaluation:
     """Sample `count` images, `batch` at a time, and compare them with the held-out real images.
 
     Image i always has the noise of (seed, i) and class i mod classes, or the prompt whose turn it is. So two models are
     compared like for like, and a smaller count uses the first of the same images. Returns the first `grid` images as
-    well. Metrics that need real features are None where the real side is a statistics file. They are the main rank's;
-    the others get None.
+    well, and `detailed` what lies behind the numbers. Metrics that need real features are None where the real side is a
+    statistics file. They are the main rank's; the others get None.
 
     first  also FD of the first so many images, which is that of a smaller count
     """
@@ -71,7 +75,8 @@ def evaluate_model(
     metrics = measure(components, features)
     if 1 < first <= count:
         metrics["first_images"] = {"images": first, "networks": distances(components, [x[:first] for x in features])}
-    return Evaluation(metrics, images)
+    behind = details(components.heldout, features[0], labels, NEAREST_K) if detailed and is_main() else {}
+    return Evaluation(metrics, images, behind)
 
 
 def measure(components: Components, features: list[torch.Tensor]) -> dict[str, Any]:

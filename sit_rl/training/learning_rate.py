@@ -17,16 +17,19 @@ def warmup_cosine(progress: float, warmup: float = 0.02) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
+def learning_rate(update: UpdateOptions, step: int, steps: int) -> float:
+    """The rate of step `step` of `steps`: a linear warm-up, then constant or half a cosine to 0."""
+    if update.lr_schedule == "cosine":
+        return given(update.lr) * warmup_cosine((step + 1) / (steps + 1), update.warmup / steps)
+    return given(update.lr) * min(1.0, (step + 1) / max(1, update.warmup))
+
+
 def set_learning_rate(
     update: UpdateOptions, optimizer: torch.optim.Optimizer, step: int, steps: int, pace: float = 1.0
 ) -> None:
-    """Give the optimiser the rate of step `step` of `steps`: a linear warm-up, then constant or half a cosine to 0.
+    """Give the optimiser the rate of step `step` of `steps`.
 
     pace  factor of it, by which the step control shortens steps
     """
-    if update.lr_schedule == "cosine":
-        factor = warmup_cosine((step + 1) / (steps + 1), update.warmup / steps)
-    else:
-        factor = min(1.0, (step + 1) / max(1, update.warmup))
     for group in optimizer.param_groups:
-        group["lr"] = given(update.lr) * factor * pace
+        group["lr"] = learning_rate(update, step, steps) * pace

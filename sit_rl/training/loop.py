@@ -25,16 +25,29 @@ from sit_rl.reward.rolling_reference import ReferenceSet
 from sit_rl.reward.slopes import advantage_slopes
 from sit_rl.reward.swap_reward import Credits, Scores, SwapReward, reward_device
 from sit_rl.rollout import Rollout, generate
+from sit_rl.runs.figures import save_samples
 from sit_rl.runs.forecast import Forecast
 from sit_rl.runs.log import GRID_COLUMNS, RunLog, say
+from sit_rl.runs.summary import kind_of, shown
 from sit_rl.sampling.random_streams import Stream
 from sit_rl.training.held_out import evaluate_model
 from sit_rl.training.learning_rate import set_learning_rate
+from sit_rl.training.live import Live
 from sit_rl.training.state import State, save_snapshots
 
 
-def train(config: Config, components: Components, state: State, estimator: Estimator, log: RunLog) -> None:
-    """Run the remaining steps of `state`, in place; Preempted after a save where the run was told to stop."""
+def train(
+    config: Config,
+    components: Components,
+    state: State,
+    estimator: Estimator,
+    log: RunLog,
+    live: Live | None = None,
+) -> None:
+    """Run the remaining steps of `state`, in place; Preempted after a save where the run was told to stop.
+
+    live  writes the report of the run under way; None for no report
+    """
     forecast = Forecast(config, state.clock)
     with tqdm(total=config.steps, initial=state.step, desc="train", unit="step", disable=not is_main()) as bar:
         while state.step < config.steps:
@@ -52,6 +65,8 @@ def train(config: Config, components: Components, state: State, estimator: Estim
                 if stop or state.step % config.run.save_every == 0 or state.step == config.steps:
                     state.save()
                 save_snapshots(config, state)
+                if live is not None:
+                    live.step(evaluated="evaluation" in record)
             if stop:
                 raise Preempted
             bar.update()
@@ -258,12 +273,16 @@ def quick_evaluation(
 ) -> dict[str, dict[str, float | None]]:
     """Both samplers on fewer images, for the curve; distances of few images are biased upwards, all points alike."""
     samplers, model = {"ode": config.evaluation.ode, "sde": config.evaluation.sde}, state.learner.averaged()
-    out = {}
+    out, told = {}, []
     for name, sampler in samplers.items():
         done = evaluate_model(
             components, model, sampler, config.evaluation.every_images,
             seed=config.seed, batch=config.rollout.batch, grid=GRID_COLUMNS**2, label=f"evaluate {name}",
         )  # fmt: skip
         log.images(f"samples/{name}", done.images, state.step)
+        if is_main():
+            save_samples(config.run_folder, f"now_{name}", done.images)
         out[name] = done.metrics
+        told.append(f"{kind_of(sampler)} {shown(done.metrics, ('fd', 'fd_b', 'recall'))}")
+    say(f"step {state.step} of {config.steps}, {config.evaluation.every_images} images: {'; '.join(told)}")
     return out

@@ -24,6 +24,7 @@ from sit_rl.reward.rolling_reference import ReferenceSet
 from sit_rl.reward.step_control import StepControl, not_comparable
 from sit_rl.reward.swap_reward import SwapReward, reward_device, reward_side_of
 from sit_rl.runs.log import Clock, say
+from sit_rl.training.learning_rate import learning_rate
 
 # The plain values of a checkpoint, and their types.
 VALUE_KINDS = {
@@ -65,6 +66,7 @@ class State:
     first_credit_std: dict[str, float] = field(default_factory=dict)  # of the first step's credits, by component
     first_reference_fd: float | None = None
     control: StepControl | None = None  # None: off
+    extensions: list[dict[str, Any]] = field(default_factory=list)  # of `extend`
 
     def save(self) -> None:
         """Begin to write a checkpoint; every rank calls it."""
@@ -99,7 +101,24 @@ class State:
             "pace": 1.0 if self.control is None else self.control.pace,
             "config": self.config.to_dict(),
             "conditions": self.conditions.identity,
+            "extensions": self.extensions,
         }
+
+    def extend(self, earlier: dict[str, Any]) -> None:
+        """Record that the run goes on to more steps than the checkpoint's config `earlier` has, and judge it anew."""
+        before, now = earlier.get("steps"), self.config.steps
+        if not isinstance(before, int) or before >= now:
+            return
+        self.extensions.append(
+            {
+                "step": self.step,
+                "from_steps": before,
+                "to_steps": now,
+                "lr_before": learning_rate(self.config.update, max(self.step - 1, 0), before),
+                "lr_after": learning_rate(self.config.update, self.step, now),
+                "after": self.evaluations.pop("after", {}),
+            }
+        )
 
     def reward_of(self, reference: ReferenceSet) -> SwapReward:
         """The reward with its first reference set."""
@@ -114,6 +133,8 @@ class State:
             )
         for name in ("step", "images_generated", "evaluations", "first_credit_std", "first_reference_fd"):
             setattr(self, name, values[name])
+        self.extensions = list(values.get("extensions", []))  # checkpoints of version 0.2.0 have none
+        self.extend(values["config"])
         kinds = checkpoint.names(path)
         self.learner.expect_optimizer_state(kinds)
         images = {

@@ -7,42 +7,12 @@ import numpy as np
 import pytest
 
 from sit_rl import compare, report
+from sit_rl.files.lock import held
 from sit_rl.runs.html_report import write_run_report
 from sit_rl.runs.log import Clock, RunLog, read_metrics
+from sit_rl.runs.results import network_table
 from sit_rl.runs.summary import percent, summary_table, table_rows
-
-METRICS = dict(fd=2.0, kid=0.1, mmd=0.01, fd_b=3.0, precision=0.8, recall=0.4, density=0.7, coverage=0.6)
-
-
-def summary():
-    after = {k: v / 2 for k, v in METRICS.items()}
-    return {
-        "config": {
-            "steps": 10,
-            "evaluate_images": 500,
-            "evaluate_every_images": 100,
-            "note": "<script>alert(1)</script>",
-        },
-        "before": {"ode": METRICS, "sde": METRICS},
-        "after": {"ode": after, "sde": METRICS | {"fd_b": None}},
-        "floor": {"fd": 0.03, "fd_b": None},
-        "seconds": {
-            "rollout": 5.0,
-            "reward": 1.0,
-            "update": 3.0,
-            "refresh": 1.0,
-            "evaluate": 4.0,
-            "save": 0.1,
-            "total": 15.0,
-        },
-        "images_generated": 1000,
-        "protocol": {
-            "networks": {"fd": {"name": "net <a>"}},
-            "generated_images": 500,
-            "heldout_images": 600,
-            "samplers": {"ode": "ODE heun, 8 steps", "sde": "SDE heun, 16 steps"},
-        },
-    }
+from tests.support.run_summaries import METRICS, metrics_lines, summary, summary_with_everything
 
 
 def test_table_has_changes_and_leaves_out_what_is_missing():
@@ -65,18 +35,58 @@ def test_report_is_self_contained_and_escaped(tmp_path):
         np.save(tmp_path / "figures" / f"{name}.npy", np.zeros((20, 3, 8, 8), np.uint8))
     page = write_run_report(tmp_path).read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "net &lt;a&gt;" in page
-    assert page.count("data:image/png;base64,") == 4
-    assert {p.name for p in (tmp_path / "figures").glob("*.png")} == {
-        "curve.png",
-        "samples.png",
-        "rewards.png",
-        "time.png",
-    }
+    assert page.count("data:image/png;base64,") == 4 and "http" not in page  # before and after of two samplers
+    assert {p.name for p in (tmp_path / "figures").glob("*.png")} == {"curve.png", "samples.png"}
 
 
 def test_report_without_samples_or_rewards(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
-    assert write_run_report(tmp_path).read_text().count("data:image/png;base64,") == 2
+    page = write_run_report(tmp_path).read_text()
+    assert "data:image" not in page and "Rewards of the candidate subsets" not in page and "http-equiv" not in page
+
+
+def test_report_shows_everything_that_a_run_tells(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(summary_with_everything()))
+    (tmp_path / "metrics.jsonl").write_text(metrics_lines(40))
+    page = write_run_report(tmp_path).read_text()
+    for title in (
+        "Fréchet distance over training", "Recall", "Loss", "Drift from the base model", "Norm of the gradient",
+        "KL from the policy", "Fréchet distance against the number of images", "Rewards of the candidate subsets",
+    ):  # fmt: skip
+        assert f"<h3>{title}" in page, title
+    assert "<title>ODE, 100 images: 1.497 at 8</title>" in page  # a point that is hovered
+    assert "fell by 50.0% with the ODE sampler, from 2 to 1" in page and "1.9 to 2.1" in page
+    assert "went on to 40 after step 20" in page and "1e-07 to 5e-05" in page
+    assert "torchrun sit_rl/train.py --note &#39;&lt;b&gt;&#39;" in page
+    assert "<b>--lr</b>" in page and "<b>--steps</b>" in page and "<b>--preset" not in page  # what was changed
+    assert page.count(">never seen<") == 4 and page.count('<td class="n">rewarded') == 2 and "net-&lt;c&gt;" in page
+    worst = page[page.index("<h2>Classes") :]
+    assert worst.index("<td>0</td>") < worst.index("<td>9</td>")
+
+
+def test_networks_are_shown_where_the_summary_has_them():
+    assert network_table(summary()) is None
+    table = network_table(summary_with_everything())
+    assert table["head"][3:] == ["FD ↓", "FDr ↓", "precision ↑", "recall ↑", "density ↑", "coverage ↑", "sliced W₂ ↓"]
+    assert table["rows"][0][:4] == ["net-a", "rewarded", "ODE", "2 → 1"]
+
+
+def test_report_of_a_run_under_way_and_of_one_that_was_killed(tmp_path, capsys):
+    under_way = summary_with_everything() | {"status": "running", "step": 16}
+    under_way["after"], under_way["before"] = {}, {"ode": under_way["before"]["ode"]}  # the first evaluation alone
+    (tmp_path / "progress.json").write_text(json.dumps(under_way))
+    (tmp_path / "metrics.jsonl").write_text(metrics_lines(16))
+    with held(tmp_path / "run.lock", "--out", tmp_path):
+        report.main([str(tmp_path)])
+        page = (tmp_path / "report.html").read_text()
+    assert 'http-equiv="refresh"' in page and "running: step 16 of 40" in page and "step 16, 100 images" in page
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    report.main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert "http-equiv" not in page and "ended at step 16 of 40: its process has ended without a word" in page
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([str(tmp_path)])
+    assert "it is under way" in capsys.readouterr().err
 
 
 def test_log_drops_the_steps_that_a_resume_repeats(tmp_path):
@@ -130,19 +140,26 @@ def test_runs_are_compared_with_the_spread_of_their_seeds(tmp_path, monkeypatch,
         one = summary()
         one["config"] |= {"estimator": "x" if name != "c" else "y", "reference": "rolling", "credit": "image"}
         one["config"] |= {"seed": seed, "out": name}
+        one["commit"] = name if name != "c" else None
         one["after"]["ode"] = METRICS | {"fd": METRICS["fd"] * factor}
         paths.append(tmp_path / f"{name}.json")
         paths[-1].write_text(json.dumps(one))
     monkeypatch.setattr("sys.argv", ["compare", *map(str, paths)])
     compare.main()
-    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows[2:]] == [
+    table, notes = capsys.readouterr().out.split("\n\n")
+    rows = [[cell.strip() for cell in line[2:-2].split(" | ")] for line in table.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["a.json", "b.json", "", "c.json"]
+    assert [row[1] for row in rows[2:]] == [
         "x, rolling, image, seed 0", "x, rolling, image, seed 1", "mean ± sd of 2 seeds", "y, rolling, image, seed 0"
     ]  # fmt: skip
     # −50% and −30%: mean −40%, standard deviation 0.2/√2
-    assert rows[2][2] == "2.000 → 1.000" and rows[2][4] == "-50.0%" and rows[4][4] == "-40.0% ± 14.1%"
-    assert rows[0][2:6] == ["ODE FD", "SDE FD", "Δ FD, ODE", "Δ FD, SDE"]
-    assert rows[4][7] == "–"  # the second network is missing under the SDE
+    assert rows[2][5] == "2.000 → 1.000" and rows[2][7] == "-50.0%" and rows[4][7] == "-40.0% ± 14.1%"
+    assert rows[0][:5] == ["folder", "run", "data", "network", "images"]
+    assert rows[0][5:9] == ["ODE FD", "SDE FD", "Δ FD, ODE", "Δ FD, SDE"]
+    assert rows[2][2:4] == ["embedded Fashion-MNIST (600)", "net <a>"]
+    assert rows[4][10] == "–"  # the second network is missing under the SDE
+    assert "not in one mean: a.json and c.json differ in estimator" in notes
+    assert "a.json and b.json were made by different versions: a and b" in notes
     monkeypatch.setattr("sys.argv", ["compare", str(paths[0]), str(paths[0])])
     compare.main()
     assert "| mean ± sd of 2 runs |" in capsys.readouterr().out
@@ -150,6 +167,24 @@ def test_runs_are_compared_with_the_spread_of_their_seeds(tmp_path, monkeypatch,
     with pytest.raises(SystemExit, match="2"):
         compare.main()
     assert "holds no summary.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"networks": {"fd": {"name": "net <a>", "weights_sha256": "other"}}}, "networks"),
+        ({"heldout_images": 10}, "heldout images"),
+        ({"samplers": {"ode": "ODE heun, 9 steps", "sde": "SDE heun, 16 steps"}}, "samplers"),
+    ],
+)
+def test_runs_that_were_measured_otherwise_are_in_no_common_mean(change, named):
+    first, second = summary(), summary()
+    for one in (first, second):
+        one["config"] |= {"estimator": "x", "reference": "rolling", "credit": "image", "seed": 0}
+    assert "mean ± sd" in compare.compare([first, second], ["a", "b"])
+    second["protocol"] |= change
+    text = compare.compare([first, second], ["a", "b"])
+    assert "mean ± sd" not in text and f"a and b differ in {named}" in text
 
 
 def test_a_change_has_no_negative_zero():

@@ -1,0 +1,1 @@
+"""HTML pages: the design, the charts and the pictures that all reports share."""
