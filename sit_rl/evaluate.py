@@ -1,8 +1,8 @@
 """Measure generators on held-out real images: `python -m sit_rl.evaluate`.
 
     python -m sit_rl.evaluate                       the embedded model, both samplers, both networks, and real images
-    python -m sit_rl.evaluate --checkpoint X --vae V --reference REF.npz --protocol adm --samplers sit-ode sit-sde
-    python -m sit_rl.evaluate --samples A.npz B.npz --reference REF.npz --protocol adm
+    python -m sit_rl.evaluate --checkpoint X --vae V --real REF.npz --protocol adm --samplers sit-ode sit-sde
+    python -m sit_rl.evaluate --samples A.npz B.npz --real REF.npz --protocol adm
     torchrun --nproc-per-node 8 -m sit_rl.evaluate …
 
 A checkpoint is a weights file (SiT or DiT, .pt or .safetensors), or a run folder, whose averaged weights are used. Its
@@ -21,19 +21,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+import tyro
 
 import fastfid
-from fastfid.cli.command_line import parse
 from fastfid.evaluation.evaluate import checked_metrics
 from fastfid.evaluation.settings import Settings
 from fastfid.evaluation.sides import Side, gather, networks_of, open_side
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.protocols import protocol_named
 from fastfid.runtime.distributed import agreement, from_main
-from sit_rl.command_line import run_on_ranks
+from fastfid.runtime.origin import origin
+from sit_rl.command_line import parse_briefly, run_on_ranks
 from sit_rl.components.image_sets import embedded, load_embedded
 from sit_rl.components.own_images import OwnImages, as_in_card
 from sit_rl.files.atomic import folder, write_json
@@ -59,15 +60,20 @@ from sit_rl.runs.log import say
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
-# Value of --reference for the embedded held-out images, and what is measured against them: as many samples as there
+# Value of --real for the embedded held-out images, and what is measured against them: as many samples as there
 # are images, through both networks, with the metrics of the paper's second table.
 EMBEDDED = Path("embedded")
 EMBEDDED_IMAGES, EMBEDDED_NETWORKS = 5_000, ("fashion-a", "fashion-b")
 EMBEDDED_METRICS = ("fd", "kid", "mmd", "precision", "recall", "density", "coverage")
+# Flags of --help; --help-all lists all.
+MAIN_FLAGS = (
+    "checkpoint", "vae", "samples", "real", "images", "samplers", "steps", "guidance", "protocol", "network",
+    "metrics", "out",
+)  # fmt: skip
 PROBE = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)  # a black image of ImageNet's size
 PAPER_IMAGES = 50_000  # samples behind every published ImageNet result
 NEEDS_REFERENCE = (
-    "--reference is missing: pass real images or their statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz, or "
+    "--real is missing: pass real images or their statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz, or "
     "`embedded` for the held-out Fashion-MNIST images"
 )
 # Images of one side: a file or folder, or images uint8 [n, C, H, W] with their labels int64 [n].
@@ -89,8 +95,8 @@ class EvaluateConfig(GeneratorOptions):
     samples: tuple[Path, ...] = ()
     """measure these files or folders of images (or statistics) instead of sampling"""
     own_images: Path | None = None
-    """the images that a model of sit_rl.pretrain base was trained on: their held-out part is the reference"""
-    reference: Path | None = None
+    """the images that a model of sit_rl.pretrain base was trained on: their held-out part are the real images"""
+    real: Annotated[Path | None, tyro.conf.arg(aliases=("--reference",))] = None
     """real images or their statistics; `embedded` (default for 1×28×28 models): the held-out Fashion-MNIST images"""
     protocol: str | None = None
     """of fastfid: adm, dgm-dinov2, pytorch-fid, clean, …: network, resizing and metrics together"""
@@ -140,7 +146,7 @@ class Row:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse and run. An expected error is one sentence and exit status 2."""
-    run_on_ranks(lambda: parse(EvaluateConfig, argv, description=__doc__), run)
+    run_on_ranks(lambda: parse_briefly(EvaluateConfig, argv, __doc__, MAIN_FLAGS, "sit-rl evaluate"), run)
 
 
 def run(config: EvaluateConfig, device: torch.device) -> None:
@@ -155,7 +161,7 @@ def run(config: EvaluateConfig, device: torch.device) -> None:
 
 
 def measure_rows(config: EvaluateConfig, task: Task, made: Generator | None, device: torch.device) -> None:
-    """Measure every row against the reference and write evaluation.json to --out, which exists."""
+    """Measure every row against the real images and write evaluation.json to --out, which exists."""
     settings = Settings(
         weights=weights_of(config.weights), device=str(device), cache=config.cache, force=config.force, progress=True
     )
@@ -173,7 +179,7 @@ def measure_rows(config: EvaluateConfig, task: Task, made: Generator | None, dev
             )  # fmt: skip
         rows[name] = {"sampling": about} | json.loads(result.to_json())
         if is_main():  # after every row, because hours may lie between two rows
-            write_json(config.out / "evaluation.json", {"schema": SCHEMA, "rows": rows})
+            write_json(config.out / "evaluation.json", {"schema": SCHEMA, **origin(device), "rows": rows})
     if is_main():
         print(f"\n{table(rows)}\n\nevaluation  {config.out / 'evaluation.json'}", flush=True)
 
@@ -183,27 +189,27 @@ def check(config: EvaluateConfig) -> None:
     checked_metrics(config.metrics or None, protocol_named(config.protocol))
     if config.samples and config.checkpoint is not None:
         raise ValueError("--samples are measured as they are and --checkpoint would be sampled; pass one of them")
-    if config.samples and config.reference is None:
+    if config.samples and config.real is None:
         raise ValueError(NEEDS_REFERENCE)
-    reference = None if config.reference == EMBEDDED else config.reference
+    reference = None if config.real == EMBEDDED else config.real
     files = [("--samples", path) for path in config.samples] + weights_files(config.weights)
-    check_options(config, [*files, ("--reference", reference), ("--own-images", config.own_images)])
-    if config.own_images is not None and config.reference is not None:
+    check_options(config, [*files, ("--real", reference), ("--own-images", config.own_images)])
+    if config.own_images is not None and config.real is not None:
         raise ValueError(
-            f"--own-images {config.own_images} and --reference {config.reference} both give the reference; pass one"
+            f"--own-images {config.own_images} and --real {config.real} both give the real images; pass one of them"
         )
     for text in config.samplers:
         parse_sampler(text, config.steps, config.guidance)
 
 
 def with_defaults(config: EvaluateConfig, made: Generator | None) -> Task:
-    """Fill in the defaults, which depend on the model and the reference; ValueError without a reference."""
-    reference = config.reference
+    """Fill in the defaults, which depend on the model and the real images; ValueError without any."""
+    reference = config.real
     if config.own_images is not None:
         return own_task(config, config.own_images, made)
     if reference is None:
         if made is not None and made.own is not None:
-            raise ValueError("--own-images is missing: pass the images that the model was trained on, or --reference")
+            raise ValueError("--own-images is missing: pass the images that the model was trained on, or --real")
         if made is None or not is_small(made.model):
             raise ValueError(NEEDS_REFERENCE)
         reference = EMBEDDED
@@ -267,14 +273,14 @@ def reference_images(task: Task) -> Images:
 def read_before_sampling(
     config: EvaluateConfig, task: Task, reference: Images, settings: Settings
 ) -> list[FeatureExtractor]:
-    """The feature networks, tried on one image and on the reference, so that errors show before hours of sampling.
+    """The feature networks, tried on one image and on the real images, so that errors show before hours of sampling.
 
-    The features of the reference are kept for the rows, unless --no-cache.
+    The features of the real images are kept for the rows, unless --no-cache.
     """
     chosen = protocol_named(config.protocol)
     spatial = "sfid" in checked_metrics(task.metrics or None, chosen)
     with agreement(), reading_files(config, task):
-        with reading("--reference", task.reference):
+        with reading("--real", task.reference):
             side = open_side(reference, "reference", settings)
         samples = Side("samples", "the samples", images=settings.open_images(PROBE))  # in place of the real ones
         built = networks_of(list(task.networks) or None, chosen, [samples, side], settings, spatial)
@@ -282,7 +288,7 @@ def read_before_sampling(
         for network in networks:
             network(PROBE)
     if config.cache or side.images is None:
-        with reading("--reference", task.reference):
+        with reading("--real", task.reference):
             gather([side], networks, settings, [])
     return networks
 
@@ -291,7 +297,7 @@ def read_before_sampling(
 def reading_files(config: EvaluateConfig, task: Task) -> Iterator[None]:
     """Errors within this block that contain the path of a given file also name its flag."""
     files: list[tuple[str, Path | str]] = [("--samples", path) for path in config.samples]
-    files += [("--reference", task.reference), *weights_files(config.weights)]
+    files += [("--real", task.reference), *weights_files(config.weights)]
     with ExitStack() as stack:
         for flag, path in files:
             stack.enter_context(reading(flag, path, alone=False))

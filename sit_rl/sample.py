@@ -22,9 +22,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fastfid.cli.command_line import parse
 from fastfid.runtime.atomic_files import write_atomically
-from sit_rl.command_line import run_on_ranks
+from sit_rl.command_line import parse_briefly, run_on_ranks
 from sit_rl.components.image_sets import tile
 from sit_rl.generation.generator import load_generator
 from sit_rl.generation.make_samples import make_samples
@@ -37,14 +36,17 @@ from sit_rl.generation.sample_files import SampleFiles
 from sit_rl.ranks.process_group import is_main
 from sit_rl.runs.log import GRID_COLUMNS, say
 
+# Flags of --help; --help-all lists all.
+MAIN_FLAGS = ("checkpoint", "vae", "images", "out", "sampler", "steps", "guidance", "seed", "grid", "batch")
+
 
 @dataclass(frozen=True)
 class SampleConfig(Recipe):
     """A recipe, its sampler, and where its images go."""
 
     sampler: str | None = None
-    """see above; default: ode for 1×28×28 images and for models of your own images, else sit-sde, dit-ddpm for a DiT, a
-    pipeline's own, that of the evaluations for a run of --model"""
+    """ode, sde, sit-ode, sit-sde, dit-ddpm, or KIND-METHOD as above; default: ode for 1×28×28 images and for models of
+    your own images, else sit-sde, dit-ddpm for a DiT, a pipeline's own, that of the evaluations for a run of --model"""
     steps: int | None = None
     """of the sampler; default: the sampler's"""
     guidance: float | None = None
@@ -59,7 +61,7 @@ class SampleConfig(Recipe):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse and run. An expected error is one sentence and exit status 2."""
-    run_on_ranks(lambda: parse(SampleConfig, argv, description=__doc__), run)
+    run_on_ranks(lambda: parse_briefly(SampleConfig, argv, __doc__, MAIN_FLAGS, "sit-rl sample"), run)
 
 
 def run(config: SampleConfig, device: torch.device) -> None:

@@ -48,11 +48,11 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 # --- commands and flags ----------------------------------------------------------------------------------------------
 
 
-def flags_of_help(command, *argv):
-    """Every --flag that a command's --help prints."""
+def flags_of_help(command, *argv, flag="--help"):
+    """Every --flag that the help of a command prints."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
-        command([*argv, "--help"])
+        command([*argv, flag])
     return flags_in(text.getvalue())
 
 
@@ -64,9 +64,9 @@ def flags_in(text):
 def known_flags(program):
     """The flags of one of this project's programs, or of torchrun."""
     if program == "sit_rl/train.py":
-        return flags_of_help(train.parse, "--preset", "sit-xl-imagenet256")
+        return flags_of_help(train.parse, "--preset", "sit-xl-imagenet256", flag="--help-all") | {"--help-all"}
     if program in ("sit_rl.sample", "sit_rl.evaluate"):
-        return flags_of_help({"sit_rl.sample": sample, "sit_rl.evaluate": evaluate}[program].main)
+        return flags_of_help({"sit_rl.sample": sample, "sit_rl.evaluate": evaluate}[program].main, flag="--help-all")
     if program == "torchrun":
         return flags_in(get_args_parser().format_help())
     if program == "pytest":
@@ -85,7 +85,7 @@ def commands_of(text):
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    starts = ("torchrun ", "python ", "pytest ", "fastfid ", "measure ", "sit_rl/slurm/")
+    starts = ("torchrun ", "python ", "pytest ", "fastfid ", "sit-rl ", "measure ", "sit_rl/slurm/")
     lines += [code for code in inline if code.startswith(starts)]
     for line in lines:
         line = re.sub(r"(^|\s\s+|\s)#\s.*", "", line).replace('RUN="', "").replace('"', "")
@@ -99,6 +99,12 @@ def programs_of(words):
     """The programs whose flags a command may use; empty for other tools'."""
     words = [SHORTHANDS.get(word, word) for word in words]
     launcher = ["torchrun"] if words[0] == "torchrun" or words[0].startswith("sit_rl/slurm/") else []
+    if words[0] == "sit-rl":  # its --nproc-per-node is torchrun's
+        name = words[1] if len(words) > 1 else "COMMAND"
+        return [
+            "torchrun",
+            *([] if name == "COMMAND" else ["sit_rl/train.py" if name == "train" else f"sit_rl.{name}"]),
+        ]
     if words[0].startswith("sit_rl/slurm/") or "sbatch" in words:
         return [*launcher, "sit_rl/train.py"]
     if words == ["torchrun"] or (launcher and len(words) == 2 and words[1].startswith("--")):

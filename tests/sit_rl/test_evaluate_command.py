@@ -51,7 +51,7 @@ def two_rows(tmp_path_factory):
     heldout = load_embedded("heldout").images[:600]
     np.savez(folder / "heldout.npz", arr_0=heldout.permute(0, 2, 3, 1).numpy())
     arguments = ("--images", IMAGES, "--samplers", "ode,steps=3", "sde-euler,steps=3", "--metrics", "fd")
-    arguments += ("--network", "fashion-a", "fashion-b", "--reference", folder / "heldout.npz", "--out", folder / "out")
+    arguments += ("--network", "fashion-a", "fashion-b", "--real", folder / "heldout.npz", "--out", folder / "out")
     return evaluate(*arguments)["rows"], folder, arguments
 
 
@@ -170,9 +170,9 @@ def test_images_of_an_npz_give_fastfids_own_numbers(tmp_path):
     ("flags", "message"),
     [
         (["--samples", "no.npz", "--reference", "embedded"], "--samples no.npz does not exist"),
-        (["--reference", "no.npz"], "--reference no.npz does not exist"),
-        (["--samples", "x.npz"], "--reference is missing: pass real images"),
-        (["--checkpoint", "colour.safetensors"], "--reference is missing: pass real images"),
+        (["--real", "no.npz"], "--real no.npz does not exist"),
+        (["--samples", "x.npz"], "--real is missing: pass real images"),
+        (["--checkpoint", "colour.safetensors"], "--real is missing: pass real images"),
         (["--samples", "x.npz", "--checkpoint", "colour.safetensors"], "pass one of them"),
         (["--samplers", "ode", "heun"], "--sampler 'heun' does not exist"),
         (["--protocol", "fidd"], "unknown protocol 'fidd'"),
