@@ -77,11 +77,11 @@ def smoke(tmp_path_factory):
 def test_run_writes_everything_it_promises(smoke):
     folder, out = smoke
     summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary)[:6] == ["config", "before", "after", "floor", "seconds", "images_generated"]
+    assert set(summary) >= {"config", "before", "after", "floor", "seconds", "images_generated"}
     for when in ("before", "after"):
         assert list(summary[when]) == ["ode", "sde"]
         for metrics in summary[when].values():
-            assert list(metrics) == [*METRICS, "networks", "first_images"]
+            assert list(metrics)[: len(METRICS)] == METRICS and {"networks", "first_images"} <= set(metrics)
             assert all(np.isfinite(metrics[name]) for name in METRICS)
             check_networks(metrics)
     assert {name: row["fdr"] for name, row in summary["real_against_real"].items()} == dict.fromkeys(NETWORKS, 1)
