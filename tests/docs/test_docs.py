@@ -1,4 +1,4 @@
-"""The documents name things that exist: links, paths, functions, tests, flags, samplers; README's Python runs."""
+"""The documents name things that exist: links, paths, functions, tests, flags, samplers."""
 
 import ast
 import contextlib
@@ -7,18 +7,14 @@ import io
 import re
 import shlex
 from functools import cache
-from pathlib import Path
 
 import pytest
-import torch
 from torch.distributed.run import get_args_parser
 
 from fastfid.__main__ import main as fastfid_main
 from sit_rl import evaluate, sample, train
+from tests.support.documents import DOCS, PAGES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sit_rl/slurm/README.md", *DOCS]
 README_LINES = 180  # a newcomer reads it in five minutes
 # Paths below them are checked.
 FOLDERS = ("csrc/", "fastfid/", "sit_rl/", "bench/", "tests/", "docs/", "examples/", ".ci/")
@@ -35,7 +31,15 @@ EXTERNAL = {
 SHORTHANDS = {"$RUN": "sit_rl/train.py", "…": "sit_rl/train.py", "measure": "sit_rl.evaluate"}
 # Flags that prose names of programs whose help is not read here: other tools', and scripts' of Slurm and torchrun.
 FOREIGN_FLAGS = {"--isc", "--fid", "--kid", "--prc", "--input1", "--input2", "--model"}
-FOREIGN_FLAGS |= {"--signal", "--requeue", "--kill-on-bad-exit", "--shutdown-timeout", "--no-deps", "--all-files"}
+FOREIGN_FLAGS |= {
+    "--signal",
+    "--requeue",
+    "--kill-on-bad-exit",
+    "--shutdown-timeout",
+    "--no-deps",
+    "--all-files",
+    "--strict",
+}
 
 
 def name_of(path):
@@ -133,7 +137,7 @@ def test_flags_of_commands_exist(page):
 @every_page
 def test_flags_in_the_docs_exist(page):
     programs = ["sit_rl/train.py", "sit_rl.sample", "sit_rl.evaluate", "sit_rl.models.convert", "torchrun", "pytest"]
-    programs += ["sit_rl.pretrain", "bench.swap_ratios", "bench.compile_facts", "tests.fuzz"]
+    programs += ["sit_rl.pretrain", "sit_rl.ema", "bench.swap_ratios", "bench.compile_facts", "tests.fuzz"]
     programs += ["fastfid", *(f"fastfid {command}" for command in FASTFID_COMMANDS)]
     known = set().union(*map(known_flags, programs)) | FOREIGN_FLAGS
     outside = re.sub(r"```(?!bash).*?```", "", page.read_text(), flags=re.DOTALL)
@@ -214,30 +218,6 @@ def test_readme_is_short_and_has_both_commands():
     install = "python3 -m venv .venv && . .venv/bin/activate && pip install -e "
     assert f"{install}. && torchrun sit_rl/train.py" in lines
     assert f"{install}'.[test]' && pytest -n 2 --dist loadfile" in lines
-
-
-def test_python_of_the_readme_runs(capsys):
-    torch.manual_seed(0)
-    d, count, candidates, swapped = 5, 60, 3, 4
-    names = {
-        "real_features": torch.randn(80, d),
-        "fake_features": torch.randn(70, d) + 0.1,
-        "reference_features": torch.randn(count, d) + 0.1,
-        "removed": torch.stack([torch.randperm(count)[:swapped] for _ in range(candidates)]),
-        "added": torch.randn(candidates, swapped, d),
-    }
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert float(capsys.readouterr().out) > 0
-    assert names["change"].shape == (candidates,) and names["each"].shape == (candidates, swapped)
-
-
-@pytest.mark.parametrize("page", DOCS, ids=name_of)
-def test_python_of_the_docs_compiles(page):
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        compile(block, page.name, "exec")
 
 
 def test_modules_that_the_docs_start_exist():

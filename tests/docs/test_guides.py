@@ -1,35 +1,20 @@
-"""Every block of Python in the guides is run, page by page, and every example file is named by a guide."""
+"""The configurations of the guides are read, and a guide names every example file; test_blocks.py runs their code."""
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from sit_rl.train import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
-# What may stand above a block that does not always run → the module that it needs.
-MARKS = {"<!-- run with Lightning only -->": "lightning"}
 
 
 def blocks(text, language):
     """(mark above it or "", code) of each block."""
     return re.findall(rf"^(<!--[^\n]*-->)?\n?```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
-def test_python_of_a_guide_runs(page):
-    torch.manual_seed(0)
-    names, found = {}, blocks(page.read_text(), "python")
-    assert found
-    for mark, code in found:
-        assert not mark or mark in MARKS, mark
-        if not mark or find_spec(MARKS[mark]):
-            exec(compile(code, page.name, "exec"), names)
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
