@@ -6,6 +6,7 @@ The metric classes are imported when the first of these is used, because torchme
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastfid.distances.cmmd import cmmd
 from fastfid.distances.frechet import frechet_distance, frechet_terms
 from fastfid.distances.kid_mmd import kid, mmd
 from fastfid.distances.moments import FeatureMoments
@@ -35,6 +36,8 @@ from fastfid.swap.cross_checks import swap_change_ref
 from fastfid.swap.engine import SwapEngine
 
 if TYPE_CHECKING:
+    from fastfid.metrics.inception_score import InceptionScore
+    from fastfid.metrics.memorization import MemorizationInformedFrechetInceptionDistance
     from fastfid.metrics.metrics import (
         FrechetDistance,
         FrechetInceptionDistance,
@@ -43,13 +46,20 @@ if TYPE_CHECKING:
         SlicedWasserstein,
     )
 
-METRIC_CLASSES = (
-    "FrechetDistance",
-    "FrechetInceptionDistance",
-    "KernelInceptionDistance",
-    "PrecisionRecall",
-    "SlicedWasserstein",
-)
+METRIC_CLASSES = {  # name: its module in fastfid.metrics
+    **dict.fromkeys(
+        (
+            "FrechetDistance",
+            "FrechetInceptionDistance",
+            "KernelInceptionDistance",
+            "PrecisionRecall",
+            "SlicedWasserstein",
+        ),
+        "metrics",
+    ),
+    "InceptionScore": "inception_score",
+    "MemorizationInformedFrechetInceptionDistance": "memorization",
+}
 
 __all__ = [
     "CallableReward",
@@ -64,8 +74,10 @@ __all__ = [
     "FrechetDistance",
     "FrechetInceptionDistance",
     "FrechetReward",
+    "InceptionScore",
     "KernelInceptionDistance",
     "KernelReward",
+    "MemorizationInformedFrechetInceptionDistance",
     "PrecisionRecall",
     "PreparedMoments",
     "PreparedSet",
@@ -75,6 +87,7 @@ __all__ = [
     "SlicedWassersteinReward",
     "Statistics",
     "SwapEngine",
+    "cmmd",
     "diff",
     "differentiable_features",
     "evaluate",
@@ -99,5 +112,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """A metric class, imported on first use (PEP 562)."""
     if name in METRIC_CLASSES:
-        return getattr(import_module("fastfid.metrics.metrics"), name)
+        return getattr(import_module(f"fastfid.metrics.{METRIC_CLASSES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

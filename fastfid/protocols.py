@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 METRICS = (
-    "fd", "sfid", "is", "kid", "mmd", "sliced_wasserstein", "precision", "recall", "density", "coverage",
+    "fd", "sfid", "is", "kid", "mmd", "cmmd", "sliced_wasserstein", "precision", "recall", "density", "coverage",
     "fd_infinity", "outliers",
 )  # fmt: skip
+OF_ONE_NETWORK = frozenset({"cmmd"})  # metrics that other networks do not have, so that no default asks for them
+DEFAULT_METRICS = tuple(metric for metric in METRICS if metric not in OF_ONE_NETWORK)
+HIGHER_IS_BETTER = frozenset({"is", "precision", "recall", "density", "coverage"})  # lower in all others
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Protocol:
     inception        how images reach Inception: a name of fastfid.features.inception_resizing.INCEPTION_INPUTS
     dinov2           how images reach DINOv2: a name of fastfid.features.vision_transformers.DINOV2_INPUTS
     clip             how images reach CLIP: a name of fastfid.features.vision_transformers.CLIP_INPUTS
+    mixed_sizes      each image is resized on its own, so that a folder may hold images of different sizes
     metrics          computed unless others are asked for
     nearest_k        neighbour whose distance is a point's radius (precision, recall, density, coverage)
     inclusive        precision and recall count a distance equal to the radius (<=); else only smaller ones (<)
@@ -44,7 +48,8 @@ class Protocol:
     inception: str
     dinov2: str
     clip: str = "pil"
-    metrics: tuple[str, ...] = METRICS
+    mixed_sizes: bool = False
+    metrics: tuple[str, ...] = DEFAULT_METRICS
     nearest_k: int = 5
     inclusive: bool = False
     distances: str = "exact"
@@ -66,7 +71,8 @@ class Protocol:
 
 
 _ALL = (
-    # No other tool's: the embedded network, prdc's strict neighbours with k = 5, KID subsets that shrink to fit.
+    # No other tool's: the embedded network for small grey images and the best installed one for others
+    # (evaluation/network_choice.py), prdc's strict neighbours with k = 5, KID subsets that shrink to fit.
     Protocol("fastfid", "this package's own defaults", "fashion-a", inception="tf1", dinov2="pil"),
     # The TensorFlow graph: TF-1 bilinear, (x − 128)/128; k = 3 without the point itself, <=; Inception Score over parts
     # of 5,000 images in file order.  Its squared distances are float16 (spacing 0.25 between 256 and 512), and so are
@@ -101,6 +107,7 @@ _ALL = (
         "inception",
         inception="clean",
         dinov2="pil",
+        mixed_sizes=True,
         metrics=("fd", "kid"),
     ),
     # TF-1 bilinear, (x − 128)/128; KID raises below 1000 images; IS shuffled by RandomState(2020), 10 splits.  Its
@@ -134,6 +141,7 @@ _ALL = (
         "dinov2",
         inception="bilinear",
         dinov2="pil",
+        mixed_sizes=True,
         metrics=("fd", "fd_infinity", "kid", "precision", "recall", "density", "coverage"),
     ),
     # Antialiased bilinear since 1.8.0 (its #3177), then (x − 128)/128; KID raises when subset_size exceeds the images.
@@ -145,6 +153,18 @@ _ALL = (
         dinov2="pil",
         metrics=("fd", "is", "kid"),
         kid_caps=False,
+    ),
+    # The centre square, PIL bicubic to 336 on uint8; embeddings of CLIP ViT-L/14-336 of length 1, Gaussian kernel with
+    # bandwidth 10, biased MMD² times 1000 (Jayasumana et al. 2024).
+    Protocol(
+        "cmmd",
+        "google-research cmmd, read in its port sayakpaul/cmmd-pytorch",
+        "clip-l14-336",
+        inception="tf1",
+        dinov2="pil",
+        clip="square",
+        mixed_sizes=True,
+        metrics=("cmmd",),
     ),
 )
 

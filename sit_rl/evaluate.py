@@ -289,7 +289,7 @@ def read_before_sampling(
             network(PROBE)
     if config.cache or side.images is None:
         with reading("--real", task.reference):
-            gather([side], networks, settings, [])
+            gather([side], networks, settings, [], mixed_sizes=chosen.mixed_sizes)
     return networks
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fastfid import backend
+from fastfid.features.cache_folder import cache_folder
 from fastfid.features.names import NETWORK_NAMES
 from fastfid.features.torchscript import TORCHSCRIPT
 from fastfid.images import fast_decode, folders_and_zips
@@ -43,6 +44,7 @@ def facts() -> dict[str, Any]:
         "protocols": list(PROTOCOLS),
         "extras": {name: _extra(name, *about) for name, about in EXTRAS.items()},
         "backends": _backends(),
+        "cache": str(cache_folder()),
         "decoders": {kind: fast_decode.decoder(kind)[0] for kind in ("PNG", "JPEG")},
         "threads": {"torch": torch.get_num_threads(), "decoding": folders_and_zips.decoders()},
         "torch": torch.__version__,
@@ -81,6 +83,7 @@ def text(found: dict[str, Any]) -> str:
     lines += [f"  {name.ljust(width)}  {state}" for name, state in found["backends"].items()]
     threads = found["threads"]
     lines += [f"{kind:<9}  {name}" for kind, name in found["decoders"].items()]
+    lines.append(f"cache      {found['cache']}")
     lines.append(f"threads    {threads['torch']} of torch, {threads['decoding']} that decode")
     return "\n".join(lines)
 

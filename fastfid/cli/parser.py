@@ -16,6 +16,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from fastfid import __version__
 from fastfid.cli.command_line import DONE, abbreviations_completed, parse, refuse
+from fastfid.features.cache_folder import cache_folder
 from fastfid.features.names import BATCH_SIZE, NETWORK_NAMES
 from fastfid.protocols import METRICS, PROTOCOLS, protocol_named
 from fastfid.runtime.imported_objects import FORM, object_name
@@ -43,7 +44,7 @@ class NetworkOptions:
 
     network: Annotated[
         str | None, text_option("NAME", f"of {', '.join(NETWORK_NAMES)}, or your own, {FORM}; eval takes several "
-                                "separated by commas", default="the protocol's")
+                                "separated by commas", default="the protocol's, or by the images")
     ] = None  # fmt: skip
     protocol: Annotated[
         str | None, text_option("NAME", f"network, resizing and metric defaults of a peer: {', '.join(PROTOCOLS)}")
@@ -57,9 +58,14 @@ class NetworkOptions:
     ] = None
     value_range: Annotated[str | None, text_option("LOW,HIGH", "of float images in .npz and .npy")] = None
     device: Annotated[str, arg(metavar="NAME", help="where the network runs, for example cuda")] = "cpu"
-    no_cache: Annotated[Switch, switch("neither read nor write the cache of features")] = False
+    no_cache: Annotated[
+        Switch, switch(f"neither read nor write the cache of features ({cache_folder()}; FASTFID_CACHE sets another)")
+    ] = False
     skip_corrupt: Annotated[Switch, switch("leave unreadable images out, with a warning")] = False
     class_folders: Annotated[Switch, switch("folders such as 00000, chunk_3, a7 or train are classes")] = False
+    class_names: Annotated[
+        str | None, text_option("FILE", "names of numbered classes: a JSON list or object, or text, one name a line")
+    ] = None
     force: Annotated[Switch, switch("compare what does not match, with a warning")] = False
 
     def check(self) -> None:
@@ -76,6 +82,7 @@ class NetworkOptions:
             "batch_size": self.batch_size,
             "workers": self.workers,
             "class_folders": self.class_folders,
+            "class_names": self.class_names,
             "value_range": None if self.value_range is None else range_of(self.value_range),
             "cache": not self.no_cache,
             "skip_corrupt": self.skip_corrupt,

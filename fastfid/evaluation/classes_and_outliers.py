@@ -46,7 +46,8 @@ def class_scores(pair: Pair) -> tuple[list[Json], list[LeftOut]]:
     reasons = []
     if not common:
         first = [", ".join(sorted(side, key=_natural)[:3]) for side in (mine, theirs)]
-        reasons.append(f"no class in common: {first[0]} … against {first[1]} …")
+        remedy = "class_names (--class-names) gives numbered classes their names"
+        reasons.append(f"no class in common: {first[0]} … against {first[1]} …; {remedy}")
     if few := len(common) - len(large):
         reasons.append(f"{few} classes have no neighbour number {pair.nearest_k} on a side")
     return [_one_class(pair, name) for name in large], [LeftOut("classes", pair.network, r) for r in reasons]

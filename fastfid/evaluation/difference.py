@@ -60,7 +60,7 @@ def diff(
         networks = networks_of(features, chosen, sides, options)
         _check(sides, networks)
     warnings: list[str] = []
-    in_networks = gather(sides, networks, options, warnings)
+    in_networks = gather(sides, networks, options, warnings, mixed_sizes=chosen.mixed_sizes)
 
     def compared() -> DifferenceResult:
         first, second, third = (side for (side,) in in_networks)
@@ -69,6 +69,7 @@ def diff(
         warnings.extend(unrecorded(first, second, third))
         of_a, of_b = (Pair(side, third, chosen, options) for side in (first, second))
         changes, method = _changes(of_a, of_b, same_noise)
+        warnings.extend(unequal_sizes(of_a, of_b))
         seconds = {"total": time.perf_counter() - started}
         provenance = record({"A": [first], "B": [second], "reference": [third]}, chosen, options, seconds)
         return _result(of_a, of_b, jackknife_error(changes), method, warnings, provenance)
@@ -97,6 +98,29 @@ def _result(
     return DifferenceResult(
         fd_label(network), network, a, b, a - b, error, interval, better, method, warnings, provenance
     )
+
+
+def unequal_sizes(of_a: Pair, of_b: Pair) -> list[str]:
+    """A warning with the bias of both distances where A and B hold unequal numbers of images."""
+    first, second = _sample_changes(of_a), _sample_changes(of_b)
+    if len(first) == len(second):
+        return []
+    biases = [jackknife_bias(changes) for changes in (first, second)]
+    unbiased = float(of_a.terms.total - of_b.terms.total) - (biases[0] - biases[1])
+    fewer = min(len(first), len(second))
+    return [
+        f"A has {len(first)} images and B has {len(second)}, and a distance of fewer images is larger: by the "
+        f"jackknife that of A is too large by {biases[0]:.4g} and that of B by {biases[1]:.4g}, so that A - B would be "
+        f"{unbiased:+.4g} without this bias; compare {fewer} images of each"
+    ]
+
+
+def jackknife_bias(changes: Tensor) -> float:
+    """Bias of a distance by the jackknife: (N − 1) times the mean of its changes [N] without each image.
+
+    It removes the part that falls as 1/N (Quenouille 1956).
+    """
+    return (len(changes) - 1) * changes.mean().item()
 
 
 def _changes(of_a: Pair, of_b: Pair, same_noise: bool) -> tuple[list[Tensor], str]:

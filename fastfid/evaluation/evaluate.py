@@ -69,6 +69,7 @@ def evaluate(
     value_range         None    (0, 1) or (-1, 1), of float images in memory
     workers             None    threads that decode image files; one for each usable core up to 8
     class_folders       False   folders that look like parts of a set (00000, chunk_3, a7, train) are classes, too
+    class_names         None    names of numbered classes: a list, {number: name}, or a .json or text file of them
     kid_subset_size     None    rows of a KID subset; the protocol's unless given
     nearest_k           None    neighbour of precision, recall, density, coverage; the protocol's unless given
     seed                2020    of KID's subsets, the Inception Score's order and FD∞'s subsets
@@ -85,7 +86,7 @@ def evaluate(
         sides = [open_side(x, role, options) for x, role in given]
         networks = networks_of(features, chosen, sides, options, spatial="sfid" in metrics)
     warnings: list[str] = []
-    in_networks = gather(sides, networks, options, warnings)
+    in_networks = gather(sides, networks, options, warnings, mixed_sizes=chosen.mixed_sizes)
     read = time.perf_counter()
 
     def scored() -> EvaluationResult:
@@ -157,7 +158,7 @@ def compare(
         sides = [open_side(x, role, options) for x, role in ((a, "A"), (b, "B"))]
         networks = networks_of(features, chosen, sides, options, moments_only=True)
     warnings: list[str] = []
-    in_networks = gather(sides, networks, options, warnings, keep=False)
+    in_networks = gather(sides, networks, options, warnings, keep=False, mixed_sizes=chosen.mixed_sizes)
 
     def compared() -> tuple[SideInNetwork, SideInNetwork, FrechetTerms, list[str]]:
         (first,), (second,) = in_networks
@@ -195,7 +196,7 @@ def statistics_of(
         side.statistics = side.path = None  # of ADM's references, which hold both, the images are wanted
         networks = networks_of(features, chosen, [side], options, spatial)
         _check_one_network(networks, spatial)
-    (in_networks,) = gather([side], networks, options, [], keep_features)
+    (in_networks,) = gather([side], networks, options, [], keep_features, chosen.mixed_sizes)
 
     def statistics() -> Statistics:
         (found,) = in_networks

@@ -38,7 +38,9 @@ AXIS_TICKS = (-1.0, -0.1, -0.01, 0.01, 0.1, 1.0)
 
 # What is written beside a score's name.
 BETTER = {
-    **dict.fromkeys(("fd", "fdr", "sfid", "fd_infinity", "kid", "mmd", "sliced_wasserstein"), "lower is better"),
+    **dict.fromkeys(
+        ("fd", "fdr", "sfid", "fd_infinity", "kid", "mmd", "cmmd", "sliced_wasserstein"), "lower is better"
+    ),
     **dict.fromkeys(("is", "precision", "recall", "density", "coverage"), "higher is better"),
 }
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.distances.class_scores import ClassProbabilities
 from fastfid.evaluation.intervals import jackknife_variance, normal_interval
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.results import Details, Score
@@ -24,8 +25,6 @@ from fastfid.evaluation.results import Details, Score
 # An order counts as felt beyond so many standard deviations of a part, of which the mean over parts of another mixed
 # order never differs by more than one, and beyond this part of the score.
 ORDER_SPREADS, ORDER_PART = 3, 0.01
-
-ENTROPY_ROWS = 2048  # rows of probabilities at a time: 17 MB at 1,008 classes
 
 
 def classifier_score(pair: Pair) -> Score | str:
@@ -44,7 +43,7 @@ def classifier_score(pair: Pair) -> Score | str:
     if not p.is_shuffle and (mixed := _score_in_mixed_order(logits, bounds, mean, pair.settings.seed)) is not None:
         details["mixed_order"] = mixed
     method = f"mean of {len(parts)} splits, std {std:.4g}"
-    variances = [variance for part in parts if (variance := part.variance()) is not None]
+    variances = [variance for part in parts if (variance := score_variance(part)) is not None]
     if len(variances) < len(parts):
         return Score("is", label, pair.network, mean, method=method, details=details)
     error = math.sqrt(sum(variances)) / len(parts)
@@ -101,41 +100,14 @@ def _mean_and_deviation(parts: Sequence[ClassProbabilities]) -> tuple[float, flo
     return float(np.mean(scores)), float(np.std(scores))
 
 
-class ClassProbabilities:
-    """p(y|x) of some rows of logits [N, C], made again whenever they are needed, ENTROPY_ROWS rows at a time.
-
-    rows       numbers of the rows, int64 [n]; all of them unless given
-    entropies  h_i = Σ_c p_ic log p_ic, float64 [n]
-    total      Σ_i p_i, float64 [C]
-    """
-
-    def __init__(self, logits: Tensor, rows: Tensor | None = None) -> None:
-        self.logits, self.rows = logits, torch.arange(len(logits)) if rows is None else rows
-        sums = [(torch.xlogy(p, p).sum(dim=1), p.sum(dim=0)) for p in self.blocks()]
-        self.entropies = torch.cat([h for h, _ in sums])
-        self.total = torch.zeros_like(sums[0][1])
-        for _, total in sums:
-            self.total += total
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def blocks(self) -> Iterator[Tensor]:
-        """float64 [m ≤ ENTROPY_ROWS, C] of consecutive rows."""
-        return (self.logits[part].double().softmax(dim=1) for part in self.rows.split(ENTROPY_ROWS))
-
-    def score(self) -> float:
-        """exp(L) of these rows."""
-        marginal = self.total / len(self)
-        return (self.entropies.mean() - torch.xlogy(marginal, marginal).sum()).exp().item()
-
-    def variance(self) -> float | None:
-        """Jackknife variance of exp(L) over these rows; None below 2 rows."""
-        n = len(self)
-        if n < 2:
-            return None
-        logs = []
-        for p, own in zip(self.blocks(), self.entropies.split(ENTROPY_ROWS), strict=True):
-            marginal = ((self.total - p) / (n - 1)).clamp_(min=0)
-            logs.append((self.entropies.sum() - own) / (n - 1) - torch.xlogy(marginal, marginal).sum(dim=1))
-        return jackknife_variance(torch.cat(logs).exp())
+def score_variance(part: ClassProbabilities) -> float | None:
+    """Jackknife variance of exp(L) over the rows of a part; None below 2 rows."""
+    n = len(part)
+    if n < 2:
+        return None
+    logs: list[Tensor] = []
+    for p in part.blocks():
+        own = part.entropies[sum(map(len, logs)) :][: len(p)]
+        marginal = ((part.total - p) / (n - 1)).clamp_(min=0)
+        logs.append((part.entropies.sum() - own) / (n - 1) - torch.xlogy(marginal, marginal).sum(dim=1))
+    return jackknife_variance(torch.cat(logs).exp())

@@ -23,7 +23,7 @@ from fastfid.distances.rows import mean_row
 from fastfid.evaluation.intervals import ShareSpread, mmd_variance, mmd_variance_of_sums, share_spread
 from fastfid.evaluation.settings import Settings
 from fastfid.evaluation.sides import SideInNetwork
-from fastfid.protocols import METRICS, Protocol
+from fastfid.protocols import DEFAULT_METRICS, Protocol
 
 # Moments and features are of the same images if their means agree to this part of the features' size.  Moments kept in
 # float32 differ by 1e-7; those of other images or of another preparation by 1/√N and more.
@@ -45,7 +45,7 @@ class Pair:
         reference: SideInNetwork,
         protocol: Protocol,
         settings: Settings,
-        metrics: Sequence[str] = METRICS,
+        metrics: Sequence[str] = DEFAULT_METRICS,
     ) -> None:
         self.samples, self.reference, self.protocol, self.settings = samples, reference, protocol, settings
         self.metrics = metrics

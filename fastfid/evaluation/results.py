@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastfid.images.source import ImageSource
+from fastfid.protocols import HIGHER_IS_BETTER
 from fastfid.runtime.terminal import printable
 
 Json = dict[str, Any]  # plain containers of strings, numbers and None, by the names of a schema
@@ -109,9 +110,8 @@ class EvaluationResult:
         raise KeyError(f"{metric} was not asked for; computed: {', '.join(s.metric for s in self.scores)}")
 
     def label(self, score: Score) -> str:
-        """Name of a score to print, with its network where there are several."""
-        several = len({s.network for s in self.scores}) > 1
-        return f"{score.label} ({score.network})" if several and score.network not in score.label else score.label
+        """Name of a score to print, with its network."""
+        return score.label if score.network in score.label else f"{score.label} ({score.network})"
 
     def to_dict(self) -> Json:
         """Everything as plain containers, by the names of the versioned schema."""
@@ -131,8 +131,8 @@ class EvaluationResult:
         return json.dumps(_plain(self.to_dict()), indent=indent, allow_nan=False)
 
     def table(self) -> str:
-        """Scores, intervals, classes, what was left out and warnings as aligned text."""
-        rows = [[self.label(s), f"{s.value:.6g}", _interval_text(s)] for s in self.scores]
+        """Scores, intervals, classes, what was left out and warnings as aligned text; ↑ where higher is better."""
+        rows = [[f"{self.label(s)} {arrow(s.metric)}", f"{s.value:.6g}", _interval_text(s)] for s in self.scores]
         lines = _provenance_lines(self.provenance) + _aligned(rows, right=(1,))
         for network in dict.fromkeys(entry["network"] for entry in self.classes):
             lines += _class_lines([entry for entry in self.classes if entry["network"] == network])
@@ -191,6 +191,11 @@ class DifferenceResult:
             verdict,
             *(f"warning: {warning}" for warning in self.warnings),
         ])  # fmt: skip
+
+
+def arrow(metric: str) -> str:
+    """↑ where a higher value is better, ↓ where a lower one is."""
+    return "↑" if metric in HIGHER_IS_BETTER else "↓"
 
 
 def left_out_lines(left_out: list[LeftOut]) -> list[str]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from fastfid.evaluation.classes_and_outliers import missing_outliers
 from fastfid.evaluation.frechet_scores import fd_infinity_score, fd_score, sfid_score
 from fastfid.evaluation.inception_score import classifier_score, order_warning
-from fastfid.evaluation.kernel_scores import kid_score, mmd_score
+from fastfid.evaluation.kernel_scores import cmmd_score, kid_score, mmd_score
 from fastfid.evaluation.neighbour_scores import coverage_score, density_score, precision_score, recall_score
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.results import LeftOut, Score
@@ -27,6 +27,7 @@ METRIC_SCORES: dict[str, Callable[[Pair], Score | str | None]] = {
     "kid": kid_score,
     "mmd": mmd_score,
     "sliced_wasserstein": sliced_wasserstein_score,
+    "cmmd": cmmd_score,
     "precision": precision_score,
     "recall": recall_score,
     "density": density_score,

@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from fastfid.evaluation.class_names import NamesOfClasses, names_of_classes
 from fastfid.features.cache import FeatureCache
 from fastfid.features.names import BATCH_SIZE
 from fastfid.images.open import open_images
@@ -35,6 +36,7 @@ class Settings:
     value_range: tuple[float, float] | None = None
     workers: int | None = None
     class_folders: bool = False
+    class_names: NamesOfClasses | None = None
     kid_subset_size: int | None = None
     nearest_k: int | None = None
     seed: int = 2020
@@ -46,6 +48,7 @@ class Settings:
             given = getattr(self, name)
             if given is not None and (not isinstance(given, Integral) or given < low):
                 raise ValueError(message.format(given))
+        names_of_classes(self.class_names)  # refuses a file that cannot be read
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Settings:
@@ -58,6 +61,11 @@ class Settings:
     def weights_of(self, network: str) -> str | Path | None:
         """The weights file for one network."""
         return self.weights.get(network) if isinstance(self.weights, Mapping) else self.weights
+
+    def classes_of(self, labels: list[str] | None) -> list[str] | None:
+        """The labels with numbers of classes replaced by their names."""
+        names = names_of_classes(self.class_names)
+        return labels if labels is None or not names else [names.get(label, label) for label in labels]
 
     def open_cache(self) -> FeatureCache | None:
         """The cache of features that `cache` names, or None."""

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fastfid.distances.moments import FeatureMoments
+from fastfid.evaluation.network_choice import network_for, unfit_network
 from fastfid.evaluation.results import REAL
 from fastfid.evaluation.settings import Settings
 from fastfid.features.extraction import Extracted, extract
@@ -145,7 +146,7 @@ def networks_of(
 ) -> list[Network]:
     """The networks asked for: extractors if some side's images are needed, else their names.
 
-    features  None: the network that the sides' statistics record, else the protocol's
+    features  None: the network that the sides' statistics record, else the protocol's, or the one that fits the images
     spatial   also make the spatial features of sFID (Inception only)
     moments_only  the images of a side that holds statistics of the network are not needed
 
@@ -185,25 +186,38 @@ def _built(network: Network, protocol: Protocol, settings: Settings, spatial: bo
 
 
 def _recorded_network(sides: Sequence[Side], protocol: Protocol) -> str:
-    """The network that the statistics of a side record, if it can be run or need not be; else the protocol's."""
+    """The network that the statistics of a side record, if it can be run or need not be; else the protocol's.
+
+    fastfid's own protocol chooses it by the images.
+    """
     images = any(side.images is not None for side in sides)
     for side in sides:
         recorded = side.statistics.identity.extractor if side.statistics else None
         if recorded is not None and (recorded in NETWORK_NAMES or not images):
             return recorded
-    return protocol.network if images or protocol.name != "fastfid" else UNKNOWN
+    if protocol.name != "fastfid":
+        return protocol.network
+    return (
+        network_for([side.images for side in sides if side.images is not None], protocol.network) if images else UNKNOWN
+    )
 
 
 # --- features ----------------------------------------------------------------------------------------------------
 
 
 def gather(
-    sides: Sequence[Side], networks: Sequence[Network], settings: Settings, warnings: list[str], keep: bool = True
+    sides: Sequence[Side],
+    networks: Sequence[Network],
+    settings: Settings,
+    warnings: list[str],
+    keep: bool = True,
+    mixed_sizes: bool = False,
 ) -> list[list[SideInNetwork]]:
     """Every side in every network: the statistics it was given with, or the features of its images.
 
     warnings  sentences about skipped images and the like are appended
     keep      False: only moments, so that memory does not grow with the number of images
+    mixed_sizes  each image is resized on its own, as the protocol says
 
     ValueError, before an image is read, where statistics do not fit each other or a network.  With several ranks, those
     above 0 get empty lists for sides that are images.
@@ -213,7 +227,7 @@ def gather(
         for of_network, network in zip(zip(*given, strict=True), networks, strict=True):
             _check_early(of_network, network, settings)
     return [
-        _side_in_networks(side, networks, statistics, settings, warnings, keep)
+        _side_in_networks(side, networks, statistics, settings, warnings, keep, mixed_sizes)
         for side, statistics in zip(sides, given, strict=True)
     ]
 
@@ -264,6 +278,7 @@ def _side_in_networks(
     settings: Settings,
     warnings: list[str],
     keep: bool,
+    mixed_sizes: bool,
 ) -> list[SideInNetwork]:
     """The side in every network: saved statistics as they are, images through all networks in one pass."""
     known = [statistics for statistics in given if statistics is not None]
@@ -274,9 +289,9 @@ def _side_in_networks(
             for network, statistics in zip(networks, known, strict=True)
         ]
     extractors = [network for network in networks if not isinstance(network, str)]
-    extracted = _extracted(side, extractors, settings, warnings, keep)  # empty on ranks above 0
+    extracted = _extracted(side, extractors, settings, warnings, keep, mixed_sizes)  # empty on ranks above 0
     with distributed.agreement():
-        found = [_from_images(side, *of_network) for of_network in zip(extractors, extracted, strict=False)]
+        found = [_from_images(side, settings, *of_network) for of_network in zip(extractors, extracted, strict=False)]
     for in_network, statistics in zip(found, given, strict=False):
         if statistics is not None:
             _take_moments_of(statistics, in_network, warnings)
@@ -284,16 +299,23 @@ def _side_in_networks(
 
 
 def _extracted(
-    side: Side, extractors: list[FeatureExtractor], settings: Settings, warnings: list[str], keep: bool
+    side: Side,
+    extractors: list[FeatureExtractor],
+    settings: Settings,
+    warnings: list[str],
+    keep: bool,
+    mixed_sizes: bool,
 ) -> list[Extracted[FeatureMoments]]:
     """What every network makes of the side's images; problems of the cache and skipped images are warned about."""
     assert side.images is not None
     cache = settings.open_cache()
     accumulate = None if keep else FeatureMoments.empty
-    extracted = extract(side.images, extractors, cache, settings.batch_size, settings.progress, accumulate)
+    extracted = extract(side.images, extractors, cache, settings.batch_size, settings.progress, accumulate, mixed_sizes)
     problems = distributed.gather_objects(cache.problem if cache is not None else None)
     warnings += list(dict.fromkeys(problem for problem in problems if problem))
     warnings += extracted[0].notes if extracted else []
+    for extractor, found in zip(extractors, extracted, strict=False):
+        warnings += unfit_network(extractor.name, found.shape, side.name)
     if extracted and extracted[0].skipped:
         skipped = extracted[0].skipped
         warnings.append(
@@ -313,7 +335,9 @@ def _take_moments_of(statistics: Statistics, in_network: SideInNetwork, warnings
     )
 
 
-def _from_images(side: Side, extractor: FeatureExtractor, extracted: Extracted[FeatureMoments]) -> SideInNetwork:
+def _from_images(
+    side: Side, settings: Settings, extractor: FeatureExtractor, extracted: Extracted[FeatureMoments]
+) -> SideInNetwork:
     """Moments of all outputs but the logits, with the rows where they were kept."""
     moments = extracted.accumulated or {
         name: FeatureMoments.from_features(rows) for name, rows in extracted.outputs.items() if name != "logits"
@@ -330,9 +354,9 @@ def _from_images(side: Side, extractor: FeatureExtractor, extracted: Extracted[F
         spatial_features=extracted.outputs.get("spatial"),
         names=extracted.names,
         indices=extracted.indices,
-        labels=extracted.labels,
+        labels=settings.classes_of(extracted.labels),
         skipped=extracted.skipped,
-        notes=extracted.notes,
+        notes=[*extracted.notes, *unfit_network(extractor.name, extracted.shape, side.name)],
     )
 
 

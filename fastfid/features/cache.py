@@ -18,18 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.features.cache_folder import cache_folder
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.runtime.checked_arrays import load_checked, save_checked
 from fastfid.runtime.hashes import sha256
 
 FORMAT = 2  # of a shard's file; part of its key, so that a new layout never meets an old file
-
-
-def cache_folder() -> Path:
-    """Where features are kept: $FASTFID_CACHE, else $XDG_CACHE_HOME/fastfid, else ~/.cache/fastfid."""
-    if os.environ.get("FASTFID_CACHE"):
-        return Path(os.environ["FASTFID_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfid"
 
 
 class FeatureCache:

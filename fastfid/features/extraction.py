@@ -38,6 +38,7 @@ PROGRESS_DELAY = 2.0  # seconds before a progress bar appears; shorter work need
 FIRST_ROWS = 4096  # first rows of the array for a source of unknown length; doubled when full
 
 Shape = tuple[int, ...]
+MIXED: Shape = (0, 0, 0)  # stands for the shape of images of several shapes
 Shard = tuple[dict[str, Tensor], Shape]  # outputs by name, and the shape [C, H, W] of the images
 
 
@@ -71,6 +72,7 @@ class Extracted(Generic[A]):
     source_sha256  SHA-256 of the content of all images, hexadecimal
     skipped        one sentence for every unreadable image that was left out
     notes          sentences on what was found beside the images and not read
+    shape          [C, H, W] of the images; MIXED where they have several
     """
 
     outputs: dict[str, Tensor]
@@ -81,6 +83,7 @@ class Extracted(Generic[A]):
     source_sha256: str = ""
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    shape: Shape | None = None
 
 
 def extract(
@@ -90,12 +93,14 @@ def extract(
     batch_size: int = SHARD_IMAGES,
     progress: bool = False,
     accumulate: Callable[[int], A] | None = None,
+    mixed_sizes: bool = False,
 ) -> list[Extracted[A]]:
     """Features of all images of `source` in every network; each image is read and decoded once.
 
     batch_size  256    images a network sees at once, at most SHARD_IMAGES
     progress    False  a bar on stderr for what takes longer than two seconds
     accumulate  None   function of d that makes an empty accumulator, such as FeatureMoments.empty; None keeps rows
+    mixed_sizes False  images may have several shapes: each is prepared on its own
 
     ValueError names an unsuitable image, or the first image whose features are not finite; shards before it stay in the
     cache.  All ranks of a process group call it together; those above 0 get an empty list, or the same error.
@@ -106,7 +111,7 @@ def extract(
     expected = source.expected if part[1] is None else part[1] - part[0]
     gathered = [_Gatherer(extractor, expected, accumulate) for extractor in extractors]
     with distributed.agreement(), progress_bar(source, expected, progress) as bar:
-        run = _Run(source, gathered, cache, batch_size, bar)
+        run = _Run(source, gathered, cache, batch_size, bar, mixed_sizes)
         run.through(source.blocks(SHARD_IMAGES, *part))
     seen = _Seen.of_all_ranks(run)
     collected = [gatherer.of_all_ranks() for gatherer in gathered]
@@ -136,7 +141,9 @@ class _Run(Generic[A]):
         cache: FeatureCache | None,
         batch_size: int,
         bar: tqdm[Any],
+        mixed_sizes: bool,
     ):
+        self.mixed_sizes = mixed_sizes
         self.source, self.gathered, self.cache, self.batch_size, self.bar = source, gathered, cache, batch_size, bar
         self.shape: Shape | None = None  # of every image, [C, H, W]
         self.digests: list[str] = []
@@ -174,28 +181,50 @@ class _Run(Generic[A]):
 
     def _work(self, block: ImageBlock, found: list[Shard | None]) -> None:
         kept = list(range(len(block.names)))
-        images: Tensor | None = None
-        if any(shard is None or shard[1] != (self.shape or shard[1]) for shard in found):
-            images, kept = block.decode(self.shape)  # which also refuses another shape, naming the image
-            if len(images) and self.shape is None:
-                self.shape = tuple(images.shape[1:])
+        images: Tensor | list[Tensor] | None = None
+        if any(shard is None or not self._fits(shard[1]) for shard in found):
+            images, kept, shape = self._decoded(block)
+            self.shape = self._joined(shape)
         for gatherer, shard in zip(self.gathered, found, strict=True):
             if shard is None:
                 assert images is not None  # decoded above
                 gatherer.add(self._extract_shard(gatherer.extractor, block, images, kept))
             else:
                 outputs, shape = shard
-                self.shape = self.shape or shape
+                self.shape = self._joined(shape)
                 gatherer.add(outputs)
         self._note(block, kept)
 
+    def _fits(self, shape: Shape) -> bool:
+        """Whether a cached shard of images of this shape may stand beside the images so far."""
+        return self.mixed_sizes or (shape != MIXED and shape == (self.shape or shape))
+
+    def _joined(self, shape: Shape | None) -> Shape | None:
+        """The shape of the images so far together with images of this one; None: no image."""
+        return shape if self.shape is None or shape == self.shape else MIXED if shape else self.shape
+
+    def _decoded(self, block: ImageBlock) -> tuple[Tensor | list[Tensor], list[int], Shape | None]:
+        """The images of a block, which of them could be read, and their shape.
+
+        Unless sizes may be mixed, ValueError names the first image of another shape than those before it.
+        """
+        if not self.mixed_sizes or block.decode_each is None:
+            images, kept = block.decode(None if self.mixed_sizes else self.shape)
+            return images, kept, tuple(images.shape[1:]) if len(images) else None
+        each, kept = block.decode_each()
+        shapes = {tuple(image.shape) for image in each}
+        if len(shapes) > 1:
+            return each, kept, MIXED
+        return torch.stack(each) if each else torch.empty(0), kept, shapes.pop() if shapes else None
+
     def _extract_shard(
-        self, extractor: FeatureExtractor, block: ImageBlock, images: Tensor, kept: list[int]
+        self, extractor: FeatureExtractor, block: ImageBlock, images: Tensor | list[Tensor], kept: list[int]
     ) -> dict[str, Tensor]:
         """The outputs of one network for the images of a block, cached if none was left out."""
         outputs = self._extract(extractor, images, [block.names[i] for i in kept])
-        if self.cache is not None and self.shape is not None and len(kept) == len(block.names):
-            self.cache.save(extractor, block.digest, outputs, self.shape)
+        if self.cache is not None and len(images) and len(kept) == len(block.names):
+            shape = tuple(images.shape[1:]) if isinstance(images, Tensor) else MIXED
+            self.cache.save(extractor, block.digest, outputs, shape)
         return outputs
 
     def _note(self, block: ImageBlock, kept: list[int]) -> None:
@@ -208,7 +237,9 @@ class _Run(Generic[A]):
             self.labels += [block.labels[i] for i in kept]
         self.bar.update(len(block.names))
 
-    def _extract(self, extractor: FeatureExtractor, images: Tensor, names: list[str]) -> dict[str, Tensor]:
+    def _extract(
+        self, extractor: FeatureExtractor, images: Tensor | list[Tensor], names: list[str]
+    ) -> dict[str, Tensor]:
         if not len(images):
             return {"features": torch.empty(0, extractor.dim)}
         size = min(self.batch_size, SHARD_IMAGES)
@@ -295,6 +326,7 @@ class _Seen:
     skipped: list[str]
     notes: list[str]
     shapes: list[tuple[Shape | None, str]]  # of each rank's images, with the name of its first
+    mixed_sizes: bool
 
     @classmethod
     def of_all_ranks(cls, run: _Run[Any]) -> _Seen:
@@ -310,14 +342,16 @@ class _Seen:
         given, there = len(names or ()) + len(skipped or ()), run.source.dataset_size
         if there not in (None, given):
             notes.append(f"{run.source.name} gave {given} images of a dataset of {there}; its sampler chooses them")
-        return cls(run.source, names or [], indices or [], labels, digests or [], skipped or [], notes, shapes or [])
+        found = names or [], indices or [], labels, digests or [], skipped or [], notes, shapes or []
+        return cls(run.source, *found, run.mixed_sizes)
 
     def extracted(self, outputs: dict[str, Tensor], accumulated: dict[str, A]) -> Extracted[A]:
         """The `Extracted` of one network from the result of `_Gatherer.of_all_ranks`."""
         if len(self.names) < 2:
             usable = counted(len(self.names), "usable image")
             raise ValueError(f"{self.source.name} holds {usable}; a covariance needs at least 2")
-        for shape, name in self.shapes:
+        several = {shape for shape, _ in self.shapes}
+        for shape, name in [] if self.mixed_sizes else self.shapes:
             if shape != self.shapes[0][0]:
                 raise ValueError(
                     f"{name} in {self.source.name} has shape {shape}, {self.shapes[0][1]} has {self.shapes[0][0]}; "
@@ -325,4 +359,7 @@ class _Seen:
                 )
         labels = self.labels or None
         digest = sha256(self.digests)
-        return Extracted(outputs, accumulated, self.names, self.indices, labels, digest, self.skipped, self.notes)
+        shape = MIXED if len(several) > 1 else self.shapes[0][0]
+        return Extracted(
+            outputs, accumulated, self.names, self.indices, labels, digest, self.skipped, self.notes, shape
+        )

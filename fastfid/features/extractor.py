@@ -98,13 +98,16 @@ class FeatureExtractor:
         )
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features, float32 [n, d], of images, uint8 [n, 1 or 3, H, W]; ValueError for another type or shape."""
+    def __call__(self, images: Tensor | list[Tensor]) -> Tensor:
+        """Features, float32 [n, d], of images, uint8 [n, 1 or 3, H, W]; ValueError for another type or shape.
+
+        A list of images [1 or 3, H, W] of several shapes is prepared image by image.
+        """
         _check_images(images)
         if len(images) == 0:
             return torch.empty(0, self.dim, device=self.device)
         with evaluation_mode(self.network, self.prepare), full_float32(self.device):
-            features: Tensor = self.network(self.prepare(images.to(self.device)))
+            features: Tensor = self.network(self._prepared(images))
         if features.shape != (len(images), self.dim):
             raise ValueError(
                 f"{self.name} returned shape {tuple(features.shape)} for {len(images)} images; "
@@ -129,6 +132,18 @@ class FeatureExtractor:
                 return features.to(torch.float32)
         told = f" ({refused})" if refused else ""
         raise ValueError(f"{self.name} passes no gradient on to its images; its input is: {self.preprocessing}{told}")
+
+    def _prepared(self, images: Tensor | list[Tensor]) -> Tensor:
+        """What the network takes; ValueError where images of several shapes are still so after their preparation."""
+        if isinstance(images, Tensor):
+            return self.prepare(images.to(self.device))
+        prepared = [self.prepare(image[None].to(self.device)) for image in images]
+        if len({each.shape for each in prepared}) > 1:
+            raise ValueError(
+                f"{self.name} takes images of one size ({self.preprocessing}), and these have several; resize them, or "
+                "give the network a side"
+            )
+        return torch.cat(prepared)
 
     def __repr__(self) -> str:
         return f"FeatureExtractor({self.name!r}, dim={self.dim}, weights_sha256={self.weights_sha256[:12]}…)"
@@ -174,7 +189,12 @@ def usable_device(device: str | torch.device) -> torch.device:
         ) from None
 
 
-def _check_images(images: Tensor) -> None:
+def _check_images(images: Tensor | list[Tensor]) -> None:
+    """ValueError for images of another type or shape; of a list, each image is [C, H, W]."""
+    if isinstance(images, list):
+        for image in images:
+            _check_images(image[None])
+        return
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"an extractor takes uint8 tensors, got {kind}; fastfid.images.open.open_images converts")
@@ -189,21 +209,21 @@ class MultiExtractor(FeatureExtractor):
     "spatial" [n, s]; everything else is as in FeatureExtractor.
     """
 
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """All the network gives for images, uint8 [n, 1 or 3, H, W]: float32 tensors on the CPU, by name."""
+    def outputs(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
+        """All the network gives for images, as `__call__` takes them: float32 tensors on the CPU, by name."""
         return {name: value.to(torch.float32).cpu() for name, value in self._found(images).items()}
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features, float32 [n, d], of images, uint8 [n, 1 or 3, H, W]."""
+    def __call__(self, images: Tensor | list[Tensor]) -> Tensor:
+        """Features, float32 [n, d], of images as FeatureExtractor takes them."""
         if len(images) == 0:
             return torch.empty(0, self.dim, device=self.device)
         return self._found(images)["features"].to(torch.float32)
 
     @torch.inference_mode()
-    def _found(self, images: Tensor) -> dict[str, Tensor]:
+    def _found(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         _check_images(images)
         with evaluation_mode(self.network, self.prepare), full_float32(self.device):
-            found: dict[str, Tensor] = self.network(self.prepare(images.to(self.device)))
+            found: dict[str, Tensor] = self.network(self._prepared(images))
         if found["features"].shape != (len(images), self.dim):
             raise ValueError(
                 f"{self.name} returned features {tuple(found['features'].shape)} for {len(images)} images; they must "
@@ -212,8 +232,8 @@ class MultiExtractor(FeatureExtractor):
         return found
 
 
-def outputs_of(extractor: FeatureExtractor, images: Tensor) -> dict[str, Tensor]:
-    """{"features": [n, d], …} of any extractor for uint8 images [n, C, H, W], float32 on the CPU."""
+def outputs_of(extractor: FeatureExtractor, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
+    """{"features": [n, d], …} of any extractor for uint8 images [n, C, H, W] or a list of them, float32 on the CPU."""
     if isinstance(extractor, MultiExtractor):
         return extractor.outputs(images)
     return {"features": extractor(images).cpu()}

@@ -92,9 +92,24 @@ class InceptionOutputs(nn.Module):
         return found
 
 
+def downloaded_inception() -> Path | None:
+    """The weights that an earlier run downloaded; None without them or without torch-fidelity."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ImportError:
+        return None
+    cached = _cached(URL_INCEPTION_V3)
+    return cached if cached.is_file() else None
+
+
+def _cached(url: str) -> Path:
+    """Where torch's hub keeps its copy of `url`."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
 def _download(url: str) -> Path:
     """Local copy of `url` in torch's hub cache, fetched once."""
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    cached = _cached(url)
     if not cached.is_file():
         cached.parent.mkdir(parents=True, exist_ok=True)
         try:

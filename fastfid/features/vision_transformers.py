@@ -79,6 +79,15 @@ def _clip_pil(images: Tensor, side: int) -> Tensor:
     return standardised(resized[..., top : top + side, left : left + side].float() / 255, CLIP_MEAN, CLIP_STD)
 
 
+def _clip_square(images: Tensor, side: int) -> Tensor:
+    """CMMD's: the centre square, PIL bicubic on uint8 to `side`, CLIP's statistics."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    square = images[..., top : top + short, left : left + short].contiguous()
+    return standardised(pil_bicubic(square, (side, side)).float() / 255, CLIP_MEAN, CLIP_STD)
+
+
 def _clip_tf1(images: Tensor, side: int) -> Tensor:
     """torch-fidelity: TensorFlow-1 bilinear of the whole image, then CLIP's statistics."""
     return standardised(tf1_bilinear(images, side), scaled_to_255(CLIP_MEAN), scaled_to_255(CLIP_STD))
@@ -86,6 +95,7 @@ def _clip_tf1(images: Tensor, side: int) -> Tensor:
 
 CLIP_INPUTS = {  # name: (function of images and side, its description with a placeholder for the side)
     "pil": (_clip_pil, "PIL bicubic on uint8, shorter side to {0}, centre crop, /255, CLIP mean and std"),
+    "square": (_clip_square, "centre square, PIL bicubic on uint8 to {0}x{0}, /255, CLIP mean and std"),
     "tf1": (_clip_tf1, "TensorFlow-1 bilinear to {0}x{0}, /255, CLIP mean and std"),
 }
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fastfid.images.fast_decode import decode_plain
 from fastfid.images.formats import decoded_by_pillow, holds_frames, passed_over, split_by_name
-from fastfid.images.source import ImageBlock, ImageSource, checked_size, counted, reason_of
+from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, counted, reason_of
 from fastfid.runtime.hashes import sha256
 
 BLOCKS_AHEAD = 1  # encoded blocks that are read in advance; memory does not depend on the number of images
@@ -39,6 +39,7 @@ PART = re.compile(r"\d{5,}|(batch|block|bucket|chunk|dir|folder|group|part|rank|
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "heldout", "held-out"})
 HASH = re.compile(r"[0-9a-f]{1,3}", re.I)  # first digits of a hash, as 00/ to ff/ of content-addressed stores
 MOST_PATHS = 100  # most paths to one folder; links inside linked folders double them at every level
+LABELS = "labels.npy"  # classes of a folder's images in the order of their names, as `sit_rl.sample` writes them
 FILES_A_TASK = 32  # files that a thread takes at a time, to spread the cost of passing work to it
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion, a quarter of a GiB of RGB; 9,459 pixels square
@@ -159,10 +160,15 @@ class FileImages(ImageSource):
                 decoding.extend(pool.submit(self._decoded, task) for task in tasks)
 
         def decode(expected: tuple[int, ...] | None) -> tuple[Tensor, list[int]]:
-            prefetch()
-            return self._collect(members, [image for task in decoding for image in task.result()], expected)
+            images, kept = decode_each()
+            return self._stacked(images, [members[i] for i in kept], expected), kept
 
-        return ImageBlock(start, members, digest, decode, prefetch, self.labels(start, start + len(members)))
+        def decode_each() -> tuple[list[Tensor], list[int]]:
+            prefetch()
+            return self._readable([image for task in decoding for image in task.result()])
+
+        labels = self.labels(start, start + len(members))
+        return ImageBlock(start, members, digest, decode, prefetch, labels, decode_each)
 
     def _decoded(self, task: Read) -> Decoded:
         """Each image of a task, or its error."""
@@ -174,24 +180,27 @@ class FileImages(ImageSource):
                 found.append(unfit)
         return found
 
-    def _collect(
-        self, members: list[str], decoded: Decoded, expected: tuple[int, ...] | None
-    ) -> tuple[Tensor, list[int]]:
-        """Decoded images [m, C, H, W] of one shape, and which of `members` they are."""
+    def _readable(self, decoded: Decoded) -> tuple[list[Tensor], list[int]]:
+        """The images that could be decoded, and their positions; the others are noted, or the first one is raised."""
         images, kept = [], []
-        for position, (member, image) in enumerate(zip(members, decoded, strict=True)):
+        for position, image in enumerate(decoded):
             if isinstance(image, ValueError):
                 if not self.skip_corrupt:
                     raise image
                 self.skipped.append(str(image))
                 continue
-            expected = expected or image.shape
-            self._check_shape(member, image.shape, expected)
-            images.append(image)
+            images.append(torch.from_numpy(image))
             kept.append(position)
+        return images, kept
+
+    def _stacked(self, images: list[Tensor], members: list[str], expected: tuple[int, ...] | None) -> Tensor:
+        """The images [m, C, H, W] of one shape; ValueError names the first of another."""
         if not images:
-            return torch.empty(0, *(expected or (3, 1, 1)), dtype=torch.uint8), []
-        return torch.from_numpy(np.stack(images)), kept
+            return torch.empty(0, *(expected or (3, 1, 1)), dtype=torch.uint8)
+        expected = expected or tuple(images[0].shape)
+        for member, image in zip(members, images, strict=True):
+            self._check_shape(member, tuple(image.shape), expected)
+        return torch.stack(images)
 
     def _decode(self, member: str, encoded: bytes | Exception) -> np.ndarray:
         """One image, uint8 [C, H, W]; ValueError names it and says what to do."""
@@ -212,7 +221,8 @@ class FileImages(ImageSource):
         if shape[1:] != expected[1:]:
             raise ValueError(
                 f"{member} in {self.name} is {shape[2]}x{shape[1]} pixels, {self.members[0]} is "
-                f"{expected[2]}x{expected[1]}; resize all images to one size"
+                f"{expected[2]}x{expected[1]}; resize all images to one size, or use a protocol that resizes each "
+                "image on its own, such as clean (--protocol clean)"
             )
         if shape[0] != expected[0]:
             raise ValueError(
@@ -232,7 +242,7 @@ def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exceptio
 def open_folder(path: Path, skip_corrupt: bool, workers: int | None, class_folders: bool = False) -> FileImages:
     """All images below `path`."""
     files, notes = _files_below(path)
-    members, others = split_by_name(files)
+    members, others = split_by_name([file for file in files if file != LABELS])
     notes = [note for note in (passed_over(str(path), others), *notes) if note]
 
     def read(member: str) -> bytes:
@@ -246,7 +256,31 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None, class_folde
         finally:
             os.close(file)
 
-    return FileImages(str(path), members, read, skip_corrupt, workers, notes, class_folders)
+    images = FileImages(str(path), members, read, skip_corrupt, workers, notes, class_folders)
+    if LABELS in files:
+        _take_labels(images, path / LABELS)
+    return images
+
+
+def _take_labels(images: FileImages, path: Path) -> None:
+    """Take the classes of a folder's images from a file beside them; a note says why where they do not fit."""
+    members = images.members
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as bad:
+        images.notes.append(f"{path} is not read as classes: {reason_of(bad)}")
+        return
+    numbers = [int(stem) for member in members if (stem := PurePosixPath(member).stem).isdecimal()]
+    if images.classes is not None:
+        reason = "the folders are the classes"
+    elif labels.shape != (len(members),):
+        reason = f"its shape is {labels.shape}, and there are {counted(len(members), 'image')}"
+    elif any("/" in member for member in members) or numbers != sorted(numbers):
+        reason = "the order of the images' names is not that of their numbers"
+    else:
+        images.classes = class_names(labels)
+        return
+    images.notes.append(f"{path} is not read as classes: {reason}")
 
 
 def _files_below(path: Path) -> tuple[list[str], list[str]]:

@@ -27,6 +27,7 @@ class ImageBlock:
     decode    call(expected shape [C, H, W] or None) → uint8 [m, C, H, W], positions kept (all but skipped ones)
     prefetch  start decoding in the background
     labels    class of every image as text, None where there are no classes
+    decode_each  call() → images uint8 [C, H, W] of any shapes, positions kept; None where all have one shape
     """
 
     start: int
@@ -35,6 +36,7 @@ class ImageBlock:
     decode: Callable[[tuple[int, ...] | None], tuple[Tensor, list[int]]]
     prefetch: Callable[[], None]
     labels: list[str] | None = None
+    decode_each: Callable[[], tuple[list[Tensor], list[int]]] | None = None
 
 
 class ImageSource(ABC):

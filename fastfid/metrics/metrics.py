@@ -5,7 +5,8 @@
     fid.update(generated_images, real=False)
     fid.compute()
 
-`FrechetInceptionDistance` and `KernelInceptionDistance` take torchmetrics' arguments in its order and give its numbers.
+`FrechetInceptionDistance` and `KernelInceptionDistance` take torchmetrics' arguments in its order and give its numbers,
+as do `MemorizationInformedFrechetInceptionDistance` and `InceptionScore` in files of their own.
 `FrechetDistance`, `PrecisionRecall` and `SlicedWasserstein` do the same for any network, or for features.  They differ
 from torchmetrics:
 

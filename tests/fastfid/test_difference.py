@@ -1,11 +1,13 @@
 """FD(A) − FD(B): the better side, the interval over what both share, and mistakes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+import torch
 
-from fastfid import FeatureMoments
+from fastfid import FeatureMoments, frechet_distance
 from fastfid.evaluation.difference import diff
 from fastfid.evaluation.evaluate import evaluate
 from tests.support.small_network import features, pixels, small
@@ -40,6 +42,22 @@ def test_diff_interval_pairs_what_the_sides_share():
     assert diff(fake, fake, real).standard_error > 0.01
     fixed = diff(fake, features(200, 3), FeatureMoments.from_features(real))
     assert "real images taken as fixed" in fixed.method
+
+
+def test_unequal_sizes_are_told_with_their_bias():
+    real, near, far = features(300, 1), features(200, 2, 0.1), features(60, 3, 0.1)
+    (warning,) = diff(near, far, real).warnings
+    numbers = [float(x) for x in re.findall(r"large by (\S+) |of B by (\S+),|would be (\S+) ", warning) for x in x if x]
+    biases = []
+    for rows in (near, far):
+        value = evaluate(rows, real, metrics=["fd"])["fd"].value
+        moments = [FeatureMoments.from_features(torch.cat([rows[:i], rows[i + 1 :]])) for i in range(len(rows))]
+        without = np.mean([frechet_distance(each, FeatureMoments.from_features(real)) for each in moments])
+        biases.append((len(rows) - 1) * (without - value))
+    assert numbers[:2] == pytest.approx(biases, rel=2e-3) and biases[1] > 2 * biases[0] > 0  # about 1/N
+    assert numbers[2] == pytest.approx(diff(near, far, real).difference - (biases[0] - biases[1]), rel=1e-2)
+    assert "A has 200 images and B has 60" in warning and "compare 60 images of each" in warning
+    assert diff(near, features(200, 4), real).warnings == []
 
 
 def test_diff_mistakes():

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from fastfid import FeatureMoments
-from fastfid.evaluation import inception_score as inception_score_module
+from fastfid.distances import class_scores
+from fastfid.distances.class_scores import ClassProbabilities
 from fastfid.evaluation.inception_score import (
-    ClassProbabilities,
     _mean_and_deviation,
     _parts,
     classifier_score,
     inception_score,
+    score_variance,
 )
 from fastfid.evaluation.intervals import normal_interval
 from fastfid.evaluation.pair import Pair
@@ -49,28 +50,29 @@ def test_inception_score_variance_is_the_jackknife_by_brute_force():
     logits = 2 * rows(40, np.random.default_rng(3), d=6).double()
     without = [inception_score(torch.cat([logits[:i], logits[i + 1 :]]), 1, None)[0] for i in range(40)]
     expected = 39 / 40 * np.square(np.array(without) - np.mean(without)).sum()
-    assert ClassProbabilities(logits).variance() == pytest.approx(expected, rel=1e-9)
-    assert ClassProbabilities(logits[:1]).variance() is None
+    assert score_variance(ClassProbabilities(logits)) == pytest.approx(expected, rel=1e-9)
+    assert score_variance(ClassProbabilities(logits[:1])) is None
     sure = torch.full((5, 3), -1e30, dtype=torch.float64)
     sure[[0, 1, 2, 3, 4], [0, 1, 2, 0, 1]] = 0.0  # p of 0 and 1
-    assert ClassProbabilities(sure).variance() > 0
+    assert score_variance(ClassProbabilities(sure)) > 0
 
 
 def test_the_inception_score_is_made_block_by_block(monkeypatch):
     """No copy of all logits: the same numbers, to the rounding of a sum of 100 terms, from blocks of 7 rows."""
     logits, order = rows(100, np.random.default_rng(3), d=6), torch.randperm(100)
     whole = ClassProbabilities(logits, order)
-    monkeypatch.setattr(inception_score_module, "ENTROPY_ROWS", 7)
+    monkeypatch.setattr(class_scores, "ENTROPY_ROWS", 7)
     parts = ClassProbabilities(logits, order)
     assert max(len(block) for block in parts.blocks()) == 7
-    assert (parts.score(), parts.variance()) == pytest.approx((whole.score(), whole.variance()), rel=1e-12)
+    expected = (whole.score(), score_variance(whole))
+    assert (parts.score(), score_variance(parts)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_inception_score_intervals_hold():
     repeats, found = 200, []
     for i in range(repeats):
         probabilities = ClassProbabilities(2 * rows(300, np.random.default_rng([6, i]), d=5))
-        found.append((probabilities.score(), math.sqrt(probabilities.variance())))
+        found.append((probabilities.score(), math.sqrt(score_variance(probabilities))))
     values = np.array([value for value, _ in found])
     ratio = np.mean([error**2 for _, error in found]) / values.var(ddof=1)
     assert abs(ratio - 1) < 4 * math.sqrt(2 / repeats)

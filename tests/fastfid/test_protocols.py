@@ -34,7 +34,7 @@ def images(n=2, side=33, channels=3, seed=0):
 
 def test_names_and_inputs_exist():
     assert set(PROTOCOLS) == {
-        "fastfid", "adm", "pytorch-fid", "clean", "torch-fidelity", "edm2", "dgm-dinov2", "torchmetrics"
+        "fastfid", "adm", "pytorch-fid", "clean", "torch-fidelity", "edm2", "dgm-dinov2", "torchmetrics", "cmmd",
     }  # fmt: skip
     for name, protocol in PROTOCOLS.items():
         assert protocol_named(name) is protocol and protocol.name == name

@@ -61,6 +61,21 @@ def test_names_neither_break_lines_nor_command_the_terminal(tmp_path):
         assert not any(line.startswith("FID  0.1") for line in lines)
 
 
+def test_every_row_names_its_network_and_says_what_is_better():
+    table = evaluate(features(60, 1), features(60, 2)).table()
+    lines = {line.split(" (")[0]: line for line in table.splitlines()}
+    assert "KID (unknown network) ↓" in table and "Precision (unknown network) ↑" in table
+    assert all("↑" in lines[name] for name in ("Recall", "Density", "Coverage")) and "↓" in lines["MMD²"]
+
+
+def test_the_only_subset_of_kid_has_no_spread():
+    result = evaluate(features(60, 1), features(60, 2), metrics=["kid"])["kid"]
+    assert result.method.startswith("all 60 rows, the only subset, kernel") and "std" not in result.method
+    assert result.details["std_over_subsets"] is None and result.interval is not None
+    several = evaluate(features(60, 1), features(61, 2), metrics=["kid"])["kid"]
+    assert several.method.startswith("mean of 100 subsets of 60, std ") and several.details["std_over_subsets"] > 1e-6
+
+
 def test_every_metric_has_its_score_and_its_words():
     assert set(METRIC_SCORES) == set(METRICS)
     assert set(BETTER) == set(METRICS) - {"outliers"} | {"fdr"}  # the first are no score, the other one needs a split
