@@ -1,20 +1,32 @@
 """What test files share; one torch thread for every test, as two threads of a small problem only wait.
 
-GPUs are hidden from all tests but tests/test_gpu.py, which runs alone: trainings and their children would otherwise
-take one where there is one, and the tests are of what a CPU does bit for bit.
+GPUs are hidden from the tests, as trainings and their children would otherwise take one where there is one, and the
+tests are of what a CPU does bit for bit.  FASTFID_TEST_GPU=1 shows them: to tests/test_gpu.py alone, whose tests are
+skipped without it.  The last lines of a run without it say if there was a GPU.
 """
-
-import os
-import sys
 
 import pytest
 import torch
 
+from tests.support import gpus
 from tests.support.forked import Forked
 
 torch.set_num_threads(1)
-if not any("test_gpu" in word for word in sys.argv):
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA is first asked for
+gpus.hide()
+
+
+def pytest_collection_modifyitems(config, items):
+    """With a GPU in sight only the tests that are made for one run, however pytest was called."""
+    shown, hidden = gpus.split(items)
+    if hidden:
+        config.hook.pytest_deselected(items=hidden)
+        items[:] = shown
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says that a GPU was there and not used."""
+    if line := gpus.unused():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="module")

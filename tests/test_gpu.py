@@ -1,9 +1,10 @@
 """What only a GPU can show: kernels run on it, values as on the CPU, a training, NCCL.
 
-On a machine with an NVIDIA GPU, and alone, as tests/conftest.py hides GPUs from every other test:
+On a machine with an NVIDIA GPU, which tests/conftest.py hides from the tests otherwise:
 
-    pytest tests/test_gpu.py
-    compute-sanitizer --tool memcheck python -m pytest tests/test_gpu.py -k kernel      also: --tool racecheck
+    FASTFID_TEST_GPU=1 pytest tests/test_gpu.py
+    FASTFID_TEST_GPU=1 compute-sanitizer --tool memcheck python -m pytest tests/test_gpu.py -k kernel
+                                                                     also: --tool racecheck
 """
 
 import json
@@ -24,7 +25,7 @@ from sit_rl.runs.log import Clock
 from tests.support.device_cases import ADDED, ENGINE, METRICS, REAL, REFERENCE, REMOVED, engine_on
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and to be run alone: pytest tests/test_gpu.py"
+    not torch.cuda.is_available(), reason="needs an NVIDIA GPU: FASTFID_TEST_GPU=1 pytest tests/test_gpu.py"
 )
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -74,8 +74,9 @@ class FlashPackage:
 # In order of preference, for a GPU that several versions support.
 FLASH = {
     "flash-attn-3": FlashPackage("flash_attn_interface", "hopper/ of Dao-AILab/flash-attention, from source", (9,)),
-    "flash-attn-4": FlashPackage("flash_attn.cute", "pip install flash-attn-4", (9, 10, 11)),
-    "flash-attn-2": FlashPackage("flash_attn", "pip install flash-attn", (8, 9, 10, 12)),
+    "flash-attn-4": FlashPackage("flash_attn.cute", "pip install '.[flash4]'", (8, 9, 10, 11, 12)),
+    # its setup imports torch, which an isolated build does not have
+    "flash-attn-2": FlashPackage("flash_attn", "pip install --no-build-isolation '.[flash]'", (8, 9, 10, 12)),
 }
 
 
@@ -126,7 +127,9 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: str = 
     if not len(q):  # a rank without samples; kernels refuse an empty batch
         backend = "math"
     if backend in FLASH and q.dtype in HALF:
-        return _flash(_flash_function(backend), q, k, v)
+        if backend not in _FUNCTIONS:
+            load(backend)
+        return _flash(_FUNCTIONS[backend], q, k, v)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [n, heads, tokens, head_dim]
     if backend == "math":
         weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
@@ -148,10 +151,17 @@ def _flash(function: FlashFunction, q: torch.Tensor, k: torch.Tensor, v: torch.T
     return out[..., :size] if padding else out
 
 
-@lru_cache
-def _flash_function(name: str) -> FlashFunction:
-    """flash_attn_func of a package, imported at its first use; errors of the import pass."""
-    return cast(FlashFunction, importlib.import_module(FLASH[name].module).flash_attn_func)
+def load(backend: str) -> None:
+    """Import the package of a flash back end, others need nothing; errors of the import pass.
+
+    `SiT.set_attention` calls it, so a compiled block finds the function in a dictionary. An import, or a call of a
+    function with a cache, would break its graph.
+    """
+    if backend in FLASH and backend not in _FUNCTIONS:
+        _FUNCTIONS[backend] = cast(FlashFunction, importlib.import_module(FLASH[backend].module).flash_attn_func)
+
+
+_FUNCTIONS: dict[str, FlashFunction] = {}
 
 
 @lru_cache
@@ -187,12 +197,12 @@ def _obstacle(name: str, head_dim: int, dtype: torch.dtype, where: str) -> str |
     if major not in package.majors:
         return f"is not for this GPU's compute capability {major}.x"
     try:
-        function = _flash_function(name)
+        load(name)
     except ModuleNotFoundError:
         return f"is not installed ({package.install})"
     except Exception as error:  # a binary for another torch, another package of the same name, …
         return f"does not import ({' '.join(str(error).split())[:100]})"
-    return _trial(function, head_dim, dtype, where)
+    return _trial(_FUNCTIONS[name], head_dim, dtype, where)
 
 
 def _trial(function: FlashFunction, head_dim: int, dtype: torch.dtype, where: str) -> str | None:

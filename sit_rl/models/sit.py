@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sit_rl.models.attention import attention
+from sit_rl.models.attention import attention, load
 from sit_rl.models.conditions import Conditions
 from sit_rl.models.generator_model import GeneratorModel
 
@@ -289,6 +289,7 @@ class SiT(GeneratorModel):
 
     def set_attention(self, backend: str) -> None:
         """Use this kernel, a result of `sit_rl.models.attention.choose`, in every block."""
+        load(backend)
         for block in self.blocks:
             cast(Block, block).attn.backend = backend
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import torch
@@ -50,7 +51,7 @@ def map_in_two_stages(
     if device.type == "cpu":
         yield from map_batches(lambda batch: second(first(batch)), batches, device)
     else:
-        yield from overlap(first, second, batches, _SecondStream(device))
+        yield from overlap(first, second, batches, _second_stream(device))
 
 
 def overlap(
@@ -78,6 +79,12 @@ class Lane(Protocol):
 
     def work(self, call: tuple[Callable[[Mid], Out], Mid, torch.cuda.Event]) -> Out:
         """(second, made, ready) → second(made), started after `ready`."""
+
+
+@lru_cache
+def _second_stream(device: torch.device) -> _SecondStream:
+    """The second stream of a device, always the same: the allocator keeps the free memory of every stream apart."""
+    return _SecondStream(device)
 
 
 class _SecondStream:

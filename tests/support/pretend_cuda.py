@@ -158,7 +158,7 @@ class Calls(TorchFunctionMode):
 
 
 class HostStream:
-    """What `sit_rl.ranks.cpu_batches._SecondStream` is to a GPU: the modes in the side thread."""
+    """What `sit_rl.ranks.cpu_batches._second_stream` is to a GPU: the modes in the side thread."""
 
     def __init__(self, account: Account):
         self.account = account
@@ -187,7 +187,7 @@ def pretended():
     with ExitStack() as stack:
         for name, replacement in replacements.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))
-        stack.enter_context(mock.patch("sit_rl.ranks.cpu_batches._SecondStream", lambda device: HostStream(account)))
+        stack.enter_context(mock.patch("sit_rl.ranks.cpu_batches._second_stream", lambda device: HostStream(account)))
         # no kernel runs here: what the pretended device has are torch's own routes
         stack.enter_context(mock.patch("fastfid.backend.triton_obstacle", lambda *_: "the device is pretended"))
         stack.enter_context(entered(account))
