@@ -7,5 +7,5 @@ import tomllib
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 for requirement in project["dependencies"]:
-    name, version = re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups()
-    print(f"{name}=={version}")
+    name, version, marker = re.fullmatch(r"([\w-]+)>=([\d.]+)(\s*;.*)?", requirement).groups()
+    print(f"{name}=={version}{marker or ''}")

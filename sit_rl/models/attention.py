@@ -74,9 +74,9 @@ class FlashPackage:
 # In order of preference, for a GPU that several versions support.
 FLASH = {
     "flash-attn-3": FlashPackage("flash_attn_interface", "hopper/ of Dao-AILab/flash-attention, from source", (9,)),
-    "flash-attn-4": FlashPackage("flash_attn.cute", "pip install '.[flash4]'", (8, 9, 10, 11, 12)),
+    "flash-attn-4": FlashPackage("flash_attn.cute", "pip install 'fastfid[flash4]'", (8, 9, 10, 11, 12)),
     # its setup imports torch, which an isolated build does not have
-    "flash-attn-2": FlashPackage("flash_attn", "pip install --no-build-isolation '.[flash]'", (8, 9, 10, 12)),
+    "flash-attn-2": FlashPackage("flash_attn", "pip install --no-build-isolation 'fastfid[flash]'", (8, 9, 10, 12)),
 }
 
 

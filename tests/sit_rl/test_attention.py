@@ -90,7 +90,13 @@ def gpu(monkeypatch):
 def test_each_generation_gets_its_flash_attention(gpu):
     two, three, four = Package("2"), Package("3"), Package("4", with_lse=True)
     every = dict(flash_attn=two, flash_attn_interface=three, flash_attn_cute=four)
-    for major, expected in {7: "sdpa", 8: "flash-attn-4", 9: "flash-attn-3", 10: "flash-attn-4", 12: "flash-attn-4"}.items():
+    for major, expected in {
+        7: "sdpa",
+        8: "flash-attn-4",
+        9: "flash-attn-3",
+        10: "flash-attn-4",
+        12: "flash-attn-4",
+    }.items():
         assert attention.choose("auto", device=gpu(major, **every)) == expected
     assert three.shapes == [(1, 32, 2, 72)] and four.shapes == 3 * three.shapes  # 72 needs no padding
     assert attention.choose("auto", device=gpu(8, flash_attn=two)) == "flash-attn-2"

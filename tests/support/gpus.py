@@ -1,4 +1,4 @@
-"""GPUs are hidden from tests unless FASTFID_TEST_GPU=1; with it only the tests made for them run (tests/conftest.py)."""
+"""GPUs are hidden from tests unless FASTFID_TEST_GPU=1, with which only tests/test_gpu.py runs (tests/conftest.py)."""
 
 import os
 from pathlib import Path
