@@ -42,8 +42,8 @@ def open_images(
     name          what messages call images in memory
     class_folders folders that look like parts of a set (00000, chunk_3, a7, train) are classes, too
 
-    Labels come from the folders of a class tree, labels.npy in a folder of `sit_rl.sample`, .cls members of a tar, arr_1
-    or labels of an npz, pairs and dicts.
+    Labels come from the folders of a class tree, labels.npy in a folder of `sit_rl.sample`, .cls members of a tar,
+    arr_1 or labels of an npz, pairs and dicts.
 
     FileNotFoundError for a missing path, ValueError for an empty, unreadable or unsuitable one.
     """
