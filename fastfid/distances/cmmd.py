@@ -30,4 +30,5 @@ def unit_rows(features: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if (lengths == 0).any():
         raise ValueError(f"row {int((lengths == 0).nonzero()[0, 0])} of the features is all zeros; check the network")
-    return rows / lengths
+    unit: Tensor = rows / lengths
+    return unit

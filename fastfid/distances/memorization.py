@@ -28,4 +28,5 @@ def _unit_rows(features: Tensor) -> Tensor:
     rows = rows[rows.sum(dim=1) != 0]
     if not len(rows):
         raise ValueError("all features of a side are 0; check the network")
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return unit

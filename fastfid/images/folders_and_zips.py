@@ -264,12 +264,16 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None, class_folde
 
 def _take_labels(images: FileImages, path: Path) -> None:
     """Take the classes of a folder's images from a file beside them; a note says why where they do not fit."""
+    images.notes = [*images.notes, *_notes_on_labels(images, path)]
+
+
+def _notes_on_labels(images: FileImages, path: Path) -> list[str]:
+    """Set the classes by a file of labels; why it could not be done, if so."""
     members = images.members
     try:
         labels = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as bad:
-        images.notes.append(f"{path} is not read as classes: {reason_of(bad)}")
-        return
+        return [f"{path} is not read as classes: {reason_of(bad)}"]
     numbers = [int(stem) for member in members if (stem := PurePosixPath(member).stem).isdecimal()]
     if images.classes is not None:
         reason = "the folders are the classes"
@@ -279,8 +283,8 @@ def _take_labels(images: FileImages, path: Path) -> None:
         reason = "the order of the images' names is not that of their numbers"
     else:
         images.classes = class_names(labels)
-        return
-    images.notes.append(f"{path} is not read as classes: {reason}")
+        return []
+    return [f"{path} is not read as classes: {reason}"]
 
 
 def _files_below(path: Path) -> tuple[list[str], list[str]]:

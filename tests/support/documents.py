@@ -39,7 +39,7 @@ BLOCK = re.compile(
 )
 WHOLE_PAGE = re.compile(r"<!-- blocks of this page are not run: (.+?) -->")
 
-SETS = {"A": 1, "B": 2, "SAMPLES": 3, "REFERENCE": 4, "IMAGES": 5}  # folders of images, with their seeds
+SETS = {"A": 1, "B": 2, "SAMPLES": 3, "REAL": 4, "IMAGES": 5}  # folders of images, with their seeds
 FILES = {"FILE": "statistics.npz"}  # other words in capitals, and the files that stand for them
 IMAGES_A_SET = 40
 
