@@ -191,7 +191,7 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 def _check_images(images: Tensor | list[Tensor]) -> None:
     """ValueError for images of another type or shape; of a list, each image is [C, H, W]."""
-    if isinstance(images, list):
+    if isinstance(images, list) and all(isinstance(image, Tensor) for image in images):
         for image in images:
             _check_images(image[None])
         return

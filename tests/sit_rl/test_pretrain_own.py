@@ -104,7 +104,7 @@ def test_own_defaults_are_the_cards_and_flags_win(model):
     assert config.files.reward_features == f"small:{model}/reward.safetensors" and config.preset == "own"
     assert config.run_folder == Path("runs/my-model-advantage_matching-0")
     other = train.parse(["--checkpoint", str(model), "--judge-features", "none", "--preset", "smoke"])
-    assert other.files.judge_features == "none" and other.preset == "smoke"
+    assert other.files.judge_features == ("none",) and other.preset == "smoke"
 
 
 def test_a_killed_pretraining_goes_on_to_the_same_weights(model, images, monkeypatch, capsys):

@@ -54,8 +54,8 @@ def refused(tmp_path, monkeypatch, capsys):
         ("train --weights fashion-a=a.pt fashion-b=b.pt", "weights weights"),
         ("train --preset smoke --dry-run --checkpoint a.pt", "checkpoint"),
         ("sample --checkpoint a.pt --vae b", "checkpoint vae"),
-        ("evaluate --checkpoint a.pt --vae b --reference c --weights d.pt", "checkpoint vae reference weights"),
-        ("evaluate --samples a.npz b.npz --reference c", "samples samples reference"),
+        ("evaluate --checkpoint a.pt --vae b --reference c --weights d.pt", "checkpoint vae real weights"),
+        ("evaluate --samples a.npz b.npz --reference c", "samples samples real"),
         ("pretrain base --source a", "source"),
     ],
 )
@@ -247,7 +247,7 @@ def test_broken_files_name_their_flag(weights, refused):
         "convert cut.pt x.safetensors": "source cut.pt is not a complete checkpoint",
         "convert whole.pt ./whole.pt": "target whole.pt is the source",
         "evaluate --samples cut.npz --reference embedded --out empty --threads 1": "--samples cut.npz cannot be read",
-        "evaluate --images 20 --reference empty --out empty --threads 1": "--reference empty holds no images",
+        "evaluate --images 20 --reference empty --out empty --threads 1": "--real empty holds no images",
         "ema run --sigma-rel 0.1 --out x.safetensors": "a.safetensors cannot be read as safetensors (it is incomplete",
         "report cut.pt": "run cut.pt is a file; pass the folder",
     }.items():
