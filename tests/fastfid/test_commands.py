@@ -21,7 +21,7 @@ def test_eval_prints_a_table(sets, capsys):
     assert lines[0].startswith("network fashion-a, d = 128, weights ec47faaa5168, preprocessing: mean over channels")
     assert lines[1:3] == [f"samples: 150 images, {sets / 'a'}", f"real images: 140 images, {sets / 'b.npz'}"]
     label, value, interval = (part.strip() for part in re.split(r"\s{2,}", lines[4]))
-    assert label == "FD (fashion-a)" and float(value) == pytest.approx(expected_distance("fashion-a"), rel=1e-4)
+    assert label == "FD (fashion-a) ↓" and float(value) == pytest.approx(expected_distance("fashion-a"), rel=1e-4)
     assert re.match(r"95% [\d.]+ to [\d.]+ \(jackknife over samples and real images;", interval)
     assert any(line.startswith("Recall") for line in lines) and any(line.startswith("left out: sfid") for line in lines)
     assert "warning: KID subsets shrank from 1000 to the 140 images there are" in lines
@@ -42,14 +42,14 @@ def test_eval_json_html_and_options(sets, capsys):
     assert [network["name"] for network in both["networks"]] == ["fashion-a", "fashion-b"]
     _, table, _ = run(capsys, "eval", sets / "a", sets / "b.npz", "--network", "fashion-a,fashion-b", *arguments[:2])
     for network in ("fashion-a", "fashion-b"):  # no score without its network
-        assert all(f"\n{label} ({network})  " in table for label in ("FD", "KID", "Recall"))
+        assert all(f"\n{label} ({network}) " in table for label in ("FD", "KID", "Recall"))
 
 
 def test_eval_with_other_real_images(sets, capsys):
     """FDr in the table, in JSON and in the report; the samples themselves are as far from the reference as they are."""
     arguments = ("--metrics", "fd,sliced_wasserstein", "--split", sets / "a.zip")
     status, out, _ = run(capsys, "eval", sets / "a", sets / "b.npz", *arguments, "--html", sets / "report.html")
-    assert status == 0 and re.search(r"\nFDr \(fashion-a\) +1 ", out) and "\nSliced W₂ (fashion-a) " in out
+    assert status == 0 and re.search(r"\nFDr \(fashion-a\) ↓ +1 ", out) and "\nSliced W₂ (fashion-a) " in out
     assert "FDr (fashion-a)" in (sets / "report.html").read_text()
     scores = json.loads(run(capsys, "eval", sets / "a", sets / "b.npz", *arguments, "--json")[1])["scores"]
     assert [score["metric"] for score in scores] == ["fd", "sliced_wasserstein", "fdr"]
@@ -125,7 +125,8 @@ def test_convert_reads_peers_and_writes_ours(sets, capsys):
 def test_diff(sets, capsys):
     np.savez(sets / "bright.npz", arr_0=pixels(130, 6))
     status, out, _ = run(capsys, "diff", sets / "a", sets / "bright.npz", sets / "b.npz")
-    assert status == 0 and out.splitlines()[-1] == "A is nearer to the real images"
+    assert status == 0 and "A is nearer to the real images" in out.splitlines()
+    assert "A has 150 images and B has 130, and a distance of fewer images is larger" in out
     report = json.loads(run(capsys, "diff", sets / "bright.npz", sets / "a", sets / "b.npz", "--json")[1])
     assert report["better"] == "B" and report["interval"][0] > 0
     assert report["a"] - report["b"] == pytest.approx(report["difference"])

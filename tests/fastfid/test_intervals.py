@@ -146,7 +146,7 @@ def test_shares_of_few_images():
     assert share_spread(rows(49, rng), rows(60, rng), 5) is None
     few = evaluate(rows(49, rng), rows(60, rng), metrics=["precision", "recall", "coverage"])
     assert few["coverage"].interval is None and "too few" in few["coverage"].method
-    for name, balls, n in (("precision", "reference", 49), ("recall", "samples", 60)):
+    for name, balls, n in (("precision", "real images", 49), ("recall", "samples", 60)):
         assert few[name].interval == pytest.approx(wilson_interval(few[name].value, n))
         assert f"{balls} taken as fixed, as the images are too few" in few[name].method
     for n, words in ((60, "2 random parts of both sides, both drawn anew; wide, as"), (250, "10 random parts")):
@@ -184,7 +184,7 @@ def test_every_score_of_features_has_an_interval():
     without = {score.metric for score in result.scores if score.interval is None}
     assert without == set()
     assert {score.metric for score in result.scores} == {
-        "fd", "fd_infinity", "kid", "mmd", "precision", "recall", "density", "coverage"
+        "fd", "fd_infinity", "kid", "mmd", "sliced_wasserstein", "precision", "recall", "density", "coverage"
     }  # fmt: skip
     for score in result.scores:
         assert score.interval[0] <= score.value <= score.interval[1] and score.standard_error >= 0

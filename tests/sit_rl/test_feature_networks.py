@@ -143,7 +143,7 @@ def test_targets_are_principal_components():
 
 
 def test_the_command_trains_what_it_is_asked_for(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sit_rl.pretrain.load_embedded", lambda split: some(100, 9))
+    monkeypatch.setattr("sit_rl.pretraining.embedded.load_embedded", lambda split: some(100, 9))
     Features(out=tmp_path, networks=("fashion-c", "fashion-d", "fashion-e"), passes=1, batch=50).run()
     assert len(list(tmp_path.iterdir())) == 3 and "fashion-e: heldout accuracy" in capsys.readouterr().out
     tensors = load_file(tmp_path / "fashion-e.safetensors")
