@@ -153,7 +153,7 @@ def test_a_folder_that_safetensors_could_not_read_again_is_refused(capsys, comma
     assert "caf\\udce9 is not UTF-8, as safetensors needs" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("call", "number"), [("fsync", 5), ("fsync", 9), ("replace", 3)])
+@pytest.mark.parametrize(("call", "number"), [("fsync", 5), ("fsync", 9), ("rename", 2)])
 def test_a_full_disk_ends_a_run_in_one_sentence_and_loses_no_step(
     monkeypatch, capsys, command, whole, tmp_path, call, number
 ):
