@@ -113,10 +113,12 @@ def brief_help(usage: str, description: str, rows: list[tuple[str, object, str]]
 
 
 def _short(default: object) -> str:
-    """A default beside its flag."""
+    """A default beside its flag; of several values the first."""
     if isinstance(default, bool):
         return ""
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    if not isinstance(default, tuple):
+        return str(default)
+    return " ".join([*map(str, default[:1]), *(["…"] if len(default) > 1 else [])])
 
 
 def attribute_docs(form: object) -> dict[str, str]:

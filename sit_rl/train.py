@@ -63,8 +63,8 @@ GRID = 100
 # Flags of --help; --help-all lists all.
 MAIN_FLAGS = (
     "steps", "seed", "out", "resume", "estimator", "reward", "reference", "reference_size", "replace", "candidates",
-    "lr", "checkpoint", "vae", "real", "heldout", "reward_features", "judge_features", "evaluate_images",
-    "evaluate_every", "precision", "dry_run",
+    "lr", "checkpoint", "images", "model", "vae", "real", "heldout", "reward_features", "judge_features",
+    "evaluate_images", "evaluate_every", "precision", "dry_run",
 )  # fmt: skip
 
 
