@@ -29,7 +29,7 @@ def sliced_wasserstein_score(pair: Pair) -> Score | str:
     sides = sliced_jackknife(real, generated, GROUPS, pair.settings.seed)
     error = math.sqrt(sum(_variance(without) for without in sides))
     half = float(stdtrit(GROUPS - 1, 0.975)) * error
-    method += f"; jackknife over {GROUPS} groups of samples and of reference"
+    method += f"; jackknife over {GROUPS} groups of samples and of real images"
     return Score(*name, value, error, (value - half, value + half), method, details)
 
 

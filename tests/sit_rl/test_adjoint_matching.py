@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sit_rl.components.build import Components
+from sit_rl.components.networks import NetworkSides
 from sit_rl.components.real_side import RealSide
 from sit_rl.config import resolve
 from sit_rl.estimators.adjoint_matching import AdjointMatching, adjoint_targets
@@ -28,7 +29,7 @@ class Affine(nn.Module):
     """The exact velocity of Gaussian data, plus a trained constant for each step of the sampler."""
 
     predicts = "velocity"
-    config = SimpleNamespace(channels=2, image_shape=(2, 1, 1), null_class=False, num_classes=1)
+    sample_shape, null_condition, decoder = (2, 1, 1), None, None
 
     def __init__(self, sampler):
         super().__init__()
@@ -159,6 +160,7 @@ def test_a_network_without_gradient_is_named():
     config = resolve(PRESETS["smoke"][1].changed(estimator="adjoint_matching"))
     model = Affine(config.rollout.adjoint_sampler)
     side = RealSide(None, None)
-    parts = Components(model, to_uint8, Rounded(), None, side, None, side, None, None, torch.device("cpu"))
+    sides = (NetworkSides(Rounded(), True, side, side),)
+    parts = Components(model, to_uint8, sides, None, torch.device("cpu"))
     with pytest.raises(ValueError, match="--estimator adjoint_matching: rounded passes no gradient"):
         AdjointMatching(config, parts)
