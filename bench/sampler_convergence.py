@@ -21,9 +21,9 @@ from sit_rl.components.build import build_components
 from sit_rl.presets import PRESETS
 from sit_rl.ranks.process_group import initialise
 from sit_rl.rollout import bind
+from sit_rl.sampling.ode_and_sde_steps import sample, sigma_variance
 from sit_rl.sampling.random_streams import Stream, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig, time_grid
-from sit_rl.sampling.solvers import sample, sigma_variance
 from sit_rl.training.network_judge import distance
 
 # Finest first. For the SDE, the number of noisy steps (steps − 1) of a coarse row divides that of the finest row, so

@@ -16,9 +16,9 @@ from sit_rl.ranks.cpu_batches import map_in_two_stages
 from sit_rl.ranks.preemption import overdue, stop_if_overdue
 from sit_rl.ranks.process_group import is_main
 from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.ode_and_sde_steps import NoiseSource, sample, sample_path
 from sit_rl.sampling.random_streams import Stream, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig, noise_draws, noisy_steps
-from sit_rl.sampling.solvers import NoiseSource, sample, sample_path
 
 # the rows of a batch → parts of them, each with the model that generates it
 Pieces = Callable[[range], Iterable[tuple[range, GeneratorModel]]]

@@ -43,7 +43,7 @@ from sit_rl.presets import PRESETS, for_pipeline
 from sit_rl.ranks.preemption import Preempted, watch
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group
 from sit_rl.reward.own_reward import try_rewards
-from sit_rl.runs.figures import save_samples
+from sit_rl.runs.figure_files import save_samples
 from sit_rl.runs.forecast import describe_run
 from sit_rl.runs.gpu_plan import dry_run
 from sit_rl.runs.html_report import write_run_report
@@ -51,7 +51,8 @@ from sit_rl.runs.log import Clock, RunLog, read_metrics, say, start_wandb
 from sit_rl.runs.network_figure import gap_in_words, network_table
 from sit_rl.runs.planned_model import planned_family
 from sit_rl.runs.results import extension_in_words
-from sit_rl.runs.run_folder import checkpoint_to_resume, locked_folder, prepare_folder
+from sit_rl.runs.resume import checkpoint_to_resume
+from sit_rl.runs.run_folder import locked_folder, prepare_folder
 from sit_rl.runs.summary import PROGRESS, SUMMARY, shown, summary_table
 from sit_rl.training.held_out import METRICS, evaluate_model
 from sit_rl.training.live import Live

@@ -22,7 +22,7 @@ from fastfid.features.inception_resizing import INCEPTION_INPUTS
 from fastfid.features.names import CLIP_MODELS, DINOV2_MODELS, EFFICIENTNET_SIDES, FASHION_NETS, NETWORK_NAMES
 from fastfid.features.own_network import own_network
 from fastfid.features.preparation import as_rgb, chosen_input
-from fastfid.features.small import SMALL, named_small
+from fastfid.features.small_networks import SMALL, named_small
 from fastfid.features.torchscript import TORCHSCRIPT, named_torchscript
 from fastfid.features.vision_transformers import DINOV2_INPUTS, clip_extractor, dinov2_extractor
 from fastfid.protocols import Protocol

@@ -15,7 +15,7 @@ from sit_rl.components.image_sets import ASSETS, ImageSet, embedded
 from sit_rl.components.networks import NetworkSides, load_networks
 from sit_rl.components.own_images import as_in_card
 from sit_rl.components.real_side import RealSide, check_shape, extract_real, validate_real
-from sit_rl.components.trial import TryReward, try_own
+from sit_rl.components.try_own_parts import TryReward, try_own
 from sit_rl.config import Config
 from sit_rl.files.paths import reading
 from sit_rl.learner.learner import prepare

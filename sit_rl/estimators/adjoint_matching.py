@@ -24,8 +24,8 @@ from sit_rl.estimators.base import Estimator, Minibatch, Term
 from sit_rl.reward.components import RewardSide
 from sit_rl.rollout import Rollout
 from sit_rl.sampling.guidance import Model, bind
+from sit_rl.sampling.ode_and_sde_steps import VelocityField, sampler_step
 from sit_rl.sampling.sampler_config import SamplerConfig, time_grid, trained_steps
-from sit_rl.sampling.solvers import VelocityField, sampler_step
 
 
 class AdjointMatching(Estimator):

@@ -21,8 +21,8 @@ import torch
 from sit_rl.estimators.base import Estimator, Minibatch, Term
 from sit_rl.rollout import Rollout
 from sit_rl.sampling.guidance import Model, bind
+from sit_rl.sampling.ode_and_sde_steps import sampler_step
 from sit_rl.sampling.sampler_config import SamplerConfig, slide_window, time_grid, trained_steps
-from sit_rl.sampling.solvers import sampler_step
 
 PAPER_DIMENSIONS = 4 * 32 * 32
 # Largest |ratio − 1| before the first update. float32: rounding of a mean of d squares, 1e-6, with a margin. bf16:

@@ -24,9 +24,9 @@ from sit_rl.ranks.process_group import barrier, is_main, rank, world_size
 from sit_rl.rollout import noise_source
 from sit_rl.runs.log import say
 from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.ode_and_sde_steps import sample
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig, noise_draws
-from sit_rl.sampling.solvers import sample
 
 
 def make_samples(made: Generator, config: Recipe, sampler: SamplerConfig, out: Path) -> SampleFiles:

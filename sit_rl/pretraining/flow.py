@@ -19,9 +19,9 @@ from sit_rl.ranks.collectives import gather_owned, owned_samples, sum_gradients
 from sit_rl.ranks.process_group import is_main, rank, world_size
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.interpolant import interpolate, target_velocity
+from sit_rl.sampling.ode_and_sde_steps import sample
 from sit_rl.sampling.random_streams import Stream, balanced_labels, generator, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig
-from sit_rl.sampling.solvers import sample
 from sit_rl.training.learning_rate import warmup_cosine
 from sit_rl.training.network_judge import distance
 

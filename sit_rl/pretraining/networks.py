@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from fastfid.features.small import SmallNet, SmallNetConfig, prepare_small
+from fastfid.features.small_networks import SmallNet, SmallNetConfig, prepare_small
 from sit_rl.components.image_sets import ImageSet
 from sit_rl.components.own_images import record_of
 from sit_rl.files.tensor_files import read_safetensors, write_safetensors

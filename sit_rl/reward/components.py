@@ -23,7 +23,7 @@ from fastfid import (
 )
 from sit_rl.components.build import Components
 from sit_rl.components.real_side import RealSide
-from sit_rl.components.trial import two_images
+from sit_rl.components.try_own_parts import two_images
 from sit_rl.config import Config
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.reward.own_reward import OwnReward, Reader, flagged

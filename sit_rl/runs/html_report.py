@@ -17,10 +17,10 @@ from sit_rl.config import resolve
 from sit_rl.files.atomic import write_text
 from sit_rl.files.lock import is_held
 from sit_rl.presets import PRESETS
-from sit_rl.runs.curves import distance_charts, training_charts
-from sit_rl.runs.figures import draw_curve, draw_samples
+from sit_rl.runs.figure_files import draw_curve, draw_samples
 from sit_rl.runs.log import GRID_COLUMNS, PHASES, read_metrics
 from sit_rl.runs.network_figure import draw_networks, gap_in_words
+from sit_rl.runs.report_charts import distance_charts, training_charts
 from sit_rl.runs.results import changes_in_words, class_table, extensions_in_words, network_table, sampler_table
 from sit_rl.runs.run_folder import LOCK
 from sit_rl.runs.settings_table import settings_table

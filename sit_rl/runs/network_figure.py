@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from sit_rl.runs.figures import BLUE, ORANGE
+from sit_rl.runs.figure_files import BLUE, ORANGE
 from sit_rl.runs.summary import percent, relative_change, sampler_kinds
 
 SAMPLERS = ("ode", "sde")

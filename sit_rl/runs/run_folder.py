@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, from which checkpoint it goes on, and what a fresh run removes from it."""
+"""The folder of a run: whose it is, and what a fresh run removes from it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 from fastfid.runtime.distributed import from_main
 from fastfid.runtime.input_files import read_text
 from sit_rl.components.checks import given_paths
-from sit_rl.config import Config, differences
+from sit_rl.config import Config
 from sit_rl.config_files import load_config
 from sit_rl.files.atomic import folder, writing
 from sit_rl.files.lock import held
 from sit_rl.learner import checkpoint
-from sit_rl.options.option import dashed
 from sit_rl.ranks.process_group import barrier, is_main
 from sit_rl.runs.log import say
 from sit_rl.runs.summary import PROGRESS, SUMMARY
@@ -59,27 +58,6 @@ def locked_folder(place: Path) -> Iterator[None]:
         if note:
             say(f"note: {note}")
         yield
-
-
-def checkpoint_to_resume(config: Config) -> Path | None:
-    """The checkpoint to go on from, None for a fresh run; ValueError for a folder that is not this run's.
-
-    ValueError as well for a damaged checkpoint, before the hours that the real images may take.
-    """
-    place = config.run_folder
-    path = checkpoint.latest(place / "checkpoints") if config.resume else None
-    if path is None:
-        check_replaceable(config)
-        return None
-    saved = load_config(place / "config.yaml")
-    changed = [name for name in differences(saved, config) if name != "steps" or config.steps < saved.steps]
-    if changed:
-        raise ValueError(
-            f"{place} holds a run with another {dashed(changed[0])}; choose another --out, "
-            "or --no-resume to start it afresh"
-        )
-    checkpoint.verify(path)
-    return path
 
 
 def check_replaceable(config: Config) -> None:

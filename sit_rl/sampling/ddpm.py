@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sit_rl.sampling.gaussian_step import GaussianStep
+from sit_rl.sampling.step_distribution import GaussianStep
 
 TRAIN_STEPS, BETA_FIRST, BETA_LAST = 1000, 1e-4, 0.02
 

@@ -17,8 +17,8 @@ from typing import cast
 import torch
 
 from sit_rl.models.generator_model import GeneratorModel
+from sit_rl.sampling.ode_and_sde_steps import VelocityField
 from sit_rl.sampling.sampler_config import PUBLISHED_GUIDANCE_CHANNELS, SamplerConfig
-from sit_rl.sampling.solvers import VelocityField
 
 # (x [n, C, H, W], t [n], conditions int64 [n]) → velocity, or a DiT's two outputs
 Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -1,4 +1,4 @@
-"""The options of a sampler, its grid of times, and its noisy steps. The equations are in `sit_rl.sampling.solvers`."""
+"""The options of a sampler, its grid of times and its noisy steps; equations: `sit_rl.sampling.ode_and_sde_steps`."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ OFFICIAL = {
 
 
 def time_grid(config: SamplerConfig) -> list[float]:
-    """The grid 0 = t_0 < … < t_steps = 1 (equation in `solvers`); for a discrete chain its timesteps 999 … 0."""
+    """The grid 0 = t_0 < … < t_steps = 1 (`ode_and_sde_steps` has it); for a discrete chain its timesteps 999 … 0."""
     if config.kind == "discrete":
         return [float(t) for t in ddpm.visited_timesteps(config.steps)]
     steps, end = config.steps, 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sit_rl.runs.figures import png, pyplot
+from sit_rl.runs.figure_files import png, pyplot
 from sit_rl.study.results import SAMPLERS, Line
 
 SMALL, LARGE = 22, 90  # areas of a run's point and of a row's mean, square points

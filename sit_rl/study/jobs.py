@@ -27,12 +27,12 @@ from sit_rl.config import Config, differences, resolve
 from sit_rl.config_files import load_config
 from sit_rl.options.option import dashed
 from sit_rl.runs.summary import load_summary
-from sit_rl.study.one import RESULT
+from sit_rl.study.one_run import RESULT
 from sit_rl.study.plan import Row, Study, with_seed
 
 CONFIG = "wanted.yaml"  # in a run's folder: what the study wants of it; a run writes its own config.yaml
 OUTPUT = "output.txt"  # what the run's process printed
-PROCESS = (sys.executable, "-m", "sit_rl.study.one")  # that does one run, given its file
+PROCESS = (sys.executable, "-m", "sit_rl.study.one_run")  # that does one run, given its file
 LAST_WORDS = 300  # characters of a failed run's last line that are repeated
 STOPPING = 30.0  # seconds that runs get to save and end; their own --grace is 20
 

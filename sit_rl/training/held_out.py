@@ -17,7 +17,7 @@ from sit_rl.ranks.process_group import is_main
 from sit_rl.rollout import generate
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream
 from sit_rl.sampling.sampler_config import SamplerConfig
-from sit_rl.training.details import details
+from sit_rl.training.intervals_and_classes import details
 from sit_rl.training.network_judge import NEAREST_K, distance, judges_of
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1_000  # torch-fidelity's
@@ -32,7 +32,7 @@ class Evaluation:
     metrics  those of METRICS; `networks`: {name: {"rewarded", and SCORES of network_judge.py}}; and `first_images`, if
              asked for: FD of every network for the first so many images, {"images": n, "networks": {name: {"fd"}}}
     images   uint8 [≤ grid, C, H, W]
-    details  of `sit_rl.training.details`, empty unless asked for
+    details  of `sit_rl.training.intervals_and_classes`, empty unless asked for
     """
 
     metrics: dict[str, Any]

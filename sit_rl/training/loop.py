@@ -25,7 +25,7 @@ from sit_rl.reward.rolling_reference import ReferenceSet
 from sit_rl.reward.slopes import advantage_slopes
 from sit_rl.reward.swap_reward import Credits, Scores, SwapReward, reward_device
 from sit_rl.rollout import Rollout, generate
-from sit_rl.runs.figures import save_samples
+from sit_rl.runs.figure_files import save_samples
 from sit_rl.runs.forecast import Forecast
 from sit_rl.runs.log import GRID_COLUMNS, RunLog, say
 from sit_rl.runs.summary import kind_of, shown

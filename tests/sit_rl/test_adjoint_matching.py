@@ -16,9 +16,9 @@ from sit_rl.models.pixels import to_uint8
 from sit_rl.presets import PRESETS
 from sit_rl.rollout import Rollout
 from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.ode_and_sde_steps import ancestral_step, sample_path, sampler_step
 from sit_rl.sampling.random_streams import Stream, sample_normal
 from sit_rl.sampling.sampler_config import SamplerConfig, noise_draws, time_grid, trained_steps
-from sit_rl.sampling.solvers import ancestral_step, sample_path, sampler_step
 
 MEMORYLESS = (SamplerConfig("sde", "ancestral", 8), SamplerConfig("sde", "euler", 8, diffusion="sbdm"))
 MEAN, STD = 0.3, 0.5  # of the Gaussian data

@@ -10,8 +10,8 @@ from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiTConfig
 from sit_rl.sampling.ddpm import reverse_step, signal_levels, visited_timesteps
 from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.ode_and_sde_steps import sample, sample_path, sampler_step
 from sit_rl.sampling.sampler_config import OFFICIAL, SamplerConfig, noise_draws, noisy_steps, time_grid, trained_steps
-from sit_rl.sampling.solvers import sample, sample_path, sampler_step
 from tests.support.published_diffusion import chain, published_step
 
 MEAN, STD = 0.3, 0.5  # of the Gaussian data

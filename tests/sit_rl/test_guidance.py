@@ -10,8 +10,8 @@ from sit_rl.models.dit import DiT
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.presets import PRESETS
 from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.ode_and_sde_steps import sample, sample_path
 from sit_rl.sampling.sampler_config import SamplerConfig
-from sit_rl.sampling.solvers import sample, sample_path
 
 CONFIG = SiTConfig(image_size=4, patch_size=2, channels=4, width=16, depth=1, heads=2, num_classes=3, learn_sigma=True)
 LABELS = torch.tensor([0, 2, 1])

@@ -17,8 +17,8 @@ from sit_rl.files.prompts import read_prompts
 from sit_rl.models.loading import read_state
 from sit_rl.models.own_model import build_own_model
 from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.ode_and_sde_steps import sample as integrate
 from sit_rl.sampling.sampler_config import SamplerConfig
-from sit_rl.sampling.solvers import sample as integrate
 from sit_rl.train import main
 from tests.support.tiny_pipelines import write_prompts
 from tests.support.tiny_runs import completed, final, lines

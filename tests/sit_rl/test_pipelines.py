@@ -18,8 +18,8 @@ from sit_rl.models.open_model import load_weights, save_weights
 from sit_rl.models.pipeline_families import family_of
 from sit_rl.models.pipeline_model import load_pipeline
 from sit_rl.sampling.guidance import bind
+from sit_rl.sampling.ode_and_sde_steps import sample
 from sit_rl.sampling.sampler_config import SamplerConfig
-from sit_rl.sampling.solvers import sample
 from tests.support import tiny_pipelines
 from tests.support.tiny_pipelines import PROMPTS, SIZE, save_pipeline, write_prompts
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastfid import feature_extractor
-from fastfid.features.small import SmallNet, SmallNetConfig
+from fastfid.features.small_networks import SmallNet, SmallNetConfig
 from sit_rl.components.image_sets import ImageSet
 from sit_rl.files.tensor_files import write_safetensors
 from sit_rl.pretraining import networks

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from sit_rl.sampling.gaussian_step import GaussianStep
 from sit_rl.sampling.interpolant import interpolate, predicted_data, score, target_velocity
+from sit_rl.sampling.ode_and_sde_steps import sample, sample_path, sampler_step
 from sit_rl.sampling.random_streams import Stream, sample_normal
 from sit_rl.sampling.sampler_config import (
     DIFFUSIONS,
@@ -19,7 +19,7 @@ from sit_rl.sampling.sampler_config import (
     slide_window,
     time_grid,
 )
-from sit_rl.sampling.solvers import sample, sample_path, sampler_step
+from sit_rl.sampling.step_distribution import GaussianStep
 
 MEAN, STD = 0.3, 0.5  # of the Gaussian data
 

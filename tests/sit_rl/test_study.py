@@ -12,7 +12,7 @@ import yaml
 from sit_rl.config import Config, resolve
 from sit_rl.study import __main__ as study_command
 from sit_rl.study import jobs as study_jobs
-from sit_rl.study import one
+from sit_rl.study import one_run
 from sit_rl.study.budget import matched_steps, spent
 from sit_rl.study.jobs import Pool
 from sit_rl.study.plan import BASE, Row, read_study, study_of
@@ -225,7 +225,7 @@ def test_a_tiny_study_from_end_to_end(tmp_path, capsys, command, monkeypatch):
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
             job.config.save(job.folder / study_jobs.CONFIG)
-            one.main([str(job.folder / study_jobs.CONFIG), *([] if job.row.trained else ["--evaluate-only"])])
+            one_run.main([str(job.folder / study_jobs.CONFIG), *([] if job.row.trained else ["--evaluate-only"])])
         return {}
 
     monkeypatch.setattr(Pool, "run", here)

@@ -39,7 +39,6 @@ from dataclasses import dataclass
 import torch
 
 from sit_rl.sampling import ddpm
-from sit_rl.sampling.gaussian_step import GaussianStep
 from sit_rl.sampling.interpolant import predicted_data, score
 from sit_rl.sampling.sampler_config import (
     SamplerConfig,
@@ -49,6 +48,7 @@ from sit_rl.sampling.sampler_config import (
     noisy_steps,
     time_grid,
 )
+from sit_rl.sampling.step_distribution import GaussianStep
 
 VelocityField = Callable[[torch.Tensor, float], torch.Tensor]  # (x [n, C, H, W], t) → v, labels already bound
 NoiseSource = Callable[[int], torch.Tensor]  # step number → standard normal of x's shape

@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own: `python -m sit_rl.study.one CONFIG.yaml [--evaluate-only]`.
+"""One run of a study, in a process of its own: `python -m sit_rl.study.one_run CONFIG.yaml [--evaluate-only]`.
 
 `python -m sit_rl.study` starts it. It ends soon after the process that started it, with everything saved.
 """
