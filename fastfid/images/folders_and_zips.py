@@ -189,7 +189,7 @@ class FileImages(ImageSource):
                     raise image
                 self.skipped.append(str(image))
                 continue
-            images.append(torch.from_numpy(image))
+            images.append(torch.from_numpy(image if image.flags.writeable else image.copy()))
             kept.append(position)
         return images, kept
 
