@@ -24,7 +24,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def on_page_content(content: str, **_: Any) -> str:
     """Every equation of a page as MathML."""
-    content = INLINE.sub(lambda found: mathml(found[1], "inline"), content)
+    content = INLINE.sub(lambda found: f'<span class="inline-equation">{mathml(found[1], "inline")}</span>', content)
     return DISPLAYED.sub(lambda found: f'<div class="equation">{mathml(found[1], "block")}</div>', content)
 
 
