@@ -58,7 +58,8 @@ def test_configs_of_earlier_runs_are_read(path, tmp_path):
     earlier = json.loads(path.read_text())["config"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(earlier, sort_keys=False))
     read, default = load_config(tmp_path / "config.yaml").to_dict(), Config().to_dict()
-    earlier["judge_features"] = [earlier["judge_features"]]  # one name then, several since
+    if isinstance(earlier["judge_features"], str):  # one name then, several since
+        earlier["judge_features"] = [earlier["judge_features"]]
     for name, value in earlier.items():
         assert read[name] == (default[name] | value if isinstance(value, dict) else value), name
     assert all(read[name] == default[name] for name in default.keys() - earlier.keys())
