@@ -40,12 +40,19 @@ def sampler_table(summary: dict[str, Any], records: list[dict[str, Any]], sample
                 "after": _number(later.get(key)),
                 "after_interval": _interval(later, key),
                 "change": "" if after is None else percent(change),
-                "kind": "" if not change else "good" if (change < 0) == lower else "worse",
+                "kind": _kind(change, lower),
             }
         )
     kind = sampler_kinds(summary)[SAMPLERS.index(sampler)]
     images = f"{summary['protocol']['generated_images']:,}"
     return {"title": f"{kind} sampler, {images} images", "head": ["", "before", name, "change"], "rows": rows}
+
+
+def _kind(change: float | None, lower: bool) -> str:
+    """Whether a change is good or worse; neither if it rounds to zero."""
+    if change is None or percent(change) == percent(0.0):
+        return ""
+    return "good" if (change < 0) == lower else "worse"
 
 
 def _number(value: float | None) -> str:
