@@ -81,17 +81,22 @@ class FileImages(ImageSource):
                 f"{name} holds no images; expected files ending in .bmp, .jpg, .png, .tif, .webp or another ending of "
                 f"a format that Pillow decodes{''.join(f'; {note}' for note in notes or ())}"
             )
-        self.name, self.members, self.read, self.notes = name, sorted(members), read, notes or []
-        self._beside, self._with_frames = self.notes, set[str]()
+        self.name, self.members, self.read = name, sorted(members), read
+        self._beside, self._with_frames = list(notes or ()), set[str]()
+        self.notes = self._beside
         self.skip_corrupt, self.skipped, self.workers = skip_corrupt, [], decoders(workers)
         self.classes = _class_folders(self.members)
         if self.classes is not None and not class_folders and _are_parts(set(self.classes)):
             first, last = min(self.classes), max(self.classes)
-            self.notes.append(
+            self.add_note(
                 f"the folders {first} to {last} of {name} are not taken for classes; class_folders=True "
                 "(--class-folders) takes them"
             )
             self.classes = None
+
+    def add_note(self, note: str) -> None:
+        """Say something about what lies beside the images; `notes` keeps it when images are read."""
+        self._beside.append(note)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -264,16 +269,12 @@ def open_folder(path: Path, skip_corrupt: bool, workers: int | None, class_folde
 
 def _take_labels(images: FileImages, path: Path) -> None:
     """Take the classes of a folder's images from a file beside them; a note says why where they do not fit."""
-    images.notes = [*images.notes, *_notes_on_labels(images, path)]
-
-
-def _notes_on_labels(images: FileImages, path: Path) -> list[str]:
-    """Set the classes by a file of labels; why it could not be done, if so."""
     members = images.members
     try:
         labels = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as bad:
-        return [f"{path} is not read as classes: {reason_of(bad)}"]
+        images.add_note(f"{path} is not read as classes: {reason_of(bad)}")
+        return
     numbers = [int(stem) for member in members if (stem := PurePosixPath(member).stem).isdecimal()]
     if images.classes is not None:
         reason = "the folders are the classes"
@@ -283,8 +284,8 @@ def _notes_on_labels(images: FileImages, path: Path) -> list[str]:
         reason = "the order of the images' names is not that of their numbers"
     else:
         images.classes = class_names(labels)
-        return []
-    return [f"{path} is not read as classes: {reason}"]
+        return
+    images.add_note(f"{path} is not read as classes: {reason}")
 
 
 def _files_below(path: Path) -> tuple[list[str], list[str]]:

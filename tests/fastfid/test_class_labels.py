@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastfid import evaluate, open_images
 from fastfid.evaluation.class_names import names_of_classes
@@ -44,6 +45,16 @@ def test_labels_that_do_not_fit_are_not_taken_and_it_is_said(sampled, labels, re
     path.write_bytes(b"no array") if labels is None else np.save(path, labels)
     images = open_images(sampled / "numbered")
     assert images.labels(0, 40) is None and reason in images.notes[0]
+
+
+def test_what_was_said_of_labels_stays_when_images_are_read(tmp_path):
+    folder = write_images(tmp_path / "a", pixels(2, 1))
+    frames = [Image.fromarray(np.full((12, 12), level, np.uint8)) for level in (0, 90)]
+    frames[0].save(folder / "9.gif", save_all=True, append_images=frames[1:])
+    np.save(folder / "labels.npy", np.arange(5))
+    images = open_images(folder)
+    assert [tuple(batch.shape)[0] for batch in images.batches(3)] == [3]
+    assert "is not read as classes" in images.notes[0] and "several frames" in images.notes[1]
 
 
 def test_labels_need_names_in_the_order_of_their_numbers(tmp_path):
