@@ -21,6 +21,29 @@ from fastfid.runtime.errors import first_line, shown
 FORM = "package.module:NAME or FILE.py:NAME"  # how messages and help name the form
 
 
+class NoModule(ValueError):
+    """There is no module of this `name`."""
+
+    def __init__(self, name: str):
+        self.name = name
+        super().__init__(
+            f"there is no module {name}: Python looked in the installed packages and in {Path.cwd()}; install it, or "
+            "write FILE.py:NAME"
+        )
+
+
+class ImportRaised(ValueError):
+    """A module or file at `place` raised `error` while it was imported."""
+
+    def __init__(self, place: str, error: BaseException):
+        self.place, self.error = place, error
+        super().__init__(f"{place} raised {type(error).__name__}: {first_line(error)} while it was imported")
+
+
+class NoName(ValueError):
+    """A module or file has no such name."""
+
+
 @dataclass(frozen=True)
 class ObjectName:
     """Where an object is.
@@ -63,7 +86,7 @@ def load_object(where: ObjectName, kind: str = "object") -> Any:
     except AttributeError:
         near = get_close_matches(where.name, [name for name in vars(module) if not name.startswith("_")], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{where.place} has no {kind} {where.name}{hint}") from None
+        raise NoName(f"{where.place} has no {kind} {where.name}{hint}") from None
 
 
 def source_sha256(found: Any) -> str:
@@ -86,13 +109,10 @@ def _imported(place: str) -> ModuleType:
         return importlib.import_module(place)
     except ModuleNotFoundError as missing:
         if missing.name is None or not f"{place}.".startswith(f"{missing.name}."):
-            raise _raised(place, missing) from missing
-        raise ValueError(
-            f"there is no module {missing.name}: Python looked in the installed packages and in {Path.cwd()}; install "
-            "it, or write FILE.py:NAME"
-        ) from None
+            raise ImportRaised(place, missing) from missing
+        raise NoModule(missing.name) from None
     except (Exception, SystemExit) as error:  # a module may raise anything
-        raise _raised(place, error) from error
+        raise ImportRaised(place, error) from error
 
 
 def _executed(place: str, path: Path) -> ModuleType:
@@ -113,7 +133,7 @@ def _executed(place: str, path: Path) -> ModuleType:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise _raised(place, error) from error
+        raise ImportRaised(place, error) from error
     return module
 
 
@@ -121,7 +141,3 @@ def _make_findable(folder: Path) -> None:
     """Let modules of a folder be imported; it comes last, so that it hides no installed package."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-
-
-def _raised(place: str, error: BaseException) -> ValueError:
-    return ValueError(f"{place} raised {type(error).__name__}: {first_line(error)} while it was imported")

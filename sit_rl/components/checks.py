@@ -8,7 +8,6 @@ import torch
 
 from fastfid.runtime.imported_objects import object_name
 from sit_rl.config import Config
-from sit_rl.files.importing import is_file
 from sit_rl.files.paths import EXTRAS, listed, require_extra, require_paths, require_utf8
 from sit_rl.files.weights import weights_files
 from sit_rl.models.card import CARD, is_model_folder
@@ -88,7 +87,8 @@ def model_path(model: str | None) -> Path | None:
     """The file or folder that --model names; None for a module of Python."""
     if model is None or pipeline_folder(model) is not None:
         return pipeline_folder(model)
-    return Path(model.rpartition(":")[0]) if is_file(model) else None
+    where = object_name(model)
+    return None if where is None else where.file
 
 
 def check_predictions(config: Config, model: GeneratorModel) -> None:
