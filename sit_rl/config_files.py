@@ -35,11 +35,10 @@ def load_config(path: Path) -> Config:
     return config
 
 
-def text_in(path: Path, name: str) -> str | None:
-    """The text that a file of --config has for a field, or None; ValueError if the file cannot be read."""
+def texts_in(path: Path) -> dict[str, str]:
+    """The fields of a file of --config that are texts, by name; ValueError if the file cannot be read."""
     values = read_yaml(path, CONFIG_BYTES, "correct --config")
-    value = values.get(name) if isinstance(values, dict) else None
-    return value if isinstance(value, str) else None
+    return {k: v for k, v in values.items() if isinstance(v, str)} if isinstance(values, dict) else {}
 
 
 def with_file(default: Config, path: Path) -> Config:

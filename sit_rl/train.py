@@ -29,7 +29,7 @@ from sit_rl.command_line import all_of_help, brief_help, help_if_asked, run_comm
 from sit_rl.components.build import Components, build_components
 from sit_rl.components.checks import check_inputs
 from sit_rl.config import Config, parse_config, places, resolve
-from sit_rl.config_files import text_in, with_file
+from sit_rl.config_files import texts_in, with_file
 from sit_rl.estimators import build_estimator
 from sit_rl.files.atomic import write_json
 from sit_rl.files.paths import require_extra
@@ -107,9 +107,11 @@ def parse(argv: list[str]) -> Config:
     """
     file = value_of(argv, "--config")
     path = None if file is None else Path(file)
-    in_file = {key: None if path is None else text_in(path, key) for key in ("model", "preset")}
-    folder = pipeline_folder(value_of(argv, "--model", "--generator.model") or in_file["model"])
-    given = value_of(argv, "--preset") or in_file["preset"]
+    in_file = {} if path is None else texts_in(path)
+    model = value_of(argv, "--model", "--generator.model") or in_file.get("model")
+    checkpoint = value_of(argv, "--checkpoint", "--files.checkpoint") or in_file.get("checkpoint")
+    folder = pipeline_folder(model)
+    given = value_of(argv, "--preset") or in_file.get("preset")
     name = given or ("prompts" if folder else "fashion")
     if name not in PRESETS:
         known = "; ".join(f"{key}: {text}" for key, (text, _) in PRESETS.items())
@@ -118,23 +120,13 @@ def parse(argv: list[str]) -> Config:
     if folder is not None:
         default = pipeline_defaults(default, folder, value_of(argv, "--image-size", "--generator.image-size"))
     help_if_asked(argv, lambda: _brief_help(default))
-    argv = all_of_help(argv)
-    config = _parsed(argv, path, name, default)
-    model = config.files.checkpoint
-    if config.generator.model is None and model is not None and is_model_folder(model):
+    if model is None and checkpoint and is_model_folder(Path(checkpoint)):
         name = given or "own"
-        default = own_defaults(model, name)
-        config = _parsed(argv, path, name, default)
-    config = resolve(only_network(config, default))
+        default = own_defaults(Path(checkpoint), name)
+    base = default if path is None else with_file(default, path).changed(preset=name)
+    config = resolve(only_network(parse_config(all_of_help(argv), base, __doc__), default))
     config.check()
     return config
-
-
-def _parsed(argv: list[str], path: Path | None, preset: str, default: Config) -> Config:
-    """The config of a command line over that of a file over `default`, which are those of `preset`."""
-    if path is not None:
-        default = with_file(default, path).changed(preset=preset)
-    return parse_config(argv, default, __doc__)
 
 
 def own_defaults(model: Path, preset: str) -> Config:
