@@ -74,7 +74,7 @@ class OwnImageFlags:
     crop: Literal["centre", "pad", "squeeze"] = "centre"
     """how an image becomes square: cut out of its centre, filled up with white, or squeezed"""
     class_folders: bool = False
-    """folders numbered with five digits or more, such as 00000, are classes, too"""
+    """folders that look like parts of a set (00000, chunk_3, a7, train) are classes, too"""
     threads: int = 0
     """CPU threads of a rank; 0: the cores divided among the ranks"""
 
@@ -163,9 +163,12 @@ class Base(OwnImageFlags, BaseFlags):
             self._embedded()
             return
         _refuse_source(self.source)
-        given = Choices(self.patch, self.width, self.depth, self.iterations, self.lr, self.batch, self.ema, self.seed)
+        given = Choices(
+            self.patch, self.width, self.depth, self.iterations, self.lr, self.batch, self.ema, self.seed,
+            self.vae, self.mirror, self.curve_every, self.curve_images,
+        )  # fmt: skip
         options = self.options(self.images, self.out, self.seed)
-        pretrain_own(options, given, self.vae, self.mirror, self.curve_every, self.curve_images, device)
+        pretrain_own(options, given, device)
 
     def _embedded(self) -> None:
         if self.batch % world_size():

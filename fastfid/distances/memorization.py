@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastfid.distances.cmmd import unit_rows
 from fastfid.distances.rows import checked_pair
 
 BLOCK_ROWS = 1024  # real rows of a block of cosines: 80 MB beside 10,000 generated rows
@@ -18,15 +19,14 @@ def nearest_cosine_distance(real: Tensor, generated: Tensor) -> float:
 
     Rows whose sum is 0 are left out, as torchmetrics does.  ValueError where a side has only such rows.
     """
-    real, generated = (_unit_rows(rows) for rows in checked_pair(real, generated))
+    real, generated = (_rows_with_a_sum(rows) for rows in checked_pair(real, generated))
     nearest = [1 - (block @ generated.T).abs().amax(dim=1) for block in real.split(BLOCK_ROWS)]
     return torch.cat(nearest).mean().item()
 
 
-def _unit_rows(features: Tensor) -> Tensor:
+def _rows_with_a_sum(features: Tensor) -> Tensor:
     rows = features.double()
     rows = rows[rows.sum(dim=1) != 0]
     if not len(rows):
         raise ValueError("all features of a side are 0; check the network")
-    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return unit
+    return unit_rows(rows)

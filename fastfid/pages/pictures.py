@@ -21,7 +21,12 @@ def png(pixels: npt.NDArray[Any], side: int | None = None) -> str:
         picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return as_base64(buffer.getvalue())
+
+
+def as_base64(content: bytes) -> str:
+    """Bytes as the text of a data URI."""
+    return base64.b64encode(content).decode()
 
 
 def grid(pictures: Sequence[npt.NDArray[Any]], columns: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fastfid import FeatureExtractor, FeatureMoments
+from fastfid import FeatureMoments
 from sit_rl.components.real_side import RealSide
 from sit_rl.models.averages import EMA
 from sit_rl.models.pixels import to_float
@@ -176,8 +176,3 @@ def heldout_judge(
 def features_of(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
     """Features [n, d] of images uint8 [n, c, h, w], some at a time."""
     return torch.cat([network(part) for part in images.split(FEATURE_BATCH)])
-
-
-def moments_of(network: FeatureExtractor, images: torch.Tensor) -> FeatureMoments:
-    """Moments of images uint8 [n, c, h, w] through a network."""
-    return FeatureMoments.from_features(features_of(network, images))

@@ -105,22 +105,14 @@ def _told(options: OwnOptions, source: Source, images: OwnImages, why: str) -> l
     ]
 
 
-def pretrain_own(
-    options: OwnOptions,
-    given: Choices,
-    vae: Path | None,
-    mirror: bool,
-    curve_every: int | None,
-    curve_images: int | None,
-    device: torch.device,
-) -> None:
+def pretrain_own(options: OwnOptions, given: Choices, device: torch.device) -> None:
     """Print the plan, then train, or go on with a pretraining of the same plan; a finished one is left as it is."""
     check_out(options.out)
-    if vae is not None:
-        require_paths([("--vae", vae)])
+    if given.vae is not None:
+        require_paths([("--vae", given.vae)])
         require_extra("--vae")
     images, told = load_images(options)
-    plan = _plan(options, given, vae, mirror, curve_every, curve_images, images, device)
+    plan = _plan(options, given, images, device)
     with suppress(Preempted), locked_folder(options.out):
         saved = from_main(lambda: _saved(plan))
         if saved == "done":
@@ -160,22 +152,13 @@ def check_out(out: Path) -> None:
         raise ValueError(f"--out {out} is a file; choose a folder")
 
 
-def _plan(
-    options: OwnOptions,
-    given: Choices,
-    vae: Path | None,
-    mirror: bool,
-    curve_every: int | None,
-    curve_images: int | None,
-    images: OwnImages,
-    device: torch.device,
-) -> OwnPlan:
+def _plan(options: OwnOptions, given: Choices, images: OwnImages, device: torch.device) -> OwnPlan:
     """The plan, with every number chosen; ValueError for numbers that do not fit."""
     if given.batch < 2 or given.batch % world_size():
         raise ValueError(
             f"--batch {given.batch} does not divide among {world_size()} processes; use a multiple above 1"
         )
-    for flag, count in (("--iterations", given.iterations), ("--curve-every", curve_every)):
+    for flag, count in (("--iterations", given.iterations), ("--curve-every", given.curve_every)):
         if count is not None and count < 1:
             raise ValueError(f"{flag} is {count}; it must be at least 1")
     if given.lr is not None and not 0 < given.lr < float("inf"):
@@ -183,8 +166,8 @@ def _plan(
     if given.ema is not None and not 0 <= given.ema < 1:
         raise ValueError(f"--ema is {given.ema}; it must be in [0, 1)")
     shape = tuple(images.train.images.shape[1:])
-    if vae is not None:
-        shape = _latent_shape(vae, images, device)
+    if given.vae is not None:
+        shape = _latent_shape(given.vae, images, device)
     config = model_config(shape, len(images.classes), given)  # type: ignore[arg-type]  # three numbers
     settings = flow_settings(len(images.train), config.width, given)
     chosen = choose_networks(len(images.heldout))
@@ -197,10 +180,10 @@ def _plan(
         networks=chosen.names,
         train=record_of(images.train),
         heldout=record_of(images.heldout),
-        vae=None if vae is None else (vae, content_hash(vae)),
-        mirror=mirror,
-        curve_every=curve_every or max(1, settings.iterations // POINTS),
-        curve_images=max(curve_images or CURVE_IMAGES, 2),
+        vae=None if given.vae is None else (given.vae, content_hash(given.vae)),
+        mirror=given.mirror,
+        curve_every=given.curve_every or max(1, settings.iterations // POINTS),
+        curve_images=max(given.curve_images or CURVE_IMAGES, 2),
         save_every=max(1, settings.iterations // SAVES),
     )
 

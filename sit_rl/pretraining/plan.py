@@ -35,7 +35,7 @@ TIMED = 3  # iterations that are timed, after one that is not
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user gave; None and 0 are chosen from the images."""
+    """What a user gave; None and 0 are chosen from the images, and without `vae` the model is one of pixels."""
 
     patch: int
     width: int
@@ -45,6 +45,10 @@ class Choices:
     batch: int
     ema: float | None
     seed: int
+    vae: Path | None = None
+    mirror: bool = False
+    curve_every: int | None = None
+    curve_images: int | None = None
 
 
 def choose_size(sides: list[tuple[int, int]]) -> tuple[int, str]:

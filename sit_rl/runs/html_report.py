@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastfid.pages.charts import number
-from fastfid.pages.pictures import png
+from fastfid.pages.pictures import as_base64, png
 from fastfid.pages.templates import template
 from fastfid.runtime.input_files import reading
 from sit_rl.components.image_sets import tile
@@ -40,18 +39,21 @@ def write_run_report(folder: Path) -> Path:
         status = summary.get("status", "finished")
         if status == "running" and not is_held(folder / LOCK):
             status = "its process has ended without a word; the same command resumes it"
-        page = _page(folder, summary, records, status)
+        networks = draw_networks(summary, records) if status == "finished" else None
+        page = _page(folder, summary, records, status, networks)
     if status == "finished":
-        _write_figures(folder, summary, records)
+        _write_figures(folder, summary, records, networks)
     path = folder / "report.html"
     write_text(path, page)
     return path
 
 
-def _write_figures(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]]) -> None:
+def _write_figures(
+    folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], networks: bytes | None
+) -> None:
     (folder / "figures").mkdir(exist_ok=True)
     drawn = {
-        "networks": draw_networks(summary, records),
+        "networks": networks,
         "curve": draw_curve(summary, records),
         "samples": draw_samples(folder, sampler_kinds(summary)),
     }
@@ -60,8 +62,10 @@ def _write_figures(folder: Path, summary: dict[str, Any], records: list[dict[str
             (folder / "figures" / f"{name}.png").write_bytes(figure)
 
 
-def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], status: str) -> str:
-    """The HTML document. The template escapes all values."""
+def _page(
+    folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], status: str, networks: bytes | None
+) -> str:
+    """The HTML document, with the figure of the networks. The template escapes all values."""
     finished, running = status == "finished", status == "running"
     return template("sit_rl.runs", "report.html.jinja").render(
         title=folder.resolve().name,
@@ -73,7 +77,7 @@ def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], 
         tables=[sampler_table(summary, records, sampler) for sampler in SAMPLERS if sampler in summary["before"]],
         notes=summary_table(summary).splitlines()[-2:] if finished else [],
         networks=network_table(summary),
-        network_figure=_base64(draw_networks(summary, records)) if finished else "",
+        network_figure="" if networks is None else as_base64(networks),
         gap=gap_in_words(summary, records).splitlines() if finished else [],
         flips=_flips(folder, sampler_kinds(summary)),
         distances=distance_charts(summary, records),
@@ -83,10 +87,6 @@ def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], 
         facts=_facts(summary),
         settings=settings_table(summary["config"], _preset(summary)),
     )
-
-
-def _base64(picture: bytes | None) -> str:
-    return "" if picture is None else base64.b64encode(picture).decode()
 
 
 def _status(summary: dict[str, Any], records: list[dict[str, Any]], status: str) -> str:

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sit_rl.runs.figure_files import BLUE, ORANGE
-from sit_rl.runs.summary import percent, relative_change, sampler_kinds
+from sit_rl.runs.summary import SAMPLERS, percent, relative_change, sampler_kinds
 
-SAMPLERS = ("ode", "sde")
 GROUPS = {True: "rewarded", False: "never seen"}
 COLOURS = {True: BLUE, False: ORANGE}
 # A gap that changed by less, of the first FD, is called steady: FD of 500 images moves by some percent between draws.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sit_rl.runs.figure_files import png, pyplot
-from sit_rl.study.results import SAMPLERS, Line
+from sit_rl.runs.summary import SAMPLERS
+from sit_rl.study.results import Line
 
 SMALL, LARGE = 22, 90  # areas of a run's point and of a row's mean, square points
 LEAST_SPAN = 0.02  # change of recall at the ends of the colours, at least: less is noise

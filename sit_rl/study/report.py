@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastfid.pages.pictures import as_base64
 from fastfid.pages.templates import template
 from sit_rl.files.atomic import write_text
-from sit_rl.runs.summary import percent
+from sit_rl.runs.summary import SAMPLERS, percent
 from sit_rl.study.figure import draw
 from sit_rl.study.plan import Row, Study
-from sit_rl.study.results import QUALITIES, SAMPLERS, VERDICT_RULE, Found, Line, spread
+from sit_rl.study.results import QUALITIES, VERDICT_RULE, Found, Line, spread
 
 HEAD = (
     "row", "matched by", "steps", "images", "evaluations", "seeds", "rewarded FD, ODE", "SDE", "never-seen FD, ODE",
@@ -39,7 +39,7 @@ def write_study(study: Study, lines: Sequence[Line], missing: Sequence[str], out
     write_text(out / "study.csv", csv_text([each for line in lines for each in line.found]))
     (out / "study.png").write_bytes(picture)
     page = template("sit_rl.study", "study.html.jinja").render(
-        title=study.name, refresh=0, head=HEAD, rows=rows, notes=notes, picture=base64.b64encode(picture).decode()
+        title=study.name, refresh=0, head=HEAD, rows=rows, notes=notes, picture=as_base64(picture)
     )
     write_text(out / "study.html", page)
     return out / "study.html"

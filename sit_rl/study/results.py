@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sit_rl.config import Config, resolve
-from sit_rl.runs.summary import relative_change
+from sit_rl.runs.summary import SAMPLERS, relative_change
 from sit_rl.study.budget import spent
 from sit_rl.study.jobs import Job
 from sit_rl.study.plan import BASE, Row, Study
 
-SAMPLERS = ("ode", "sde")
 # Metrics of which higher is better, reported beside the distances, where a network has them.
 QUALITIES = ("recall", "coverage")
 VERDICT_RULE = (
