@@ -50,7 +50,7 @@ def test_labels_that_do_not_fit_are_not_taken_and_it_is_said(sampled, labels, re
 def test_what_was_said_of_labels_stays_when_images_are_read(tmp_path):
     folder = write_images(tmp_path / "a", pixels(2, 1))
     frames = [Image.fromarray(np.full((12, 12), level, np.uint8)) for level in (0, 90)]
-    frames[0].save(folder / "9.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "9.tif", save_all=True, append_images=frames[1:])
     np.save(folder / "labels.npy", np.arange(5))
     images = open_images(folder)
     assert [tuple(batch.shape)[0] for batch in images.batches(3)] == [3]
