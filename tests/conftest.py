@@ -29,9 +29,9 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(line)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forked():
-    """Trainings in children of one warm process."""
+    """Commands in children of one warm process, which starts once: it imports for ten seconds."""
     server = Forked()
     yield server
     server.close()

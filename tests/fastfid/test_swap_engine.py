@@ -40,8 +40,8 @@ def test_default_precision_resolves_candidates(case, backend):
 # Features as networks give them, (spectrum's power, d, N, candidates): pooled Inception features, nonnegative and
 # skewed; DINOv2's normalised tokens, nearly flat; fashion-a's own, of the embedded images; a spectrum down to 1e-14.
 FAMILIES = {
-    "inception": (0.5, 256, 700, 16),
-    "dinov2": (0.15, 1024, 2600, 6),
+    "inception": (0.5, 256, 700, 8),
+    "dinov2": (0.15, 384, 1000, 6),
     "fashion-a": (None, 128, 2500, 8),
     "ill": (None, 64, 400, 16),
 }

@@ -1,10 +1,7 @@
 """The embedded default: what the committed assets are, and that the commands which make them work."""
 
 import gzip
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +23,7 @@ from sit_rl.models.pixels import to_float, to_uint8
 from sit_rl.pretrain import Base, Features, Images, main
 from sit_rl.training.learning_rate import warmup_cosine
 
-ROOT = Path(__file__).parents[2]
-FASTFID_ASSETS = ROOT / "fastfid" / "assets"
+FASTFID_ASSETS = Path(__file__).parents[2] / "fastfid" / "assets"
 
 
 def test_embedded_sets_are_balanced_and_disjoint():
@@ -88,15 +84,14 @@ def test_the_three_commands_run(tmp_path, capsys):
     assert len((tmp_path / "base_curve.csv").read_text().splitlines()) == 3
 
 
-def test_two_processes_train_the_base_that_one_does(tmp_path):
+def test_two_processes_train_the_base_that_one_does(forked, tmp_path):
     write_official(tmp_path, 100)
     ranks = {}
     for count in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-        command += ["--master-port", str(29000 + os.getpid() % 500), "-m", "sit_rl.pretrain", "base"]
-        command += ["--source", tmp_path, "--out", tmp_path / str(count), "--iterations", "3", "--batch", "10"]
-        command += ["--curve-every", "3", "--curve-images", "250"]
-        subprocess.run(list(map(str, command)), check=True, cwd=ROOT, timeout=240, capture_output=True)
+        flags = f"base --source {tmp_path} --out {tmp_path / str(count)} --iterations 3 --batch 10 --threads 1".split()
+        flags += ["--curve-every", "3", "--curve-images", "30"]
+        results = forked.ranks(count, flags, module="sit_rl.pretrain")
+        assert [result["code"] for result in results] == [0] * count, results[0]["out"]
         ranks[count] = load_file(tmp_path / str(count) / "base.safetensors")
     for name, value in ranks[1].items():
         # Adam's first steps are ± a learning rate (2e-3 at most) however small the gradient: sums in another order may

@@ -20,18 +20,20 @@ from sit_rl.presets import PRESETS
 from sit_rl.train import main
 from sit_rl.training.network_judge import SCORES
 from sit_rl.training.state import VALUE_KINDS, read_values
+from tests.support.tiny_runs import completed
 
 ROOT = Path(__file__).parents[2]
 METRICS = ["fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage"]
 NETWORKS = {"fashion-a": True, "fashion-b": False, "fashion-e": False}  # of the smoke run: whether it is rewarded
 
 
-def launch(*arguments, ranks=1, wait=True, **popen):
-    """torchrun sit_rl/train.py --preset smoke …, one thread a rank: (exit code, output), or the running process."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    if ranks > 1:
-        command += ["--master-port", str(29500 + os.getpid() % 500)]
-    command += ["sit_rl/train.py", "--preset", "smoke", "--threads", "1", *map(str, arguments)]
+SMOKE = ("--preset", "smoke", "--threads", "1")
+
+
+def launch(*arguments, wait=True, **popen):
+    """torchrun sit_rl/train.py --preset smoke …, on one rank: (exit code, output), or the running process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1"]
+    command += ["sit_rl/train.py", *SMOKE, *map(str, arguments)]
     process = subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **popen
     )
@@ -116,11 +118,11 @@ def test_run_writes_everything_it_promises(smoke):
         assert text in out
 
 
-def test_finished_run_is_reported_again_without_training(smoke):
+def test_finished_run_is_reported_again_without_training(forked, smoke):
     folder, _ = smoke
     before = records(folder)
-    code, out = launch("--out", folder, "--steps", 4)
-    assert code == 0 and "resuming" in out and records(folder) == before
+    result = completed(forked, [*SMOKE, "--out", str(folder), "--steps", "4"])
+    assert "resuming" in result["out"] and records(folder) == before
 
 
 @pytest.mark.slow  # tests/test_survival.py kills at many more moments, without torchrun
@@ -145,10 +147,10 @@ def test_killed_run_resumes_bit_for_bit(smoke, tmp_path):
     assert a["after"] == b["after"] and a["before"] == b["before"]
 
 
-def test_two_ranks_equal_one(smoke, tmp_path):
+def test_two_ranks_equal_one(forked, smoke, tmp_path):
     """The same images and rewards bit for bit; weights to the rounding of one sum in another order."""
-    code, out = launch("--out", tmp_path / "two", "--steps", 4, ranks=2)
-    assert code == 0, out
+    results = forked.ranks(2, [*SMOKE, "--out", str(tmp_path / "two"), "--steps", "4"])
+    assert [result["code"] for result in results] == [0, 0], results[0]["out"]
     one, two = records(smoke[0]), records(tmp_path / "two")
     assert one[0]["subset_rewards"] == two[0]["subset_rewards"]
     assert one[0]["reference_fd"] == two[0]["reference_fd"]
@@ -169,12 +171,13 @@ def test_two_ranks_equal_one(smoke, tmp_path):
         ("--estimator", "sde_policy_gradient", "--credit", "subset", "--normalise", "batch", "--reference", "refresh"),
         ("--estimator", "rejection", "--credit", "influence"),
         ("--estimator", "pretraining"),
-        ("--rollout.method", "dopri5", "--evaluate-every", "0", "--judge-features", "none"),
+        ("--rollout.method", "dopri5", "--evaluate-every", "0", "--judge-features", "none", "--reference-size", "60"),
     ],
     ids=" ".join,
 )
 def test_other_ways_to_train_run_through(arguments, tmp_path, capsys):
-    main(["--preset", "smoke", "--threads", "1", "--steps", "1", "--out", str(tmp_path / "run"), *arguments])
+    small = "--steps 1 --embedded-images 200 --evaluate-images 40 --evaluate-every-images 20".split()
+    main([*SMOKE, *small, "--out", str(tmp_path / "run"), *arguments])
     assert (tmp_path / "run" / "report.html").is_file()
     assert "report" in capsys.readouterr().out
 
@@ -256,12 +259,13 @@ def test_nan_features_stop_the_step_and_keep_the_checkpoint(tmp_path, monkeypatc
     def poisoned(self, images):
         features = original(self, images).clone()
         calls.append(len(images))
-        if len(images) == 20 and calls.count(20) > 40:  # after the evaluation and the reference, in a rollout
+        if len(images) == 20 and calls.count(20) > 26:
             features[3] = float("nan")
         return features
 
     monkeypatch.setattr(FeatureExtractor, "__call__", poisoned)
-    error = error_of(capsys, "--out", tmp_path / "run", "--steps", 30, "--evaluate-every", 0)
+    small = "--steps 9 --embedded-images 200 --evaluate-images 40 --evaluate-every 0".split()
+    error = error_of(capsys, "--out", tmp_path / "run", *small)
     assert "NaN" in error
     assert final_state(tmp_path / "run") is not None
 

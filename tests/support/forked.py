@@ -1,9 +1,9 @@
-"""Trainings in children of one process that has already imported everything, which takes seconds on a slow core.
+"""Commands in children of one process that has already imported everything, which takes seconds on a slow core.
 
 As a script: a server that reads one request a line, a JSON list of jobs run side by side, and answers with a line of
-results. A job: argv of sit_rl.train, env, and when to interfere: `after` seconds or once a file matching `when` is
-there, `signal` is sent, and once the other jobs have ended KILL, where `release` says so; `die` = [name, n] kills the
-job inside the n-th call of os.<name>.
+results. A job: argv of `module`, by default sit_rl.train, env, and when to interfere: `after` seconds or once a file
+matching `when` is there, `signal` is sent, and once the other jobs have ended KILL, where `release` says so; `die` =
+[name, n] kills the job inside the n-th call of os.<name>.
 """
 
 import importlib
@@ -41,13 +41,13 @@ class Forked:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def ranks(self, count, argv, **interference):
+    def ranks(self, count, argv, module="sit_rl.train", **interference):
         """The same command on `count` ranks of one machine; `interference` goes to the last rank."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         env = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        jobs = [{"argv": argv, "env": env | {"RANK": r, "LOCAL_RANK": r}} for r in range(count)]
+        jobs = [{"argv": argv, "module": module, "env": env | {"RANK": r, "LOCAL_RANK": r}} for r in range(count)]
         jobs[-1] |= interference
         return self.run(*jobs)
 
@@ -91,16 +91,16 @@ def serve():
 class Job:
     """One child."""
 
-    def __init__(self, argv, env=None, after=None, when=None, signal="KILL", die=None, release=False):
+    def __init__(
+        self, argv, module="sit_rl.train", env=None, after=None, when=None, signal="KILL", die=None, release=False
+    ):
         self.after, self.when, self.signal, self.release, self.result = after, when, signal, release, None
         self.out, self.started, self.signalled = tempfile.TemporaryFile(), time.monotonic(), None
         self.pid = os.fork()
         if self.pid == 0:
-            self._work(argv, env or {}, die)
+            self._work(module, argv, env or {}, die)
 
-    def _work(self, argv, env, die):
-        from sit_rl.train import main
-
+    def _work(self, module, argv, env, die):
         code = 1
         try:
             os.dup2(self.out.fileno(), 1)
@@ -108,7 +108,7 @@ class Job:
             os.environ.update({k: str(v) for k, v in env.items()})
             if die:
                 die_inside(*die)
-            main(list(map(str, argv)))
+            importlib.import_module(module).main(list(map(str, argv)))
             code = 0
         except SystemExit as end:
             code = end.code or 0
