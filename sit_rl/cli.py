@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fastfid.cli.command_line import BAD_INPUT, DONE, refuse
+from fastfid.cli.torchrun_ending import quieten
 
 PROGRAM = "sit-rl"
 # Command → what it does.  Each is the module sit_rl.COMMAND with a function main(argv); one without a module is not
@@ -28,7 +29,7 @@ COMMANDS = {
     "study": "several runs of one plan",
     "report": "write report.html of a run, also of one under way",
     "ema": "averages of other widths after a run",
-    "pretrain": "make the embedded images, networks and base model",
+    "pretrain": "train a generator of your own images (base), or feature networks alone (features)",
 }
 ON_SEVERAL = ("train", "sample", "evaluate", "pretrain")  # commands that divide their work among processes
 PROCESSES = "--nproc-per-node"
@@ -91,6 +92,7 @@ def _launch(name: str, count: int, words: list[str]) -> int:
     from torch.distributed.run import get_args_parser, run
 
     start = ["--standalone", PROCESSES, str(count), *_target(name), *words]
+    quieten()
     try:
         run(get_args_parser().parse_args(start))
     except ChildFailedError as error:

@@ -15,18 +15,16 @@ Nothing here loads torch: help and wrong arguments are answered at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
 from fastfid.cli.output import unbreakable_output
+from fastfid.cli.torchrun_ending import leave_sentence
 from fastfid.runtime.failures import OtherRankFailed
 from fastfid.runtime.terminal import printable
 
@@ -78,6 +76,10 @@ def _status(program: str, work: Callable[[], object], interrupted: str) -> int:
     except (OSError, FloatingPointError) as error:
         report(program, f"{error}")
         return BAD_INPUT
+    except SystemExit as ended:
+        if ended.code:  # the parser has printed why
+            leave_sentence("wrong arguments; the parser's message says which")
+        raise
     except KeyboardInterrupt:
         if _rank() == 0:  # Ctrl-C reaches every process of a torchrun
             print(interrupted, file=sys.stderr, flush=True)
@@ -89,17 +91,7 @@ def report(program: str, sentence: str) -> None:
     """Print one sentence to stderr, with the number of the rank above 0; nothing in it commands the terminal."""
     speaker = f"{program} on rank {_rank()}" if _rank() else program
     print(printable(f"{speaker}: {sentence}"), file=sys.stderr, flush=True)
-    _tell_launcher(printable(sentence, kept=""))
-
-
-def _tell_launcher(sentence: str) -> None:
-    """Leave the sentence where torchrun looks for the cause, so that its own message ends with it."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is None:
-        return
-    cause = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
-    with suppress(OSError):
-        Path(path).write_text(json.dumps({"message": {"message": sentence, "extraInfo": cause}}), encoding="utf-8")
+    leave_sentence(printable(sentence, kept=""))
 
 
 def _rank() -> int:
@@ -131,12 +123,23 @@ def parse(
     """
     words = abbreviations_completed(sys.argv[1:] if argv is None else argv, flags)
     options: dict[str, Any] = {"prog": program, "description": description, "args": words}
-    if remedy is None:
-        return cast(Form, tyro.cli(form, **options))
-    parsed, unknown = tyro.cli(form, return_unknown_args=True, **options)
-    if unknown:
-        refuse((program or "error").split()[0], f"unrecognized arguments: {' '.join(unknown)}{remedy(unknown)}")
-    return parsed
+    with _printed_once():
+        if remedy is None:
+            return cast(Form, tyro.cli(form, **options))
+        parsed, unknown = tyro.cli(form, return_unknown_args=True, **options)
+        if unknown:
+            refuse((program or "error").split()[0], f"unrecognized arguments: {' '.join(unknown)}{remedy(unknown)}")
+        return parsed
+
+
+@contextmanager
+def _printed_once() -> Iterator[None]:
+    """Inside the block, only the first rank of a machine prints: all parse the same words."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def refuse(program: str, sentence: str) -> NoReturn:

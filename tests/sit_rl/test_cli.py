@@ -1,6 +1,5 @@
 """sit-rl: its commands, its help, and errors of several processes in one sentence."""
 
-import json
 import os
 import re
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from fastfid.cli import command_line
 from sit_rl import cli, evaluate, sample, train
 from sit_rl.config import places
 from sit_rl.presets import PRESETS
@@ -98,14 +96,3 @@ def test_an_expected_error_on_several_processes_is_its_sentence(tmp_path):
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert told == [f"error: --real {tmp_path / 'none.npz'} does not exist; correct the path"], done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3, done.stderr
-
-
-def test_torchrun_is_told_the_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-
-    def fail():
-        raise ValueError("--x is 1; it must be 2")
-
-    assert command_line.run("error", fail, interrupted="") == 2
-    message = json.loads((tmp_path / "error.json").read_text())["message"]
-    assert message["message"] == "--x is 1; it must be 2" == message["extraInfo"]["py_callstack"]

@@ -1,0 +1,121 @@
+"""How torchrun ends where a command of this project failed in an expected way: with the command's sentence alone.
+
+torchrun prints a log line, a traceback of its own and a table for every process that fails, and has no flag against it.
+When it starts, it loads the entry points `torchrun.handlers` of the installed packages, which are meant for rendezvous
+back ends.  `quiet_ending` is one of them (pyproject.toml).  It changes nothing for other programs' processes: only an
+error file that a command of this project wrote (`command_line.report`) makes it silent.  The exit status stays
+torchrun's.  Where the package is on the path but not installed, torchrun prints what it always does, and its table ends
+with the sentence.
+
+Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from fastfid.runtime.terminal import printable
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the variable by which torchrun tells a process where to leave its error
+EXPECTED = "expected by fastfid"  # key of an error file that `leave_sentence` wrote: the terminal it was printed on
+PACKAGES = ("fastfid", "sit_rl")
+FOLDERS = tuple(Path(__file__).resolve().parents[2] / name for name in PACKAGES)
+# Loggers of torch that report a failed process, and the beginnings of the messages that only repeat its failure.
+LOGGERS = tuple(f"torch.distributed.elastic.multiprocessing.{name}" for name in ("api", "errors.error_handler"))
+BAD_INPUT_LOGGED = "failed (exitcode: 2)"
+REPEATED = (BAD_INPUT_LOGGED, "Sending process ", "no error file defined for parent")
+
+
+def leave_sentence(sentence: str) -> None:
+    """Leave the sentence, which was printed, where torchrun looks for the cause of a failure."""
+    path = os.environ.get(ERROR_FILE)
+    if path is None:
+        return
+    cause = {"py_callstack": sentence, "timestamp": str(int(time.time())), EXPECTED: _terminal()}
+    with suppress(OSError):
+        Path(path).write_text(json.dumps({"message": {"message": sentence, "extraInfo": cause}}), encoding="utf-8")
+
+
+def quiet_ending() -> Callable[[Any], NoReturn]:
+    """The entry point: `quieten`, and a rendezvous back end that there is not."""
+    quieten()
+    return _no_rendezvous
+
+
+def quieten() -> None:
+    """Let this process, a launcher, end without a traceback where a process of it told its sentence."""
+    sys.excepthook = partial(_end, sys.excepthook)
+    if _runs_ours(sys.argv):
+        for name in LOGGERS:
+            logging.getLogger(name).addFilter(_is_news)
+
+
+def _end(otherwise: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: TracebackType) -> None:
+    """sys.excepthook: the sentences that were not on this terminal; everything for an error that is not expected."""
+    sentences = _sentences(error)
+    if sentences is None:
+        otherwise(kind, error, trace)
+        return
+    for sentence in sentences:
+        print(printable(sentence), file=sys.stderr, flush=True)
+
+
+def _sentences(error: BaseException) -> list[str] | None:
+    """What is left to say of an expected error; None for any other."""
+    if type(error).__name__ == "SignalException" and _runs_ours(sys.argv):  # the processes have told how they stopped
+        number = getattr(error, "sigval", "a signal")
+        return [f"torchrun: stopped by {getattr(number, 'name', number)}"]
+    if type(error).__name__ != "ChildFailedError":
+        return None
+    causes = [_cause(failure) for failure in getattr(error, "failures", {}).values()]
+    expected = [cause for cause in causes if EXPECTED in cause]
+    elsewhere = [str(cause["py_callstack"]) for cause in expected if cause[EXPECTED] != _terminal()]
+    return list(dict.fromkeys(elsewhere)) if expected else None
+
+
+def _cause(failure: object) -> dict[str, Any]:
+    """The `extraInfo` of a failed process's error file, empty without one."""
+    message = getattr(failure, "message", None)
+    found = message.get("extraInfo") if isinstance(message, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _terminal() -> list[int] | None:
+    """What stderr is, so that two processes know whether theirs is the same file; None if it is closed."""
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return None
+    return [status.st_dev, status.st_ino]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a message of torch says more than that a process ended as it has told itself."""
+    return not record.getMessage().startswith(REPEATED)
+
+
+def _runs_ours(words: list[str]) -> bool:
+    """Whether the words of a launcher start a command of this project: sit-rl, a script or a module of it."""
+    if not words or Path(words[0]).name == "sit-rl":
+        return bool(words)
+    for word in words[1:]:
+        if word.endswith(".py"):
+            return any(folder in Path(word).resolve().parents for folder in FOLDERS)
+        if word.partition(".")[0] in PACKAGES:
+            return True
+    return False
+
+
+def _no_rendezvous(parameters: object) -> NoReturn:
+    """ValueError: --rdzv-backend fastfid has nothing to offer."""
+    raise ValueError("fastfid is no rendezvous back end; pass --rdzv-backend c10d")
