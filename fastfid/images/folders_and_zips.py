@@ -75,7 +75,9 @@ class FileImages(ImageSource):
         workers: int | None = None,
         notes: list[str] | None = None,
         class_folders: bool = False,
+        archives: int = 0,
     ):
+        """Arguments as of `open_images`; `archives` leading parts of a member's path name its archive, no folder."""
         if not members:
             raise ValueError(
                 f"{name} holds no images; expected files ending in .bmp, .jpg, .png, .tif, .webp or another ending of "
@@ -85,7 +87,7 @@ class FileImages(ImageSource):
         self._beside, self._with_frames = list(notes or ()), set[str]()
         self.notes = self._beside
         self.skip_corrupt, self.skipped, self.workers = skip_corrupt, [], decoders(workers)
-        self.classes = _class_folders(self.members)
+        self.classes = _class_folders([member.split("/", archives)[-1] for member in self.members])
         if self.classes is not None and not class_folders and _are_parts(set(self.classes)):
             first, last = min(self.classes), max(self.classes)
             self.add_note(
@@ -246,7 +248,7 @@ def _read_encoded(read: Callable[[str], bytes], member: str) -> bytes | Exceptio
 
 def open_folder(path: Path, skip_corrupt: bool, workers: int | None, class_folders: bool = False) -> FileImages:
     """All images below `path`."""
-    files, notes = _files_below(path)
+    files, notes = files_below(path)
     members, others = split_by_name([file for file in files if file != LABELS])
     notes = [note for note in (passed_over(str(path), others), *notes) if note]
 
@@ -288,7 +290,7 @@ def _take_labels(images: FileImages, path: Path) -> None:
     images.add_note(f"{path} is not read as classes: {reason}")
 
 
-def _files_below(path: Path) -> tuple[list[str], list[str]]:
+def files_below(path: Path) -> tuple[list[str], list[str]]:
     """Paths of all files below `path`, relative to it, and sentences on folders that links reach several times.
 
     Hidden folders are not entered; they are listed among the files, so that they are counted.  OSError for a folder

@@ -14,11 +14,15 @@ import numpy as np
 from torch import Tensor
 
 from fastfid.images.arrays import ARRAY_NAMES, ArrayImages, open_array_file
-from fastfid.images.folders_and_zips import open_folder, open_zip
+from fastfid.images.folders_and_zips import files_below, open_folder, open_zip
+from fastfid.images.formats import split_by_name
 from fastfid.images.source import ImageBlock, ImageSource
 from fastfid.images.streams import StreamImages
-from fastfid.images.tars import open_tar
+from fastfid.images.tars import open_tars
 from fastfid.runtime.input_files import file_bytes
+from fastfid.runtime.shard_patterns import files_of
+
+TAR = ".tar"
 
 __all__ = ["ARRAY_NAMES", "ImageBlock", "ImageSource", "open_images"]
 
@@ -35,7 +39,8 @@ def open_images(
 
     source        folder (searched recursively), .zip, .tar, .npz, .npy, tensor or array, or a pair of such images and
                   their labels; arrays are uint8 or float, [n, H, W], [n, C, H, W] or [n, H, W, C].  A DataLoader,
-                  generator or other iterable of batches, of (images, labels) or of dicts is read once
+                  generator or other iterable of batches, of (images, labels) or of dicts is read once.  The shards of
+                  a WebDataset are a folder of .tar files, or one path with braces, as shard-{0000..0012}.tar
     value_range   (0, 1) or (-1, 1)…, required for floats, which are rounded to the nearest of 256 levels
     skip_corrupt  leave unreadable image files out and list them in `.skipped`, instead of stopping at the first
     workers       threads that decode files (default: one for each usable core, up to 8)
@@ -66,17 +71,40 @@ def open_images(
         raise ValueError("images are given as an empty path; pass a folder, .zip, .tar, .npz or .npy ('.' is a folder)")
     path = Path(source)
     if path.is_dir():
+        tars = _shards_in(path)
+        if tars:
+            return open_tars(str(path), tars, skip_corrupt, workers, class_folders)
         return open_folder(path, skip_corrupt, workers, class_folders)
+    files = files_of(path)
+    if files != [path]:
+        return open_tars(str(path), _tars_of(path, files), skip_corrupt, workers, class_folders)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass a folder, .zip, .tar, .npz or .npy of images")
     file_bytes(path)
     if path.suffix.lower() == ".zip":
         return open_zip(path, skip_corrupt, workers, class_folders)
-    if path.suffix.lower() == ".tar":
-        return open_tar(path, skip_corrupt, workers, class_folders)
+    if path.suffix.lower() == TAR:
+        return open_tars(str(path), [path], skip_corrupt, workers, class_folders)
     if path.suffix.lower() in (".npz", ".npy"):
         return open_array_file(path, value_range)
     raise ValueError(f"{path} is not a folder, .zip, .tar, .npz or .npy; put single images into a folder")
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    """The .tar files directly in a folder that holds no images beside them, by name; else none."""
+    tars = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() == TAR and path.is_file())
+    return [] if not tars or split_by_name(files_below(folder)[0])[0] else tars
+
+
+def _tars_of(pattern: Path, files: list[Path]) -> list[Path]:
+    """The files of a path with braces; FileNotFoundError or ValueError for one that is no .tar file."""
+    for path in files:
+        if path.suffix.lower() != TAR:
+            raise ValueError(f"{pattern} stands for {path}, which is no .tar; braces are for shards of a WebDataset")
+        if not path.exists():
+            raise FileNotFoundError(f"{pattern} stands for {path}, which does not exist; correct the braces")
+        file_bytes(path)
+    return files
 
 
 def _check_range(value_range: Any) -> None:

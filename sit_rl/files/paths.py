@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastfid.runtime.shard_patterns import files_of
 from sit_rl.files.tensor_files import damage
 
 # Suffixes of weights files: their first bytes and size may tell more than the error of their reader.
@@ -22,10 +23,11 @@ MODEL_EXTRAS = {"--model diffusers": (("diffusers", "transformers"), "prompts")}
 def require_paths(given: Iterable[tuple[str, Path | str | None]], lacking: str | None = None) -> None:
     """FileNotFoundError, in one sentence, that names every path that is missing or may not be read, with its flag.
 
-    given    (flag, path) pairs; pairs with the path None are ignored
+    given    (flag, path) pairs; pairs with the path None are ignored; a path with braces stands for several files
     lacking  a sentence about missing flags, which is put first; without bad paths it is a ValueError
     """
-    pairs = list(dict.fromkeys((flag, str(path)) for flag, path in given if path is not None))
+    named = [(flag, file) for flag, path in given if path is not None for file in files_of(path)]
+    pairs = list(dict.fromkeys((flag, str(file)) for flag, file in named))
     absent = [f"{flag} {path}" for flag, path in pairs if not Path(path).exists()]
     closed = [f"{flag} {path}" for flag, path in pairs if Path(path).exists() and not os.access(path, os.R_OK)]
     told = [] if lacking is None else [lacking]

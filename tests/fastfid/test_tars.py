@@ -49,6 +49,51 @@ def test_other_tars_are_refused(tmp_path, files, told):
     assert re.search(told, error_of(tar(tmp_path / "x.tar", files)))
 
 
+@pytest.fixture
+def shards(tmp_path):
+    """Three shards of a set, in whose tars the same names come again."""
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        tar(tmp_path / f"set/s-{i:02d}.tar", {"a.png": encoded(picture(i)), "a.cls": b"%d" % i, "b.json": b"{}"})
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("name", ["", "s-{00..02}.tar", "s-{00,01,02}.tar"])
+def test_shards_are_one_set(shards, name):
+    source = open_images(shards / name)
+    assert torch.equal(all_images(source), channels_first([picture(i) for i in range(3)]))
+    assert source.labels(0, 3) == ["0", "1", "2"] and source.image_name(2) == "s-02.tar/a.png"
+    assert "passed over 3" in source.notes[0]
+
+
+def test_names_of_shards_are_no_classes_and_the_folders_in_them_are(tmp_path):
+    for i in range(2):
+        tar(tmp_path / f"{i}.tar", {"x.png": encoded(picture(i))})
+        (tmp_path / f"{i}").mkdir()
+        tar(tmp_path / f"{i}/0.tar", {f"{kind}/{i}.png": encoded(picture(i)) for kind in ("cat", "dog")})
+    assert open_images(tmp_path / "{0..1}.tar").labels(0, 2) is None
+    source = open_images(tmp_path / "{0,1}/0.tar")
+    assert source.labels(0, 4) == ["cat", "dog"] * 2 and source.image_name(0) == "0:0.tar/cat/0.png"
+
+
+def test_shards_that_cannot_be_used_are_refused(shards, tmp_path):
+    assert "stands for " in error_of(shards / "s-{00..03}.tar") and "s-03.tar" in error_of(shards / "s-{00..03}.tar")
+    assert "counts down in {2..0}" in error_of(shards / "s-0{2..0}.tar")
+    assert "more than 100,000 files" in error_of(shards / "s-{0..999999}.tar")
+    assert "more than 100,000 files" in error_of(shards / "s-{0..999}{0..999}.tar")
+    assert "which is no .tar" in error_of(shards / "s-{00..02}.zip")
+    (shards / "s-01.tar").write_bytes(b"no tar")
+    assert "s-01.tar is not a readable tar" in error_of(shards)
+    tar(shards / "s-01.tar", {"a.png": encoded(picture(0))})
+    assert "none for s-01.tar/a.png and 0 others" in error_of(shards)
+
+
+def test_a_folder_of_images_passes_over_its_tars(shards):
+    (shards / "own.png").write_bytes(encoded(picture(5)))
+    source = open_images(shards)
+    assert len(source) == 1 and "passed over 3 in" in source.notes[0]
+
+
 def test_damaged_and_compressed_tars_are_refused(tmp_path):
     path = tar(tmp_path / "x.tar", {"a.png": encoded(picture(0, 200, 200))})
     path.write_bytes(path.read_bytes()[:50_000])
