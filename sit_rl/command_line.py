@@ -62,6 +62,16 @@ def run_on_ranks(parse: Callable[[], Arguments], work: Callable[[Arguments, torc
     run_command(run, "interrupted; the same command goes on from the images already written")
 
 
+def value_of(argv: list[str], *flags: str) -> str | None:
+    """The last value of a flag on a command line that is not parsed yet; None if it is not there."""
+    value = None
+    for i, word in enumerate(argv):
+        flag, equals, after = word.partition("=")
+        if flag in flags:
+            value = after if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+    return value
+
+
 # --- help --------------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,15 @@ def with_file(default: Config, path: Path) -> Config:
         raise ValueError(f"--config {path}: {error}") from None
 
 
+def values_in(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a file of --config whose types are `hints`, by name; ValueError, in one sentence, otherwise."""
+    values = read_yaml(path, CONFIG_BYTES, "correct --config")
+    try:
+        return _converted(values, hints)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--config {path}: {error}") from None
+
+
 def with_plain_values(config: Config, values: Any) -> Config:
     """A copy with values by flat name, as a file gives them; a table for a sampler changes only the fields in it.
 

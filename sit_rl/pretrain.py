@@ -4,8 +4,10 @@
     torchrun --nproc-per-node 2 -m sit_rl.pretrain base --images …       the same on several processes
     python -m sit_rl.pretrain features --images FOLDER --out my-networks   feature networks alone
 
-Images are a folder of classes, a flat folder, a .zip, a .tar of WebDataset, or an .npz. The same command resumes. Then
-torchrun sit_rl/train.py --checkpoint my-model --images FOLDER improves the generator.
+Images are a folder of classes, a flat folder, a .zip, a .tar of WebDataset or its shards, or an .npz. The same command
+resumes. Then torchrun sit_rl/train.py --checkpoint my-model --images FOLDER improves the generator.
+
+--config FILE gives any of a command's flags as fields of a YAML file, such as `heldout_fraction: 0.2`; flags win.
 
 Without --images these commands make the embedded assets of Fashion-MNIST, in this order:
 
@@ -21,17 +23,21 @@ fashion-b and the base were made with all 60,000.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import MISSING, dataclass, fields
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import torch
 import tyro
 
 from fastfid.cli.command_line import parse
 from fastfid.features.fashion import ASSETS as FEATURE_ASSETS
-from sit_rl.command_line import run_command
+from sit_rl.command_line import run_command, value_of
 from sit_rl.components.image_sets import ASSETS
+from sit_rl.config_files import values_in
 from sit_rl.pretraining.embedded import train_fashion_base, train_fashion_nets, write_subsets
 from sit_rl.pretraining.feature_networks import Schedule
 from sit_rl.pretraining.flow import FlowSettings
@@ -46,13 +52,30 @@ CPU = torch.device("cpu")
 
 
 @dataclass
-class Images:
-    """Take balanced subsets of the official files."""
+class ConfigFlag:
+    """The flag that names a file of the others."""
 
-    source: Path  # folder with the four official .gz files
+    config: Path | None = None
+    """YAML file with any of these fields; flags win"""
+
+
+@dataclass
+class ImageFlags:
+    """Flags of `images`."""
+
+    source: Path
+    """folder with the four official .gz files"""
     out: Path = ASSETS
-    train: int = 10_000  # images, from the official training split
-    heldout: int = 5_000  # images, from the official test split
+    """folder of the subsets"""
+    train: int = 10_000
+    """images, from the official training split"""
+    heldout: int = 5_000
+    """images, from the official test split"""
+
+
+@dataclass
+class Images(ConfigFlag, ImageFlags):
+    """Take balanced subsets of Fashion-MNIST's official files."""
 
     def run(self, device: torch.device = CPU) -> None:
         """Write fashion_mnist_{train,heldout}.npz."""
@@ -64,7 +87,8 @@ class OwnImageFlags:
     """Flags about a user's own images."""
 
     images: Path | None = None
-    """your images: a folder of classes, a flat folder, .zip, .tar (WebDataset), .npz or .npy"""
+    """your images: a folder of classes, a flat folder, .zip, .npz, .npy, or WebDataset: .tar, or its shards as a folder
+    or as set-{000..012}.tar"""
     heldout: Path | None = None
     """held-out images in a folder or archive of their own; default: a part of --images"""
     heldout_fraction: float = 0.15
@@ -106,7 +130,7 @@ class FeatureFlags:
 
 
 @dataclass
-class Features(OwnImageFlags, FeatureFlags):
+class Features(ConfigFlag, OwnImageFlags, FeatureFlags):
     """Train a feature network for the reward and one for the judge."""
 
     def run(self, device: torch.device = CPU) -> None:
@@ -143,7 +167,7 @@ class BaseFlags:
 
 
 @dataclass
-class Base(OwnImageFlags, BaseFlags):
+class Base(ConfigFlag, OwnImageFlags, BaseFlags):
     """Pretrain the base generator by flow matching."""
 
     vae: Path | None = None
@@ -188,18 +212,32 @@ def _refuse_source(source: Path | None) -> None:
         raise ValueError(f"--source {source} is of Fashion-MNIST and --images are your own; pass one of them")
 
 
-Command = (
-    Annotated[Images, tyro.conf.subcommand("images")]
-    | Annotated[Features, tyro.conf.subcommand("features")]
-    | Annotated[Base, tyro.conf.subcommand("base")]
-)
+COMMANDS: dict[str, type[Images] | type[Features] | type[Base]] = {"images": Images, "features": Features, "base": Base}
+
+
+def parse_command(words: list[str]) -> Images | Features | Base:
+    """The command of a command line; ValueError for a file of --config that cannot be used."""
+    forms = tuple(_form(name, words) for name in COMMANDS)
+    return cast("Images | Features | Base", parse(reduce(or_, forms), words, description=__doc__))
+
+
+def _form(name: str, words: list[str]) -> Any:
+    """What a subcommand parses into; the command that the words name has the defaults of its --config."""
+    kind = COMMANDS[name]
+    path = value_of(words, "--config") if words[:1] == [name] else None
+    if not path:
+        return Annotated[kind, tyro.conf.subcommand(name)]
+    hints = get_type_hints(kind)
+    given = values_in(Path(path), {field.name: hints[field.name] for field in fields(kind) if field.name != "config"})
+    needed = {field.name: tyro.MISSING for field in fields(kind) if field.default is MISSING}
+    return Annotated[kind, tyro.conf.subcommand(name, default=kind(**(needed | given)))]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse and run one of images, features, base. An expected error is one sentence."""
 
     def work() -> None:
-        command: Images | Features | Base = parse(Command, argv, description=__doc__)  # type: ignore[arg-type]  # a union
+        command = parse_command(sys.argv[1:] if argv is None else argv)
         with process_group(getattr(command, "threads", 0)) as device:
             command.run(device)
 

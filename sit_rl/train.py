@@ -25,7 +25,7 @@ import torch
 
 from fastfid.cli.command_line import CommandError
 from fastfid.runtime.errors import one_line
-from sit_rl.command_line import all_of_help, brief_help, help_if_asked, run_command
+from sit_rl.command_line import all_of_help, brief_help, help_if_asked, run_command, value_of
 from sit_rl.components.build import Components, build_components
 from sit_rl.components.checks import check_inputs
 from sit_rl.config import Config, parse_config, places, resolve
@@ -135,16 +135,6 @@ def own_defaults(model: Path, preset: str) -> Config:
     reward, judge = (network_name(model, card, role) for role in ("reward", "judge"))
     vae = None if card.vae is None else Path(card.vae)
     return PRESETS[preset][1].changed(vae=vae, reward_features=reward, judge_features=(judge,))
-
-
-def value_of(argv: list[str], *flags: str) -> str | None:
-    """The last value of a flag on a command line that is not parsed yet; None if it is not there."""
-    value = None
-    for i, word in enumerate(argv):
-        flag, equals, after = word.partition("=")
-        if flag in flags:
-            value = after if equals else (argv[i + 1] if i + 1 < len(argv) else "")
-    return value
 
 
 def pipeline_defaults(default: Config, folder: Path, image_size: str | None) -> Config:

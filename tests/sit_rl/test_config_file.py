@@ -1,12 +1,14 @@
 """--config: any subset of the fields, flags win, and every file that cannot be used."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from sit_rl.config import Config, resolve
 from sit_rl.presets import PRESETS
+from sit_rl.pretrain import parse_command
 from sit_rl.train import main, parse
 from tests.support.tiny_runs import final, lines
 
@@ -81,3 +83,37 @@ def test_the_file_is_no_field_of_the_record(tmp_path):
     config = parsed(tmp_path, "steps: 3\n")
     config.save(tmp_path / "saved.yaml")
     assert "config" not in yaml.safe_load((tmp_path / "saved.yaml").read_text())
+
+
+def pretraining(tmp_path, text, *flags, name="base"):
+    path = tmp_path / "pretrain.yaml"
+    path.write_text(text)
+    return parse_command([name, "--config", str(path), *flags])
+
+
+def test_a_file_gives_the_flags_of_a_pretraining_and_flags_win(tmp_path):
+    text = "images: pictures\nheldout_fraction: 0.2\ncrop: pad\nmirror: true\nlr: 1e-3\nbatch: 32\n"
+    found = pretraining(tmp_path, text, "--batch", "8", "--out", "model")
+    expected = {"images": Path("pictures"), "heldout_fraction": 0.2, "crop": "pad", "mirror": True, "lr": 1e-3}
+    plain = parse_command(["base"])
+    assert vars(found) == vars(plain) | expected | {"batch": 8, "out": Path("model"), "config": found.config}
+    assert not pretraining(tmp_path, text, "--no-mirror").mirror
+    networks = pretraining(tmp_path, "networks: [fashion-c]\npasses: 10\n", name="features")
+    assert (networks.networks, networks.passes, networks.lr) == (("fashion-c",), 10, 2e-3)
+    assert pretraining(tmp_path, "source: official\n", name="images").source == Path("official")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("iteration: 9\n", "unknown field 'iteration'; did you mean iterations?"),
+        ("config: other.yaml\n", "unknown field 'config'; --help lists the fields"),
+        ("batch: many\n", "batch is 'many', which is not of its type int"),
+        ("crop: corner\n", "crop is 'corner', which is not of its type one of centre, pad, squeeze"),
+        ("- images\n", "list in place of a table of fields"),
+    ],
+)
+def test_files_of_a_pretraining_that_cannot_be_used(tmp_path, text, message):
+    with pytest.raises(ValueError, match="--config .*pretrain.yaml: ") as error:
+        pretraining(tmp_path, text)
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
