@@ -1,6 +1,6 @@
 """Measure generators on held-out real images: `python -m sit_rl.evaluate`.
 
-    python -m sit_rl.evaluate                       the embedded model, both samplers, both networks, and real images
+    python -m sit_rl.evaluate                       the embedded model, both samplers, every network, and real images
     python -m sit_rl.evaluate --checkpoint X --vae V --real REF.npz --protocol adm --samplers sit-ode sit-sde
     python -m sit_rl.evaluate --samples A.npz B.npz --real REF.npz --protocol adm
     torchrun --nproc-per-node 8 -m sit_rl.evaluate …
@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -29,18 +29,20 @@ import tyro
 import fastfid
 from fastfid.evaluation.evaluate import checked_metrics
 from fastfid.evaluation.settings import Settings
-from fastfid.evaluation.sides import Side, gather, networks_of, open_side
+from fastfid.evaluation.sides import Side, gather, open_side
+from fastfid.evaluation.sides import networks_of as built_networks
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.protocols import protocol_named
 from fastfid.runtime.distributed import agreement, from_main
 from fastfid.runtime.origin import origin
 from sit_rl.command_line import parse_briefly, run_on_ranks
 from sit_rl.components.image_sets import embedded, load_embedded
+from sit_rl.components.networks import judges_of
 from sit_rl.components.own_images import OwnImages, as_in_card
 from sit_rl.files.atomic import folder, write_json
 from sit_rl.files.paths import reading
 from sit_rl.files.weights import weights_files, weights_of
-from sit_rl.generation.generator import Generator, load_generator
+from sit_rl.generation.generator import Generator, load_generator, trained_of
 from sit_rl.generation.make_samples import make_samples
 from sit_rl.generation.recipe import (
     GeneratorOptions,
@@ -56,15 +58,18 @@ from sit_rl.generation.sample_files import open_files
 from sit_rl.models.card import network_name, read_card
 from sit_rl.presets import PRESETS
 from sit_rl.ranks.process_group import is_main
+from sit_rl.reward_names import networks_of
+from sit_rl.runs.evaluation_table import table
 from sit_rl.runs.log import say
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
 # Value of --real for the embedded held-out images, and what is measured against them: as many samples as there
-# are images, through both networks, with the metrics of the paper's second table.
+# are images, through the networks of the run or of the default, with the metrics of the trainer's evaluation.
 EMBEDDED = Path("embedded")
-EMBEDDED_IMAGES, EMBEDDED_NETWORKS = 5_000, ("fashion-a", "fashion-b")
-EMBEDDED_METRICS = ("fd", "kid", "mmd", "precision", "recall", "density", "coverage")
+EMBEDDED_IMAGES = 5_000
+RUN_METRICS = ("fd", "precision", "recall", "density", "coverage", "sliced_wasserstein", "kid", "mmd")
+REAL_ROW = "real images"
 # Flags of --help; --help-all lists all.
 MAIN_FLAGS = (
     "checkpoint", "vae", "samples", "real", "images", "samplers", "steps", "guidance", "protocol", "network",
@@ -101,11 +106,11 @@ class EvaluateConfig(GeneratorOptions):
     protocol: str | None = None
     """of fastfid: adm, dgm-dinov2, pytorch-fid, clean, …: network, resizing and metrics together"""
     network: tuple[str, ...] = ()
-    """feature networks; default: the protocol's; fashion-a and fashion-b embedded"""
+    """feature networks; default: the protocol's; embedded or with --own-images those of the run, rewarded or not"""
     weights: tuple[str, ...] = ()
     """weights file of the network, or NAME=PATH for several"""
     metrics: tuple[str, ...] = ()
-    """default: the protocol's; of the paper's second table embedded"""
+    """default: the protocol's; embedded or with --own-images those of the trainer's evaluation, with FDr"""
     out: Path = Path("runs/evaluation")
     """folder for the samples and evaluation.json"""
     cache: bool = True
@@ -124,6 +129,7 @@ class Task:
     reference  a path, or EMBEDDED
     samplers   as words of --samplers
     networks, metrics  empty for those of the protocol
+    rewarded   the networks that the run rewarded; None if unknown
     own        the images of --own-images
     """
 
@@ -132,6 +138,7 @@ class Task:
     samplers: tuple[str, ...]
     networks: tuple[str, ...]
     metrics: tuple[str, ...]
+    rewarded: frozenset[str] | None = None
     own: OwnImages | None = None
 
 
@@ -169,15 +176,17 @@ def measure_rows(config: EvaluateConfig, task: Task, made: Generator | None, dev
     networks: list[str] | list[FeatureExtractor] | None = list(task.networks) or None
     if made is not None:
         networks = read_before_sampling(config, task, reference, settings)
+    rewarded = rewarded_of(task, networks)
+    others = None if config.metrics else other_real_images(task)
     rows: dict[str, dict[str, Any]] = {}
     for name, source, about in sources(config, task, made):
         say(f"measure     {name}")
         with reading_files(config, task):
             result = fastfid.evaluate(
                 source, reference, metrics=task.metrics or None, features=networks, protocol=config.protocol,
-                **vars(settings),
+                split=None if name == REAL_ROW else others, **vars(settings),
             )  # fmt: skip
-        rows[name] = {"sampling": about} | json.loads(result.to_json())
+        rows[name] = {"sampling": about, "rewarded": rewarded} | json.loads(result.to_json())
         if is_main():  # after every row, because hours may lie between two rows
             write_json(config.out / "evaluation.json", {"schema": SCHEMA, **origin(device), "rows": rows})
     if is_main():
@@ -214,26 +223,63 @@ def with_defaults(config: EvaluateConfig, made: Generator | None) -> Task:
             raise ValueError(NEEDS_REFERENCE)
         reference = EMBEDDED
     networks, metrics = config.network, config.metrics
+    rewarded, judges = networks_of_run(config)
     if reference == EMBEDDED and config.protocol is None:
-        networks, metrics = networks or EMBEDDED_NETWORKS, metrics or EMBEDDED_METRICS
+        networks, metrics = networks or (*rewarded, *judges), metrics or RUN_METRICS
     options = {field.name: getattr(config, field.name) for field in fields(GeneratorOptions)}
     images = config.images or (EMBEDDED_IMAGES if reference == EMBEDDED else PAPER_IMAGES)
     samplers = config.samplers if made is None else config.samplers or made.samplers
-    return Task(Recipe(**options | {"images": images}), reference, samplers, networks, metrics)
+    recipe = Recipe(**options | {"images": images})
+    return Task(recipe, reference, samplers, networks, metrics, known_rewards(config, rewarded))
+
+
+def networks_of_run(config: EvaluateConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The networks that the run of --checkpoint rewarded, and its judges; without a run those of the default one."""
+    run = None if config.samples else trained_of(config)
+    run = PRESETS["fashion"][1] if run is None else run
+    rewarded = tuple(dict.fromkeys((run.files.reward_features, *networks_of(run.reward_components))))
+    return rewarded, judges_of(run.files, rewarded)
+
+
+def known_rewards(config: EvaluateConfig, rewarded: tuple[str, ...]) -> frozenset[str] | None:
+    """The networks that the model was rewarded by: those of its run, or of the default run for the embedded model.
+
+    None for a weights file, which does not say by what it was trained, and for samples.
+    """
+    unknown = config.samples or config.model is not None or (config.checkpoint and trained_of(config) is None)
+    return None if unknown else frozenset(rewarded)
+
+
+def rewarded_of(task: Task, networks: list[str] | list[FeatureExtractor] | None) -> list[str] | None:
+    """Printed names of the task's rewarded networks, for evaluation.json; None if they are unknown."""
+    if task.rewarded is None or not task.networks or networks is None:
+        return None
+    names = [each if isinstance(each, str) else each.name for each in networks]
+    return [name for given, name in zip(task.networks, names, strict=True) if given in task.rewarded]
+
+
+def other_real_images(task: Task) -> Images | None:
+    """Real images that are not held out, as many as samples where there are so many; FDr compares with them."""
+    if task.own is not None:
+        return task.own.train.images, task.own.train.labels
+    return real_images(task.recipe.images) if task.reference == EMBEDDED else None
 
 
 def own_task(config: EvaluateConfig, images: Path, made: Generator | None) -> Task:
-    """The task of a model of a user's images: its held-out images, its two networks, the metrics of a run."""
+    """The task of a model of a user's images: its held-out images, the networks and metrics of its run."""
     if made is None or made.own is None:
         raise ValueError(f"--own-images {images} needs --checkpoint: a folder of sit_rl.pretrain base, or a run of it")
     card = read_card(made.own)
-    networks = config.network or tuple(network_name(made.own, card, role) for role in card.networks)
+    rewarded, judges = networks_of_run(config)
+    if trained_of(config) is None:
+        rewarded, judges = ((network_name(made.own, card, role),) for role in ("reward", "judge"))
+    networks = config.network or (*rewarded, *judges)
     options = {field.name: getattr(config, field.name) for field in fields(GeneratorOptions)}
     count = config.images or PRESETS["own"][1].evaluation.images
     samplers = config.samplers or made.samplers
     real = as_in_card(card, images)
-    task = Task(Recipe(**options | {"images": count}), images, samplers, networks, config.metrics or EMBEDDED_METRICS)
-    return replace(task, own=real)
+    recipe, metrics = Recipe(**options | {"images": count}), config.metrics or RUN_METRICS
+    return Task(recipe, images, samplers, networks, metrics, frozenset(rewarded), real)
 
 
 def check_rows(config: EvaluateConfig, task: Task, made: Generator) -> None:
@@ -283,7 +329,7 @@ def read_before_sampling(
         with reading("--real", task.reference):
             side = open_side(reference, "reference", settings)
         samples = Side("samples", "the samples", images=settings.open_images(PROBE))  # in place of the real ones
-        built = networks_of(list(task.networks) or None, chosen, [samples, side], settings, spatial)
+        built = built_networks(list(task.networks) or None, chosen, [samples, side], settings, spatial)
         networks = cast(list[FeatureExtractor], built)  # not names, because the samples are images
         for network in networks:
             network(PROBE)
@@ -314,11 +360,8 @@ def sources(
     if made is not None:
         for row in sampled_rows(config, task):
             rows.append((row.name, row.file, make_samples(made, task.recipe, row.sampler, row.file).read_record()))
-    if task.own is not None:
-        rows.append(("real images", (task.own.train.images, task.own.train.labels), None))
-    if task.reference == EMBEDDED:
-        rows.append(("real images", real_images(task.recipe.images), None))
-    return rows
+    others = other_real_images(task)
+    return rows if others is None else [*rows, (REAL_ROW, others, None)]
 
 
 def sample_name(recipe: Recipe, text: str, sampler: SamplerConfig) -> str:
@@ -338,39 +381,6 @@ def real_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """At most `count` embedded training images with labels, evenly spaced: their distance is the best to expect."""
     real = embedded("train", count)
     return real.images, real.labels
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Aligned text with one line per metric and one column per entry of `rows`; ± is half of the 95% interval."""
-    keys = dict.fromkeys((s["metric"], s["network"], s["label"]) for row in rows.values() for s in row["scores"])
-    networks = {network for _, network, _ in keys}
-    lines = [["", *rows]]
-    for metric, network, label in keys:
-        found = [next((s for s in row["scores"] if (s["metric"], s["network"]) == (metric, network)), None)
-                 for row in rows.values()]  # fmt: skip
-        has_network = network in label or len(networks) == 1
-        lines.append([label if has_network else f"{label} ({network})", *map(_cell, found)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    notes: dict[str, list[str]] = {}
-    for name, row in rows.items():
-        for note in _notes(row):
-            notes.setdefault(note, []).append(name)
-    return "\n".join(text + [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()])
-
-
-def _cell(score: dict[str, Any] | None) -> str:
-    if score is None or score["value"] is None:
-        return "–"
-    if score["interval"] is None:
-        return f"{score['value']:.4f}"
-    low, high = score["interval"]
-    return f"{score['value']:.4f} ± {(high - low) / 2:.4f}"
-
-
-def _notes(row: dict[str, Any]) -> list[str]:
-    left = [f"{x['metric']} ({x['network']}) left out: {x['reason']}" for x in row["left_out"]]
-    return left + [f"warning: {text}" for text in row["warnings"]]
 
 
 if __name__ == "__main__":

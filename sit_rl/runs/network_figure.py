@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from sit_rl.runs.columns import GROUPS, columns
 from sit_rl.runs.figure_files import BLUE, ORANGE
 from sit_rl.runs.summary import SAMPLERS, percent, relative_change, sampler_kinds
 
-GROUPS = {True: "rewarded", False: "never seen"}
 COLOURS = {True: BLUE, False: ORANGE}
 # A gap that changed by less, of the first FD, is called steady: FD of 500 images moves by some percent between draws.
 STEADY = 0.05
@@ -56,13 +56,7 @@ def network_table(summary: Mapping[str, Any]) -> str:
     rows: list[list[str]] = []
     for sampler, kind in zip(SAMPLERS, sampler_kinds(dict(summary)), strict=True):
         rows += [[kind, "", *HEAD], *network_rows(summary, sampler)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return "\n".join(columns(rows, words=2))
 
 
 def gap_in_words(summary: Mapping[str, Any], records: list[dict[str, Any]]) -> str:
@@ -138,12 +132,6 @@ def _mean(summary: Mapping[str, Any], start: Point, point: Point, rewarded: bool
     """Mean FD of a group's networks, each in units of its first."""
     names = [name for name, group in network_groups(summary).items() if group == rewarded]
     return statistics.mean(point[1][name] / start[1][name] for name in names)
-
-
-def _line(row: list[str], widths: list[int]) -> str:
-    """The cells in columns: the first two are names, the others numbers."""
-    cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-    return "  ".join(cells)
 
 
 def _points(gap: float) -> str:

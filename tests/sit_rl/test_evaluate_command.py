@@ -14,11 +14,13 @@ from fastfid import FeatureMoments, frechet_distance
 from sit_rl import evaluate as evaluate_command
 from sit_rl.components.build import build_components
 from sit_rl.components.image_sets import load_embedded
-from sit_rl.evaluate import main, real_images, table
+from sit_rl.config import resolve
+from sit_rl.evaluate import EvaluateConfig, main, real_images, with_defaults
 from sit_rl.files.weights import weights_of
 from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.presets import PRESETS
+from sit_rl.runs.evaluation_table import table
 from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.training.held_out import evaluate_model
 
@@ -81,7 +83,7 @@ def test_second_call_samples_nothing(two_rows, capsys):
     again = evaluate(*arguments)["rows"]
     printed = capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in before} == before and len(before) == 2
-    assert "all of them there already" in printed and "FD (fashion-b)" in printed
+    assert "all of them there already" in printed and "\n  fashion-b  " in printed
     assert [value(row, "fd", "fashion-a") for row in again.values()] == [
         value(row, "fd", "fashion-a") for row in rows.values()
     ]
@@ -121,6 +123,28 @@ def test_real_images_are_nearest_by_default(tmp_path):
         ]
     expected = float(frechet_distance(*map(FeatureMoments.from_features, sides)))
     assert found["real images"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_by_default_every_network_of_the_run_measures(tmp_path, trained):
+    """Of a run those that it rewarded and its judges; of the embedded model those of the default run."""
+    judges, mix = ("fashion-c", "fashion-e"), ("fd:fashion-b", "kid:fashion-a=0.5")
+    changes = {"reward": mix, "reward_features": "fashion-b", "judge_features": judges}
+    config = PRESETS["fashion"][1].changed(**changes, out=tmp_path) if trained else PRESETS["fashion"][1]
+    resolve(config).save(tmp_path / "config.yaml")
+    task = with_defaults(EvaluateConfig(checkpoint=tmp_path if trained else None, real=evaluate_command.EMBEDDED), None)
+    rewarded = ("fashion-b", "fashion-a") if trained else ("fashion-a", "fashion-c", "fashion-d")
+    never = judges if trained else ("fashion-b", "fashion-e")
+    assert task.networks == (*rewarded, *never) and task.rewarded == set(rewarded)
+    assert {"fd", "sliced_wasserstein"} <= set(task.metrics)
+    assert len(evaluate_command.other_real_images(task)[0]) == evaluate_command.EMBEDDED_IMAGES  # for FDr
+
+
+def test_what_trained_a_file_of_weights_is_unknown(tmp_path):
+    config = EvaluateConfig(checkpoint=tmp_path / "x.safetensors", real=evaluate_command.EMBEDDED)
+    assert with_defaults(config, None).rewarded is None
+    samples = EvaluateConfig(samples=(tmp_path,), real=evaluate_command.EMBEDDED)
+    assert with_defaults(samples, None).rewarded is None
 
 
 def statistics_file(path, mu, count=50_000):
@@ -269,3 +293,22 @@ def test_table_shows_half_of_the_interval_and_what_is_missing():
     assert lines[0].split() == ["a", "b"]
     assert lines[1].split() == ["FID", "8.3000", "±", "0.2000", "–"]
     assert lines[2].split() == ["KID", "–", "0.0043"]
+
+
+def test_of_several_networks_the_table_has_a_line_each_and_says_which_were_rewarded():
+    def scores(network, fd, fdr, recall):
+        found = [("fd", f"FD ({network})", fd, [fd - 0.1, fd + 0.1]), ("recall", f"Recall ({network})", recall, None)]
+        found += [("fdr", f"FDr ({network})", fdr, [0, 9])] if fdr else []
+        return [dict(metric=m, network=network, label=text, value=v, interval=i) for m, text, v, i in found]
+
+    row = {"scores": scores("a", 1.0, 2.0, 0.5) + scores("b", 3.0, 4.0, 0.25), "left_out": [], "warnings": ["w"]}
+    real = {"scores": scores("a", 0.5, None, 0.75), "left_out": [], "warnings": []}
+    lines = table({"ODE": row | {"rewarded": ["a"]}, "real": real | {"rewarded": None}}).splitlines()
+    assert [line.split() for line in lines] == [
+        ["ODE", "FD", "FDr", "Recall"],
+        ["a", "rewarded", "1.0000", "±", "0.1000", "2.0000", "0.5000"],
+        ["b", "never", "seen", "3.0000", "±", "0.1000", "4.0000", "0.2500"],
+        ["real", "FD", "FDr", "Recall"],
+        ["a", "0.5000", "±", "0.1000", "–", "0.7500"],
+        ["ODE:", "warning:", "w"],
+    ]

@@ -97,6 +97,9 @@ def test_a_run_samples_and_an_evaluation_follow(model, images, tmp_path, monkeyp
     rows = json.loads(Path("runs/evaluation/evaluation.json").read_text())["rows"]
     scores = {name: {s["network"] for s in row["scores"]} for name, row in rows.items()}
     assert len(rows) == 2 and all(found == {"small:reward", "small:judge"} for found in scores.values())
+    assert all(row["rewarded"] == ["small:reward"] for row in rows.values())
+    (made,) = (row for name, row in rows.items() if name != "real images")
+    assert {"fdr", "sliced_wasserstein"} <= {s["metric"] for s in made["scores"]}
 
 
 def test_own_defaults_are_the_cards_and_flags_win(model):
@@ -143,8 +146,9 @@ def test_images_without_labels_train_one_class(quick, tmp_path, capsys):
 
 
 def test_networks_alone(quick, images, tmp_path, capsys):
-    words = ["--images", str(images), "--out", str(tmp_path / "nets"), "--heldout-fraction", "0.25"]
-    pretrain.main(["features", *words])
+    file = tmp_path / "networks.yaml"
+    file.write_text(f"images: {images}\nout: other\nheldout_fraction: 0.25\n")
+    pretrain.main(["features", "--config", str(file), "--out", str(tmp_path / "nets")])
     told = capsys.readouterr().out
     assert "in 2 classes" in told and f"--reward-features small:{tmp_path}/nets/reward.safetensors" in told
     assert feature_extractor(f"small:{tmp_path}/nets/judge.safetensors").dim == 24
