@@ -1,6 +1,6 @@
 """Hook of the site: the reference of the code, made from the code.
 
-    reference/commands.md          what `--help` of every command prints
+    reference/commands.md          what `--help` of every command prints, and `--help-all` where there is more
     reference/fastfid/ROOM.md      the public names of fastfid that a room defines
     reference/sit_rl/ROOM.md       the modules of a room of sit_rl
 
@@ -22,13 +22,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Module with a `main(argv)` → the words before --help, one help text each.
-COMMANDS = {
-    "fastfid": ("fastfid.__main__", ([], ["eval"], ["diff"], ["stats"], ["convert"], ["info"])),
-    "sit_rl/train.py": ("sit_rl.train", ([],)),
-    "python -m sit_rl.sample": ("sit_rl.sample", ([],)),
-    "python -m sit_rl.evaluate": ("sit_rl.evaluate", ([],)),
-}
+FASTFID_COMMANDS = ("eval", "diff", "stats", "convert", "info")
+PRETRAIN_COMMANDS = ("base", "features", "images")
+# Command → its module with a `main(argv)`, and the words before --help, one help text each.  Those of sit-rl are listed
+# by sit_rl/cli.py, when the pages are made.
+FASTFID = ("fastfid", "fastfid.__main__", ([], *([name] for name in FASTFID_COMMANDS)))
 # Set while help is printed: lines that fit the page, no colours, and the reader's cache in place of the builder's.
 HELP_ENVIRONMENT = {"COLUMNS": "100", "NO_COLOR": "1", "FASTFID_CACHE": "~/.cache/fastfid"}
 
@@ -117,32 +115,48 @@ def _first_sentence(path: str) -> str:
     return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
 
 
+def commands() -> dict[str, str]:
+    """Title of every command → what its --help prints; where that names --help-all, what this prints as well."""
+    cli = importlib.import_module("sit_rl.cli")
+    of_pretrain = [["pretrain", name] for name in PRETRAIN_COMMANDS]
+    sit_rl = ("sit-rl", "sit_rl.cli", ([], *([name] for name in cli.commands()), *of_pretrain))
+    everything = importlib.import_module("sit_rl.command_line").ALL
+    found: dict[str, str] = {}
+    for program, module, subcommands in (FASTFID, sit_rl):
+        for words in subcommands:
+            title = " ".join([program, *words])
+            found[title] = help_of(module, [*words, "--help"])
+            if f"{everything} lists all" in found[title]:
+                found[f"{title} {everything}"] = help_of(module, [*words, everything])
+    return found
+
+
 def _commands() -> str:
     """The help of every command, as it is printed."""
     parts = [
         "# Commands",
         "",
-        "What `--help` prints. [Training](../training.md) explains the flags that matter most.",
+        "What `--help` prints. `sit-rl COMMAND` is the same as `python -m sit_rl.COMMAND`, and `sit-rl train` as "
+        "`torchrun sit_rl/train.py`. [Training](../training.md) explains the flags that matter most.",
         "",
     ]
-    for program, (module, subcommands) in COMMANDS.items():
-        for words in subcommands:
-            title = " ".join([program, *words])
-            parts += [f"## `{title}`", "", "```text", help_of(module, words), "```", ""]
+    for title, text in commands().items():
+        parts += [f"## `{title}`", "", "```text", text, "```", ""]
     return "\n".join(parts)
 
 
 def help_of(module: str, words: list[str]) -> str:
-    """What a command prints for --help, without colours."""
+    """What a command prints for words that end in --help or --help-all, without colours."""
     sys.path.insert(0, str(ROOT))
-    kept = {name: os.environ.get(name) for name in HELP_ENVIRONMENT}
+    kept, argv = {name: os.environ.get(name) for name in HELP_ENVIRONMENT}, sys.argv
     os.environ.update(HELP_ENVIRONMENT)
     text = io.StringIO()
     try:
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            importlib.import_module(module).main([*words, "--help"])
+            importlib.import_module(module).main(words)
     finally:
         sys.path.remove(str(ROOT))
+        sys.argv = argv  # which sit-rl sets for its usage lines
         for name, value in kept.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
     return text.getvalue().rstrip()

@@ -1,6 +1,6 @@
 """A network of ten lines: how strongly an image answers to random filters.
 
-fastfid eval SAMPLES REFERENCE --network examples/rewards/textures.py:Textures
+fastfid eval SAMPLES REAL --network examples/rewards/textures.py:Textures
 torchrun sit_rl/train.py --reward-features examples/rewards/textures.py:Textures
 """
 

@@ -21,7 +21,7 @@ from sit_rl.sampling.ode_and_sde_steps import sample as integrate
 from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.train import main
 from tests.support.tiny_pipelines import write_prompts
-from tests.support.tiny_runs import completed, final, lines
+from tests.support.tiny_runs import all_ended, assert_same_training, completed, final, lines
 from tests.support.tiny_samples import pixels
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,13 @@ def test_a_killed_run_ends_bit_for_bit_as_a_whole_one(forked, run, real, tmp_pat
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert lines(run) == lines(killed) and values["step"] == others["step"] == STEPS
     assert not torch.equal(whole["model.own.out.weight"], whole["ema.own.out.weight"])
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_ranks_train_as_one(forked, run, real, tmp_path, how):
+    all_ended(forked.ranks(2, command(real, tmp_path / "run", "--parallel", how)))
+    assert_same_training(tmp_path / "run", run)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["ranks"] == 2
 
 
 def test_a_trained_model_is_the_users_own_state_dict(run):

@@ -3,18 +3,12 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 
 from sit_rl.learner import checkpoint
 from sit_rl.ranks.process_group import LOST_RANK, agree_on_start
-from tests.support.tiny_runs import STEPS, completed, final, lines
-
-# Adam divides a gradient by its own size: where a sum over ranks in another order turns a gradient near zero, a weight
-# moves by up to a learning rate an update, here 10 updates of at most 1e-4.
-WEIGHT_TOLERANCE = STEPS * 2 * 1e-4
+from tests.support.tiny_runs import all_ended, assert_same_training, completed
 
 
 @pytest.fixture(scope="module")
@@ -25,30 +19,10 @@ def one(forked, command, tmp_path_factory):
     return folder
 
 
-def check(results):
-    for result in results:
-        assert result["code"] == 0, result["out"]
-
-
-def assert_close(folder, other):
-    """Images and rewards of the first step bit for bit; later ones and the weights to the rounding of a sum."""
-    first, second = lines(folder), lines(other)
-    assert first[0]["subset_rewards"] == second[0]["subset_rewards"]
-    assert first[0]["reference_fd"] == second[0]["reference_fd"]
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_allclose(a["subset_rewards"], b["subset_rewards"], rtol=1e-3)
-        np.testing.assert_allclose(a["gradient_norm"], b["gradient_norm"], rtol=1e-3)
-    (a, _), (b, _) = final(folder), final(other)
-    assert a.keys() == b.keys()
-    for name in a:
-        if name.startswith(("model.", "ema.")):
-            torch.testing.assert_close(a[name], b[name], rtol=0, atol=WEIGHT_TOLERANCE)
-
-
 @pytest.mark.parametrize("count, how", [(2, "ddp"), (4, "ddp"), (2, "fsdp")])
 def test_ranks_give_the_images_the_rewards_and_the_weights_of_one(forked, command, one, tmp_path, count, how):
-    check(forked.ranks(count, command(tmp_path / "run", "--parallel", how)))
-    assert_close(tmp_path / "run", one)
+    all_ended(forked.ranks(count, command(tmp_path / "run", "--parallel", how)))
+    assert_same_training(tmp_path / "run", one)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == count
 
 
@@ -56,9 +30,9 @@ def test_ranks_give_the_images_the_rewards_and_the_weights_of_one(forked, comman
 def test_a_rank_without_a_batch_takes_part_in_a_policy_gradient(forked, command, tmp_path, how):
     """64 GPUs share the 32 batches of the SiT preset's step: half of them own no path."""
     flags = ("--rollout-batch", 20, "--estimator", "sde_policy_gradient", "--steps", 2)
-    check(forked.run({"argv": command(tmp_path / "one", *flags)}))
-    check(forked.ranks(2, command(tmp_path / "run", *flags, "--parallel", how)))
-    assert_close(tmp_path / "run", tmp_path / "one")
+    all_ended(forked.run({"argv": command(tmp_path / "one", *flags)}))
+    all_ended(forked.ranks(2, command(tmp_path / "run", *flags, "--parallel", how)))
+    assert_same_training(tmp_path / "run", tmp_path / "one")
 
 
 @pytest.mark.parametrize("then", [1, 4])
@@ -68,12 +42,14 @@ def test_saved_on_two_ranks_resumed_on_another_number(forked, command, one, tmp_
     parts = ("--parallel", "fsdp", "--keep-checkpoints", 20)
     third = str(folder / "checkpoints" / "step-000003")
     results = forked.ranks(2, command(folder, *parts), when=third, signal="TERM")
-    check(results)
+    all_ended(results)
     assert "stopped on request" in results[0]["out"] and not (folder / "summary.json").exists()
     stopped = checkpoint.latest(folder / "checkpoints")
     assert len(list(stopped.glob("shard-*"))) == 2
-    check(forked.ranks(then, command(folder, *parts)) if then > 1 else forked.run({"argv": command(folder, *parts)}))
-    assert_close(folder, one)
+    all_ended(
+        forked.ranks(then, command(folder, *parts)) if then > 1 else forked.run({"argv": command(folder, *parts)})
+    )
+    assert_same_training(folder, one)
     assert len(list(checkpoint.latest(folder / "checkpoints").glob("shard-*"))) == then
 
 

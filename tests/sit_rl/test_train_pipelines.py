@@ -16,7 +16,7 @@ from sit_rl.train import main, parse
 from tests.support import tiny_pipelines
 from tests.support.forked import Forked
 from tests.support.tiny_pipelines import PROMPTS, SIZE, save_pipeline, write_prompts
-from tests.support.tiny_runs import completed, final, lines
+from tests.support.tiny_runs import all_ended, assert_same_training, completed, final, lines
 from tests.support.tiny_samples import pixels
 
 STEPS = 3
@@ -97,6 +97,13 @@ def test_a_killed_run_ends_bit_for_bit_as_a_whole_one(forked, env, run, place, t
     (whole, _), (resumed, _) = final(run[0]), final(killed)
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert lines(run[0]) == lines(killed)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_ranks_train_as_one(forked, env, run, place, tmp_path, how):
+    all_ended(forked.ranks(2, command(place, tmp_path / "run", "--parallel", how), env=env))
+    assert_same_training(tmp_path / "run", run[0])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == 2
 
 
 def test_other_prompts_do_not_resume(run, place, env, monkeypatch, capsys):

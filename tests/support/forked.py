@@ -41,12 +41,13 @@ class Forked:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def ranks(self, count, argv, module="sit_rl.train", **interference):
+    def ranks(self, count, argv, module="sit_rl.train", env=None, **interference):
         """The same command on `count` ranks of one machine; `interference` goes to the last rank."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        env = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        env = (env or {}) | world
         jobs = [{"argv": argv, "module": module, "env": env | {"RANK": r, "LOCAL_RANK": r}} for r in range(count)]
         jobs[-1] |= interference
         return self.run(*jobs)

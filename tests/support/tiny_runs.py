@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import torch
 
 from sit_rl.learner import checkpoint
@@ -12,6 +13,9 @@ TINY = SiTConfig(
     image_size=28, patch_size=14, channels=1, width=32, depth=1, heads=2, num_classes=10, learn_sigma=False
 )
 STEPS = 5
+# Adam divides a gradient by its own size: where a sum over ranks in another order turns a gradient near zero, a weight
+# moves by up to a learning rate an update, here of at most 1e-4, twice a step.
+WEIGHT_TOLERANCE_A_STEP = 2 * 1e-4
 
 
 def tiny_command(folder):
@@ -50,3 +54,24 @@ def lines(folder):
     timed = ("seconds", "share", "predicted_seconds")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k not in timed} for record in records]
+
+
+def all_ended(results):
+    """Every forked process must have ended well."""
+    for result in results:
+        assert result["code"] == 0, result["out"]
+
+
+def assert_same_training(folder, other):
+    """Images and rewards of the first step bit for bit; later ones and the weights to the rounding of a sum."""
+    first, second = lines(folder), lines(other)
+    assert first[0]["subset_rewards"] == second[0]["subset_rewards"]
+    assert first[0]["reference_fd"] == second[0]["reference_fd"]
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a["subset_rewards"], b["subset_rewards"], rtol=1e-3)
+        np.testing.assert_allclose(a["gradient_norm"], b["gradient_norm"], rtol=1e-3)
+    (a, _), (b, _) = final(folder), final(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        if name.startswith(("model.", "ema.")):
+            torch.testing.assert_close(a[name], b[name], rtol=0, atol=len(first) * WEIGHT_TOLERANCE_A_STEP)
