@@ -12,6 +12,8 @@ with every choice that they make by default, except that a pretraining is short 
                          without the iterations
     step_seconds         of RL: rollout, reward and update of 1,600 images, without the reference set and evaluations
     *_megabytes          largest resident memory of the process
+    *_cores              CPU seconds of the process per second: below the number of threads, others were using the
+                         machine, and the seconds would be fewer on a free one
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +38,7 @@ from sit_rl.learner import checkpoint
 from sit_rl.models.card import read_card
 from sit_rl.models.loading import load_model
 
-IMAGES = 2_000  # as many as a newcomer's folder may have
+IMAGES = 500  # a step costs the same with more; reading and the networks take longer
 CLASSES = ("disc", "square")
 LITTLE = ("--evaluate-images", "60", "--evaluate-every", "0", "--reference-size", "500")
 
@@ -59,15 +62,25 @@ def write_images(folder: Path, side: int) -> Path:
     return folder
 
 
-def process(module: str, *words: object) -> tuple[float, int]:
-    """Seconds and largest resident memory in MB of a command that must end well; its output goes to stderr."""
+class Cost(NamedTuple):
+    """What a process took."""
+
+    seconds: float
+    cores: float
+    megabytes: int
+
+
+def process(module: str, *words: object) -> Cost:
+    """What a command takes that must end well; its output goes to stderr."""
     started = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-m", module, *map(str, words)], stdout=sys.stderr)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"{module} ended with status {child.returncode}")
-    return time.perf_counter() - started, round(usage.ru_maxrss / 1e3)  # Linux counts in KiB
+    seconds = time.perf_counter() - started
+    megabytes = round(usage.ru_maxrss / 1e3)  # Linux counts in KiB
+    return Cost(seconds, (usage.ru_utime + usage.ru_stime) / seconds, megabytes)
 
 
 def measured(side: int, iterations: int, steps: int, folder: Path) -> dict[str, object]:
@@ -86,10 +99,10 @@ def measured(side: int, iterations: int, steps: int, folder: Path) -> dict[str, 
         "side": side, "images": IMAGES, "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in load_model(model).parameters()),
         "batch": read_card(model).training["batch"],
-        "iteration_seconds": round(training / iterations, 3), "networks_seconds": round(pretraining[0] - training),
-        "pretraining_megabytes": pretraining[1],
+        "iteration_seconds": round(training / iterations, 3), "networks_seconds": round(pretraining.seconds - training),
+        "pretraining_megabytes": pretraining.megabytes, "pretraining_cores": round(pretraining.cores, 2),
         "step_seconds": round(sum(last[phase] for phase in ("rollout", "reward", "update")), 1),
-        "rl_megabytes": rl[1], "machine": origin("cpu")["device"],
+        "rl_megabytes": rl.megabytes, "rl_cores": round(rl.cores, 2), "machine": origin("cpu")["device"],
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 fastfid eval samples/ real.npz                      every metric, with intervals
 fastfid diff a/ b/ real/                            is A nearer than B?
 fastfid stats real/ real.npz                        statistics for later runs
-fastfid convert peer.pkl ours.npz                   statistics of any peer as ours
+fastfid convert peer.pkl ours.npz                   statistics of another tool as ours
 fastfid info real.npz                               what a file of statistics or images holds
 fastfid info                                        networks, protocols, extras, back ends of this installation
 fastfid real/ generated.zip                         FD (fashion-a):  3.1415

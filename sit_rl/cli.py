@@ -22,6 +22,7 @@ PROGRAM = "sit-rl"
 # Command → what it does.  Each is the module sit_rl.COMMAND with a function main(argv); one without a module is not
 # listed.
 COMMANDS = {
+    "pretrain": "train a generator of your own images (base), or feature networks alone (features)",
     "train": "fine-tune a generator with distribution-wise rewards",
     "sample": "generate images with a checkpoint or a run",
     "evaluate": "measure a generator on held-out real images",
@@ -29,7 +30,6 @@ COMMANDS = {
     "study": "several runs of one plan",
     "report": "write report.html of a run, also of one under way",
     "ema": "averages of other widths after a run",
-    "pretrain": "train a generator of your own images (base), or feature networks alone (features)",
 }
 ON_SEVERAL = ("train", "sample", "evaluate", "pretrain")  # commands that divide their work among processes
 PROCESSES = "--nproc-per-node"
@@ -66,7 +66,7 @@ def _help() -> str:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:<{width}}  {COMMANDS[name]}" for name in commands())
     return (
-        f"usage: {PROGRAM} COMMAND [flags]\n\n{listed}\n\n{PROGRAM} COMMAND --help tells what a command takes. "
+        f"usage: {PROGRAM} COMMAND [flags]\n\n{listed}\n\n{PROGRAM} COMMAND --help tells what a command takes.\n"
         f"{PROCESSES} N runs {', '.join(ON_SEVERAL[:-1])} or {ON_SEVERAL[-1]} on N processes."
     )
 

@@ -63,7 +63,7 @@ from sit_rl.runs.evaluation_table import table
 from sit_rl.runs.log import say
 from sit_rl.sampling.sampler_config import SamplerConfig
 
-SCHEMA = "sit_rl.evaluation/1"  # of evaluation.json; the number grows when a key changes its meaning
+SCHEMA = "sit_rl.evaluation/2"  # of evaluation.json; the number grows when a key changes its meaning
 # Value of --real for the embedded held-out images, and what is measured against them: as many samples as there
 # are images, through the networks of the run or of the default, with the metrics of the trainer's evaluation.
 EMBEDDED = Path("embedded")
@@ -77,7 +77,7 @@ MAIN_FLAGS = (
 )  # fmt: skip
 PROBE = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)  # a black image of ImageNet's size
 PAPER_IMAGES = 50_000  # samples behind every published ImageNet result
-NEEDS_REFERENCE = (
+NEEDS_REAL = (
     "--real is missing: pass real images or their statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz, or "
     "`embedded` for the held-out Fashion-MNIST images"
 )
@@ -126,7 +126,7 @@ class Task:
     """An evaluation with every default filled in.
 
     recipe     of the samples of every row
-    reference  a path, or EMBEDDED
+    real       a path, or EMBEDDED
     samplers   as words of --samplers
     networks, metrics  empty for those of the protocol
     rewarded   the networks that the run rewarded; None if unknown
@@ -134,7 +134,7 @@ class Task:
     """
 
     recipe: Recipe
-    reference: Path
+    real: Path
     samplers: tuple[str, ...]
     networks: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -172,10 +172,10 @@ def measure_rows(config: EvaluateConfig, task: Task, made: Generator | None, dev
     settings = Settings(
         weights=weights_of(config.weights), device=str(device), cache=config.cache, force=config.force, progress=True
     )
-    reference = reference_images(task)
+    real = real_side(task)
     networks: list[str] | list[FeatureExtractor] | None = list(task.networks) or None
     if made is not None:
-        networks = read_before_sampling(config, task, reference, settings)
+        networks = read_before_sampling(config, task, real, settings)
     rewarded = rewarded_of(task, networks)
     others = None if config.metrics else other_real_images(task)
     rows: dict[str, dict[str, Any]] = {}
@@ -183,7 +183,7 @@ def measure_rows(config: EvaluateConfig, task: Task, made: Generator | None, dev
         say(f"measure     {name}")
         with reading_files(config, task):
             result = fastfid.evaluate(
-                source, reference, metrics=task.metrics or None, features=networks, protocol=config.protocol,
+                source, real, metrics=task.metrics or None, features=networks, protocol=config.protocol,
                 split=None if name == REAL_ROW else others, **vars(settings),
             )  # fmt: skip
         rows[name] = {"sampling": about, "rewarded": rewarded} | json.loads(result.to_json())
@@ -199,10 +199,10 @@ def check(config: EvaluateConfig) -> None:
     if config.samples and config.checkpoint is not None:
         raise ValueError("--samples are measured as they are and --checkpoint would be sampled; pass one of them")
     if config.samples and config.real is None:
-        raise ValueError(NEEDS_REFERENCE)
-    reference = None if config.real == EMBEDDED else config.real
+        raise ValueError(NEEDS_REAL)
+    real = None if config.real == EMBEDDED else config.real
     files = [("--samples", path) for path in config.samples] + weights_files(config.weights)
-    check_options(config, [*files, ("--real", reference), ("--own-images", config.own_images)])
+    check_options(config, [*files, ("--real", real), ("--own-images", config.own_images)])
     if config.own_images is not None and config.real is not None:
         raise ValueError(
             f"--own-images {config.own_images} and --real {config.real} both give the real images; pass one of them"
@@ -213,24 +213,24 @@ def check(config: EvaluateConfig) -> None:
 
 def with_defaults(config: EvaluateConfig, made: Generator | None) -> Task:
     """Fill in the defaults, which depend on the model and the real images; ValueError without any."""
-    reference = config.real
+    real = config.real
     if config.own_images is not None:
         return own_task(config, config.own_images, made)
-    if reference is None:
+    if real is None:
         if made is not None and made.own is not None:
             raise ValueError("--own-images is missing: pass the images that the model was trained on, or --real")
         if made is None or not is_small(made.model):
-            raise ValueError(NEEDS_REFERENCE)
-        reference = EMBEDDED
+            raise ValueError(NEEDS_REAL)
+        real = EMBEDDED
     networks, metrics = config.network, config.metrics
     rewarded, judges = networks_of_run(config)
-    if reference == EMBEDDED and config.protocol is None:
+    if real == EMBEDDED and config.protocol is None:
         networks, metrics = networks or (*rewarded, *judges), metrics or RUN_METRICS
     options = {field.name: getattr(config, field.name) for field in fields(GeneratorOptions)}
-    images = config.images or (EMBEDDED_IMAGES if reference == EMBEDDED else PAPER_IMAGES)
+    images = config.images or (EMBEDDED_IMAGES if real == EMBEDDED else PAPER_IMAGES)
     samplers = config.samplers if made is None else config.samplers or made.samplers
     recipe = Recipe(**options | {"images": images})
-    return Task(recipe, reference, samplers, networks, metrics, known_rewards(config, rewarded))
+    return Task(recipe, real, samplers, networks, metrics, known_rewards(config, rewarded))
 
 
 def networks_of_run(config: EvaluateConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -262,7 +262,7 @@ def other_real_images(task: Task) -> Images | None:
     """Real images that are not held out, as many as samples where there are so many; FDr compares with them."""
     if task.own is not None:
         return task.own.train.images, task.own.train.labels
-    return real_images(task.recipe.images) if task.reference == EMBEDDED else None
+    return real_images(task.recipe.images) if task.real == EMBEDDED else None
 
 
 def own_task(config: EvaluateConfig, images: Path, made: Generator | None) -> Task:
@@ -306,18 +306,18 @@ def sampled_rows(config: EvaluateConfig, task: Task) -> list[Row]:
     ]
 
 
-def reference_images(task: Task) -> Images:
-    """The reference as fastfid takes it: a path, or held-out images with their labels, embedded ones or a user's."""
+def real_side(task: Task) -> Images:
+    """The real images as fastfid takes them: a path, or held-out images with their labels."""
     if task.own is not None:
         return task.own.heldout.images, task.own.heldout.labels
-    if task.reference != EMBEDDED:
-        return task.reference
+    if task.real != EMBEDDED:
+        return task.real
     heldout = load_embedded("heldout")
     return heldout.images, heldout.labels
 
 
 def read_before_sampling(
-    config: EvaluateConfig, task: Task, reference: Images, settings: Settings
+    config: EvaluateConfig, task: Task, real: Images, settings: Settings
 ) -> list[FeatureExtractor]:
     """The feature networks, tried on one image and on the real images, so that errors show before hours of sampling.
 
@@ -326,15 +326,15 @@ def read_before_sampling(
     chosen = protocol_named(config.protocol)
     spatial = "sfid" in checked_metrics(task.metrics or None, chosen)
     with agreement(), reading_files(config, task):
-        with reading("--real", task.reference):
-            side = open_side(reference, "reference", settings)
+        with reading("--real", task.real):
+            side = open_side(real, "real", settings)
         samples = Side("samples", "the samples", images=settings.open_images(PROBE))  # in place of the real ones
         built = built_networks(list(task.networks) or None, chosen, [samples, side], settings, spatial)
         networks = cast(list[FeatureExtractor], built)  # not names, because the samples are images
         for network in networks:
             network(PROBE)
     if config.cache or side.images is None:
-        with reading("--real", task.reference):
+        with reading("--real", task.real):
             gather([side], networks, settings, [], mixed_sizes=chosen.mixed_sizes)
     return networks
 
@@ -343,7 +343,7 @@ def read_before_sampling(
 def reading_files(config: EvaluateConfig, task: Task) -> Iterator[None]:
     """Errors within this block that contain the path of a given file also name its flag."""
     files: list[tuple[str, Path | str]] = [("--samples", path) for path in config.samples]
-    files += [("--real", task.reference), *weights_files(config.weights)]
+    files += [("--real", task.real), *weights_files(config.weights)]
     with ExitStack() as stack:
         for flag, path in files:
             stack.enter_context(reading(flag, path, alone=False))

@@ -40,7 +40,7 @@ def _work_of(form: parser.Form) -> Finish:
     if isinstance(form, parser.Evaluate):
         return evaluate_samples(form)
     if isinstance(form, parser.Difference):
-        return compare_with_reference(form)
+        return compare_with_real(form)
     if isinstance(form, parser.MakeStatistics):
         return make_statistics(form)
     if isinstance(form, parser.Convert):
@@ -54,7 +54,7 @@ def _work_of(form: parser.Form) -> Finish:
 
 
 def evaluate_samples(form: parser.Evaluate) -> Finish:
-    """`fastfid eval`: every metric of the samples against the reference."""
+    """`fastfid eval`: every metric of the samples against the real images."""
     from fastfid import evaluate
     from fastfid.evaluation.html_report import write_report
 
@@ -62,7 +62,7 @@ def evaluate_samples(form: parser.Evaluate) -> Finish:
         check_target(form.html)
     result = evaluate(
         form.samples,
-        form.reference,
+        form.real,
         metrics=None if form.metrics is None else parser.listed(form.metrics),
         features=parser.listed(form.network) if form.network else None,
         kid_subset_size=form.kid_subset_size,
@@ -81,12 +81,12 @@ def evaluate_samples(form: parser.Evaluate) -> Finish:
     return finish
 
 
-def compare_with_reference(form: parser.Difference) -> Finish:
-    """`fastfid diff`: which of A and B is nearer to the reference."""
+def compare_with_real(form: parser.Difference) -> Finish:
+    """`fastfid diff`: which of A and B is nearer to the real images."""
     from fastfid import diff
 
     result = diff(
-        form.a, form.b, form.reference, features=form.network, same_noise=form.same_noise, **form.settings()
+        form.a, form.b, form.real, features=form.network, same_noise=form.same_noise, **form.settings()
     )  # fmt: skip
     return lambda: _say(result.to_json() if form.json else result.table())
 

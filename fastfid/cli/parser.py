@@ -22,7 +22,8 @@ from fastfid.protocols import METRICS, PROTOCOLS, protocol_named
 from fastfid.runtime.imported_objects import FORM, object_name
 
 PROGRAM = "fastfid"
-SIDE = "folder, .zip, .tar, .npz or .npy of images, or a file of statistics or features"
+IMAGES = "folder, .zip, .tar, .npz or .npy of images"
+SIDE = f"{IMAGES}, or a file of statistics or features"
 
 Switch = Annotated[bool, FlagCreatePairsOff]  # --flag without a --no-flag
 Side = Annotated[str, arg(help=SIDE)]
@@ -47,7 +48,8 @@ class NetworkOptions:
                                 "separated by commas", default="the protocol's, or by the images")
     ] = None  # fmt: skip
     protocol: Annotated[
-        str | None, text_option("NAME", f"network, resizing and metric defaults of a peer: {', '.join(PROTOCOLS)}")
+        str | None,
+        text_option("NAME", f"network, resizing and metric defaults of a tool: {', '.join(PROTOCOLS)}"),
     ] = None
     weights: Annotated[
         str | None, text_option("PATH", "weights file of the network, or NAME=PATH,NAME=PATH for several")
@@ -105,7 +107,7 @@ class Evaluate(NetworkOptions, JsonOption):
     purpose: ClassVar[str] = "every metric of SAMPLES against REAL images, with intervals"
 
     samples: Annotated[Positional[Side], arg(metavar="SAMPLES")]
-    reference: Annotated[Positional[Side], arg(metavar="REAL")]
+    real: Annotated[Positional[Side], arg(metavar="REAL")]
     metrics: Annotated[
         str | None, text_option("NAMES", f"comma-separated, of {', '.join(METRICS)}", default="the protocol's")
     ] = None
@@ -116,7 +118,8 @@ class Evaluate(NetworkOptions, JsonOption):
         int | None, text_option("K", "neighbour of precision, recall, density, coverage", default="the protocol's")
     ] = None
     split: Annotated[
-        str | None, text_option("REAL", "other real images: adds FDr, FD in units of that of real from real images")
+        str | None,
+        text_option("REAL", "other real images: adds FDr, FD divided by the FD of as many of these"),
     ] = None
     html: Annotated[str | None, text_option("PATH", "also write a self-contained report")] = None
 
@@ -129,7 +132,7 @@ class Difference(NetworkOptions, JsonOption):
 
     a: Annotated[Positional[Side], arg(metavar="A")]
     b: Annotated[Positional[Side], arg(metavar="B")]
-    reference: Annotated[Positional[Side], arg(metavar="REAL")]
+    real: Annotated[Positional[Side], arg(metavar="REAL")]
     same_noise: Annotated[Switch, switch("image i of A and image i of B came from the same noise")] = False
 
 
@@ -139,7 +142,7 @@ class MakeStatistics(NetworkOptions):
 
     purpose: ClassVar[str] = "write the statistics of IMAGES to OUT.npz"
 
-    images: Annotated[Positional[str], arg(metavar="IMAGES", help="folder, .zip, .tar, .npz or .npy of images")]
+    images: Annotated[Positional[str], arg(metavar="IMAGES", help=IMAGES)]
     out: Annotated[Positional[str], arg(metavar="OUT", help="the .npz to write; pytorch-fid reads its mu and sigma")]
     keep_features: Annotated[Switch, switch("also keep the features, for KID and others")] = False
     spatial: Annotated[Switch, switch("also statistics of spatial features (sFID)")] = False
@@ -149,7 +152,7 @@ class MakeStatistics(NetworkOptions):
 class Convert:
     """What `fastfid convert` is given."""
 
-    purpose: ClassVar[str] = "write statistics of any peer as fastfid's"
+    purpose: ClassVar[str] = "write another tool's file of statistics as one of fastfid"
 
     file: Annotated[Positional[str], arg(metavar="IN", help=".npz, .npy, .pkl or .pt of statistics or features")]
     out: Annotated[Positional[str], arg(metavar="OUT", help="the .npz to write")]

@@ -41,7 +41,7 @@ Pair = tuple[object, object] | list[object]
 
 @dataclass(frozen=True, eq=False)
 class PreparedMoments:
-    """Moments and the factor R of their covariance, for many distances to one reference; `prepare` makes it.
+    """Moments and the factor R of their covariance, for many distances to one set of real images; `prepare` makes it.
 
     moments  FeatureMoments, constants
     root     R [r, d] float64 with Σ = RᵀR

@@ -20,9 +20,9 @@ from fastfid.evaluation.sides import SideInNetwork
 
 OUTLIERS = 12  # images listed at each end
 OF_CLASS = 4  # images listed of a class, where the samples have labels
-NEIGHBOURS = 5  # nearest reference images listed for a sample
+NEIGHBOURS = 5  # nearest real images listed for a sample
 NEIGHBOUR_SAMPLES = 12  # samples they are listed for: a third each that hurt, that help, and evenly spaced
-DISTANCE_ROWS = 512  # reference rows of a block of the neighbour search
+DISTANCE_ROWS = 512  # real rows of a block of the neighbour search
 
 
 # --- classes -----------------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ def class_scores(pair: Pair) -> tuple[list[Json], list[LeftOut]]:
 
     Classes without a k-th neighbour on a side are left out.  Both lists are empty where neither side has labels.
     """
-    sides = (pair.samples, pair.reference)
+    sides = (pair.samples, pair.real)
     labelled = [side for side in sides if side.labels and side.features is not None]
     if not labelled:
         return [], []
@@ -54,13 +54,13 @@ def class_scores(pair: Pair) -> tuple[list[Json], list[LeftOut]]:
 
 
 def _one_class(pair: Pair, name: str) -> Json:
-    generated, real = (_rows_of_class(side, name) for side in (pair.samples, pair.reference))
+    generated, real = (_rows_of_class(side, name) for side in (pair.samples, pair.real))
     found = prdc(real, generated, pair.nearest_k) | pair.precision_recall(real, generated)
     return {
         "network": pair.network,
         "class": name,
         "samples": len(generated),
-        "reference": len(real),
+        "real": len(real),
         "nearest_k": pair.nearest_k,
         "inclusive": pair.protocol.inclusive,
         "precision": found["precision"],
@@ -132,21 +132,21 @@ def _worst_of_classes(pair: Pair, changes: Tensor, order: Sequence[int]) -> list
 
 
 def neighbours(pair: Pair, changes: Tensor) -> list[Json]:
-    """Nearest reference images of some samples: those that hurt most, that help most, and evenly spaced ones.
+    """Nearest real images of some samples: those that hurt most, that help most, and evenly spaced ones.
 
     changes  of the distance without each sample, float64 [N]
     """
-    reference, samples = pair.reference.features, pair.samples.features
-    if reference is None or samples is None:
+    real, samples = pair.real.features, pair.samples.features
+    if real is None or samples is None:
         return []
     rows = _chosen_samples(changes.argsort().tolist())
-    distances, nearest = nearest_rows(samples[rows], reference, NEIGHBOURS)
+    distances, nearest = nearest_rows(samples[rows], real, NEIGHBOURS)
     return [
         {
             "network": pair.network,
             **_image(pair.samples, row),
             "nearest": [
-                {**_image(pair.reference, j), "distance": distance}
+                {**_image(pair.real, j), "distance": distance}
                 for j, distance in zip(nearest[i].tolist(), distances[i].tolist(), strict=True)
             ],
         }

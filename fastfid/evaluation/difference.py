@@ -1,6 +1,6 @@
-"""Is A nearer to the reference than B?  FD(A) − FD(B) against one reference, with a 95% interval.
+"""Is A nearer to the real images than B?  FD(A) − FD(B) against one set of them, with a 95% interval.
 
-Both distances share the reference, so their errors are not independent.  Leaving reference image j out changes both
+Both distances share the real images, so their errors are not independent.  Leaving real image j out changes both
 distances; the jackknife takes the difference of the two changes.
 
 Legend: N images of a side.
@@ -37,16 +37,16 @@ from fastfid.runtime import distributed
 def diff(
     a: object,
     b: object,
-    reference: object,
+    real: object,
     *,
     features: NetworkChoice = None,
     protocol: str | Protocol | None = None,
     same_noise: bool = False,
     **settings: Any,
 ) -> DifferenceResult:
-    """Is A nearer to the reference than B?  FD(A) − FD(B) with a 95% interval by the jackknife over all sides.
+    """Is A nearer to the real images than B?  FD(A) − FD(B) with a 95% interval by the jackknife over all sides.
 
-    a, b, reference  as in `evaluate`; a and b need features, a reference without features is taken as fixed
+    a, b, real  as in `evaluate`; a and b need features, a real side without features is taken as fixed
     features         one network, as in `evaluate`
     same_noise       image i of A and image i of B were made from the same noise: they are left out together
     settings         as in `evaluate`
@@ -56,7 +56,7 @@ def diff(
     started = time.perf_counter()
     options, chosen = Settings.of(settings), protocol_named(protocol)
     with distributed.agreement():
-        sides = [open_side(x, role, options) for x, role in ((a, "A"), (b, "B"), (reference, "reference"))]
+        sides = [open_side(x, role, options) for x, role in ((a, "A"), (b, "B"), (real, "real"))]
         networks = networks_of(features, chosen, sides, options)
         _check(sides, networks)
     warnings: list[str] = []
@@ -71,7 +71,7 @@ def diff(
         changes, method = _changes(of_a, of_b, same_noise)
         warnings.extend(unequal_sizes(of_a, of_b))
         seconds = {"total": time.perf_counter() - started}
-        provenance = record({"A": [first], "B": [second], "reference": [third]}, chosen, options, seconds)
+        provenance = record({"A": [first], "B": [second], "real": [third]}, chosen, options, seconds)
         return _result(of_a, of_b, jackknife_error(changes), method, warnings, provenance)
 
     found: DifferenceResult = distributed.from_main(compared)
@@ -134,7 +134,7 @@ def _changes(of_a: Pair, of_b: Pair, same_noise: bool) -> tuple[list[Tensor], st
         )
     else:
         changes, words = [changes_a - changes_b], "jackknife over pairs of samples"
-    theirs_a, theirs_b = of_a.reference_changes, of_b.reference_changes
+    theirs_a, theirs_b = of_a.real_changes, of_b.real_changes
     if theirs_a is None or theirs_b is None:
         return changes, f"{words}, {REAL} taken as fixed"
     return [*changes, theirs_a - theirs_b], f"{words} and over the shared {REAL}"

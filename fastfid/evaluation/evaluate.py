@@ -1,6 +1,6 @@
 """Evaluate images in one pass: every metric, its interval, and where it all came from.
 
-    result = evaluate("samples/", "reference.npz")
+    result = evaluate("samples/", "real.npz")
     print(result.table())
     result["fd"].interval
 
@@ -42,7 +42,7 @@ CLASS_METRICS = {"precision", "recall", "density", "coverage"}  # each of them i
 
 def evaluate(
     samples: object,
-    reference: object,
+    real: object,
     *,
     metrics: Sequence[str] | None = None,
     features: NetworkChoice = None,
@@ -50,16 +50,16 @@ def evaluate(
     split: object = None,
     **settings: Any,
 ) -> EvaluationResult:
-    """Every metric of `samples` against `reference` that their contents allow.
+    """Every metric of `samples` against `real` images that their contents allow.
 
-    samples, reference  folder, .zip, .tar, .npz, .npy of images; file of statistics or features (`read_statistics`); an
+    samples, real       folder, .zip, .tar, .npz, .npy of images; file of statistics or features (`read_statistics`); an
                         ImageSource, Statistics, FeatureMoments; a tensor or array of images, or of features [n, d];
                         a pair (images, labels); a DataLoader, generator or other iterable of batches, read once
     metrics             of fastfid.protocols.METRICS; the protocol's unless given
     features            network name, FeatureExtractor, or a list of them; unless given, the network that saved
                         statistics record, else the protocol's
     protocol            name of fastfid.protocols, setting network, resizing and metric defaults together
-    split               None    other real images, as `reference`: adds FDr, FD in units of that of real images
+    split               None    other real images, as `real`: adds FDr, FD in units of that of real images
     weights             None    path of the network's weights file, or {network: path} for several
     device              "cpu"   where the network runs
     batch_size          256     images that a network sees at once
@@ -82,7 +82,7 @@ def evaluate(
     options, chosen = Settings.of(settings), protocol_named(protocol)
     metrics = checked_metrics(metrics, chosen)
     with distributed.agreement():
-        given = [(samples, "samples"), (reference, "reference")] + ([] if split is None else [(split, "split")])
+        given = [(samples, "samples"), (real, "real")] + ([] if split is None else [(split, "split")])
         sides = [open_side(x, role, options) for x, role in given]
         networks = networks_of(features, chosen, sides, options, spatial="sfid" in metrics)
     warnings: list[str] = []
@@ -98,7 +98,7 @@ def evaluate(
                 result.warnings += check_comparable(other, theirs, options.force)
                 _add(result, pair, "fdr", fdr_score(pair, other))
         seconds = {"features": read - started, "metrics": time.perf_counter() - read}
-        named = dict(zip(("samples", "reference"), in_networks[:2], strict=True))
+        named = dict(zip(("samples", "real"), in_networks[:2], strict=True))
         result.provenance = record(named, chosen, options, seconds)
         return result
 
@@ -109,7 +109,7 @@ def evaluate(
 
 def _add_scores(result: EvaluationResult, pair: Pair, metrics: Sequence[str]) -> None:
     """Append everything that one network gives to `result`."""
-    mine, theirs = pair.samples, pair.reference
+    mine, theirs = pair.samples, pair.real
     result.warnings += check_comparable(mine, theirs, pair.settings.force)
     result.warnings += unrecorded(mine, theirs) + few_images(mine, theirs) + same_images(mine, theirs)
     scores, left_out = compute(pair, metrics, result.warnings)
@@ -193,7 +193,7 @@ def statistics_of(
         side = open_side(images, "images", options)
         if side.images is None:
             raise ValueError(f"{side.name} holds statistics already; pass images")
-        side.statistics = side.path = None  # of ADM's references, which hold both, the images are wanted
+        side.statistics = side.path = None  # of ADM's files, which hold both, the images are wanted
         networks = networks_of(features, chosen, [side], options, spatial)
         _check_one_network(networks, spatial)
     (in_networks,) = gather([side], networks, options, [], keep_features, chosen.mixed_sizes)

@@ -1,6 +1,6 @@
 """The Fréchet distance as a score: FD (FID), sFID and FD∞.
 
-Legend: N samples, M reference images, d feature dimension.
+Legend: N samples, M real images, d feature dimension.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def fd_score(pair: Pair) -> Score:
 def fdr_score(pair: Pair, split: SideInNetwork) -> Score | str:
     """FDr (arXiv 2604.28190): FD in units of the FD of as many other real images, or why it cannot be had.
 
-    split  real images that are not those of the reference; as many of them as there are samples, evenly spaced
+    split  other real images than `real`; as many of them as there are samples, evenly spaced
     """
     if pair.samples.features is None or split.features is None:
         name = pair.samples.name if pair.samples.features is None else split.name
@@ -52,7 +52,7 @@ def fdr_score(pair: Pair, split: SideInNetwork) -> Score | str:
     if available < count:
         return f"{split.name} holds {available} images, fewer than the {count} samples; pass more, or fewer samples"
     rows = split.features[torch.linspace(0, available - 1, count).round().long()]
-    theirs = pair.reference
+    theirs = pair.real
     real = distance_of(
         FeatureMoments.from_features(rows), pair.prepared, rows, rows_behind(theirs.moments, theirs.features)
     )
@@ -64,7 +64,7 @@ def _ratio(pair: Pair, details: Details, of_samples: Distance, of_real: Distance
     """FDr of two distances; its relative variance is the sum of theirs, as if both were independent."""
     made, real = (_frechet_score("fd", "", pair.network, found) for found in (of_samples, of_real))
     if real.value <= 0:
-        return "the other real images are at distance 0 from the reference: they are the same images"
+        return "the other real images are at distance 0 from the first ones: they are the same images"
     value = made.value / real.value
     label, method = fd_label(pair.network, "r"), f"FD / FD of as many other real images, {real.value:.4g}"
     if made.standard_error is None or real.standard_error is None:
@@ -76,7 +76,7 @@ def _ratio(pair: Pair, details: Details, of_samples: Distance, of_real: Distance
 
 def sfid_score(pair: Pair) -> Score | str:
     """The Fréchet distance of the spatial features' moments, or why it cannot be computed."""
-    mine, theirs = pair.samples, pair.reference
+    mine, theirs = pair.samples, pair.real
     if mine.spatial is None or theirs.spatial is None:
         name = mine.name if mine.spatial is None else theirs.name
         return f"no spatial features of {name}; they come from images through inception, or ADM's mu_s, sigma_s"
@@ -89,7 +89,7 @@ def _frechet_score(metric: str, label: str, network: str, found: Distance) -> Sc
     """The distance with the jackknife over the sides whose leave-one-out changes are known."""
     total = float(found.terms.total)
     details = {key: value for key, value in asdict(found.terms).items() if isinstance(value, int | float | str)}
-    sides = {"samples": found.sample_changes, "reference": found.reference_changes}
+    sides = {"samples": found.sample_changes, "real": found.real_changes}
     known = {name: changes for name, changes in sides.items() if changes is not None}
     for name, changes in known.items():
         details[f"jackknife_bias_{name}"] = (len(changes) - 1) * changes.mean().item()
@@ -97,7 +97,7 @@ def _frechet_score(metric: str, label: str, network: str, found: Distance) -> Sc
         method = "no interval: neither side has features of 3 images or more"
         return Score(metric, label, network, total, method=method, details=details)
     error = jackknife_error(known.values())
-    names = {"samples": "samples", "reference": REAL}
+    names = {"samples": "samples", "real": REAL}
     fixed = "".join(f", {names[side]} taken as fixed" for side in sides if side not in known)
     over = " and ".join(names[side] for side in known)
     method = f"jackknife over {over}{fixed}; which images were drawn, not the bias of finite N"
@@ -143,14 +143,14 @@ def _score_of_line(pair: Pair, sizes: npt.NDArray[np.int_], distances: npt.NDArr
 
 def _distances_of_subsets(pair: Pair, features: Tensor, rows: Sequence[Tensor]) -> list[float]:
     """Fréchet distances of subsets of the samples' features [N, d], each given by the numbers of its rows [size]."""
-    reference, of_all = pair.prepared, float(pair.terms.total)
+    real, of_all = pair.prepared, float(pair.terms.total)
     moments = pair.samples.moments
     whole = None if rows_behind(moments, features) is None else moments
 
     def distance(of_subset: Tensor) -> float:
         if whole is not None and len(of_subset) == len(features):
             return of_all
-        return float(frechet_distance(_moments_of(features, of_subset, whole), reference))
+        return float(frechet_distance(_moments_of(features, of_subset, whole), real))
 
     return _side_by_side(distance, rows)
 

@@ -62,7 +62,7 @@ def report_html(result: EvaluationResult) -> str:
     """The whole document."""
     known = result.provenance
     return template("fastfid.evaluation", "report.html.jinja").render(
-        title=f"{known['samples']['name']} against {known['reference']['name']}",
+        title=f"{known['samples']['name']} against {known['real']['name']}",
         refresh=0,
         words=_words(result),
         facts=_facts(known),
@@ -103,7 +103,7 @@ def _facts(known: Json) -> list[tuple[str, str]]:
     """Name and text of each line at the top: both sides, networks, protocol."""
     facts = [
         (name, f"{known[role]['count'] or 'unknown number of'} images, {known[role]['name']}")
-        for role, name in (("samples", "samples"), ("reference", "real images"))
+        for role, name in (("samples", "samples"), ("real", "real images"))
     ]
     for network in known["networks"]:
         weights = (network["weights_sha256"] or "unknown")[:12]
@@ -211,11 +211,11 @@ def _change(entry: Json) -> str:
 
 def _neighbours(result: EvaluationResult, network: str) -> Json:
     """A row for each sample: the sample, then its nearest real images."""
-    samples, reference = result.sources.get("samples"), result.sources.get("reference")
+    samples, real = result.sources.get("samples"), result.sources.get("real")
     rows = [
         {
             "sample": _figure(samples, entry, "sample"),
-            "nearest": [_figure(reference, near, f"{near['distance']:.4g}") for near in entry["nearest"]],
+            "nearest": [_figure(real, near, f"{near['distance']:.4g}") for near in entry["nearest"]],
         }
         for entry in result.neighbours
         if entry["network"] == network
@@ -254,7 +254,7 @@ def _figure(source: ImageSource | None, entry: Json, number: str, kind: str = ""
 
 def _grids(result: EvaluationResult) -> Json | None:
     """Samples beside real images, drawn by chance; None unless both sides can be read again."""
-    sides = [_grid(result.sources.get(role)) for role in ("samples", "reference")]
+    sides = [_grid(result.sources.get(role)) for role in ("samples", "real")]
     if not all(sides):
         return None
     samples, real = sides

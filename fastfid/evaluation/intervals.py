@@ -10,7 +10,7 @@ distribution, MMD² and the Fréchet distance are squares, and SE² is about twi
 
 Fréchet distance.  distances/leave_one_out.py computes all c_i exactly, for both sides from one eigendecomposition.
 
-MMD².  The unbiased estimate of samples x [m] and reference y [n] is
+MMD².  The unbiased estimate of samples x [m] and real images y [n] is
 
     T = Σ_{i≠j} k(x_i, x_j) / m(m − 1) + Σ_{i≠j} k(y_i, y_j) / n(n − 1) − 2 Σ_ij k(x_i, y_j) / mn.
 
@@ -29,7 +29,7 @@ Inception Score.  inception_score.py.
 
 Precision, recall and coverage are shares of images, but not binomial: an image adds a ball and, as a neighbour, changes
 the size of others, and balls that overlap hold the same images.  The interval is that of the expectation over draws of
-both sides, n reference images and m samples.  It is Wilson's (1927), which also holds near 0 and 1, for N/e independent
+both sides, n real images and m samples.  It is Wilson's (1927), which also holds near 0 and 1, for N/e independent
 cases, N being n or m, with Student's quantile in place of the normal one.  The design effect (Kish 1965)
 
     e = (N/B) Var(c_b) / c (1 − c),      at least 1,
@@ -59,7 +59,7 @@ Measured: how often 95% intervals held the expectation, over repeated draws of b
 Wilson's interval for N cases, with the balls taken as fixed, held 52 to 88% of coverage and 69 to 94% of precision and
 recall; the samples' part of the density's variance alone held 62 to 90%.
 
-Legend: N, m samples; n reference images; d feature dimension.
+Legend: N, m samples; n real images; d feature dimension.
 """
 
 from __future__ import annotations

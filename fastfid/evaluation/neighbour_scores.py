@@ -14,17 +14,17 @@ from fastfid.evaluation.results import REAL, Details, Score
 
 def precision_score(pair: Pair) -> Score | str:
     """Precision as the protocol counts it (share of samples in a ball of a real image), or why it cannot be had."""
-    return _too_few_neighbours(pair) or _ball_share(pair, "precision", ("samples", "reference"))
+    return _too_few_neighbours(pair) or _ball_share(pair, "precision", ("samples", "real"))
 
 
 def recall_score(pair: Pair) -> Score | str:
     """Recall as the protocol counts it (share of real images in a ball of a sample), or why it cannot be had."""
-    return _too_few_neighbours(pair) or _ball_share(pair, "recall", ("reference", "samples"))
+    return _too_few_neighbours(pair) or _ball_share(pair, "recall", ("real", "samples"))
 
 
 def _ball_share(pair: Pair, metric: str, roles: tuple[str, str]) -> Score:
     """Precision or recall; `roles` are the sides whose images are counted and whose balls they lie in."""
-    counted, balls = (REAL if role == "reference" else role for role in roles)
+    counted, balls = (REAL if role == "real" else role for role in roles)
     inclusive = pair.protocol.inclusive
     value = (pair.protocol_scores if inclusive else pair.balls.scores())[metric]
     real, generated = pair.features

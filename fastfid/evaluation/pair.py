@@ -1,6 +1,6 @@
 """A pair of sides in one network, and what several of its metrics share, computed once.
 
-Legend: N, m samples; M, n reference images; d feature dimension.
+Legend: N, m samples; M, n real images; d feature dimension.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MmdAndVariance = tuple[MaximumMeanDiscrepancy, float | None]
 
 
 class Pair:
-    """Samples and reference in one network, and what more than one metric needs of them.
+    """Samples and real images in one network, and what more than one metric needs of them.
 
     metrics  those that will be computed: what they share is computed together
     """
@@ -42,12 +42,12 @@ class Pair:
     def __init__(
         self,
         samples: SideInNetwork,
-        reference: SideInNetwork,
+        real: SideInNetwork,
         protocol: Protocol,
         settings: Settings,
         metrics: Sequence[str] = DEFAULT_METRICS,
     ) -> None:
-        self.samples, self.reference, self.protocol, self.settings = samples, reference, protocol, settings
+        self.samples, self.real, self.protocol, self.settings = samples, real, protocol, settings
         self.metrics = metrics
         self.network = samples.network
 
@@ -70,15 +70,15 @@ class Pair:
 
     def missing_features(self) -> str | None:
         """Why metrics of both sides' features cannot be computed; None if they can."""
-        for side in (self.samples, self.reference):
+        for side in (self.samples, self.real):
             if side.features is None:
                 return f"{side.name} holds statistics only; pass its images, or features saved with --keep-features"
         return None
 
     @property
     def features(self) -> tuple[Tensor, Tensor]:
-        """Features of the reference [M, d] and of the samples [N, d]; ValueError where a side has none."""
-        real, generated = self.reference.features, self.samples.features
+        """Features of the real images [M, d] and of the samples [N, d]; ValueError where a side has none."""
+        real, generated = self.real.features, self.samples.features
         if real is None or generated is None:
             raise ValueError(self.missing_features())
         return real, generated
@@ -92,13 +92,13 @@ class Pair:
 
     @cached_property
     def prepared(self) -> PreparedMoments:
-        """The reference's moments, factored."""
-        return prepare(self.reference.moments)
+        """The real images' moments, factored."""
+        return prepare(self.real.moments)
 
     @cached_property
     def distance(self) -> Distance:
-        """The Fréchet distance of the moments, and its changes without each sample and each reference image."""
-        mine, theirs = self.samples, self.reference
+        """The Fréchet distance of the moments, and its changes without each sample and each real image."""
+        mine, theirs = self.samples, self.real
         rows = rows_behind(mine.moments, mine.features), rows_behind(theirs.moments, theirs.features)
         return distance_of(mine.moments, self.prepared, *rows)
 
@@ -113,9 +113,9 @@ class Pair:
         return self.distance.sample_changes
 
     @property
-    def reference_changes(self) -> Tensor | None:
-        """Change of FD when each reference image is left out, float64 [M]; None without features of these moments."""
-        return self.distance.reference_changes
+    def real_changes(self) -> Tensor | None:
+        """Change of FD when each real image is left out, float64 [M]; None without features of these moments."""
+        return self.distance.real_changes
 
     # --- KID and MMD²
 
@@ -185,7 +185,7 @@ class Distance(NamedTuple):
 
     terms: FrechetTerms
     sample_changes: Tensor | None = None
-    reference_changes: Tensor | None = None
+    real_changes: Tensor | None = None
 
 
 def distance_of(
@@ -205,7 +205,7 @@ def distance_of(
 def rows_behind(moments: FeatureMoments, features: Tensor | None) -> Tensor | None:
     """The features [n, d] if the moments are theirs and n ≥ 3, else None.
 
-    Moments and features differ in ADM's references.  Below three rows, leaving one out leaves no covariance.
+    Moments and features differ in ADM's files.  Below three rows, leaving one out leaves no covariance.
     """
     if features is None or len(features) < 3 or moments.count != len(features):
         return None

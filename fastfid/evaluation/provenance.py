@@ -22,7 +22,7 @@ def record(
 ) -> Json:
     """The provenance of a result, by the names of its JSON schema.
 
-    sides    name → the side in every network, such as samples and reference; the networks are those of the first and
+    sides    name → the side in every network, such as samples and real; the networks are those of the first and
              the last side
     seconds  name → duration of a part of the work
     """
@@ -90,12 +90,12 @@ def few_images(*sides: SideInNetwork) -> list[str]:
     ]
 
 
-def same_images(samples: SideInNetwork, reference: SideInNetwork) -> list[str]:
+def same_images(samples: SideInNetwork, real: SideInNetwork) -> list[str]:
     """A warning if both sides have the same features: unbiased estimates and intervals assume independent draws."""
-    ours, others = samples.features, reference.features
+    ours, others = samples.features, real.features
     if ours is None or others is None or ours.shape != others.shape or not torch.equal(ours, others):
         return []
     return [
-        f"{samples.name} and {reference.name} hold the same images: unbiased KID and MMD² fall below 0, and no "
+        f"{samples.name} and {real.name} hold the same images: unbiased KID and MMD² fall below 0, and no "
         "interval is that of two independent draws"
     ]

@@ -1,13 +1,13 @@
 """Results of an evaluation and of a difference, and their text and JSON.
 
-Schema "fastfid.evaluation/1" of `EvaluationResult.to_json`.  The order of keys is fixed; an unknown value is null.
+Schema "fastfid.evaluation/2" of `EvaluationResult.to_json`.  The order of keys is fixed; an unknown value is null.
 
     schema, version, commit, command, date, torch, device, protocol {name, source}, settings {…},
     seconds {features, metrics}
-    samples, reference  {name, count, images, source_sha256, skipped: [sentence]}
+    samples, real  {name, count, images, source_sha256, skipped: [sentence]}
     networks    [{name, dim, preprocessing, weights_sha256}]
     scores      [{metric, label, network, value, standard_error, interval: [low, high], method, details {…}}]
-    classes     [{network, class, samples, reference, nearest_k, inclusive, precision, precision_interval, recall,
+    classes     [{network, class, samples, real, nearest_k, inclusive, precision, precision_interval, recall,
                 recall_interval, density, coverage}], where both sides have labels
     left_out    [{metric, network, reason}]
     warnings    [sentence]
@@ -15,7 +15,7 @@ Schema "fastfid.evaluation/1" of `EvaluationResult.to_json`.  The order of keys 
                 classes: [{class, hurt: [the same]}], where the samples have labels}]
     neighbours  [{network, index, name, nearest: [{index, name, distance}]}]
 
-"fastfid.difference/1" of `DifferenceResult.to_json` has the fields of that class, and beside its schema what
+"fastfid.difference/2" of `DifferenceResult.to_json` has the fields of that class, and beside its schema what
 `fastfid.runtime.origin` tells, as all results have.  The number of a schema grows when a
 key is removed or changes its meaning, not when one is added.
 """
@@ -35,11 +35,11 @@ from fastfid.runtime.terminal import printable
 Json = dict[str, Any]  # plain containers of strings, numbers and None, by the names of a schema
 Details = dict[str, Any]  # of a score: what is needed to repeat it
 
-SCHEMA = "fastfid.evaluation/1"
-DIFF_SCHEMA = "fastfid.difference/1"
+SCHEMA = "fastfid.evaluation/2"
+DIFF_SCHEMA = "fastfid.difference/2"
 # What a result tells of where it comes from, by `fastfid.runtime.origin`.
 ORIGIN = ("version", "commit", "command", "date", "torch", "device")
-REAL = "real images"  # what the side with the key "reference" is called wherever it is shown
+REAL = "real images"  # what the side with the key "real" is called wherever it is shown
 CLASSES_SHOWN = 20  # most rows of the text table of classes, the worst ones; JSON and HTML have all
 
 
@@ -77,15 +77,15 @@ class LeftOut:
 
 @dataclass
 class EvaluationResult:
-    """Scores of one set of samples against one reference, with provenance; `result["fd"]` is a Score.
+    """Scores of one set of samples against one set of real images, with provenance; `result["fd"]` is a Score.
 
     scores            metrics that were computed
     left_out          metrics that were not, and why
     warnings          sentences about anything repaired, skipped or forced
     classes           per network and class: precision and recall within the class
     outliers          per network: images whose absence would lower (hurt) or raise (help) the FD most
-    neighbours        per network: nearest reference images of some samples
-    provenance        samples, reference, networks, protocol, settings, version, seconds
+    neighbours        per network: nearest real images of some samples
+    provenance        samples, real, networks, protocol, settings, version, seconds
     sources           role → open images, for the pictures of the report
     """
 
@@ -142,7 +142,7 @@ class EvaluationResult:
 
 @dataclass
 class DifferenceResult:
-    """FD(A) − FD(B) against one reference with its 95% jackknife interval; below zero, A is nearer.
+    """FD(A) − FD(B) against one set of real images with its 95% jackknife interval; below zero, A is nearer.
 
     label, network        name of the distance and of the network
     a, b                  both distances
@@ -151,7 +151,7 @@ class DifferenceResult:
     interval              (low, high) at 95%
     better                "A" or "B" where the interval excludes zero, else None
     method                one sentence
-    warnings, provenance  as in EvaluationResult; the sides are A, B and reference
+    warnings, provenance  as in EvaluationResult; the sides are A, B and real
     """
 
     label: str
@@ -224,7 +224,7 @@ def _class_lines(classes: list[Json]) -> list[str]:
     first = classes[0]
     rows = [["class", "samples", "real", "precision", "recall", "density", "coverage"]]
     for entry in worst_first(classes)[:CLASSES_SHOWN]:
-        rows.append([entry["class"], str(entry["samples"]), str(entry["reference"])])
+        rows.append([entry["class"], str(entry["samples"]), str(entry["real"])])
         for name in ("precision", "recall"):
             rows[-1].append(f"{entry[name]:.3f} ({' to '.join(f'{x:.3f}' for x in entry[f'{name}_interval'])})")
         rows[-1] += [f"{entry['density']:.3f}", f"{entry['coverage']:.3f}"]
@@ -258,10 +258,10 @@ def _provenance_lines(provenance: Json) -> list[str]:
         f"preprocessing: {n['preprocessing'] or 'unknown'}"
         for n in provenance["networks"]
     ]
-    for role in ("samples", "A", "B", "reference"):
+    for role in ("samples", "A", "B", "real"):
         if role in provenance:
             side = provenance[role]
-            name = REAL if role == "reference" else role
+            name = REAL if role == "real" else role
             lines.append(f"{name}: {side['count'] or 'unknown number of'} images, {side['name']}")
     return [*lines, f"protocol {provenance['protocol']['name']}, {provenance['version']}"]
 

@@ -1,6 +1,6 @@
 """The sides of a comparison: opened, checked against each other, and turned into features in every network.
 
-A side is images, statistics, or both, as ADM's references are.  Whatever can be checked before an image is read is
+A side is images, statistics, or both, as ADM's files are.  Whatever can be checked before an image is read is
 checked before, so that a mismatch does not cost hours of work.
 
 Legend: n images, d feature dimension, s spatial feature dimension, C classes.
@@ -39,11 +39,15 @@ NetworkChoice = Network | Sequence[Network] | None
 UNKNOWN = "unknown network"  # name of the network of statistics that record none
 
 
+# What messages call a side; others by their role.
+SHOWN = {"real": f"set of {REAL}", "split": f"set of other {REAL}"}
+
+
 @dataclass
 class Side:
     """One side as it was given: images, statistics, or both.
 
-    role        "samples", "reference", "A", "B" or "images"
+    role        "samples", "real", "A", "B" or "images"
     name        for messages
     images      an ImageSource, or None
     statistics  those that are read so far, or None
@@ -110,7 +114,7 @@ def open_side(source: object, role: str, settings: Settings) -> Side:
 
     Tensors on a GPU are copied to the host, where the features of the other side are.
     """
-    called = role if role.isupper() else f"the {f'set of {REAL}' if role == 'reference' else role}"  # A, or the samples
+    called = role if role.isupper() else f"the {SHOWN.get(role, role)}"  # A, or the samples
     if isinstance(source, Statistics):
         return Side(role, source.name, statistics=source.cpu())
     if isinstance(source, FeatureMoments):
@@ -325,7 +329,7 @@ def _extracted(
 
 
 def _take_moments_of(statistics: Statistics, in_network: SideInNetwork, warnings: list[str]) -> None:
-    """Replace the moments of images by those of a file that holds both, as ADM's references do."""
+    """Replace the moments of images by those of a file that holds both, as ADM's files do."""
     in_network.moments = statistics.moments.without_provenance()
     if statistics.spatial is not None:
         in_network.spatial, in_network.spatial_features = statistics.spatial.without_provenance(), None

@@ -36,7 +36,7 @@ class Statistics:
     features: Tensor | None = None
     spatial: FeatureMoments | None = None
     form: str = "fastfid"
-    images: bool = field(default=False, repr=False)  # the file also holds images, as ADM's references do
+    images: bool = field(default=False, repr=False)  # the file also holds images, as ADM's files do
 
     @property
     def count(self) -> int | None:

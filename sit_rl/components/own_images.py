@@ -176,11 +176,13 @@ def split_by_fraction(source: Source, pixels: torch.Tensor, fraction: float, see
     plain[order[:wanted]] = True
     sizes = np.bincount(group)
     several = int((sizes > 1).sum())
-    told = (
-        f"{counted(int(sizes[sizes > 1].sum()), 'image')} in {counted(several, 'group')} of near-duplicates, the "
-        f"largest of {sizes.max()}; a group is on one side, so {int((plain != held)[sizes[group] > 1].sum())} images "
-        "changed sides"
-    )
+    told = "no near-duplicates"
+    if several:
+        told = (
+            f"{counted(int(sizes[sizes > 1].sum()), 'image')} in {counted(several, 'group')} of near-duplicates, the "
+            f"largest of {sizes.max()}; a group is on one side, so "
+            f"{counted(int((plain != held)[sizes[group] > 1].sum()), 'image')} changed sides"
+        )
     names = tuple(name for name, out in zip(source.names, held, strict=True) if out)
     split = Split(f"{fraction:g} of the images by seed {seed}", None, names, (), told)
     own = _parts(pixels, labels, held, ~held, classes, labelled, split)

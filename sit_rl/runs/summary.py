@@ -34,8 +34,13 @@ def relative_change(before: float | None, after: float | None) -> float | None:
 
 
 def percent(change: float | None) -> str:
-    """A relative change as +1.2%; – for None, and +0.0% for every change that rounds to zero."""
-    return "–" if change is None else f"{round(change, 3) + 0.0:+.1%}"
+    """A relative change as +1.2%; – for None, and +0.0% for every change that rounds to zero.
+
+    Below −100% the number is negative afterwards, as an unbiased estimate of a distance near 0 may be: "below 0".
+    """
+    if change is None:
+        return "–"
+    return "below 0" if round(change, 3) < -1 else f"{round(change, 3) + 0.0:+.1%}"
 
 
 def table_rows(summary: dict[str, Any]) -> list[list[str]]:

@@ -11,6 +11,8 @@ import yaml
 
 import fastfid
 from docs.building import docstrings, equations, pages, reference
+from docs.screenshots import NoBrowser, browser
+from sit_rl import cli
 from tests.support.documents import BLOCK, DOCS, PAGES, ROOT
 
 # --- links -----------------------------------------------------------------------------------------------------------
@@ -108,7 +110,10 @@ def test_the_reference_has_what_the_readme_names(made):
         assert f"::: {module}\n" in everything, module
     for words in set(re.findall(r"^fastfid(?: (eval|diff|stats|convert|info))?", text, re.MULTILINE)):
         assert f"## `{' '.join(['fastfid', *([words] if words else [])])}`" in made["reference/commands.md"]
-    assert "## `sit_rl/train.py`" in made["reference/commands.md"] and "--reference" in made["reference/commands.md"]
+    commands = made["reference/commands.md"]
+    for name in (*cli.commands(), "pretrain base", "train --help-all"):
+        assert f"## `sit-rl {name}`" in commands, name
+    assert "--reference {rolling,refresh,fresh}" in commands.partition("train --help-all`")[2]
 
 
 def test_the_reference_has_every_module_that_a_page_names(made):
@@ -163,21 +168,50 @@ def test_the_theme_is_told_to_load_nothing_from_elsewhere():
     assert not any("mermaid" in page.read_text() for page in DOCS)  # the theme would fetch its script
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning_and_asks_nothing_of_the_network(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    built = list(tmp_path.rglob("*.html"))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_search_works_from_a_folder(site):
+    """In a browser without network and without a server."""
+    try:
+        with browser() as chromium:
+            context = chromium.new_context(offline=True)
+            tab = context.new_page()
+            tab.goto((site / "guides/own-images.html").as_uri())
+            tab.locator("label.md-header__button[for=__search]").click()
+            tab.locator(".md-search__input").fill("near-duplicates")
+            first = tab.locator(".md-search-result__link").first
+            first.wait_for(timeout=20_000)
+            assert any(
+                "own-images" in link.get_attribute("href") for link in tab.locator(".md-search-result__link").all()
+            )
+            first.click()
+            tab.wait_for_url("file://**")
+            context.close()
+    except NoBrowser as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_asks_nothing_of_the_network(site):
+    built = list(site.rglob("*.html"))
     assert len(built) > len(DOCS)
     for page in built:
         reader = Loaded()
         reader.feed(page.read_text())
         assert not [url for url in reader.found if re.match(r"(https?:)?//", url)], page
-    styles = "".join(path.read_text() for path in tmp_path.rglob("*.css"))
+    styles = "".join(path.read_text() for path in site.rglob("*.css"))
     assert not re.findall(r"url\(['\"]?(?:https?:)?//[^)]+\)", styles)
     for paths in reference.public_names().values():
         for path in paths:
-            page = (tmp_path / f"reference/fastfid/{path.split('.')[1]}.html").read_text()
+            page = (site / f"reference/fastfid/{path.split('.')[1]}.html").read_text()
             assert f'id="{path}"' in page, path
-    assert "<math" in (tmp_path / "mathematics.html").read_text()
+    assert "<math" in (site / "mathematics.html").read_text()

@@ -78,7 +78,7 @@ def test_a_map_brings_numbers_and_names_together(sampled, capsys, kind):
     assert any("--class-names" in left["reason"] for left in json.loads(out)["left_out"])
     status, out, _ = run(capsys, "eval", *sides, *options, "--class-names", path)
     assert status == 0
-    assert {(entry["class"], entry["samples"], entry["reference"]) for entry in json.loads(out)["classes"]} == {
+    assert {(entry["class"], entry["samples"], entry["real"]) for entry in json.loads(out)["classes"]} == {
         ("bag", 20, 20), ("boot", 20, 20)
     }  # fmt: skip
 

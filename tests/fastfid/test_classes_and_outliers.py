@@ -1,4 +1,4 @@
-"""Images that hurt and help most, and nearest reference images."""
+"""Images that hurt and help most, and nearest real images."""
 
 import pytest
 import torch

@@ -33,7 +33,7 @@ def test_eval_json_html_and_options(sets, capsys):
         capsys, "eval", sets / "a.zip", sets / "b.npz", *arguments, "--json", "--html", sets / "report.html"
     )
     report = json.loads(out)
-    assert status == 0 and report["schema"] == "fastfid.evaluation/1"
+    assert status == 0 and report["schema"] == "fastfid.evaluation/2"
     assert [score["metric"] for score in report["scores"]] == ["fd", "kid", "recall"]
     assert report["scores"][0]["value"] == pytest.approx(expected_distance("fashion-b"), rel=1e-4)
     assert report["scores"][1]["details"]["subset_size"] == 50 and report["scores"][2]["details"]["nearest_k"] == 3

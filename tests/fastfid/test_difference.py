@@ -27,7 +27,7 @@ def test_diff_tells_the_better_one():
     assert same.better is None and same.interval[0] < 0 < same.interval[1]
     assert "no difference can be told" in same.table()
     report = json.loads(result.to_json())
-    assert report["schema"] == "fastfid.difference/1" and set(report["provenance"]) >= {"A", "B", "reference"}
+    assert report["schema"] == "fastfid.difference/2" and set(report["provenance"]) >= {"A", "B", "real"}
 
 
 def test_diff_interval_pairs_what_the_sides_share():

@@ -48,7 +48,7 @@ def scores(result):
 
 def whole():
     result = evaluate(f"{folder}/fake", f"{folder}/real.npz", cache=False)
-    provenance = [result.provenance[side]["source_sha256"] for side in ("samples", "reference")]
+    provenance = [result.provenance[side]["source_sha256"] for side in ("samples", "real")]
     return [scores(result), provenance, result.outliers, result.neighbours, result.sources["samples"].name]
 
 
@@ -168,7 +168,7 @@ def test_two_ranks_are_one_process(sets):
 
     # the same batches meet the same network, so nothing differs at all
     alone = evaluate(fake, real, cache=False)
-    digests = [alone.provenance[side]["source_sha256"] for side in ("samples", "reference")]
+    digests = [alone.provenance[side]["source_sha256"] for side in ("samples", "real")]
     assert first["whole"] == [scores(alone), digests, alone.outliers, alone.neighbours, str(fake)] == second["whole"]
     assert first["in files"] == first["whole"] and second["in files"] == second["whole"]
     assert len(alone.classes) == 3

@@ -140,7 +140,7 @@ def test_saved_statistics_stand_for_their_images(tmp_path):
         )
     known = statistics.provenance
     assert known["source"] == str(real) and known["protocol"] == "fastfid" and known["dtype"] == "float32"
-    assert known["source_sha256"] == expected.provenance["reference"]["source_sha256"]
+    assert known["source_sha256"] == expected.provenance["real"]["source_sha256"]
     with pytest.raises(ValueError, match="real.npz holds statistics already; pass images"):
         statistics_of(tmp_path / "real.npz", features=extractor)
 
@@ -204,7 +204,7 @@ def test_edm2_pickle_serves_the_network_asked_for(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"num_images": 90, "fid": entry, "fd_dinov2": wide}))
     fake = features(80, 2)
     result = evaluate(fake, tmp_path / "x.pkl", features="inception")
-    assert result["fd"].label == "FID" and result.provenance["reference"]["count"] == 90
+    assert result["fd"].label == "FID" and result.provenance["real"]["count"] == 90
     assert result["fd"].value == pytest.approx(evaluate(fake, real)["fd"].value, rel=1e-9)
     with pytest.raises(ValueError, match="holds statistics of inception, dinov2; say which with network="):
         evaluate(fake, tmp_path / "x.pkl")

@@ -40,7 +40,7 @@ def test_leave_one_out_and_jackknife_against_brute_force():
     assert high - score.value == pytest.approx(1.959964 * score.standard_error) == score.value - low
     assert score.method.startswith("jackknife over samples and real images;")
     assert score.details["jackknife_bias_samples"] == pytest.approx(29 * changes["fake"].mean().item(), rel=1e-2)
-    assert score.details["jackknife_bias_reference"] == pytest.approx(39 * changes["real"].mean().item(), rel=1e-2)
+    assert score.details["jackknife_bias_real"] == pytest.approx(39 * changes["real"].mean().item(), rel=1e-2)
 
 
 def test_standard_error_is_the_spread_of_repeated_draws():

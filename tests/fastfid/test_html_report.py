@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 def class_entry(name, precision, recall):
     return {
-        "network": "<b>net</b>", "class": name, "samples": 20, "reference": 30, "nearest_k": 5, "inclusive": False,
+        "network": "<b>net</b>", "class": name, "samples": 20, "real": 30, "nearest_k": 5, "inclusive": False,
         "precision": precision, "precision_interval": (precision - 0.1, precision + 0.1), "recall": recall,
         "recall_interval": (recall - 0.1, recall + 0.1), "density": 1.0, "coverage": 0.5,
     }  # fmt: skip

@@ -306,7 +306,7 @@ def test_precision_and_recall_within_each_class(tmp_path):
         a, b = (x[0][x[1] == int(entry["class"]), 0].astype(np.float32) for x in (real, fake))
         expected = prdc(torch.from_numpy(a), torch.from_numpy(b), 5)
         assert {name: entry[name] for name in expected} == expected
-        assert (entry["samples"], entry["reference"], entry["nearest_k"]) == (50, 60, 5)
+        assert (entry["samples"], entry["real"], entry["nearest_k"]) == (50, 60, 5)
         assert entry["precision_interval"] == wilson_interval(expected["precision"], 50)
         assert entry["recall_interval"] == wilson_interval(expected["recall"], 60)
     worst = min(result.classes, key=lambda entry: min(entry["precision"], entry["recall"]))
@@ -316,7 +316,7 @@ def test_precision_and_recall_within_each_class(tmp_path):
     assert table[row + 1].split() == ["class", "samples", "real", "precision", "recall", "density", "coverage"]
     assert table[row + 2].split()[:3] == ["1", "50", "60"]  # worst first
     assert json.loads(result.to_json())["classes"][0].keys() == {
-        "network", "class", "samples", "reference", "nearest_k", "inclusive", "precision", "precision_interval",
+        "network", "class", "samples", "real", "nearest_k", "inclusive", "precision", "precision_interval",
         "recall", "recall_interval", "density", "coverage",
     }  # fmt: skip
     adm = evaluate(fake, tree, features=first_rows(), protocol="torch-fidelity", metrics=["precision"])

@@ -65,8 +65,8 @@ def test_every_json_carries_it(sets, capsys):
     a, b = sets / "a", sets / "b.npz"
     for words, schema in (
         ((a, b), "fastfid.distance/1"),
-        (("eval", a, b, "--metrics", "fd"), "fastfid.evaluation/1"),
-        (("diff", a, b, b), "fastfid.difference/1"),
+        (("eval", a, b, "--metrics", "fd"), "fastfid.evaluation/2"),
+        (("diff", a, b, b), "fastfid.difference/2"),
         (("info",), "fastfid.info/1"),
         (("info", b), "fastfid.info/1"),
     ):

@@ -19,9 +19,9 @@ def test_json_schema(tmp_path):
     extractor, _ = small()
     result = evaluate(write_images(tmp_path / "fake", pixels(60, 1)), pixels(70, 2), features=extractor)
     report = json.loads(result.to_json())
-    assert report["schema"] == "fastfid.evaluation/1"
+    assert report["schema"] == "fastfid.evaluation/2"
     assert set(report) == {
-        "schema", "samples", "reference", "networks", "protocol", "settings", "seconds", "version",
+        "schema", "samples", "real", "networks", "protocol", "settings", "seconds", "version",
         "commit", "command", "date", "torch", "device",
         "scores", "classes", "left_out", "warnings", "outliers", "neighbours",
     }  # fmt: skip

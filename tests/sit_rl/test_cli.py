@@ -32,7 +32,9 @@ def test_help_lists_the_commands_that_there_are(capsys):
     assert set(cli.COMMANDS) - set(listed) <= {"study"}
     status, _, err = printed(capsys, cli.main, "trian")
     assert (
-        status == 2 and err.startswith("sit-rl: 'trian' is no command; choose one of train, ") and err.count("\n") == 1
+        status == 2
+        and err.startswith("sit-rl: 'trian' is no command; choose one of pretrain, train, ")
+        and err.count("\n") == 1
     )
 
 

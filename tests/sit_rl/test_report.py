@@ -189,6 +189,7 @@ def test_runs_that_were_measured_otherwise_are_in_no_common_mean(change, named):
 
 def test_a_change_has_no_negative_zero():
     assert [percent(c) for c in (-0.0004, 0.0004, -0.0006, None)] == ["+0.0%", "+0.0%", "-0.1%", "–"]
+    assert [percent(c) for c in (-1.0, -1.0004, -1.011)] == ["-100.0%", "-100.0%", "below 0"]
 
 
 @pytest.mark.parametrize("main", [compare.main, report.main])

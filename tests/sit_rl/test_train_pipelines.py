@@ -99,7 +99,7 @@ def test_a_killed_run_ends_bit_for_bit_as_a_whole_one(forked, env, run, place, t
     assert lines(run[0]) == lines(killed)
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_ranks_train_as_one(forked, env, run, place, tmp_path, how):
     all_ended(forked.ranks(2, command(place, tmp_path / "run", "--parallel", how), env=env))
     assert_same_training(tmp_path / "run", run[0])
