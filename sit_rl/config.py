@@ -43,8 +43,11 @@ ESTIMATOR_DEFAULTS: dict[str, dict[str, Any]] = {
 # The flag of the sampler whose images train, for estimators that do not use --rollout.
 ROLLOUT_FLAGS = {"sde_policy_gradient": "rollout_sde", "adjoint_matching": "rollout_adjoint"}
 
-# Leave-one-out credits do not lag behind the model, so they bear twice the rate (docs/training.md).
-FRESH_DEFAULTS: dict[str, dict[str, Any]] = {"advantage_matching": {"lr": 2e-4}}
+# Of every estimator: torch's own momentum of AdamW.
+COMMON_DEFAULTS: dict[str, Any] = {"momentum": 0.9, "anchor": 0.5}
+# Leave-one-out credits turn within a step or two, when a step has gone too far. A momentum of 0.9 still pushes the old
+# way then, and FD swings; with less momentum it falls steadily, and a weaker anchor suffices (docs/training.md).
+FRESH_DEFAULTS: dict[str, dict[str, Any]] = {"advantage_matching": {"momentum": 0.5, "anchor": 0.2}}
 
 CONFIG = "config"  # the flag of a file with fields, which is no field itself
 CONFIG_HELP = tyro.conf.arg(
@@ -233,7 +236,7 @@ MACHINE_FIELDS = tuple(name for name in places() if may_change(name))
 
 def resolve(config: Config) -> Config:
     """The same config with its run folder and its estimator's defaults filled in."""
-    defaults = ESTIMATOR_DEFAULTS[config.update.estimator]
+    defaults = COMMON_DEFAULTS | ESTIMATOR_DEFAULTS[config.update.estimator]
     if config.reward.reference == "fresh":
         defaults = defaults | FRESH_DEFAULTS.get(config.update.estimator, {})
     missing = {name: value for name, value in defaults.items() if config[name] is None}

@@ -17,6 +17,7 @@ import torch
 
 from sit_rl.estimators.base import Estimator, Minibatch, Term
 from sit_rl.estimators.matching import matching_points, squared_error
+from sit_rl.options.option import given
 from sit_rl.rollout import Rollout
 from sit_rl.sampling.guidance import Model
 
@@ -35,4 +36,4 @@ class AdvantageMatching(Estimator):
         matching, drift = squared_error(v, target), squared_error(v, v_base)
         update = self.config.update
         weight = torch.where(batch.advantage < 0, update.negative * batch.advantage, batch.advantage)
-        yield weight * matching + update.anchor * drift, {"matching": matching.detach(), "drift": drift.detach()}
+        yield weight * matching + given(update.anchor) * drift, {"matching": matching.detach(), "drift": drift.detach()}

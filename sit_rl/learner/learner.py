@@ -43,6 +43,7 @@ SHARD_ABOVE = 300_000_000
 # Compiled versions of a block that torch may keep, 8 by default; beyond it torch runs the block uncompiled. All blocks
 # share them. They differ by gradients or none, frozen or trained weights, and 0, 1 or more samples: 12 cases.
 COMPILED_CASES = 32
+ADAM_SECOND = 0.999  # β₂ of AdamW, torch's default
 
 
 class Learner:
@@ -91,7 +92,13 @@ class Learner:
         self._copies = DistributedDataParallel(module) if self.parallel == "ddp" else None
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.updates = 0
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=given(config.update.lr), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=given(config.update.lr),
+            betas=(given(config.update.momentum), ADAM_SECOND),
+            weight_decay=0.0,
+            fused=True,
+        )
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """The module's output with gradients, for a loss: the velocity [n, C, H, W], or a policy's log-probability."""

@@ -27,7 +27,14 @@ class UpdateOptions:
         "halve the learning rate after a step that did not change the distance as predicted; it recovers by itself",
     )
     warmup: int = option(2, "training steps over which the rate rises from 0", least=0)
-    anchor: float = option(0.5, "advantage_matching: weight that holds the velocity near the base model's")
+    momentum: float | None = option(
+        None,
+        "β₁ of AdamW, its memory of earlier gradients' direction; default: the estimator's",
+        least=0,
+    )
+    anchor: float | None = option(
+        None, "advantage_matching: weight that holds the velocity near the base model's; default: the estimator's"
+    )
     negative: float = option(1.0, "advantage_matching: weight of negative advantages")
     tilt: float = option(
         1.0,
@@ -65,6 +72,8 @@ class UpdateOptions:
     def check(self) -> None:
         """ValueError for a number that no update can use."""
         check_bounds(self)
+        if self.momentum is not None and self.momentum >= 1:
+            raise ValueError(f"--momentum is {self.momentum}; it must be in [0, 1)")
         for name, decay in (("ema", self.ema), *(("ema-extra", decay) for decay in self.ema_extra)):
             if not 0 <= decay < 1:
                 raise ValueError(f"--{name} is {decay}; it must be in [0, 1)")

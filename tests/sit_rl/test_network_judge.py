@@ -65,7 +65,7 @@ def test_the_default_rewards_several_networks_and_is_judged_by_others():
     rewarded = {each.source for each in config.reward_components}
     judges = set(judges_of(config.files, sorted(rewarded)))
     assert len(rewarded) >= 3 and len(judges) >= 2 and not rewarded & judges
-    assert (config.reward.reference, config.update.lr) == ("fresh", 2e-4)
+    assert config.reward.reference == "fresh"
 
 
 def test_one_flag_each_gives_the_old_reward():
