@@ -2,7 +2,7 @@
 
     0    done
     1    a check does not hold
-    2    bad input: one sentence on stderr, or the parser's message
+    2    bad input: one sentence on stderr
     130  interrupted by Ctrl-C (128 + SIGINT, as shells report it)
 
 A command's main function parses with `parse` and works within `run`:
@@ -15,6 +15,7 @@ Nothing here loads torch: help and wrong arguments are answered at once.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import tyro
 
 from fastfid.cli.output import unbreakable_output
+from fastfid.cli.parser_errors import WIDE, sentence_of
 from fastfid.cli.torchrun_ending import leave_sentence
 from fastfid.runtime.failures import OtherRankFailed
 from fastfid.runtime.terminal import printable
@@ -76,10 +78,6 @@ def _status(program: str, work: Callable[[], object], interrupted: str) -> int:
     except (OSError, FloatingPointError) as error:
         report(program, f"{error}")
         return BAD_INPUT
-    except SystemExit as ended:
-        if ended.code:  # the parser has printed why
-            leave_sentence("wrong arguments; the parser's message says which")
-        raise
     except KeyboardInterrupt:
         if _rank() == 0:  # Ctrl-C reaches every process of a torchrun
             print(interrupted, file=sys.stderr, flush=True)
@@ -117,19 +115,40 @@ def parse(
     program      name in the usage line; the script's name unless given
     description  text above the options; the form's docstring unless given
     flags        long flags, such as --batch-size, of which unambiguous beginnings are accepted, too
-    remedy       unknown words → what to add to the one sentence that refuses them; the parser's message unless given
+    remedy       unknown words → what to add to the one sentence that refuses them; near names unless given
 
     SystemExit with status 0 after --help and 2 after wrong arguments, as parsers do.
     """
     words = abbreviations_completed(sys.argv[1:] if argv is None else argv, flags)
     options: dict[str, Any] = {"prog": program, "description": description, "args": words}
+    speaker = (program or "error").split()[0]
     with _printed_once():
         if remedy is None:
-            return cast(Form, tyro.cli(form, **options))
-        parsed, unknown = tyro.cli(form, return_unknown_args=True, **options)
+            return cast(Form, _parsed(speaker, form, options))
+        parsed, unknown = _parsed(speaker, form, options | {"return_unknown_args": True})
         if unknown:
-            refuse((program or "error").split()[0], f"unrecognized arguments: {' '.join(unknown)}{remedy(unknown)}")
-        return parsed
+            refuse(speaker, f"unrecognized arguments: {' '.join(unknown)}{remedy(unknown)}")
+        return cast(Form, parsed)
+
+
+def _parsed(speaker: str, form: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """What the parser makes of the words; its message about wrong ones as one sentence."""
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return tyro.cli(form, **options)
+    except SystemExit as ended:
+        if ended.code in (None, DONE):  # after --help
+            raise
+    width, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), WIDE
+    try:
+        with redirect_stderr(box := io.StringIO()):
+            tyro.cli(form, **options)
+    except SystemExit:
+        refuse(speaker, sentence_of(box.getvalue(), options["args"]))
+    finally:
+        os.environ.pop("COLUMNS")
+        os.environ.update({} if width is None else {"COLUMNS": width})
 
 
 @contextmanager

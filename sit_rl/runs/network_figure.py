@@ -85,7 +85,7 @@ def _gap_of_sampler(summary: Mapping[str, Any], records: list[dict[str, Any]], s
     gaps = [_mean(summary, start, point, False) - _mean(summary, start, point, True) for point in later]
     grown, since = gaps[-1] - gaps[0], f"since step {later[0][0]}, when it was {_points(gaps[0])}"
     if abs(grown) < STEADY:
-        return f"{text}, about the same {since}."
+        return f"{text}; it has changed by less than {STEADY:.0%} of the first FD {since}."
     return f"{text}; it has {'grown' if grown > 0 else 'shrunk'} {since}."
 
 

@@ -186,7 +186,7 @@ def test_the_search_works_from_a_folder(site):
             context = chromium.new_context(offline=True)
             tab = context.new_page()
             tab.goto((site / "guides/own-images.html").as_uri())
-            tab.locator("label.md-header__button[for=__search]").click()
+            tab.locator(".md-search__input").click()
             tab.locator(".md-search__input").fill("near-duplicates")
             first = tab.locator(".md-search-result__link").first
             first.wait_for(timeout=20_000)
