@@ -104,7 +104,7 @@ def programs_of(words):
     words = [SHORTHANDS.get(word, word) for word in words]
     launcher = ["torchrun"] if words[0] == "torchrun" or words[0].startswith("sit_rl/slurm/") else []
     if words[0] == "sit-rl":  # its --nproc-per-node is torchrun's
-        name = words[1] if len(words) > 1 else "COMMAND"
+        name = words[1] if len(words) > 1 and not words[1].startswith("--") else "COMMAND"
         return [
             "torchrun",
             *([] if name == "COMMAND" else ["sit_rl/train.py" if name == "train" else f"sit_rl.{name}"]),
