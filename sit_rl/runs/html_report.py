@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastfid.pages.charts import number
-from fastfid.pages.pictures import as_base64, png
+from fastfid.pages.pictures import png
 from fastfid.pages.templates import template
 from fastfid.runtime.input_files import reading
 from sit_rl.components.image_sets import tile
@@ -19,7 +19,7 @@ from sit_rl.presets import PRESETS
 from sit_rl.runs.figure_files import draw_curve, draw_samples
 from sit_rl.runs.log import GRID_COLUMNS, PHASES, read_metrics
 from sit_rl.runs.network_figure import draw_networks, gap_in_words
-from sit_rl.runs.report_charts import distance_charts, training_charts
+from sit_rl.runs.report_charts import distance_charts, network_charts, training_charts
 from sit_rl.runs.results import changes_in_words, class_table, extensions_in_words, network_table, sampler_table
 from sit_rl.runs.run_folder import LOCK
 from sit_rl.runs.settings_table import settings_table
@@ -40,7 +40,7 @@ def write_run_report(folder: Path) -> Path:
         if status == "running" and not is_held(folder / LOCK):
             status = "its process has ended without a word; the same command resumes it"
         networks = draw_networks(summary, records) if status == "finished" else None
-        page = _page(folder, summary, records, status, networks)
+        page = _page(folder, summary, records, status)
     if status == "finished":
         _write_figures(folder, summary, records, networks)
     path = folder / "report.html"
@@ -62,10 +62,8 @@ def _write_figures(
             (folder / "figures" / f"{name}.png").write_bytes(figure)
 
 
-def _page(
-    folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], status: str, networks: bytes | None
-) -> str:
-    """The HTML document, with the figure of the networks. The template escapes all values."""
+def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], status: str) -> str:
+    """The HTML document. The template escapes all values."""
     finished, running = status == "finished", status == "running"
     return template("sit_rl.runs", "report.html.jinja").render(
         title=folder.resolve().name,
@@ -77,7 +75,7 @@ def _page(
         tables=[sampler_table(summary, records, sampler) for sampler in SAMPLERS if sampler in summary["before"]],
         notes=summary_table(summary).splitlines()[-2:] if finished else [],
         networks=network_table(summary),
-        network_figure="" if networks is None else as_base64(networks),
+        network_charts=network_charts(summary, records) if finished else [],
         gap=gap_in_words(summary, records).splitlines() if finished else [],
         flips=_flips(folder, sampler_kinds(summary)),
         distances=distance_charts(summary, records),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastfid.pages.charts import Chart, Line, chart, histogram
+from sit_rl.runs.columns import GROUPS
+from sit_rl.runs.network_figure import curve, network_groups
 from sit_rl.runs.summary import SAMPLERS, sampler_kinds
 
 Records = list[dict[str, Any]]
@@ -47,6 +49,22 @@ def distance_charts(summary: dict[str, Any], records: Records) -> list[Chart]:
         for key, title, label, zero in OF_EVALUATIONS
     ]
     return _drawn([first, *others, _by_count(summary)])
+
+
+def network_charts(summary: dict[str, Any], records: Records) -> list[Chart]:
+    """For each sampler, FD of every network in units of the base model's: rewarded ones against those never seen."""
+    groups = network_groups(summary)
+    drawn = []
+    for sampler, kind in zip(SAMPLERS, sampler_kinds(summary), strict=True):
+        points = curve(summary, records, sampler)
+        lines = [
+            Line(f"{name}, {GROUPS[rewarded]}", [(step, fds[name] / points[0][1][name]) for step, fds in points],
+                 "line" if rewarded else "dashed", 1 if rewarded else 2)
+            for name, rewarded in groups.items() if points
+        ]  # fmt: skip
+        title = f"FD of each network, {kind} sampler"
+        drawn.append(chart(title, lines, STEP, "FD / FD of the base model", levels=[(1.0, "the base model")]))
+    return _drawn(drawn)
 
 
 def training_charts(records: Records) -> list[Chart]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastfid.pages.charts import number
+from sit_rl.runs.network_figure import network_groups
 from sit_rl.runs.summary import ROWS, SAMPLERS, percent, relative_change, sampler_kinds
 
 # Columns of the table of networks: key, heading, whether lower is better.
@@ -68,8 +69,13 @@ def _interval(metrics: dict[str, Any], key: str) -> str:
 def changes_in_words(summary: dict[str, Any]) -> list[str]:
     """A sentence for each network: by how much FD fell or rose."""
     sentences = []
-    networks = summary["protocol"]["networks"]
-    for key, role in (("fd", "the network of the reward"), ("fd_b", "the second network, which only judges")):
+    networks, groups = summary["protocol"]["networks"], list(network_groups(summary).values())
+    rewarded, judges = groups.count(True), groups.count(False)
+    roles = {
+        "fd": f"the first of {rewarded} rewarded networks" if rewarded > 1 else "the network of the reward",
+        "fd_b": f"the first of {judges} networks that only judge" if judges > 1 else "which only judges",
+    }
+    for key, role in roles.items():
         parts = []
         for sampler, kind in zip(SAMPLERS, sampler_kinds(summary), strict=True):
             before, after = (summary[when].get(sampler, {}).get(key) for when in ("before", "after"))
