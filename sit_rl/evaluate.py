@@ -72,8 +72,8 @@ RUN_METRICS = ("fd", "precision", "recall", "density", "coverage", "sliced_wasse
 REAL_ROW = "real images"
 # Flags of --help; --help-all lists all.
 MAIN_FLAGS = (
-    "checkpoint", "vae", "samples", "real", "images", "samplers", "steps", "guidance", "protocol", "network",
-    "metrics", "out",
+    "checkpoint", "vae", "samples", "own_images", "real", "images", "samplers", "steps", "guidance", "protocol",
+    "network", "metrics", "out",
 )  # fmt: skip
 PROBE = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)  # a black image of ImageNet's size
 PAPER_IMAGES = 50_000  # samples behind every published ImageNet result

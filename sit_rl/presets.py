@@ -50,7 +50,7 @@ PRESETS = {
     "own": ("a model of your own images, a folder of sit_rl.pretrain base; needs --checkpoint", OWN),
     "sit-xl-imagenet256": ("the paper's settings; needs --checkpoint, --vae and --real", SIT_XL),
     "prompts": ("a text-to-image pipeline of diffusers; needs --model, --prompts and --real", PROMPTS),
-    "dit-xl-imagenet256": ("the same for DiT-XL/2, by DDPM and DDIM", DIT_XL),
+    "dit-xl-imagenet256": ("the paper's settings for DiT-XL/2, by DDPM and DDIM; needs the same", DIT_XL),
 }
 
 

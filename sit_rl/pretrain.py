@@ -87,8 +87,7 @@ class OwnImageFlags:
     """Flags about a user's own images."""
 
     images: Path | None = None
-    """your images: a folder of classes, a flat folder, .zip, .npz, .npy, or WebDataset: .tar, or its shards as a folder
-    or as set-{000..012}.tar"""
+    """your images: a folder of classes, a flat folder, .zip, .npz, .npy, .tar (WebDataset), or its shards"""
     heldout: Path | None = None
     """held-out images in a folder or archive of their own; default: a part of --images"""
     heldout_fraction: float = 0.15
@@ -150,7 +149,7 @@ class BaseFlags:
     source: Path | None = None
     """folder with the official files of Fashion-MNIST; default: the embedded subset"""
     out: Path = ASSETS
-    """folder of the model"""
+    """folder of the model; of your own images always your own folder"""
     iterations: int | None = None
     """default: 24,000 for Fashion-MNIST, else as many as 150 passes have, within bounds"""
     batch: int = BATCH
@@ -160,6 +159,7 @@ class BaseFlags:
     ema: float | None = None
     """decay per iteration of the averaged weights; default: 0.999, or less for fewer than 10,000 iterations of yours"""
     seed: int = 0
+    """of the weights, the noise and the split of the images"""
     curve_every: int | None = None
     """iterations between points of the held-out FD curve; default: a tenth of all"""
     curve_images: int | None = None
@@ -168,7 +168,7 @@ class BaseFlags:
 
 @dataclass
 class Base(ConfigFlag, OwnImageFlags, BaseFlags):
-    """Pretrain the base generator by flow matching."""
+    """Train a generator of your own images by flow matching, or the embedded base model."""
 
     vae: Path | None = None
     """folder of a diffusers AutoencoderKL: the generator learns its latents"""
@@ -212,7 +212,7 @@ def _refuse_source(source: Path | None) -> None:
         raise ValueError(f"--source {source} is of Fashion-MNIST and --images are your own; pass one of them")
 
 
-COMMANDS: dict[str, type[Images] | type[Features] | type[Base]] = {"images": Images, "features": Features, "base": Base}
+COMMANDS: dict[str, type[Images] | type[Features] | type[Base]] = {"base": Base, "features": Features, "images": Images}
 
 
 def parse_command(words: list[str]) -> Images | Features | Base:

@@ -1,4 +1,4 @@
-"""Fine-tune a SiT or DiT with distribution-wise rewards.
+"""Fine-tune an image generator with distribution-wise rewards.
 
     torchrun sit_rl/train.py                                  the embedded default, on a CPU, in minutes
     torchrun sit_rl/train.py --estimator rejection --seed 1   any field of the config is a flag; --help-all lists them

@@ -23,7 +23,6 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 
 FASTFID_COMMANDS = ("eval", "diff", "stats", "convert", "info")
-PRETRAIN_COMMANDS = ("base", "features", "images")
 # Command → its module with a `main(argv)`, and the words before --help, one help text each.  Those of sit-rl are listed
 # by sit_rl/cli.py, when the pages are made.
 FASTFID = ("fastfid", "fastfid.__main__", ([], *([name] for name in FASTFID_COMMANDS)))
@@ -118,7 +117,7 @@ def _first_sentence(path: str) -> str:
 def commands() -> dict[str, str]:
     """Title of every command → what its --help prints; where that names --help-all, what this prints as well."""
     cli = importlib.import_module("sit_rl.cli")
-    of_pretrain = [["pretrain", name] for name in PRETRAIN_COMMANDS]
+    of_pretrain = [["pretrain", name] for name in importlib.import_module("sit_rl.pretrain").COMMANDS]
     sit_rl = ("sit-rl", "sit_rl.cli", ([], *([name] for name in cli.commands()), *of_pretrain))
     everything = importlib.import_module("sit_rl.command_line").ALL
     found: dict[str, str] = {}
