@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from fastfid import triton_kernels
+from fastfid.triton_kernels import trial
 
 try:
     from fastfid import _C
@@ -54,14 +55,16 @@ def cpp_obstacle(device: torch.device) -> str:
 
 
 def triton_obstacle(device: torch.device, dtype: torch.dtype, needs_grad: bool) -> str:
-    """Why the Triton kernels cannot serve, or an empty string."""
+    """Why the Triton kernels cannot serve, or an empty string; the first call on a device tries them out."""
     if device.type != "cuda" and not triton_kernels.interpreted():
         return f"data lives on {device}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if dtype != torch.float32:
         return f"rows are {str(dtype).removeprefix('torch.')}, the kernel takes float32"
-    return "added rows require a gradient" if needs_grad else ""
+    if needs_grad:
+        return "added rows require a gradient"
+    return "" if triton_kernels.interpreted() else trial.obstacle(device)
 
 
 def cpu_kernels(device: torch.device) -> ModuleType | None:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from fastfid import backend
-from fastfid.features.cache_folder import cache_folder
 from fastfid.features.names import NETWORK_NAMES
 from fastfid.features.torchscript import TORCHSCRIPT
 from fastfid.images import fast_decode, folders_and_zips
 from fastfid.images.open import open_images
 from fastfid.protocols import PROTOCOLS
+from fastfid.runtime.cache_folder import cache_folder
 from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import read_statistics
 

@@ -16,9 +16,9 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from fastfid import __version__
 from fastfid.cli.command_line import DONE, abbreviations_completed, parse, refuse
-from fastfid.features.cache_folder import cache_folder
 from fastfid.features.names import BATCH_SIZE, NETWORK_NAMES
 from fastfid.protocols import METRICS, PROTOCOLS, protocol_named
+from fastfid.runtime.cache_folder import cache_folder
 from fastfid.runtime.imported_objects import FORM, object_name
 
 PROGRAM = "fastfid"

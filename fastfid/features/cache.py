@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.features.cache_folder import cache_folder
 from fastfid.features.extractor import FeatureExtractor
+from fastfid.runtime.cache_folder import cache_folder
 from fastfid.runtime.checked_arrays import load_checked, save_checked
 from fastfid.runtime.hashes import sha256
 

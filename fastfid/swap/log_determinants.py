@@ -127,8 +127,9 @@ def _remaining_of(gram: Tensor, rows: CandidateRows) -> Tensor:
     """
     size = gram.shape[-1]
     lower, failed = torch.linalg.cholesky_ex(torch.eye(size, dtype=gram.dtype, device=gram.device) - gram)
-    if failed.any():
-        check_leverage(torch.linalg.eigvalsh(gram)[:, -1], rows.ids)
+    wrong = failed.nonzero().flatten()
+    if len(wrong):  # eigenvalues of these alone: some devices compute those of a batch one matrix at a time
+        check_leverage(torch.linalg.eigvalsh(gram[wrong])[:, -1], [rows.ids[place] for place in wrong.tolist()])
     places = torch.arange(1, size + 1, dtype=gram.dtype, device=gram.device)
     # a start without symmetry: fractional parts of the golden ratio's multiples, at the squares 1, 4, 9 …
     x = (0.6180339887498949 * places.square()).remainder(1)[:, None].expand(len(gram), -1, 1)

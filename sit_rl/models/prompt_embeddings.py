@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastfid.features.cache_folder import cache_folder
+from fastfid.runtime.cache_folder import cache_folder
 from fastfid.runtime.distributed import from_main
 from fastfid.runtime.hashes import file_sha256, sha256
 from sit_rl.files.tensor_files import read_safetensors, write_safetensors

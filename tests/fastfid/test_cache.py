@@ -14,8 +14,8 @@ from torch import nn
 import fastfid.features.extraction as extraction
 from fastfid import FeatureExtractor, FeatureMoments, open_images
 from fastfid.features.cache import FeatureCache
-from fastfid.features.cache_folder import cache_folder
 from fastfid.features.extraction import extract
+from fastfid.runtime.cache_folder import cache_folder
 
 SHARD = 8  # images of a shard here, so that small sets have several
 

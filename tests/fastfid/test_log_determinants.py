@@ -27,3 +27,16 @@ def test_rows_that_are_not_part_of_the_reference_are_noticed(backend):
     engine.prepared.projected[int(removed[2, 0])] *= 50  # as if that row had been another one when the basis was made
     with pytest.raises(ValueError, match=r"in candidate \d+ .* not part of the reference"):
         engine.change(removed, added)
+
+
+def test_only_what_failed_is_given_to_an_eigensolver(monkeypatch):
+    """Of a batch, some devices compute eigenvalues one matrix at a time."""
+    real, reference, removed, added = make()
+    engine = SwapEngine(moments(real), reference, backend="torch", dtype=torch.float64)
+    engine.prepared.projected[int(removed[2, 0])] *= 50
+    held, sizes = [int(removed[2, 0]) in row for row in removed.tolist()], []
+    eigvalsh = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda x: sizes.append(len(x)) or eigvalsh(x))
+    with pytest.raises(ValueError, match=f"in candidate {held.index(True)} "):
+        engine.change(removed, added)
+    assert sizes == [sum(held)] and sum(held) < len(removed)
