@@ -101,3 +101,59 @@ def test_damaged_and_compressed_tars_are_refused(tmp_path):
     assert "is not a readable tar" in error_of(tar(tmp_path / "y.tar", FILES, "w:gz"))
     (tmp_path / "z.tar").write_bytes(b"no tar at all")
     assert "is not a readable tar" in error_of(tmp_path / "z.tar")
+
+
+# --- links, and ends that are none -------------------------------------------------------------------------------
+
+
+def linked(path, links, names=("a.png", "b.png")):
+    """A tar of two images and of links (name → (kind, target))."""
+    with tarfile.open(path, "w") as archive:
+        for i, name in enumerate(names):
+            content = encoded(picture(i))
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for name, (kind, target) in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [(tarfile.LNKTYPE, "a.png"), (tarfile.SYMTYPE, "a.png"), (tarfile.SYMTYPE, "./d.png"), (tarfile.LNKTYPE, "d.png")],
+)
+def test_a_link_is_read_as_the_image_that_it_leads_to(tmp_path, kind, target):
+    """tar stores the second name of a file as a link; a link may lead to another one."""
+    source = open_images(linked(tmp_path / "x.tar", {"c.png": (kind, target), "d.png": (tarfile.LNKTYPE, "a.png")}))
+    assert torch.equal(all_images(source), channels_first([picture(i) for i in (0, 1, 0, 0)])) and not source.notes
+
+
+def test_links_to_nothing_are_counted(tmp_path):
+    links = {"c.png": (tarfile.SYMTYPE, "/etc/passwd"), "d.png": (tarfile.SYMTYPE, "e.png")}
+    links |= {"e.png": (tarfile.SYMTYPE, "d.png"), "f.png": (tarfile.FIFOTYPE, "")}
+    source = open_images(linked(tmp_path / "x.tar", links))
+    assert len(source) == 2 and "passed over 4" in source.notes[0]
+    assert "3 a link to nothing here, 1 no file" in source.notes[0]
+
+
+def test_the_same_member_with_and_without_a_dot_is_twice_the_same(tmp_path):
+    assert "holds a.png more than once" in error_of(linked(tmp_path / "x.tar", {}, ("a.png", "./a.png")))
+
+
+@pytest.mark.parametrize("damage", ["behind a member", "within a header", "a header", "joined"])
+def test_a_tar_whose_members_do_not_end_at_its_end_is_refused(tmp_path, damage):
+    """tarfile takes all of them for a whole tar of one image."""
+    whole = linked(tmp_path / "x.tar", {}).read_bytes()
+    second = whole.index(b"b.png")
+    changed = {
+        "behind a member": whole[:second],
+        "within a header": whole[: second + 100],
+        "a header": whole[:second] + b"!" * 9 + whole[second + 9 :],
+        "joined": whole + whole,
+    }[damage]
+    (tmp_path / "x.tar").write_bytes(changed)
+    told = error_of(tmp_path / "x.tar")
+    assert ("another archive begins" if damage == "joined" else f"cut or damaged at byte {second:,}") in told
