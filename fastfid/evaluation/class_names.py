@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from fastfid.runtime.errors import shown
+from fastfid.runtime.input_files import read_text, reading
 
 NamesOfClasses = Mapping[str, str] | Sequence[str] | str | Path
 
@@ -28,20 +32,16 @@ def names_of_classes(source: NamesOfClasses | None) -> dict[str, str]:
         raise ValueError(f"{origin} holds no names of classes; give a list of names, or a mapping of numbers to names")
     names = {str(number): name for number, name in found.items()}
     if len(set(names.values())) < len(names):
-        twice = next(name for name in names.values() if [*names.values()].count(name) > 1)
-        raise ValueError(f"{origin} gives two classes the name {twice!r}; give each its own")
+        twice = Counter(names.values()).most_common(1)[0][0]
+        raise ValueError(f"{origin} gives two classes the name {shown(repr(twice))}; give each its own")
     return names
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass a .json or a text file with one name of a class a line")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() != ".json":
+    with reading(path, "give a list of names, or an object of numbers and names", "as names of classes"):
+        text = read_text(path)
+        if path.suffix.lower() == ".json":
+            return json.loads(text)
         return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as bad:
-        raise ValueError(
-            f"{path} is no JSON ({bad}); give a list of names, or an object of numbers and names"
-        ) from None

@@ -31,6 +31,8 @@ from fastfid.images.fast_decode import decode_plain
 from fastfid.images.formats import decoded_by_pillow, holds_frames, passed_over, split_by_name
 from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, counted, reason_of
 from fastfid.runtime.hashes import sha256
+from fastfid.runtime.input_files import file_bytes
+from fastfid.runtime.mapped_arrays import open_numpy
 
 BLOCKS_AHEAD = 1  # encoded blocks that are read in advance; memory does not depend on the number of images
 # Names of folders that are parts of a set: of a thousand images each, as 00000/ of StyleGAN and EDM; counted parts; and
@@ -273,19 +275,23 @@ def _take_labels(images: FileImages, path: Path) -> None:
     """Take the classes of a folder's images from a file beside them; a note says why where they do not fit."""
     members = images.members
     try:
-        labels = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as bad:
+        file_bytes(path)  # refuses pipes and devices
+        labels = open_numpy(path)
+        fits = isinstance(labels, np.ndarray) and labels.shape == (len(members),)
+        classes = class_names(labels) if fits else None
+    except Exception as bad:  # NumPy raises anything for a damaged file, and for texts of invalid characters
         images.add_note(f"{path} is not read as classes: {reason_of(bad)}")
         return
     numbers = [int(stem) for member in members if (stem := PurePosixPath(member).stem).isdecimal()]
     if images.classes is not None:
         reason = "the folders are the classes"
-    elif labels.shape != (len(members),):
-        reason = f"its shape is {labels.shape}, and there are {counted(len(members), 'image')}"
+    elif classes is None:
+        held = f"its shape is {labels.shape}" if isinstance(labels, np.ndarray) else "it is an npz"
+        reason = f"{held}, and there are {counted(len(members), 'image')}"
     elif any("/" in member for member in members) or numbers != sorted(numbers):
         reason = "the order of the images' names is not that of their numbers"
     else:
-        images.classes = class_names(labels)
+        images.classes = classes
         return
     images.add_note(f"{path} is not read as classes: {reason}")
 

@@ -1,6 +1,7 @@
 """Classes from labels.npy, and names for numbered classes."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from fastfid import evaluate, open_images
 from fastfid.evaluation.class_names import names_of_classes
+from tests.support.hostile_files import npy
 from tests.support.image_sets import run
 from tests.support.small_network import pixels, small, write_images
 
@@ -45,6 +47,29 @@ def test_labels_that_do_not_fit_are_not_taken_and_it_is_said(sampled, labels, re
     path.write_bytes(b"no array") if labels is None else np.save(path, labels)
     images = open_images(sampled / "numbered")
     assert images.labels(0, 40) is None and reason in images.notes[0]
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "device", "open bracket", "no bytes", "more than memory", "characters", "npz"]
+)
+def test_a_file_of_labels_may_be_anything(sampled, kind):
+    """A reader of NumPy would wait for a pipe, end the process, or raise what nobody expects."""
+    path = sampled / "numbered" / "labels.npy"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "characters":
+        np.save(path, np.full(40, 0x110000, np.uint32).view("<U1"))
+    elif kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, np.arange(40))
+    else:
+        shapes = {"no bytes": ("(40,)", "'|S0'"), "more than memory": ("(99999999999999,)", "'<i8'")}
+        path.write_bytes(npy(*shapes.get(kind, ("((((", "'<i8'"))))
+    images = open_images(sampled / "numbered")
+    assert images.labels(0, 40) is None and f"{path} is not read as classes: " in images.notes[0]
 
 
 def test_what_was_said_of_labels_stays_when_images_are_read(tmp_path):
@@ -93,7 +118,12 @@ def test_names_in_python_are_a_list_or_a_mapping():
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("{", "is no JSON"), ("3", "holds no names of classes"), ('["a", 1]', "holds no names"), ('["a", "a"]', "'a'")],
+    [
+        ("{", "cannot be read as names of classes"),
+        ("3", "holds no names of classes"),
+        ('["a", 1]', "holds no names"),
+        ('["a", "a"]', "'a'"),
+    ],
 )
 def test_other_files_are_one_sentence_before_any_work(tmp_path, capsys, content, sentence):
     path = tmp_path / "names.json"
