@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,11 @@ def save_checked(path: str | os.PathLike[str], key: str, arrays: Arrays) -> None
 def load_checked(path: str | os.PathLike[str], key: str) -> dict[str, npt.NDArray[Any]] | None:
     """The arrays that `save_checked` wrote for `key`; None if the file is missing, damaged or of another key."""
     try:
-        file_bytes(path)  # refuses pipes and devices
+        size = file_bytes(path)  # refuses pipes and devices
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+            return None  # `save_checked` compresses nothing, so that nothing grows
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         stated = str(arrays.pop(SUM))

@@ -28,6 +28,13 @@ def test_every_byte_of_a_file_may_change(tmp_path):
     assert same(load_checked(path, "key"))
 
 
+def test_a_compressed_file_is_none_before_it_is_inflated(tmp_path, monkeypatch):
+    """`save_checked` compresses nothing; 2 MB of zeros stand for gigabytes."""
+    np.savez_compressed(tmp_path / "x.npz", sha256=np.array("0" * 64), features=np.zeros(1 << 18))
+    monkeypatch.setattr(np, "load", None)  # is not reached
+    assert load_checked(tmp_path / "x.npz", "key") is None
+
+
 def test_a_file_of_another_key_is_none_and_so_is_no_file(tmp_path):
     save_checked(tmp_path / "a.npz", "key", ARRAYS)
     assert load_checked(tmp_path / "a.npz", "other") is None and load_checked(tmp_path / "b.npz", "key") is None
