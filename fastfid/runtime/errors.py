@@ -16,12 +16,12 @@ def first_line(error: BaseException) -> str:
     return shown(lines[0].strip())
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, most: int = MOST_CHARACTERS) -> str:
     """The message of an error on one line, or the name of its class if it has none, cut and escaped by `shown`."""
-    return shown(" ".join(str(error).split()) or type(error).__name__)
+    return shown(" ".join(str(error).split()) or type(error).__name__, most)
 
 
-def shown(text: str) -> str:
-    """Text from a file for use in a message: cut if long, with control characters as escapes."""
-    text = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
+def shown(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Text from a file for use in a message: cut above `most` characters, with control characters as escapes."""
+    text = text if len(text) <= most else text[: most - 1] + "…"
     return printable(text, kept="")

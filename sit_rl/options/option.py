@@ -9,7 +9,11 @@ import math
 from dataclasses import Field, field, fields
 from typing import Any, TypeVar
 
+from fastfid.runtime.errors import shown
+
 Value = TypeVar("Value")
+
+LARGEST = 2**63 - 1  # whole number that torch takes
 
 
 def option(
@@ -60,6 +64,8 @@ def check_bounds(group: Any) -> None:
         name = dashed(flag_of(f))
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}; it must be a finite number")
+        if isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"{name} is {shown(str(value))}; it must be at most {LARGEST}")
         least, above = f.metadata["least"], f.metadata["above"]
         if least == 0 and value < 0:
             raise ValueError(f"{name} is {value}; it must not be negative")

@@ -23,6 +23,7 @@ LAST_STEP = 0.04
 # Flow-GRPO's noise level a (arXiv 2505.05470).
 FLOW_GRPO_LEVEL = 0.7
 # Velocity evaluations of dopri5 at its default tolerances on the default model: about 50.
+MOST_STEPS = 100_000  # of a sampler, whose grid is a list; published numbers take 250 to 1,000
 DOPRI5_EVALUATIONS = 50
 # The official SiT and DiT samplers guide out[:, :3]: three of a latent's four channels, and all of fewer.
 PUBLISHED_GUIDANCE_CHANNELS = 3
@@ -108,14 +109,16 @@ class SamplerConfig:
         for name, least in (("steps", 1), ("power", 1), ("window", 0), ("window_start", 0), ("guidance_channels", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"sampler {name} is {getattr(self, name)}; it must be at least {least}")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"sampler steps is {self.steps}; it must be at most {MOST_STEPS:,}")
         if self.kind == "discrete" and self.steps > ddpm.TRAIN_STEPS:
             raise ValueError(f"sampler steps is {self.steps}; the noising chain has {ddpm.TRAIN_STEPS}")
         if not 0 < self.shift < math.inf:
             raise ValueError(f"shift is {self.shift}; it must be a positive number")
         if self.shift != 1 and self.kind == "discrete":
             raise ValueError(f"shift is {self.shift}, which a discrete chain does not have; leave it at 1")
-        if self.diffusion_norm <= 0:
-            raise ValueError(f"diffusion_norm is {self.diffusion_norm}; it must be positive")
+        if not 0 < self.diffusion_norm < math.inf:
+            raise ValueError(f"diffusion_norm is {self.diffusion_norm}; it must be a positive number")
         if not 0 < self.last_step_size < 1:
             raise ValueError(f"last_step_size is {self.last_step_size}; it must be between 0 and 1")
         if not math.isfinite(self.guidance):

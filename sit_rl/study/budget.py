@@ -37,7 +37,9 @@ COUNTS: dict[str, Callable[[Config], Iterator[float]]] = {"images": images_of_st
 
 
 def spent(config: Config, what: str) -> float:
-    """Images or velocity evaluations of the whole training of a config."""
+    """Images or velocity evaluations of the whole training of a config; ValueError for more than MOST_STEPS steps."""
+    if config.steps > MOST_STEPS:
+        raise ValueError(f"steps is {config.steps:,}; a study's runs have at most {MOST_STEPS:,}")
     return next(itertools.islice(COUNTS[what](config), config.steps - 1, None))
 
 

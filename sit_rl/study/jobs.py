@@ -6,7 +6,6 @@ resumes. A run that fails does not stop the others.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -22,12 +21,11 @@ from typing import Any
 
 import torch
 
-from fastfid.runtime.input_files import read_text, reading
 from sit_rl.config import Config, differences, resolve
 from sit_rl.config_files import load_config
 from sit_rl.options.option import dashed
-from sit_rl.runs.summary import load_summary
-from sit_rl.study.one_run import RESULT
+from sit_rl.runs.summary import SAMPLERS, SUMMARY, load_summary
+from sit_rl.study.one_run import RESULT, load_evaluation
 from sit_rl.study.plan import Row, Study, with_seed
 
 CONFIG = "wanted.yaml"  # in a run's folder: what the study wants of it; a run writes its own config.yaml
@@ -55,16 +53,17 @@ class Job:
             else (f"{self.row.name}, seed {self.seed}")
         )
 
+    @property
+    def result_file(self) -> Path:
+        """Where the finished run leaves what it found."""
+        return self.folder / (SUMMARY if self.row.trained else RESULT)
+
     def result(self) -> dict[str, Any] | None:
         """What the finished run found: its summary, or its evaluation; None if it is not finished."""
         if self.row.trained:
-            return load_summary(self.folder) if (self.folder / "summary.json").is_file() else None
-        path = self.folder / RESULT
-        if not path.is_file():
-            return None
-        with reading(path, "delete it, and the study makes it again"):
-            found: dict[str, Any] = json.loads(read_text(path))
-            return found if found["ode"] is not None and found["sde"] is not None else None
+            return load_summary(self.folder) if self.result_file.is_file() else None
+        found = load_evaluation(self.folder)
+        return found if all(found[sampler] is not None for sampler in SAMPLERS) else None
 
 
 def jobs_of(study: Study, out: Path, threads: int) -> list[Job]:

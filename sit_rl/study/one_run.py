@@ -12,12 +12,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 
 from fastfid.cli.command_line import parse
-from fastfid.runtime.input_files import read_text
+from fastfid.runtime.input_files import read_text, reading
 from sit_rl.command_line import run_command
 from sit_rl.components.build import build_components
 from sit_rl.components.checks import check_inputs
@@ -26,6 +27,7 @@ from sit_rl.config_files import load_config
 from sit_rl.files.atomic import write_json
 from sit_rl.ranks.process_group import process_group
 from sit_rl.runs.run_folder import locked_folder
+from sit_rl.runs.summary import SAMPLERS
 from sit_rl.train import run_in_group
 from sit_rl.training.held_out import evaluate_model
 
@@ -71,7 +73,7 @@ def evaluate_only(config: Config, device: torch.device) -> None:
     check_inputs(config)
     path = config.run_folder / RESULT
     with locked_folder(config.run_folder):
-        known = {name: None for name in ("ode", "sde")} | (json.loads(read_text(path)) if path.is_file() else {})
+        known = load_evaluation(config.run_folder)
         components = build_components(config, device, progress=False)
         for name, sampler in (("ode", config.evaluation.ode), ("sde", config.evaluation.sde)):
             if known[name] is None:
@@ -80,6 +82,19 @@ def evaluate_only(config: Config, device: torch.device) -> None:
                     seed=config.seed, batch=config.rollout.batch, label=f"evaluate {name}",
                 ).metrics  # fmt: skip
                 write_json(path, known | {"config": config.to_dict()})
+
+
+def load_evaluation(folder: Path) -> dict[str, Any]:
+    """What evaluation.json of a run folder holds, with None for a sampler that has no result yet.
+
+    ValueError or OSError, which names the file, for another content.
+    """
+    path, nothing = folder / RESULT, dict.fromkeys(SAMPLERS)
+    if not path.is_file():
+        return dict(nothing)
+    with reading(path, "delete it, and the study makes it again", "as an evaluation"):
+        found: dict[str, Any] = nothing | json.loads(read_text(path))
+        return found
 
 
 if __name__ == "__main__":

@@ -20,18 +20,26 @@ control: rolling                       default: the first row
 from __future__ import annotations
 
 import itertools
+import math
 import re
+import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastfid.runtime.errors import shown
+from fastfid.runtime.errors import one_line, shown
+from fastfid.runtime.input_files import reading
 from sit_rl.config import Config, resolve
 from sit_rl.config_files import read_yaml, with_plain_values
+from sit_rl.options.option import LARGEST
 from sit_rl.presets import PRESETS
 from sit_rl.study.budget import COUNTS, matched_steps, spent
 
 FILE_BYTES = 1 << 18  # a study of a thousand rows takes less
+MOST_ROWS = 10_000  # each is checked, which takes a millisecond, and runs for minutes at least
+MOST_TOLD = 600  # characters of a sentence about a study, in which names of rows may be long
+LONGEST_SLUG = 200  # bytes of a folder's name, beside the seed; file systems take 255
 KEYS = ("preset", "seeds", "match", "settings", "rows", "grid", "evaluate", "guidance", "control")
 BASE = "base"  # name of the untrained model as a row
 SAMPLERS = ("evaluate_ode", "evaluate_sde")
@@ -77,10 +85,11 @@ class Study:
 def read_study(path: Path) -> Study:
     """The study of a YAML file; ValueError in one sentence that names the file, the key and its value."""
     values = read_yaml(path, FILE_BYTES, "correct the file")
-    try:
-        return study_of(path.stem, values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    with reading(path, "correct the file"):
+        try:
+            return study_of(path.stem, values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {one_line(error, MOST_TOLD)}") from None
 
 
 def study_of(name: str, values: Any) -> Study:
@@ -102,7 +111,7 @@ def study_of(name: str, values: Any) -> Study:
 
 
 def _preset(name: Any) -> Config:
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset is {shown(repr(name))}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name][1]
 
@@ -110,13 +119,15 @@ def _preset(name: Any) -> Config:
 def _match(words: Any) -> tuple[str, ...]:
     found = tuple(words) if isinstance(words, list) else (words,)
     for word in found:
-        if word not in COUNTS:
+        if not isinstance(word, str) or word not in COUNTS:
             raise ValueError(f"match has {shown(repr(word))}; choose images, compute, or both")
+    if len(set(found)) < max(1, len(found)):
+        raise ValueError(f"match is {shown(repr(words))}; choose images, compute, or both, each once")
     return found
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
-    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int or not 0 <= s <= LARGEST for s in seeds):
         raise ValueError(f"seeds is {shown(repr(seeds))}; write a list of numbers from 0 on, such as [0, 1, 2]")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds is {shown(repr(seeds))}, which names one twice")
@@ -143,6 +154,9 @@ def _grid(rows: dict[str, dict[str, Any]], grid: Any) -> dict[str, dict[str, Any
     for key, choices in axes.items():
         if not isinstance(choices, list) or not choices:
             raise ValueError(f"grid has {key}: {shown(repr(choices))}; write a list of values")
+    combinations = len(rows) * math.prod(map(len, axes.values()))
+    if combinations > MOST_ROWS:
+        raise ValueError(f"grid makes {combinations:,} rows; a study has at most {MOST_ROWS:,}")
     out = {}
     for name, changes in rows.items():
         for values in itertools.product(*axes.values()):
@@ -153,6 +167,7 @@ def _grid(rows: dict[str, dict[str, Any]], grid: Any) -> dict[str, dict[str, Any
 
 def _changed(base: Config, changes: dict[str, Any], where: str) -> Config:
     """The base with a row's changes, checked; ValueError that names the row."""
+    _require_names(changes, where)
     chosen = ("seed", "out", "resume", "dry_run", "preset", *(() if where == "settings" else ("steps",)))
     fixed = [key for key in chosen if key in changes]
     try:
@@ -168,12 +183,13 @@ def _changed(base: Config, changes: dict[str, Any], where: str) -> Config:
 def _trained(configs: dict[str, Config], control: Config | None, match: tuple[str, ...]) -> list[Row]:
     """Each trained row with the steps that match the control's budget: one row for both if they are equal."""
     rows = []
+    of_control = {what: spent(resolve(control), what) for what in match} if control else {}
     for name, config in configs.items():
         full = resolve(config)
         by_steps: dict[int, list[str]] = {}
         for what in match:
             try:
-                budget = spent(resolve(control or config), what)
+                budget = of_control[what] if control else spent(full, what)
                 by_steps.setdefault(matched_steps(full, what, budget), []).append(what)
             except ValueError as error:
                 raise ValueError(f"row {name}, matched by {what}: {error}") from None
@@ -193,6 +209,7 @@ def _evaluated(values: dict[str, Any], configs: dict[str, Config], base: Config)
                 f"row {name}: of is {shown(repr(of))}, which is no row; choose {', '.join((BASE, *configs))}"
             )
         changes = {key: value for key, value in changes.items() if key != "of"}
+        _require_names(changes, f"row {name}")
         wrong = [key for key in changes if not key.startswith("evaluate_") or key.startswith("evaluate_every")]
         if wrong:
             raise ValueError(f"row {name}: {wrong[0]} has no effect without training; set evaluate_… or move the row")
@@ -207,9 +224,9 @@ def _guidance(sweep: Any) -> dict[str, dict[str, Any]]:
         return {}
     sweep = _table(sweep, "guidance", ("of", "scales", "intervals"))
     of, scales, intervals = sweep.get("of", [BASE]), sweep.get("scales"), sweep.get("intervals", [[0.0, 1.0]])
-    if not isinstance(scales, list) or not scales or not all(type(s) in (int, float) for s in scales):
+    if not isinstance(scales, list) or not scales or not all(map(_is_number, scales)):
         raise ValueError(f"guidance has scales {shown(repr(scales))}; write a list of numbers such as [1.1, 1.25]")
-    if not isinstance(intervals, list) or not all(isinstance(i, list) and len(i) == 2 for i in intervals):
+    if not isinstance(intervals, list) or not intervals or not all(map(_is_interval, intervals)):
         raise ValueError(f"guidance has intervals {shown(repr(intervals))}; write pairs such as [[0, 1], [0.2, 0.8]]")
     rows = {}
     for row, scale, (first, last) in itertools.product(of if isinstance(of, list) else [of], scales, intervals):
@@ -217,6 +234,22 @@ def _guidance(sweep: Any) -> dict[str, dict[str, Any]]:
         guided = {"guidance": float(scale), "guidance_from": float(first), "guidance_until": float(last)}
         rows[f"{row} + guidance {scale:g}{within}"] = {"of": row} | dict.fromkeys(SAMPLERS, guided)
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float holds."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _require_names(changes: dict[Any, Any], where: str) -> None:
+    """ValueError for a key that is no text, as YAML's numbers are."""
+    other = next((key for key in changes if not isinstance(key, str)), None)
+    if other is not None:
+        raise ValueError(f"{where} has the key {shown(repr(other))}, which is no name of a setting")
 
 
 def _table(value: Any, what: str, keys: tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -232,10 +265,16 @@ def _check_names(rows: list[Row]) -> None:
     """ValueError for no rows, and for two rows that would share a folder."""
     if not rows:
         raise ValueError("there is nothing to run: give rows, grid, evaluate or guidance")
-    slugs = [row.slug for row in rows]
+    if len(rows) > MOST_ROWS:
+        raise ValueError(f"there are {len(rows):,} rows; a study has at most {MOST_ROWS:,}")
+    slugs = Counter(row.slug.casefold() for row in rows)  # some file systems do not tell A from a
     for row in rows:
-        if slugs.count(row.slug) > 1:
+        if slugs[row.slug.casefold()] > 1:
             raise ValueError(f"two rows would have the folder {row.slug}; give them names that differ in letters")
+        if len(row.slug.encode()) > LONGEST_SLUG:
+            raise ValueError(f"row {shown(row.name)} has a name of {len(row.name)} characters; give it a shorter one")
+        if not row.name.isprintable():
+            raise ValueError(f"row {shown(row.name)} has a control character in its name; remove it")
 
 
 def with_seed(row: Row, seed: int, folder: Path) -> Config:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from fastfid.runtime.input_files import reading
 from sit_rl.config import Config, resolve
 from sit_rl.runs.summary import SAMPLERS, relative_change
 from sit_rl.study.budget import spent
@@ -73,22 +75,29 @@ def _first(names: str | list[str]) -> str:
 
 
 def collect(study: Study, jobs: Sequence[Job]) -> list[Found]:
-    """The changes of every finished run."""
+    """The changes of every finished run; ValueError, which names the file, for a result of another content."""
     results = [(job, result) for job in jobs if (result := job.result()) is not None]
     bases = {job.seed: result for job, result in results if job.row.name == BASE}
-    rewarded = {network for job, _ in results if job.row.trained for network in _rewarded(job, results)}
+    rewarded = {network for job, result in results if job.row.trained for network in _rewarded(job, result)}
     out = []
     for job, result in results:
         before = result["before"] if job.row.trained else bases.get(job.seed)
         if before is not None and job.row.name != BASE:
-            out.append(_found(job, before, result["after"] if job.row.trained else result, result["config"], rewarded))
+            after = result["after"] if job.row.trained else result
+            with _reading(job):
+                out.append(_found(job, before, after, result["config"], rewarded))
     return out
 
 
-def _rewarded(job: Job, results: Sequence[tuple[Job, dict[str, Any]]]) -> set[str]:
-    result = next(result for each, result in results if each is job)
-    networks = networks_of(result["after"]["ode"], result["config"])
-    return {name for name, values in networks.items() if values["rewarded"]}
+def _reading(job: Job) -> AbstractContextManager[None]:
+    """The boundary around what a result file holds."""
+    return reading(job.result_file, "delete it, and the study makes it again", "as a result")
+
+
+def _rewarded(job: Job, result: dict[str, Any]) -> set[str]:
+    with _reading(job):
+        networks = networks_of(result["after"]["ode"], result["config"])
+        return {name for name, values in networks.items() if values["rewarded"]}
 
 
 def _found(
