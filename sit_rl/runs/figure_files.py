@@ -5,25 +5,52 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from fastfid.runtime.atomic_files import write_atomically
+from fastfid.runtime.input_files import reading
+from fastfid.runtime.mapped_arrays import open_numpy
 from sit_rl.components.image_sets import tile
-from sit_rl.runs.log import GRID_COLUMNS
-from sit_rl.runs.summary import sampler_kinds
+from sit_rl.runs.log import GRID_COLUMNS, say
+from sit_rl.runs.summary import SAMPLERS, sampler_kinds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Pixels = npt.NDArray[np.uint8]
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#888888"
 
 
 def save_samples(folder: Path, name: str, images: torch.Tensor) -> None:
     """Save the first evaluation images uint8 [n, C, H, W] for the report, as figures/<name>.npy."""
     (folder / "figures").mkdir(exist_ok=True)
-    np.save(folder / "figures" / f"{name}.npy", images.numpy())
+    write_atomically(_samples_file(folder, name), lambda file: np.save(file, images.numpy()))
+
+
+def saved_samples(folder: Path, name: str) -> Pixels | None:
+    """The images that `save_samples` wrote; None without the file, and, with a note, for one that is damaged."""
+    path = _samples_file(folder, name)
+    if not path.exists():
+        return None
+    try:
+        with reading(path, "the report goes without it", "as images"):
+            found = open_numpy(path)
+            if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 4 or 0 in found.shape:
+                raise ValueError("it holds no images uint8 [n, C, H, W]")
+            if found.shape[1] not in (1, 3):
+                raise ValueError(f"its images have {found.shape[1]} channels")
+            return np.array(found)
+    except (ValueError, OSError) as damaged:
+        say(f"note: {damaged}")
+        return None
+
+
+def _samples_file(folder: Path, name: str) -> Path:
+    return folder / "figures" / f"{name}.npy"
 
 
 def draw_curve(summary: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
@@ -65,17 +92,15 @@ def draw_curve(summary: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
 
 def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
     """Sample grids before and after training, side by side, one row per sampler; None without the files."""
-    names = [[f"{when}_{sampler}" for when in ("before", "after")] for sampler in ("ode", "sde")]
-    paths = [[folder / "figures" / f"{name}.npy" for name in row] for row in names]
-    if not all(p.is_file() for row in paths for p in row):
+    images = [[saved_samples(folder, f"{when}_{sampler}") for when in ("before", "after")] for sampler in SAMPLERS]
+    if any(each is None for row in images for each in row):
         return None
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(9, 9.4))
     for row, kind in enumerate(kinds):
         for column, when in enumerate(("before", "after")):
-            axes[row, column].imshow(
-                tile(np.load(paths[row][column]), GRID_COLUMNS), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-            )
+            picture = tile(cast(Pixels, images[row][column]), GRID_COLUMNS)
+            axes[row, column].imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes[row, column].set_title(f"{kind}, {when}", fontsize=10)
             axes[row, column].axis("off")
     return png(figure)

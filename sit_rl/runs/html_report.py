@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import IO, Any
 
 from fastfid.pages.charts import number
 from fastfid.pages.pictures import png
 from fastfid.pages.templates import template
+from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.input_files import reading
 from sit_rl.components.image_sets import tile
 from sit_rl.config import resolve
 from sit_rl.files.atomic import write_text
 from sit_rl.files.lock import is_held
 from sit_rl.presets import PRESETS
-from sit_rl.runs.figure_files import draw_curve, draw_samples
+from sit_rl.runs.figure_files import draw_curve, draw_samples, saved_samples
 from sit_rl.runs.log import GRID_COLUMNS, PHASES, read_metrics
 from sit_rl.runs.network_figure import draw_networks, gap_in_words
 from sit_rl.runs.report_charts import distance_charts, network_charts, training_charts
@@ -41,25 +41,26 @@ def write_run_report(folder: Path) -> Path:
             status = "its process has ended without a word; the same command resumes it"
         networks = draw_networks(summary, records) if status == "finished" else None
         page = _page(folder, summary, records, status)
-    if status == "finished":
-        _write_figures(folder, summary, records, networks)
+        figures = _figures(folder, summary, records, networks) if status == "finished" else {}
+    for name, figure in figures.items():
+        (folder / "figures").mkdir(exist_ok=True)
+        write_atomically(folder / "figures" / f"{name}.png", partial(_write, figure))
     path = folder / "report.html"
     write_text(path, page)
     return path
 
 
-def _write_figures(
+def _figures(
     folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], networks: bytes | None
-) -> None:
-    (folder / "figures").mkdir(exist_ok=True)
-    drawn = {
-        "networks": networks,
-        "curve": draw_curve(summary, records),
-        "samples": draw_samples(folder, sampler_kinds(summary)),
-    }
-    for name, figure in drawn.items():
-        if figure is not None:
-            (folder / "figures" / f"{name}.png").write_bytes(figure)
+) -> dict[str, bytes]:
+    """The PNG files of figures/, by name."""
+    curve, samples = draw_curve(summary, records), draw_samples(folder, sampler_kinds(summary))
+    drawn = {"networks": networks, "curve": curve, "samples": samples}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _write(figure: bytes, file: IO[bytes]) -> None:
+    file.write(figure)
 
 
 def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], status: str) -> str:
@@ -109,12 +110,13 @@ def _flips(folder: Path, kinds: list[str]) -> list[dict[str, Any]]:
     """For each sampler, images before training and the newest ones, of the same noise and labels."""
     found = []
     for sampler, kind in zip(SAMPLERS, kinds, strict=True):
-        before, now, after = (folder / "figures" / f"{when}_{sampler}.npy" for when in ("before", "now", "after"))
-        later, name = (after, "after training") if after.is_file() else (now, "newest evaluation")
-        if before.is_file() and later.is_file():
+        before, after = (saved_samples(folder, f"{when}_{sampler}") for when in ("before", "after"))
+        name = "newest evaluation" if after is None else "after training"
+        later = saved_samples(folder, f"now_{sampler}") if after is None else after
+        if before is not None and later is not None:
             both = [
-                {"name": title, "png": png(tile(np.load(path), GRID_COLUMNS), PICTURE)}
-                for title, path in (("before training", before), (name, later))
+                {"name": title, "png": png(tile(images, GRID_COLUMNS), PICTURE)}
+                for title, images in (("before training", before), (name, later))
             ]
             found.append({"id": sampler, "title": f"{kind} sampler", "before": both[0], "after": both[1]})
     return found

@@ -70,7 +70,7 @@ class Live:
         try:
             write_json(self.config.run_folder / PROGRESS, self.summary(status))
             write_run_report(self.config.run_folder)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if not self._told:
                 say(f"note: the report of the run under way could not be written ({error}); the training goes on")
             self._told = True

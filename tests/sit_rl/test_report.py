@@ -1,13 +1,16 @@
 """The report escapes what it shows, survives missing parts, and its table says what the summary says."""
 
 import json
+import os
 import re
 
 import numpy as np
 import pytest
+import torch
 
 from sit_rl import compare, report
 from sit_rl.files.lock import held
+from sit_rl.runs.figure_files import save_samples
 from sit_rl.runs.html_report import write_run_report
 from sit_rl.runs.log import Clock, RunLog, read_metrics
 from sit_rl.runs.results import network_table
@@ -43,6 +46,29 @@ def test_report_without_samples_or_rewards(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
     page = write_run_report(tmp_path).read_text()
     assert "data:image" not in page and "Rewards of the candidate subsets" not in page and "http-equiv" not in page
+
+
+@pytest.mark.parametrize("kind", ["cut", "objects", "channels", "nothing", "pipe"])
+def test_damaged_samples_cost_the_report_its_pictures_alone(tmp_path, capsys, kind):
+    """A run that was killed while it saved them would otherwise fail at its very end."""
+    (tmp_path / "summary.json").write_text(json.dumps(summary()))
+    for when in ("before", "after"):
+        for sampler in ("ode", "sde"):
+            save_samples(tmp_path, f"{when}_{sampler}", torch.zeros(4, 1, 5, 5, dtype=torch.uint8))
+    assert write_run_report(tmp_path).read_text().count("data:image") == 4
+    path = tmp_path / "figures" / "after_ode.npy"
+    whole = path.read_bytes()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "cut":
+        path.write_bytes(whole[:-3])
+    else:
+        shape = {"channels": (4, 5, 5, 5), "nothing": (0, 1, 5, 5), "objects": (4, 1, 5, 5)}[kind]
+        np.save(path, np.zeros(shape, object if kind == "objects" else np.uint8))
+    page = write_run_report(tmp_path).read_text()
+    assert page.count("data:image") == 2
+    assert f"note: {path} " in capsys.readouterr().out
 
 
 def test_report_shows_everything_that_a_run_tells(tmp_path):
