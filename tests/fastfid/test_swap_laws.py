@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastfid import SwapEngine
+from fastfid.backend import cpp_obstacle
 from tests.support import oracles
 from tests.support.swap_sets import EXACT, allowance, engine_of, law, moments, shapes
 
@@ -19,7 +20,7 @@ def test_rows_swapped_for_themselves_change_nothing(shape):
     scale = engine.distance + engine.real.trace + engine.prepared.trace
     assert abs(change).max() <= 1e-12 * scale
     # asked for by name, the unpivoted kernel meets the same unless the removal alone empties a direction
-    if shape[0] - 1 - shape[2] >= engine.real.rank:
+    if not cpp_obstacle(torch.device("cpu")) and shape[0] - 1 - shape[2] >= engine.real.rank:
         by_name = SwapEngine(engine.real, reference, backend="cpp", **EXACT).change(removed, reference[removed])
         assert abs(by_name).max() <= 1e-12 * scale
 
