@@ -57,7 +57,7 @@ from sit_rl.runs.summary import PROGRESS, SUMMARY, shown, summary_table
 from sit_rl.training.held_out import METRICS, evaluate_model
 from sit_rl.training.live import Live
 from sit_rl.training.loop import train
-from sit_rl.training.state import State, exported, read_values, start
+from sit_rl.training.state import State, exported, read_values, require_own, start
 
 # Images shown in the report: ten of each of ten classes, in columns by class.
 GRID = 100
@@ -178,6 +178,8 @@ def run_alone(config: Config, device: torch.device, clock: Clock) -> None:
     """`run` inside its locked folder; Preempted, after a message, where it was told to stop."""
     path = checkpoint_to_resume(config)
     values = None if path is None else read_values(path)
+    if path is not None and values is not None:
+        require_own(path, values, config)
     clock.continue_from(values and values["seconds"])
     try:
         with clock.phase("setup"):

@@ -155,6 +155,11 @@ def _order(path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2] or 0)
 
 
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name states; ValueError for another name."""
+    return _order(path)[0]
+
+
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint of a run; None if there is none."""
     return next(reversed(checkpoints(folder)), None)
@@ -223,11 +228,18 @@ def names(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
 
 def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names start with `prefix.`, by the rest of the name: `ema` gives the averaged weights."""
+    """The tensors whose names start with `prefix.`, by the rest of the name: `ema` gives the averaged weights.
+
+    ValueError if the checkpoint is damaged, or has none.
+    """
+    verify(path)
     wanted = {name: kind for name, kind in names(path).items() if name.startswith(prefix + ".")}
     if not wanted:
         raise ValueError(f"checkpoint {path} has no part {prefix!r}")
-    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
+    try:
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
+    except RuntimeError as error:  # sizes that no memory holds
+        raise _damaged(path, error) from None
     load_tensors(path, tensors)
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items()}
 

@@ -16,6 +16,7 @@ from fastfid import FeatureExtractor, feature_extractor
 from fastfid.images.source import counted
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.distributed import from_main
+from fastfid.runtime.hashes import sha256
 from fastfid.statistics.statistics import Statistics
 from sit_rl.components.image_sets import tile
 from sit_rl.components.own_images import OwnImages
@@ -156,6 +157,12 @@ def flow_data(plan: OwnPlan, images: OwnImages, device: torch.device) -> tuple[F
     return FlowData(torch.cat(parts), images.train.labels, plan.mirror), decode
 
 
+def _identity(plan: OwnPlan) -> str:
+    """SHA-256 of what decides the weights of a pretraining; a checkpoint of another one must not be continued."""
+    of_vae = plan.vae and plan.vae[1]
+    return sha256([repr((plan.shape, plan.settings, of_vae, plan.mirror, plan.crop, plan.train, plan.heldout))])
+
+
 class State:
     """What changes during a pretraining, and is saved: weights, their average, the optimiser."""
 
@@ -164,6 +171,7 @@ class State:
         self.model = SiT(plan.shape).to(device)
         self.average = EMA(self.model, plan.settings.ema)
         self.optimizer = optimizer_of(self.model, plan.settings)
+        self.plan = _identity(plan)
         self.done, self.seconds = 0, 0.0
         self.curve: list[str] = []
         self.losses: list[float] = []  # since the last point of the curve
@@ -181,10 +189,10 @@ class State:
     def values(self) -> dict[str, Any]:
         """The plain values of a checkpoint."""
         return {"iteration": self.done, "seconds": self.seconds, "curve": self.curve, "facts": self.facts,
-                "losses": self.losses}  # fmt: skip
+                "losses": self.losses, "plan": self.plan}  # fmt: skip
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint; ValueError if it is damaged or of another version."""
+        """Continue from a checkpoint; ValueError if it is damaged, of another version or of another pretraining."""
         values = checkpoint.load_values(path)
         try:
             self.done, self.seconds = int(values["iteration"]), float(values["seconds"])
@@ -192,6 +200,8 @@ class State:
             self.losses = [float(loss) for loss in values["losses"]]
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"checkpoint {path} was not written by this version; {checkpoint.remedy(path)}") from None
+        if values.get("plan", self.plan) != self.plan or self.done != checkpoint.step_of(path):
+            raise ValueError(f"checkpoint {path} is of another pretraining or step; {checkpoint.remedy(path)}")
         for p in (p for p in self.model.parameters() if p.requires_grad):
             zeros = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **zeros}

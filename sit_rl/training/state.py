@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sit_rl.components.build import Components
-from sit_rl.config import Config
+from sit_rl.config import Config, may_change, places, plain
 from sit_rl.estimators.merging import load_policy
 from sit_rl.learner import checkpoint, guards
 from sit_rl.learner.learner import Learner
@@ -18,6 +18,7 @@ from sit_rl.models.conditions import Conditions
 from sit_rl.models.finite_weights import require_finite_start
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.models.open_model import save_weights
+from sit_rl.options.option import dashed
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.components import RewardSide
 from sit_rl.reward.rolling_reference import ReferenceSet
@@ -44,6 +45,24 @@ def read_values(path: Path) -> dict[str, Any]:
                 f"checkpoint {path} has {name} {values[name]!r}, which is not of its type; {checkpoint.remedy(path)}"
             )
     return values
+
+
+def require_own(path: Path, values: dict[str, Any], config: Config) -> None:
+    """ValueError for a checkpoint of another run, or of another step than its folder's name says.
+
+    A copy from elsewhere is whole, so that its hashes are right.  Fields that an earlier version did not have, and
+    those that a resume may change, are not compared.
+    """
+    if checkpoint.step_of(path) != values["step"]:
+        raise ValueError(f"checkpoint {path} is of step {values['step']}, not of its name's; {checkpoint.remedy(path)}")
+    saved = values["config"]
+    fixed = (name for name in places() if name in saved and name != "steps" and not may_change(name))
+    other = next((name for name in fixed if saved[name] != plain(config[name])), None)
+    if other is not None:
+        raise ValueError(
+            f"checkpoint {path} is of a run with another {dashed(other)}, {saved[other]}, not {plain(config[other])}; "
+            f"{checkpoint.remedy(path)}"
+        )
 
 
 @dataclass
