@@ -239,6 +239,8 @@ def chosen_bandwidth(bandwidth: float | str, *sets: Tensor) -> float:
     """σ; "median": the median distance of at most MEDIAN_ROWS rows of each set, pooled."""
     if bandwidth == "median":
         bandwidth = _median_distance(torch.cat([_evenly_spaced(x) for x in sets]).to(torch.float64))
+        if not math.isfinite(bandwidth):
+            raise ValueError("distances of these features leave float64; scale the features, or pass a bandwidth")
         if bandwidth == 0:
             raise ValueError("the median distance is 0, most rows are identical; pass a bandwidth in feature units")
     if isinstance(bandwidth, str) or not 0 < bandwidth < math.inf:

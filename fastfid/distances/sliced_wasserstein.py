@@ -77,6 +77,13 @@ def mean_quantiles(ordered: Tensor, area: Tensor, count: int) -> Tensor:
     return (area[:, whole] + part * height / n).diff(dim=1) * count
 
 
+def check_squares(ordered: Tensor) -> None:
+    """ValueError where squares of sorted projections [L, n] leave float64."""
+    ends = torch.stack([ordered[:, 0], ordered[:, -1]])
+    if not torch.isfinite((2 * ends).square().sum() * ordered.shape[1]):
+        raise ValueError("squares of these features leave float64; divide the features by a common number")
+
+
 def transport_cost(generated: Tensor, real: Tensor) -> Tensor:
     """∫ (F⁻¹ − G⁻¹)² [l] of sorted projections [l, N] and [l, n]."""
     quantiles = mean_quantiles(real, area_below(real), generated.shape[1])
@@ -99,10 +106,12 @@ class SortedReal:
         self.centre, self.dim = mean_row(real), real.shape[1]
         self.directions = orthogonal_directions(directions, self.dim, seed).to(real.device)
         self._sorted = project(real, self.centre, self.directions).sort(dim=1).values
+        check_squares(self._sorted)
 
     def distance(self, generated: Tensor) -> float:
         """3d times the mean cost over the directions, of features [N, d]."""
         ordered = project(generated, self.centre, self.directions).sort(dim=1).values
+        check_squares(ordered)
         step = max(1, CHUNK // max(ordered.shape[1], self._sorted.shape[1]))
         costs = [transport_cost(ordered[of], self._sorted[of]) for of in blocks(len(ordered), step)]
         return FACTOR * self.dim * torch.cat(costs).mean().item()

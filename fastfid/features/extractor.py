@@ -108,6 +108,10 @@ class FeatureExtractor:
             return torch.empty(0, self.dim, device=self.device)
         with evaluation_mode(self.network, self.prepare), full_float32(self.device):
             features: Tensor = self.network(self._prepared(images))
+        if not isinstance(features, Tensor):
+            raise ValueError(
+                f"{self.name} returned a {type(features).__name__}; it must return a tensor ({len(images)}, {self.dim})"
+            )
         if features.shape != (len(images), self.dim):
             raise ValueError(
                 f"{self.name} returned shape {tuple(features.shape)} for {len(images)} images; "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, counted, decoded_block
-from fastfid.runtime.devices import dense
+from fastfid.runtime.devices import as_tensor, require_values
 from fastfid.runtime.errors import shown
 from fastfid.runtime.input_files import reading
 from fastfid.runtime.mapped_arrays import npz_array, npz_shape, open_numpy
@@ -36,6 +36,8 @@ class ArrayImages(ImageSource):
         self.layout = _layout(name, tuple(array.shape))
         if len(array) == 0:
             raise ValueError(f"{name} holds no images")
+        if 0 in array.shape:
+            raise ValueError(f"{name} has shape {tuple(array.shape)}, images without pixels")
         _check_number_type(name, array, value_range)
         self.classes = None if classes is None else class_names(classes)
         if self.classes is not None and len(self.classes) != len(array):
@@ -86,8 +88,8 @@ def to_uint8(
     layout = layout or _layout(name, tuple(images.shape))
     _check_number_type(name, images, value_range)
     if isinstance(images, np.ndarray):  # np.array copies, so a batch never aliases a read-only memory map
-        images = torch.from_numpy(np.array(images, images.dtype.newbyteorder("=")))
-    x = images.detach()
+        images = np.array(images, images.dtype.newbyteorder("="))
+    x = as_tensor(images, name).detach()
     x = _channels_first(x, layout)
     if not x.is_floating_point():
         return x.contiguous()
@@ -173,7 +175,8 @@ def _channels_first(block: Tensor, layout: str) -> Tensor:
 
 def _check_number_type(name: str, array: Tensor | np.ndarray, value_range: tuple[float, float] | None) -> None:
     if isinstance(array, Tensor):
-        dtype = str(dense(array, name).dtype).removeprefix("torch.")
+        require_values(array, name)
+        dtype = str(array.dtype).removeprefix("torch.")
     else:
         dtype = str(array.dtype.newbyteorder("="))
     if dtype.startswith(("float", "bfloat")):

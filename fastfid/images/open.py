@@ -6,6 +6,7 @@ file and the remedy.  folders_and_zips.py, tars.py, arrays.py and streams.py des
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def open_images(
     FileNotFoundError for a missing path, ValueError for an empty, unreadable or unsuitable one.
     """
     if value_range is not None:
-        _check_range(value_range)
+        check_range(value_range)
     if isinstance(source, ImageSource):
         return source
     if isinstance(source, Tensor | np.ndarray):
@@ -107,10 +108,11 @@ def _tars_of(pattern: Path, files: list[Path]) -> list[Path]:
     return files
 
 
-def _check_range(value_range: Any) -> None:
-    """ValueError unless these are two numbers in ascending order."""
+def check_range(value_range: Any) -> None:
+    """ValueError unless these are two finite numbers in ascending order."""
     numbers = isinstance(value_range, tuple | list) and all(isinstance(end, int | float) for end in value_range)
-    if not (numbers and len(value_range) == 2 and value_range[0] < value_range[1]):
+    ordered = numbers and len(value_range) == 2 and value_range[0] < value_range[1]
+    if not (ordered and math.isfinite(value_range[1] - value_range[0])):
         raise ValueError(f"value_range is {value_range!r}; pass two numbers (low, high) with low < high")
 
 

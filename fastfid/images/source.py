@@ -6,7 +6,7 @@ Legend: n images, C channels, H×W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +109,15 @@ def checked_size(size: int) -> int:
 
 
 def class_names(labels: Any) -> list[str]:
-    """Class labels of any kind, names or numbers, as text: 3, 3.0 and "3" are one class."""
+    """Class labels of any kind, names or numbers, as text: 3, 3.0 and "3" are one class.
+
+    ValueError for what is not one name or number an image.
+    """
+    if not hasattr(labels, "tolist") and not isinstance(labels, Iterable):
+        raise ValueError(f"labels are given as a {type(labels).__name__}; give a name or a number for each image")
     plain = labels.tolist() if hasattr(labels, "tolist") else [getattr(x, "item", lambda x=x: x)() for x in labels]
+    if not isinstance(plain, list) or any(isinstance(x, list | tuple | dict) for x in plain):
+        raise ValueError("labels are no list of names or numbers, one for each image; flatten them")
     return [str(int(x)) if isinstance(x, float) and x.is_integer() else str(x) for x in plain]
 
 

@@ -40,6 +40,7 @@ from fastfid.swap.checks import check_finite
 # Norm of the gradient in scaled variables at which the trust region ends: there a step lowers the loss, about 1, by
 # 1e-10.  At 1e-8 the change would be rounding.  Plain Newton steps, which need no loss, go on from there.
 NEAR, CONVERGED = 1e-5, 1e-10
+FARTHEST = 1e8  # standard deviations; at 1e10 the fit does not converge, at 1e100 it does not end (measured)
 STEPS = 200  # of the trust region; d = 128 and strengths of 0.1 to 1e-4 need 7 to 10
 NEWTON_STEPS = 5  # each about squares the norm
 
@@ -63,7 +64,7 @@ class DensityRatioReward:
     ):
         if penalty not in ("l2", "r1"):
             raise ValueError(f"unknown penalty {penalty!r}; choose l2 or r1")
-        if not 0 < strength < float("inf"):
+        if not isinstance(strength, int | float) or not 0 < strength < float("inf"):
             raise ValueError(f"strength is {strength}; without a positive penalty a separable set has no discriminator")
         self.name, self.penalty, self.strength = name, penalty, strength
         self.real = checked_real(real)
@@ -71,6 +72,8 @@ class DensityRatioReward:
         rows = self.real.to(torch.float64)
         self.centre, cov = rows.mean(0), torch.atleast_2d(torch.cov(rows.T))
         scale = cov.trace() / len(cov)
+        if not torch.isfinite(scale):
+            raise ValueError("squares of the real features leave float64; divide both sides' features by a number")
         if not scale > 0:
             raise ValueError(f"the {len(rows)} real rows are all the same; pass features that differ")
         self.variances, basis = torch.linalg.eigh(cov / scale)
@@ -80,6 +83,11 @@ class DensityRatioReward:
     def features(self, rows: Tensor) -> Tensor:
         """f in the eigenbasis of the real covariance, and a 1: float64 [n, d + 1] of rows [n, d]."""
         rotated = (rows.to(torch.float64) - self.centre) @ self.basis
+        if rotated.numel() and not rotated.abs().max() <= FARTHEST:
+            raise ValueError(
+                f"features of {self.name} are beyond {FARTHEST:.0e} standard deviations of the real ones; are both of "
+                "one network?"
+            )
         return torch.cat([rotated, rotated.new_ones(len(rows), 1)], dim=1)
 
     def prepare(self, rows: object, labels: object = None) -> DensityRatioSet:

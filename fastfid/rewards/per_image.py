@@ -31,6 +31,7 @@ class ScoredSet:
     labels   int64 [N] of the set, or None
     row      shape of one row
     offset   c
+    dtype    in which the scores were computed
     """
 
     def __init__(
@@ -40,8 +41,12 @@ class ScoredSet:
         labels: Tensor | None,
         row: tuple[int, ...],
         offset: float = 0.0,
+        dtype: torch.dtype = torch.float64,
     ):
         self.scores, self._score, self.labels, self._row, self._offset = scores, score, labels, row, offset
+        # How far the changes by two images of one score may differ: s/(N − 1), rounded in that dtype.
+        eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+        self.rounding = ROUNDINGS * eps * scores.abs().max().item() / max(1, len(scores) - 1)
 
     @property
     def count(self) -> int:
@@ -86,7 +91,7 @@ class ScoreReward:
         scores = named_tensor(rows, "rows").detach()
         check_rows(scores, "rows", 1)
         _check_different(scores, self.name)
-        return ScoredSet(_column(scores), lambda rows, labels: _column(rows), None, (1,))
+        return ScoredSet(_column(scores), lambda rows, labels: _column(rows), None, (1,), dtype=scores.dtype)
 
 
 def _column(scores: Tensor) -> Tensor:
@@ -125,7 +130,8 @@ class CallableReward:
         of_set = None if labels is None else checked_labels(labels, len(images))
         found = self._returned(images, of_set)
         _check_different(found, self.name)
-        return ScoredSet(found.to(torch.float64), self.scores, of_set, tuple(images.shape[1:]))
+        shape = tuple(images.shape[1:])
+        return ScoredSet(found.to(torch.float64), self.scores, of_set, shape, dtype=found.dtype)
 
     def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Rewards [n] float64 on the images' device; ValueError as above, except for equal rewards."""

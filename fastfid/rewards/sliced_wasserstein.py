@@ -25,8 +25,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fastfid.distances.arguments import check_whole
 from fastfid.distances.rows import blocks, mean_row
-from fastfid.distances.sliced_wasserstein import CHUNK, area_below, mean_quantiles, orthogonal_directions, project
+from fastfid.distances.sliced_wasserstein import (
+    CHUNK,
+    area_below,
+    check_squares,
+    mean_quantiles,
+    orthogonal_directions,
+    project,
+)
 from fastfid.rewards.checks import checked_candidates, checked_real, checked_set
 
 DIRECTIONS = (
@@ -42,12 +50,13 @@ class SlicedWassersteinReward:
     """
 
     def __init__(self, real: object, *, directions: int = DIRECTIONS, seed: int = 0, name: str = "sliced_wasserstein"):
-        if directions < 1:
-            raise ValueError(f"directions is {directions}; pass a positive number")
+        check_whole("directions", directions, 1, "a mean over directions needs at least 1")
+        check_whole("seed", seed, 0, "torch's generators take whole numbers from 0 to 2^63 − 1", 2**63 - 1)
         self.name, self.real = name, checked_real(real)
         self.centre = mean_row(self.real)
         self.directions = orthogonal_directions(directions, self.real.shape[1], seed).to(self.real.device)
         self._sorted = self.project(self.real).sort(dim=1).values
+        check_squares(self._sorted)
         self._area = area_below(self._sorted)
 
     def project(self, rows: Tensor) -> Tensor:
@@ -87,6 +96,7 @@ class SlicedSet:
     def __init__(self, reward: SlicedWassersteinReward, rows: Tensor):
         self.reward, self.rows = reward, rows
         self._sorted, order = reward.project(rows).sort(dim=1)
+        check_squares(self._sorted)
         places = torch.arange(len(rows), device=rows.device).expand_as(order)
         self._ranks = torch.empty_like(order).scatter_(1, order, places)
 

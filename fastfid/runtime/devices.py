@@ -17,6 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.runtime.errors import first_line
+
+MOST_FLOAT_BYTES = 8  # of torch's floats; long doubles have more
+
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
@@ -114,17 +118,38 @@ def dense(x: Tensor, name: str = "an argument") -> Tensor:
     return x.resolve_neg()  # computes a lazy negation, such as the imaginary part of a conjugate
 
 
-def as_tensor(value: Any) -> Tensor:
+def require_values(x: Tensor, name: str) -> None:
+    """ValueError for a tensor without values in memory: a sparse one, or one on the device meta."""
+    dense(x, name)
+    if x.device.type == "meta":
+        raise ValueError(f"{name} is a tensor of shape {tuple(x.shape)} on the device meta, which has no values")
+
+
+def as_tensor(value: Any, name: str = "an argument") -> Tensor:
     """`value` as a tensor that shares its memory where its maker allows: torch, NumPy, CuPy and others by DLPack.
 
     Device arrays come by DLPack, which makes torch's stream wait for the one that computes them;
     `__cuda_array_interface__`, by which torch takes those that have nothing else, does not.  An array is copied where
     torch has no such tensor: of another byte order than the machine's, read backwards, or of strides that are no
-    multiple of its items.  float8 becomes float32.  ValueError for a sparse tensor.
+    multiple of its items.  float8 becomes float32, long doubles float64.
+
+    ValueError, in one sentence with `name`, for a tensor without values in memory, and for what is no array of numbers.
     """
+    try:
+        return _as_tensor(value, name)
+    except (TypeError, RuntimeError, BufferError, OverflowError) as error:
+        reason = first_line(error)
+        raise ValueError(f"{name} cannot be read as a tensor ({reason}); pass a tensor or a numeric array") from error
+
+
+def _as_tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
-        x = dense(value)
+        x = dense(value, name)
         return x.float() if x.is_floating_point() and x.dtype.itemsize == 1 else x  # torch computes nothing of float8
+    if isinstance(value, np.ma.MaskedArray) and value.mask.any():
+        raise ValueError(f"{name} is an array with masked values; pass the values that count, or .filled(…)")
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.itemsize > MOST_FLOAT_BYTES:
+        value = value.astype(np.float64)
     if isinstance(value, np.ndarray) and not _as_torch_has_it(value):
         return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     device_array = hasattr(value, "__cuda_array_interface__")
@@ -141,7 +166,4 @@ def _as_torch_has_it(array: np.ndarray) -> bool:
 
 def named_tensor(value: object, name: str) -> Tensor:
     """The value as a tensor, without a copy where possible; ValueError with `name` for anything else."""
-    try:
-        return as_tensor(value)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise ValueError(f"{name} cannot be read as a tensor ({error}); pass a tensor or a numeric array") from error
+    return as_tensor(value, name)

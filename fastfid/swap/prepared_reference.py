@@ -117,6 +117,7 @@ def prepare_reference(
     projections = {torch.float64: projection, dtype: projection.to(dtype)}
     chosen = projections[dtype if lambda_min >= SINGULAR else torch.float64]
     projected = _project_reference(features, moments.mean, chosen, chunk_bytes)
+    require_finite(projected)
     if clipped:  # exactly zero along directions that the reference has lost
         projected.mul_((spectrum > 0).to(projected.dtype))
     return PreparedReference(
@@ -137,10 +138,21 @@ def prepare_reference(
     )
 
 
+def require_finite(values: Tensor) -> None:
+    """ValueError where products of both sides are not finite: one has features far larger than the other's."""
+    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+        raise ValueError(
+            f"the scales of reference_features and of the real features differ by more than {values.dtype} holds; are "
+            "both of one network?"
+        )
+
+
 def _eigenbasis(root: Tensor, moments: FeatureMoments, features: Tensor) -> tuple[Tensor, Tensor, int]:
     """λ [r] ≥ 0 and U [r, r] of R Σ_g Rᵀ, and how many λ are zero; from the rows themselves where it is singular."""
     if len(features) - 1 >= root.shape[0]:
-        spectrum, basis = torch.linalg.eigh(root @ moments.cov @ root.T)
+        product = root @ moments.cov @ root.T
+        require_finite(product)
+        spectrum, basis = torch.linalg.eigh(product)
         if spectrum.numel() == 0 or spectrum[0] > SINGULAR * spectrum[-1]:
             return spectrum, basis, 0
     return _singular_basis(features, moments.mean, root.T / math.sqrt(len(features) - 1))
@@ -155,6 +167,7 @@ def _singular_basis(features: Tensor, mean: Tensor, weights: Tensor) -> tuple[Te
     for rows in features.split(max(1024, 2 * weights.shape[1])):
         block = (rows.to(torch.float64) - mean) @ weights
         triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
+    require_finite(triangle)
     _, values, basis_t = torch.linalg.svd(triangle, full_matrices=True)
     largest = values.max() if values.numel() else values.new_zeros(())
     noise = max(len(features), len(basis_t)) * torch.finfo(torch.float64).eps * largest

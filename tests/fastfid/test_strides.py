@@ -6,10 +6,14 @@ import torch
 
 import fastfid
 from fastfid import (
+    DensityRatioReward,
     FeatureMoments,
     FeatureWindow,
     FrechetDistance,
+    FrechetReward,
+    KernelReward,
     RealFactor,
+    SlicedWassersteinReward,
     Statistics,
     SwapEngine,
     frechet_distance,
@@ -18,6 +22,7 @@ from fastfid import (
     prdc,
     precision_recall,
     prepare,
+    sliced_wasserstein,
     swap_change_ref,
     trace_sqrt_product,
 )
@@ -54,6 +59,9 @@ LAYOUTS = {
     "values backwards": lambda x: x[..., ::-1].copy()[..., ::-1],
     "unaligned": unaligned,
     "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "long double": lambda x: x.astype(np.longdouble) if x.dtype.kind == "f" else x,
+    "without masked values": np.ma.masked_invalid,
+    "read-only": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
     "negated when read": lambda x: torch.complex(torch.zeros(x.shape).double(), -torch.tensor(x).double()).conj().imag,
 }
 
@@ -115,6 +123,13 @@ ARGUMENTS = {
     "engine, leave_one_out": (lambda x: engine(Y_MOMENTS, x).leave_one_out(), X),
     "engine, replaced rows": (lambda i: replaced(i, ADDED[0]), REMOVED[0]),
     "engine, replacing rows": (lambda a: replaced(REMOVED[0], a), ADDED[0]),
+    "sliced_wasserstein": (lambda x: sliced_wasserstein(x, Y, 48), X),
+    "KernelReward, real": (lambda x: KernelReward(x).prepare(Y).leave_one_out(), X),
+    "KernelReward, rows": (lambda y: KernelReward(X, "gaussian").prepare(y).leave_one_out(), Y),
+    "KernelReward, added": (lambda a: KernelReward(X).prepare(Y).change(REMOVED, a), ADDED),
+    "SlicedWassersteinReward": (lambda y: SlicedWassersteinReward(X, directions=48).prepare(y).leave_one_out(), Y),
+    "DensityRatioReward": (lambda y: DensityRatioReward(X).prepare(y).distance, Y),
+    "FrechetReward": (lambda y: FrechetReward(Y_MOMENTS, dtype=torch.float64).prepare(y).leave_one_out(), X),
     "swap_change_ref": (lambda a: swap_change_ref(engine(Y_MOMENTS, X), REMOVED, a), ADDED),
 }  # fmt: skip
 
@@ -149,3 +164,24 @@ def test_images_of_any_strides(layout):
     assert torch.equal(extract(batch), expected)
     if isinstance(given, torch.Tensor):
         torch.testing.assert_close(extract(given), expected)
+
+
+NOT_NUMBERS = {
+    "objects": np.array([[None]], object), "texts": np.array([["a"]]), "nothing": None, "a table": {}, "a name": "x.pt",
+    "complex": np.ones((9, D), complex), "on meta": torch.ones(9, D, device="meta"), "sparse": torch.eye(D).to_sparse(),
+    "masked": np.ma.masked_equal(np.arange(9.0 * D).reshape(9, D), 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOT_NUMBERS)
+def test_what_is_no_array_of_real_numbers_is_one_sentence(kind):
+    functions = [
+        FeatureMoments.from_features, FeatureWindow(30, D).add, Statistics.from_features, lambda x: kid(x, Y, 3, 20),
+        lambda x: mmd(Y, x), lambda x: prdc(x, Y), lambda x: precision_recall(Y, x), lambda x: engine(Y_MOMENTS, x),
+        lambda x: sliced_wasserstein(x, Y), lambda x: KernelReward(Y).prepare(x), lambda x: DensityRatioReward(x),
+        lambda x: frechet_distance((x, cov_of(X)), Y_MOMENTS),
+    ]  # fmt: skip
+    for function in functions:
+        with pytest.raises(ValueError) as refused:
+            function(NOT_NUMBERS[kind])
+        assert "\n" not in str(refused.value)

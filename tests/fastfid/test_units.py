@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from fastfid import (
+    DensityRatioReward,
     FeatureMoments,
     FrechetDistance,
+    KernelReward,
+    SlicedWassersteinReward,
     SwapEngine,
     diff,
     evaluate,
@@ -19,6 +22,7 @@ from fastfid import (
     prdc,
     precision_recall,
     prepare,
+    sliced_wasserstein,
     swap_change_ref,
     trace_sqrt_product,
 )
@@ -178,6 +182,34 @@ def test_what_leaves_float64_is_said():
         frechet_distance(moments(1e-158 * X), moments(1e-158 * Y))
     with pytest.raises(ValueError, match="hold NaN or infinity"):
         frechet_distance(moments(1e160 * X), moments(1e160 * Y))
+
+
+def test_other_distances_say_what_leaves_float64():
+    for scale in (1e160, 1e300):
+        for measure in (sliced_wasserstein, mmd):
+            with pytest.raises(ValueError, match="of these features leave float64"):
+                measure(scale * X, scale * Y)
+        for make in (SlicedWassersteinReward, DensityRatioReward, lambda x: KernelReward(x, "gaussian")):
+            with pytest.raises(ValueError, match="leave float64"):
+                make(scale * X)
+
+
+@pytest.mark.parametrize("scale", [1e10, 1e100, 1e160])
+def test_a_discriminator_of_far_features_ends_at_once(scale):
+    for real, rows in ((Y, scale * X), (Y / scale if scale < 1e150 else Y, X * scale)):
+        with pytest.raises(ValueError, match="are beyond 1e.08 standard deviations of the real ones"):
+            DensityRatioReward(real).prepare(rows)
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-100, 1e100, 1e160])
+def test_an_engine_between_scales_that_no_network_has_says_so(scale):
+    """Not that the rows are no part of the reference, and no error of a solver."""
+    try:
+        found = SwapEngine(moments(Y), scale * X).leave_one_out()
+    except ValueError as refused:
+        assert "scales of reference_features and of the real features differ by more than" in str(refused)
+    else:
+        assert torch.isfinite(found).all()
 
 
 def test_units_are_powers_of_two_and_1_in_the_usual_range():
