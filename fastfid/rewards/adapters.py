@@ -35,6 +35,8 @@ def flow_grpo_reward(reward: DistributionReward, by_prompt: bool = True) -> Flow
     def scored(
         images: Any, prompts: Sequence[str], metadata: object = None, only_strict: bool = True
     ) -> tuple[npt.NDArray[np.float64], dict[str, float]]:
+        if by_prompt and not isinstance(prompts, list | tuple):
+            raise ValueError(f"prompts are a {type(prompts).__name__}; pass a list, or make it with by_prompt=False")
         scores = reward(images, list(prompts) if by_prompt else None)
         return scores.cpu().numpy(), reward.distances
 
@@ -81,6 +83,9 @@ def stacked(images: Any) -> Any:
         raise ValueError(f"images have the shapes {shapes[0]} and {shapes[1]}; make all of one size and one mode")
     if not tensors:
         raise ValueError("there are no images; pass at least one")
+    kinds = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in tensors})
+    if len(kinds) > 1:  # torch would turn integers from 0 to 255 into floats beside those from 0 to 1
+        raise ValueError(f"images are {kinds[0]} and {kinds[1]}; pass all of one kind")
     return torch.stack(tensors)
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fastfid.rewards.per_image import ROUNDINGS
 from fastfid.rewards.protocol import PreparedSet, SetReward
 from fastfid.runtime.devices import as_tensor, named_tensor
 from fastfid.runtime.errors import first_line
@@ -46,6 +47,7 @@ class CheckedSet:
 
     def __init__(self, prepared: PreparedSet, name: str, count: int):
         self.prepared, self.name, self.count = prepared, name, count
+        self.rounding = 0.0  # of the numbers so far; two of them that differ by less are equal
 
     @property
     def distance(self) -> float:
@@ -72,6 +74,8 @@ class CheckedSet:
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"reward {self.name}: {method} returned a {type(found).__name__}; return [{count}] numbers"
                              ) from None  # fmt: skip
+        if numbers.is_complex():
+            raise ValueError(f"reward {self.name}: {method} returned {numbers.dtype}; return real numbers")
         if tuple(numbers.shape) != (count,):
             raise ValueError(
                 f"reward {self.name}: {method} returned shape {tuple(numbers.shape)}; return one number a {noun}, "
@@ -83,7 +87,10 @@ class CheckedSet:
                 f"reward {self.name}: {method} returned NaN or infinity for {len(bad)} of {count} {noun}s, first "
                 f"{bad[0].item()}; return finite numbers"
             )
-        return numbers.to(torch.float64)
+        if numbers.is_floating_point() and len(numbers):
+            largest = numbers.abs().max().item()
+            self.rounding = max(self.rounding, ROUNDINGS * torch.finfo(numbers.dtype).eps * largest)
+        return numbers.detach().to(torch.float64)
 
 
 def _called(who: str, where: str, method: Callable[..., Result], *arguments: object) -> Result:

@@ -15,8 +15,8 @@ Before the reference set is full, images join it first, and their score is the c
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +24,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastfid.distances.arguments import check_flag, check_whole
 from fastfid.features.differentiable import differentiable_features
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.images.arrays import to_uint8
-from fastfid.images.open import open_images
+from fastfid.images.open import check_range, open_images
 from fastfid.rewards.credit import swap_credit
 from fastfid.rewards.frechet import FrechetSet
 from fastfid.rewards.network_parts import Make, Network, Part, Weights, parts_of
 from fastfid.rewards.protocol import PreparedSet
 from fastfid.rewards.reference_rows import Keys, ReferenceRows, listed_labels
+from fastfid.rewards.reward_state import checked_state, told_kind
 from fastfid.runtime import distributed
-from fastfid.runtime.devices import named_tensor
+from fastfid.runtime.devices import named_tensor, require_values
+from fastfid.runtime.errors import first_line
 
 # Part of the range by which floats may leave it before they are taken for another range: decoders overshoot by a tenth.
 OVERSHOOT = 0.25
@@ -76,12 +79,12 @@ class DistributionReward:
         batch_size: int = 256,
         **options: Any,
     ):
-        if size < FEWEST:
-            raise ValueError(
-                f"size is {size}; the reference set needs at least {FEWEST} images, thousands to be useful"
-            )
-        if not value_range[0] < value_range[1]:
-            raise ValueError(f"value_range is {value_range}; pass two numbers (low, high) with low < high")
+        check_whole("size", size, FEWEST, f"the reference set needs at least {FEWEST} images, thousands to be useful")
+        check_whole("batch_size", batch_size, 1, "a network sees at least 1 image at once")
+        check_range(value_range)
+        check_flag("shared", shared)
+        if make is not None and not callable(make):
+            raise ValueError(f"make is a {type(make).__name__}; pass a function of real features [n, d]")
         if make is not None and options:
             raise ValueError(f"{', '.join(options)} are options of the Fréchet distance, which make replaces")
         self.size, self.value_range, self.shared, self.batch_size = size, value_range, shared, batch_size
@@ -144,6 +147,9 @@ class DistributionReward:
         changes in the reference set; ranks do not exchange anything.
         """
         with self._turn:
+            if not isinstance(images, Tensor) or images.ndim != 4:
+                raise ValueError(f"images must be a float tensor [n, c, h, w], got {told_kind(images)}")
+            self._check_range(images)
             keys = self._keys.numbered(listed_labels(labels, len(images)), len(images))
             if len(images) + 2 > len(self._reference):
                 raise ValueError(
@@ -155,7 +161,8 @@ class DistributionReward:
             for part, prepared in zip(self.parts, self.prepared, strict=True):
                 if not isinstance(prepared, FrechetSet):
                     raise ValueError(f"change has a gradient for the Fréchet distance only, not for {part.reward.name}")
-                added = differentiable_features(part.extractor, images, self.value_range)
+                with _named(part.extractor, images):
+                    added = differentiable_features(part.extractor, images, self.value_range)
                 shape = (1, -1) if together else (-1, 1)
                 changes = prepared.change(removed.view(shape), added.view(*shape, added.shape[1]))
                 total = total + part.weight * (changes.sum() if together else changes)
@@ -199,23 +206,12 @@ class DistributionReward:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a `state_dict`; ValueError for one of other networks, other real images or a larger set."""
-        mine = self.state_dict()
-        for what in ("networks", "real"):
-            if state[what] != mine[what]:
-                names = sorted({*state[what], *mine[what]})
-                first = next(name for name in names if state[what].get(name) != mine[what].get(name))
-                raise ValueError(
-                    f"the state is of other {'networks' if what == 'networks' else 'real images'}: {first} has "
-                    f"{state[what].get(first, 'none')} there and {mine[what].get(first, 'none')} here"
-                )
-        if len(state["keys"]) > self.size:
-            raise ValueError(f"the state has {len(state['keys'])} images and size is {self.size}; raise size")
+        reference, units, keys = checked_state(state, self.state_dict(), self.parts, self.size)
         with self._turn:
             for part in self.parts:
-                part.unit = state["units"][part.name]
-            rows = tuple(state["rows"][part.name].to(self._device) for part in self.parts)
-            self._keys = Keys(state["texts"])
-            self._renew(ReferenceRows(rows, state["keys"].clone(), state["ages"].clone()))
+                part.unit = units[part.name]
+            self._keys = keys
+            self._renew(reference)
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
@@ -305,17 +301,24 @@ class DistributionReward:
 
     def _uint8(self, images: Any) -> Tensor:
         x = named_tensor(images, "images").detach()
-        if x.is_floating_point() and x.numel():
-            low, high = self.value_range
-            slack = OVERSHOOT * (high - low)
-            least, largest = x.min().item(), x.max().item()
-            if not (least >= low - slack and largest <= high + slack):
-                raise ValueError(
-                    f"images run from {least:.4g} to {largest:.4g} and value_range is {self.value_range}; pass the "
-                    "range that they have"
-                )
-            x = x.clamp(low, high)
+        if x.is_floating_point():
+            self._check_range(x)
+            x = x.clamp(*self.value_range)
         return to_uint8("the images", x, self.value_range)
+
+    def _check_range(self, x: Tensor) -> None:
+        """ValueError for floats that are far out of the range that was stated."""
+        require_values(x, "images")
+        if not x.is_floating_point() or not x.numel():
+            return
+        low, high = self.value_range
+        slack = OVERSHOOT * (high - low)
+        least, largest = x.detach().min().item(), x.detach().max().item()
+        if not (least >= low - slack and largest <= high + slack):
+            raise ValueError(
+                f"images run from {least:.4g} to {largest:.4g} and value_range is {self.value_range}; pass the "
+                "range that they have"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,7 +340,20 @@ def _prepared(parts: Sequence[Part], reference: ReferenceRows) -> list[PreparedS
 def _features(extractor: FeatureExtractor, images: Tensor, batch_size: int) -> Tensor:
     if not len(images):
         return torch.empty(0, extractor.dim, device=extractor.device)
-    return torch.cat([extractor(batch) for batch in images.split(batch_size)]).clone()  # no inference tensors
+    with _named(extractor, images):
+        return torch.cat([extractor(batch) for batch in images.split(batch_size)]).clone()  # no inference tensors
+
+
+@contextmanager
+def _named(extractor: FeatureExtractor, images: Tensor) -> Iterator[None]:
+    """An exception of a network becomes one sentence with its name."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, ValueError):
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__} for images {tuple(images.shape)}"
+        raise ValueError(f"the network {extractor.name} raised {what}: {first_line(error)}") from error
 
 
 def _device_of(images: object) -> torch.device:

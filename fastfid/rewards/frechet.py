@@ -19,6 +19,7 @@ from fastfid.distances.rows import blocks
 from fastfid.swap.engine import SwapEngine
 from fastfid.swap.influence import curvature
 
+OPTIONS = ("tol", "dtype", "backend", "method", "workspace")
 ROWS = 1024  # float64 rows of a block: 16 MiB at d = 2048
 
 
@@ -37,6 +38,9 @@ class FrechetReward:
         device: torch.device | str | None = None,
         **options: Any,
     ):
+        unknown = sorted(options.keys() - OPTIONS)
+        if unknown:
+            raise ValueError(f"{unknown[0]} is no option of SwapEngine; choose from {', '.join(OPTIONS)}")
         self.name, self.real, self.options = name, RealFactor.of(real, device), options
 
     def prepare(self, rows: object, labels: object = None) -> FrechetSet:

@@ -16,6 +16,7 @@ from fastfid.features.registry import feature_extractor
 from fastfid.rewards.checked_reward import CheckedReward
 from fastfid.rewards.frechet import FrechetReward
 from fastfid.rewards.protocol import SetReward
+from fastfid.runtime.errors import first_line
 from fastfid.runtime.hashes import moments_sha256
 from fastfid.statistics.statistics import Statistics
 
@@ -121,7 +122,13 @@ def _reward(
         raise ValueError(
             f"make needs the features of real images, and {statistics.name} holds moments only; pass images"
         )
-    made = make(statistics.features.to(extractor.device))
+    try:
+        made = make(statistics.features.to(extractor.device))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # who calls knows what to lower
+    except Exception as error:
+        what = f"{type(error).__name__} for the real features {tuple(statistics.features.shape)}"
+        raise ValueError(f"make raised {what}: {first_line(error)}") from error
     if not hasattr(made, "prepare"):
         raise ValueError(f"make returned a {type(made).__name__}; return a set reward (fastfid.rewards.SetReward)")
     return CheckedReward(made, getattr(made, "name", None) or f"make:{extractor.name}")

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastfid.runtime.errors import shown
+
+MOST_LABEL = 2**63 - 1  # of an int64 key
+
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRows:
@@ -116,7 +120,17 @@ def listed_labels(labels: object, count: int) -> list[int | str] | None:
     if not isinstance(values, list | tuple) or len(values) != count:
         what = f"{len(values)} of them" if isinstance(values, list | tuple) else f"a {type(labels).__name__}"
         raise ValueError(f"labels must be one for each of the {count} images, got {what}")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, int) and value < 0):
-            raise ValueError(f"labels must be class indices from 0, or texts, got {value!r}")
-    return list(values)
+    return [_label(value) for value in values]
+
+
+def _label(value: object) -> int | str:
+    """A text, or a class index of any whole type: an int, or a NumPy or torch scalar."""
+    if isinstance(value, str):
+        return str(value)
+    kind = getattr(value, "dtype", None)
+    plain = value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 1) == 0 else value
+    if isinstance(plain, bool) or not isinstance(plain, int) or not 0 <= plain <= MOST_LABEL:
+        raise ValueError(
+            f"labels must be class indices from 0, or texts, got {shown(repr(plain))}{f' of {kind}' if kind else ''}"
+        )
+    return plain

@@ -8,41 +8,56 @@ import torch
 
 # Rewards whose relative spread is below this are equal: float64 rounding of a sum of N terms makes as much.
 CONSTANT = 1e-12
+# The same for the rewards of a group, relative to the largest of the batch: all come from one computation, whose terms
+# are at least that large.
+BESIDE = 1e-13
 # Rewards of a coarser dtype are equal if they differ by this many roundings: one of each of the two.
 ROUNDINGS = 2
 
 
-def advantages(rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: float) -> torch.Tensor:
+def advantages(
+    rewards: torch.Tensor, labels: torch.Tensor, how: str, clip: float, rounding: float = 0.0
+) -> torch.Tensor:
     """(r − mean)/std, over the batch or within each class, clipped at ±clip: float64 [n].
+
+    rounding  how far equal rewards may differ, beside the rounding of their own dtype
 
     Within a class, because the generator is given its labels: it does not choose differences between classes.
     A class whose rewards are equal up to rounding gets 0, so does the only sample of a class. ValueError if all
     rewards are equal: they give no gradient.
     """
+    rewards = rewards if rewards.is_floating_point() else rewards.double()
     if not torch.isfinite(rewards).all():
         raise ValueError(
             f"{int((~torch.isfinite(rewards)).sum())} of {len(rewards)} rewards are NaN or infinite; "
             "look at the features of that step"
         )
-    if len(rewards) > 1 and equal(rewards):
+    if len(rewards) > 1 and equal(rewards, rounding):
         raise ValueError(
             f"all {len(rewards)} rewards equal {rewards[0]:.6g}: nothing distinguishes the samples, "
             "so nothing can be learned; look at the images, and with --credit subset raise --candidates above 1"
         )
+    rounding = _of_batch(rewards, rounding)
     out = torch.zeros_like(rewards, dtype=torch.float64)
     for rows in _groups(labels, how):
-        if not equal(rewards[rows]):
+        if not equal(rewards[rows], rounding):
             out[rows] = standard_scores(rewards[rows].double())
     return out.clamp(-clip, clip)
 
 
-def group_spreads(rewards: torch.Tensor, labels: torch.Tensor, how: str) -> torch.Tensor:
+def group_spreads(rewards: torch.Tensor, labels: torch.Tensor, how: str, rounding: float = 0.0) -> torch.Tensor:
     """The standard deviation that each reward was divided by, float64 [n]; infinite in a group of equal rewards."""
+    rounding = _of_batch(rewards, rounding)
     out = torch.full_like(rewards, torch.inf, dtype=torch.float64)
     for rows in _groups(labels, how):
-        if not equal(rewards[rows]):
+        if not equal(rewards[rows], rounding):
             out[rows] = rewards[rows].double().std()
     return out
+
+
+def _of_batch(rewards: torch.Tensor, rounding: float) -> float:
+    """How far equal rewards of a group may differ: `rounding`, or that of the batch's largest reward."""
+    return max(rounding, BESIDE * float(rewards.abs().max())) if len(rewards) else rounding
 
 
 def _groups(labels: torch.Tensor, how: str) -> list[torch.Tensor]:
@@ -52,8 +67,10 @@ def _groups(labels: torch.Tensor, how: str) -> list[torch.Tensor]:
     return [torch.nonzero(labels == c).flatten() for c in labels.unique()]
 
 
-def equal(rewards: torch.Tensor) -> bool:
-    """Whether rewards [n ≥ 1] differ by no more than the rounding of their dtype, at any magnitude."""
+def equal(rewards: torch.Tensor, rounding: float = 0.0) -> bool:
+    """Whether rewards [n ≥ 1] differ by no more than the rounding of their dtype, at any magnitude, or `rounding`."""
+    if float(rewards.max()) - float(rewards.min()) <= rounding:
+        return True
     tolerance = max(CONSTANT, ROUNDINGS * torch.finfo(rewards.dtype).eps)
     r = in_units(rewards.double())
     return bool(r.max() - r.min() <= tolerance * r.abs().max())

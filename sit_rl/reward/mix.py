@@ -26,12 +26,14 @@ class Part:
     credit  float64 [n], of the step's images; higher is better
     weight  above 0
     fade    factor of the component's advantages, from 0 to 1
+    rounding  how far the credits of equal images may differ
     """
 
     name: str
     credit: torch.Tensor
     weight: float = 1.0
     fade: float = 1.0
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _check(parts: Sequence[Part]) -> None:
 
 def _standardised(part: Part, labels: torch.Tensor, how: str, clip: float) -> torch.Tensor:
     try:
-        return advantages(part.credit, labels, how, clip)
+        return advantages(part.credit, labels, how, clip, part.rounding)
     except ValueError as error:
         raise ValueError(f"reward component {part.name}: {error}") from None
 

@@ -47,7 +47,7 @@ def advantage_slopes(
             if not isinstance(one, DifferentiableSet):
                 raise ValueError("it has no gradient, which --estimator adjoint_matching follows")
             gradient = one.gradient()
-        units = group_spreads(part.credit, labels, how)
+        units = group_spreads(part.credit, labels, how, part.rounding)
         factor = (part.weight * part.fade / total / units).to(gradient)
         slopes[:, component.columns] -= (factor[:, None] * gradient[rows.to(gradient.device)]).to(slopes)
     return slopes.float()

@@ -31,11 +31,15 @@ from sit_rl.sampling.random_streams import Stream, generator
 
 @dataclass
 class Credits:
-    """The credits of one component, float64 [B·m], from which its advantages are made; higher is better."""
+    """The credits of one component, float64 [B·m], from which its advantages are made; higher is better.
+
+    rounding  how far the credits of equal images may differ
+    """
 
     component: Component
     distance: float
     image: torch.Tensor
+    rounding: float = 0.0
 
 
 @dataclass
@@ -182,7 +186,7 @@ def scores_of(
                 of_image = of_subset[:, None].expand(-1, options.replace)
             else:
                 of_image = image(component, one)
-            credits.append(Credits(component, one.distance, of_image.flatten()))
+            credits.append(Credits(component, one.distance, of_image.flatten(), getattr(one, "rounding", 0.0)))
     assert first is not None, "a reward has at least one component"
     return Scores(first, tuple(credits))
 

@@ -210,7 +210,7 @@ def controlled(
 def faded(options: RewardOptions, state: State, scores: Scores) -> list[Part]:
     """Each component's part of the mix, with its own fade."""
     return [
-        Part(each.component.name, each.image, each.component.weight, fade(options, state, each))
+        Part(each.component.name, each.image, each.component.weight, fade(options, state, each), each.rounding)
         for each in scores.credits
     ]
 

@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastfid import DensityRatioReward, FeatureMoments, FrechetReward, KernelReward, SlicedWassersteinReward
+from fastfid.rewards.per_image import ScoreReward
 from sit_rl.options.reward import RewardOptions
-from sit_rl.reward.advantages import advantages, select
+from sit_rl.reward.advantages import advantages, group_spreads, select
 from sit_rl.reward.components import Component
+from sit_rl.reward.mix import Part, mix
 from sit_rl.reward.swap_reward import Credits, Scores
 from sit_rl.training.loop import describe, fade
 
@@ -51,6 +54,55 @@ def test_a_class_of_equal_rewards_gets_exactly_nothing(size, level):
         near[0] = torch.nextafter(near[0], torch.tensor(1.0, dtype=dtype))
         a = advantages(torch.cat([near, spread.to(dtype)]), labels, "class", 3.0)
         assert torch.equal(a[:size], torch.zeros(size, dtype=torch.float64)) and a[-1] == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 1e3])
+@pytest.mark.parametrize("kind", ["polynomial", "gaussian"])
+def test_equal_images_get_nothing_however_their_credits_were_rounded(kind, scale):
+    """float32 kernel values of equal rows differ by their place in a product; a class of one image repeated."""
+    rng = torch.Generator().manual_seed(0)
+    real, rows = (torch.randn(n, 16, generator=rng) * scale for n in (400, 120))
+    rows[:40] = rows[0]
+    one = KernelReward(real, kind, dtype=torch.float32).prepare(rows)
+    credit, labels = -one.leave_one_out(), torch.arange(120) // 40
+    if scale > 1e-2:  # below, all kernel values are 1 up to rounding
+        assert 0 < one.rounding < 0.02 * float(credit.std())
+        assert torch.equal(advantages(credit, labels, "class", 3.0, one.rounding)[:40], torch.zeros(40).double())
+        mixed = mix([Part("kernel", credit, rounding=one.rounding)], labels, "class", 3.0)
+        assert not mixed.advantage[:40].any() and mixed.advantage[40:].abs().min() > 0
+        assert group_spreads(credit, labels, "class", one.rounding)[:40].isinf().all()
+
+
+def test_scores_that_were_float32_are_rounded_as_such():
+    """A user's function returns 0.3 or its neighbour for a class of equal images."""
+    scores = torch.cat([torch.full((40,), 0.3), torch.linspace(0, 1, 80)])
+    scores[:20] = torch.nextafter(scores[:20], torch.tensor(1.0))
+    one = ScoreReward("score").prepare(scores[:, None])
+    a = advantages(one.leave_one_out(), torch.arange(120) // 40, "class", 3.0, one.rounding)
+    assert not a[:40].any() and a[40:].abs().max() > 1
+
+
+@pytest.mark.parametrize("kind", [FrechetReward, KernelReward, SlicedWassersteinReward, DensityRatioReward])
+def test_a_class_of_one_image_gets_nothing_from_any_reward(kind):
+    rng = torch.Generator().manual_seed(1)
+    real, rows = (torch.randn(n, 6, generator=rng) + 50 for n in (300, 90))
+    rows[60:] = rows[60]
+    reward = kind(FeatureMoments.from_features(real)) if kind is FrechetReward else kind(real)
+    one = reward.prepare(rows)
+    a = advantages(-one.leave_one_out(), torch.arange(90) // 30, "class", 3.0, getattr(one, "rounding", 0.0))
+    assert not a[60:].any() and a[:60].abs().min() > 0
+
+
+def test_rewards_of_one_class_may_be_far_smaller_than_anothers():
+    rewards = torch.tensor([1e9, 2e9, 3e9, 1.0, 2.0, 3.0], dtype=torch.float64)
+    a = advantages(rewards, torch.tensor([0, 0, 0, 1, 1, 1]), "class", 3.0)
+    assert a.tolist() == pytest.approx([-1, 0, 1] * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bfloat16, torch.float16])
+def test_rewards_of_any_number_type(dtype):
+    a = advantages(torch.tensor([1, 2, 3], dtype=dtype), torch.zeros(3, dtype=torch.long), "class", 3.0)
+    assert a.tolist() == [-1, 0, 1]
 
 
 @pytest.mark.parametrize("magnitude", [2.0**-1000, 2.0**-60, 2.0**60, 2.0**1000])
