@@ -40,6 +40,8 @@ from fastfid.runtime.imported_objects import ObjectName, load_object, source_sha
 # Sides of the trial images that find d where no side is stated: small sets' own, then what networks of photographs
 # expect.  A network that pools takes any of them.
 TRIAL_SIDES = (32, 28, 64, 224, 256, 299)
+# Part of the largest feature by which a feature may change with the batch: half-precision networks round by 1e-3.
+SAME = 0.01
 SEED = 0  # of a class without trained weights, so that every process makes the same network
 
 
@@ -82,6 +84,19 @@ def try_network(extractor: FeatureExtractor, images: Tensor) -> None:
             f"the network {extractor.name} returned the same features for {len(images)} different images "
             f"{tuple(images.shape)}: no distance can come of them; look at its forward pass"
         )
+    if depends_on_batch(features, extractor(images[:1])):
+        raise ValueError(
+            f"the network {extractor.name} returned other features for an image alone than beside others: put the "
+            "modules that it calls into evaluation mode, .eval(), before it is used"
+        )
+
+
+def depends_on_batch(together: Tensor, alone: Tensor) -> bool:
+    """Whether features [n, d] of images differ from those of the first one alone [1, d] by more than rounding does.
+
+    Dropout and the batch statistics of a module in training mode make them differ; it may be hidden in a function.
+    """
+    return bool((together[:1] - alone).abs().max() > SAME * together.abs().max())
 
 
 class OwnNetwork(nn.Module):

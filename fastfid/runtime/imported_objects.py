@@ -5,9 +5,11 @@ To import a module or a file is to run its code, so name only what you trust.  N
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import inspect
+import os
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from fastfid.runtime.errors import first_line, shown
+from fastfid.runtime.input_files import TEXT_BYTES, file_bytes
 
 FORM = "package.module:NAME or FILE.py:NAME"  # how messages and help name the form
 
@@ -118,9 +121,12 @@ def _imported(place: str) -> ModuleType:
 def _executed(place: str, path: Path) -> ModuleType:
     """The module of a file.  It can import its neighbours, and its classes can be found by their module's name."""
     try:
+        if file_bytes(path) > TEXT_BYTES:
+            raise ValueError(f"{place} has more than {TEXT_BYTES:,} bytes, as no source code does; correct the path")
         source = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{place} cannot be read ({shown(error.strerror or '')}); correct the path") from None
+        reason = shown(error.strerror or os.strerror(errno.ENOENT))
+        raise ValueError(f"{place} cannot be read ({reason}); correct the path") from None
     path = path.resolve()
     name = f"own_{path.stem}_{hashlib.sha256(bytes(path) + b':' + source).hexdigest()[:16]}"
     if name in sys.modules:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from fastfid import CallableReward, SetReward, open_images
+from fastfid.features.own_network import depends_on_batch
 from fastfid.images.source import ImageSource
 from fastfid.rewards.checked_reward import CheckedReward, CheckedSet
 from fastfid.rewards.per_image import ScoreReward
@@ -85,6 +86,11 @@ def try_rewards(config: Config, images: torch.Tensor, labels: torch.Tensor) -> N
         if component.kind == PYTHON:
             own = flagged(component, config, images)
             rows = own.reader.rows(images, labels)
+            if isinstance(own.reader, _Features) and depends_on_batch(rows, own.reader.rows(images[:1], labels[:1])):
+                raise ValueError(
+                    f"--reward {component}: features gives an image other numbers alone than beside others; put the "
+                    "modules that it calls into evaluation mode, .eval()"
+                )
             if not isinstance(own.reader, _Scores):  # two images may well have the same score
                 _ = own.reward.prepare(rows, labels).distance
 

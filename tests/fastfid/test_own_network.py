@@ -1,6 +1,7 @@
 """Networks by package.module:NAME and FILE.py:NAME: what may be named, their identity, and who can use them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -51,6 +52,13 @@ def extractor():
 
 net = Net()
 number = 3
+dropping, normalising = nn.Sequential(nn.Flatten(), nn.Dropout()), nn.BatchNorm1d(3)  # in training mode, unseen
+
+def noisy(images):
+    return dropping(images.float() + 1)[:, :9]
+
+def of_the_batch(images):
+    return normalising(images.float().expand(-1, 3, -1, -1).mean((2, 3)))
 
 @dataclass
 class Both:
@@ -134,12 +142,37 @@ def test_the_identity_covers_weights_code_and_preparation(folder, tmp_path):
         ("OnlyLarge", "raised IndexError for images (2, 3, 32, 32)"),
         ("OnlyLarge", "it may state the side and the dim of its features as attributes"),
         ("Nett", "has no network Nett; did you mean Net?"),
+        ("noisy", "noisy returned other features for an image alone than beside others: put the modules"),
     ],
 )
 def test_what_is_no_network(folder, name, message):
     with pytest.raises(ValueError) as error:
         feature_extractor(f"{folder}/nets_of_mine.py:{name}")
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_a_function_whose_batch_norm_trains_is_refused(folder):
+    """On one image it raises; with track_running_stats it would compute from the batch."""
+    with pytest.raises(
+        ValueError, match="of_the_batch raised ValueError for images .1, 3, 32, 32.: Expected more than 1"
+    ):
+        feature_extractor(f"{folder}/nets_of_mine.py:of_the_batch")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "nothing"])
+def test_a_file_that_is_no_source_is_refused_before_it_is_read(tmp_path, kind):
+    path = tmp_path / "net.py"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    told = {
+        "pipe": "is a pipe, not a file",
+        "device": "is a device, not a file",
+        "nothing": "cannot be read .No such file",
+    }[kind]
+    with pytest.raises((ValueError, OSError), match=f"{path} {told}"):
+        feature_extractor(f"{path}:net")
 
 
 def test_names_of_objects():

@@ -72,6 +72,12 @@ class Unprepared:
     def prepare(self, rows, labels=None):
         return 3
 
+dropout = torch.nn.Dropout()  # in training mode, unseen
+
+class Noisy(Pairs):
+    def features(self, images):
+        return dropout(images.float().flatten(1)[:, :50] + 1)
+
 class BadFeatures(Pairs):
     def features(self, images):
         return images
@@ -129,6 +135,7 @@ def refused(argv, capsys):
         ("FILE:Unprepared", "prepare returned a int without distance"),
         ("FILE:make", "prepare returned a int without distance"),
         ("FILE:BadFeatures", "features returned shape (2, 1, 28, 28) for 2 images; return (2, d)"),
+        ("FILE:Noisy", "features gives an image other numbers alone than beside others; put the modules"),
         ("FILE:WrongShape", "change returned shape (3,); return one number a candidate"),
         ("fid:inception", "there is no module fid"),
         ("fid", "unknown component 'fid'; choose fd, kid"),
