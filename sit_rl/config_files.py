@@ -6,6 +6,7 @@ Files use the flat names of the fields.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -92,7 +93,8 @@ def read_yaml(path: Path, most: int, remedy: str) -> Any:
 class _PlainLoader(yaml.SafeLoader):
     """Refuses what no saved config has: aliases, by which a few lines stand for billions of values, and deep nesting.
 
-    The parser's time grows with the square of the depth.
+    The parser's time grows with the square of the depth.  A key that stands twice is refused as well: the first value
+    would be dropped without a word.
     """
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
@@ -106,6 +108,14 @@ class _PlainLoader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has an alias, which no saved config has")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A table; YAMLError for a key that stands twice in it."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key, count in Counter(keys).items() if count > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"it has the key {shown(repr(twice))} twice in one table")
+        return super().construct_mapping(node, deep)
 
 
 def _converted(values: Any, hints: dict[str, Any]) -> dict[str, Any]:

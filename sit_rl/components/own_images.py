@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastfid.images.folders_and_zips import decoders
+from fastfid.images.folders_and_zips import MAX_PIXELS, decoders
 from fastfid.images.open import open_images
 from fastfid.images.source import ImageSource, counted
 from fastfid.runtime.errors import shown
@@ -26,12 +26,6 @@ from sit_rl.models.card import ModelCard, SetRecord, Split
 from sit_rl.ranks.process_group import is_main
 from sit_rl.sampling.random_streams import Stream, generator
 
-# How an image becomes a square, by name, with the sentence that the plan prints.
-CROPS = {
-    "centre": "the largest square in the centre is cut out",
-    "pad": "white margins make it square",
-    "squeeze": "it is squeezed to a square",
-}
 WHITE = 255
 # Fewest images of a model: below it neither a network nor a covariance can be estimated.
 FEWEST = 280
@@ -93,10 +87,22 @@ def prepare(source: Source, size: int, crop: str, channels: int | None = None) -
     Sizes are changed by antialiased bilinear interpolation. ValueError that names an unreadable image.
     """
     with reading(source.flag, source.path), ThreadPoolExecutor(decoders()) as pool:
-        parts = list(pool.map(lambda i: _square(source.images.image(i), size, crop), range(len(source))))
+        parts = list(pool.map(lambda i: _one_square(source, i, size, crop), range(len(source))))
     if channels is None:
         channels = 1 if all(_is_grey(part) for part in parts) else 3
     return torch.stack([_with_channels(part, channels) for part in parts])
+
+
+def _one_square(source: Source, row: int, size: int, crop: str) -> torch.Tensor:
+    """Image number `row` as [C, size, size]; ValueError for one that is so narrow that its square is out of bounds."""
+    image = source.images.image(row)
+    height, width = image.shape[1:]
+    if crop == "pad" and max(height, width) ** 2 > MAX_PIXELS:
+        raise ValueError(
+            f"{source.path}: {source.names[row]} is {width}x{height} pixels, and with margins its square would have "
+            f"more than {MAX_PIXELS:,}; remove it, or choose another --crop"
+        )
+    return _square(image, size, crop)
 
 
 def _square(image: torch.Tensor, size: int, crop: str) -> torch.Tensor:

@@ -97,5 +97,5 @@ def _holder(handle: int) -> str | None:
     try:
         told = json.loads(os.pread(handle, LONGEST, 0))
         return f"process {told['process']} on {told['host']} since {told['start']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

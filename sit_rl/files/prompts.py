@@ -60,10 +60,18 @@ def read_prompts(path: Path) -> Prompts:
     return Prompts(path, tuple(texts), named or None)
 
 
+def _table(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON table; ValueError for a key that stands twice, of which json.loads drops the first value."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key stands twice in one table")
+    return table
+
+
 def _line(where: str, line: str) -> tuple[str, str | None]:
     """Prompt and group of a line."""
     try:
-        entry = json.loads(line)
+        entry = json.loads(line, object_pairs_hook=_table)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({first_line(error)}); correct it") from None
     prompt = entry.get("prompt") if isinstance(entry, dict) else None

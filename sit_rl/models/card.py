@@ -9,9 +9,10 @@ statistics-*.npz     moments of the training images, as `fastfid` reads them
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from fastfid.runtime.errors import one_line
 from fastfid.runtime.input_files import read_text, reading
@@ -19,6 +20,12 @@ from sit_rl.files.checksums import content_hash
 from sit_rl.models.sit import SiT
 
 CARD, WEIGHTS = "card.json", "model.safetensors"
+# How an image becomes a square, by name, with the sentence that the plan prints.
+CROPS = {
+    "centre": "the largest square in the centre is cut out",
+    "pad": "white margins make it square",
+    "squeeze": "it is squeezed to a square",
+}
 SCHEMA = "sit_rl.model/1"  # the number grows when a key changes its meaning
 # Bytes of a card that are read: the names of a million held-out files take fewer.
 LONGEST_CARD = 1 << 26
@@ -114,23 +121,66 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def _card(values: Any) -> ModelCard:
-    if values.pop("schema") != SCHEMA:
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}")
-    values |= {name: _shape(values[name]) for name in ("image_shape", "sample_shape")}
-    values |= {name: SetRecord(**values[name]) for name in ("train", "heldout")}
-    split = values["split"]
-    values["split"] = Split(**split | {name: tuple(map(str, split[name])) for name in ("heldout", "left_out")})
-    values["classes"] = tuple(map(str, values["classes"]))
-    if not values["classes"] or set(values["networks"]) != {"reward", "judge"}:
-        raise ValueError("it lacks classes or networks")
-    return ModelCard(**values)
+    card: ModelCard = _typed(ModelCard, {name: value for name, value in values.items() if name != "schema"}, "the card")
+    for name in ("image_shape", "sample_shape"):
+        _check_shape(name, getattr(card, name))
+    if card.image_shape[0] not in (1, 3):
+        raise ValueError(f"image_shape is {list(card.image_shape)}, and images have 1 or 3 channels")
+    if card.crop not in CROPS:
+        raise ValueError(f"crop is {card.crop!r}, which is none of {', '.join(CROPS)}")
+    if not card.classes or len(set(card.classes)) < len(card.classes):
+        raise ValueError("classes has no name, or one twice")
+    if (card.vae is None) != (card.vae_sha256 is None):
+        raise ValueError("it has one of vae and vae_sha256 without the other")
+    _check_networks(card.networks)
+    for name in ("train", "heldout"):
+        if getattr(card, name).count < 1:
+            raise ValueError(f"{name} has a count of {getattr(card, name).count}")
+    return card
 
 
-def _shape(values: Any) -> tuple[int, int, int]:
-    channels, height, width = (int(value) for value in values)
+def _typed(kind: Any, values: Any, where: str) -> Any:
+    """The dataclass `kind` of a table of its fields; ValueError for a missing or unknown one, or one of another type.
+
+    A list stands for a tuple.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is a {type(values).__name__}, not a table")
+    hints = get_type_hints(kind)
+    other = sorted(set(values) ^ set(hints))
+    if other:
+        raise ValueError(f"{where} {'lacks' if other[0] in hints else 'has the unknown entry'} {other[0]}")
+    return kind(**{name: _value(hint, values[name], name) for name, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    kinds = get_args(hint)
+    if is_dataclass(hint):
+        return _typed(hint, value, name)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        if kinds[-1] is Ellipsis or len(kinds) == len(value):
+            return tuple(_value(kinds[0], each, name) for each in value)
+    if get_origin(hint) is dict and isinstance(value, dict):
+        return {key: each if kinds[1] is Any else _value(kinds[1], each, name) for key, each in value.items()}
+    if type(value) in (kinds if isinstance(hint, UnionType) else (hint,)):
+        return value
+    raise ValueError(f"{name} is {value!r}")
+
+
+def _check_shape(name: str, shape: tuple[int, int, int]) -> None:
+    channels, height, width = shape
     if min(channels, height, width) < 1 or height != width:
-        raise ValueError(f"a shape is {values}")
-    return channels, height, width
+        raise ValueError(f"{name} is {list(shape)}, and images are squares")
+
+
+def _check_networks(networks: dict[str, str]) -> None:
+    if set(networks) != {"reward", "judge"}:
+        raise ValueError("networks has other names than reward and judge")
+    for name in networks.values():
+        if name.endswith(".safetensors") and Path(name).name != name:
+            raise ValueError(f"networks has {name}, and files of networks lie beside the card")
 
 
 def check_card(card: ModelCard, model: SiT, folder: Path | None, vae: Path | None) -> None:

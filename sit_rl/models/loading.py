@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fastfid.runtime.errors import one_line
+from fastfid.runtime.errors import first_line, one_line, shown
 from fastfid.runtime.input_files import lacks_memory, read_text, reading
 from fastfid.runtime.pickle_checks import Damaged, check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
@@ -117,22 +117,23 @@ def _read_index(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict
         places = json.loads(read_text(path))["weight_map"]
         names = sorted({str(name) for name in places.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not an index of weights files ({type(error).__name__}: {error}); download it again"
-        ) from None
+        raise ValueError(f"{path} is not an index of weights files ({first_line(error)}); download it again") from None
     state: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     for name in names:
         part = path.parent / name
         if Path(name).name != name or not part.is_file():
-            raise ValueError(f"{path} lists {name!r}, which is not beside it; download all parts into one folder")
+            raise ValueError(
+                f"{path} lists {shown(repr(name))}, which is not beside it; download all parts into one folder"
+            )
         tensors, more = read_safetensors(part) if part.suffix == ".safetensors" else _read_pt(part, weights)
         state |= {key: value for key, value in tensors.items() if places.get(key) == name}
         metadata |= more
     missing = [key for key in places if key not in state]
     if missing:
         raise ValueError(
-            f"{path} lists {missing[0]!r} in {places[missing[0]]}, which has no such tensor; download both"
+            f"{path} lists {shown(repr(missing[0]))} in {shown(str(places[missing[0]]))}, which has no such tensor; "
+            "download both"
         )
     return state, metadata
 

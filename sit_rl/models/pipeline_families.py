@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fastfid.runtime.errors import first_line, shown
 from fastfid.runtime.input_files import read_text, reading
 from sit_rl.models.generator_model import Sampling, classifier_free
 
@@ -315,17 +316,23 @@ def family_of(folder: Path) -> Family:
             "DiffusionPipeline.save_pretrained or huggingface-cli download make it"
         )
     name = read_json(index).get("_class_name")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
-            f"--model diffusers:{folder} is a {name}, whose transformer is not known here; choose a "
+            f"--model diffusers:{folder} is a {shown(str(name))}, whose transformer is not known here; choose a "
             f"{', '.join(FAMILIES)}, or write a builder around its transformer (docs/guides/own-model.md)"
         )
     try:
         family = FAMILIES[name].read(folder)
-        family.shift(family.latent_shape(None))  # reads what the trainer needs of the tables
+        shape = family.latent_shape(None)
+        if min(shape) < 1:
+            raise ValueError(f"its latents have the shape {shape}")
+        family.shift(shape)  # reads what the trainer needs of the tables
         return family
-    except KeyError as error:
-        raise ValueError(f"--model diffusers:{folder}: a config.json has no {error}; download it again") from None
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and str(folder) in str(error):
+            raise
+        told = f"has no {error}" if isinstance(error, KeyError) else f"is of another kind ({first_line(error)})"
+        raise ValueError(f"--model diffusers:{folder}: a config.json {told}; download it again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

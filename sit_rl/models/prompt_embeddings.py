@@ -2,8 +2,8 @@
 
     $FASTFID_CACHE/prompts, or the folder prompts/ of the cache that `fastfid.features.cache` names
 
-A file's name is the hash of the prompts, the encoders' files, the encoding and its type.  A damaged file is made
-again.  Where the cache cannot be written, every process encodes for itself.
+A file's name is the hash of the prompts, the encoders' files, the encoding and its type, and is in its metadata.  A
+damaged or exchanged file is made again.  Where the cache cannot be written, every process encodes for itself.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ENCODED_AT_ONCE = 8
 # Files up to this size are identified by their content, larger ones (weights) by size and time of change: hashing the
 # 10 GB of a text encoder takes as long as encoding.
 HASHED_BYTES = 1 << 20
+KEY = "key"  # in the metadata of a file
 
 
 class Embeddings:
@@ -107,11 +108,12 @@ def _identity(path: Path) -> str:
 
 
 def _read(path: Path) -> Rows | None:
-    """The rows of a file; None if it is absent or damaged."""
+    """The rows of a file; None if it is absent, damaged or of another key."""
     try:
-        return read_safetensors(path)[0] if path.is_file() else None
+        rows, metadata = read_safetensors(path) if path.is_file() else ({}, {})
     except (ValueError, OSError):
         return None
+    return rows if metadata.get(KEY) == path.stem else None
 
 
 def _write(path: Path, make: Callable[[], Rows]) -> bool:
@@ -119,7 +121,7 @@ def _write(path: Path, make: Callable[[], Rows]) -> bool:
     rows = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_safetensors(path, rows, {})
+        write_safetensors(path, rows, {KEY: path.stem})
         return True
     except OSError as error:
         if is_main():

@@ -16,7 +16,6 @@ from fastfid.runtime.errors import first_line
 from fastfid.runtime.input_files import read_text
 from sit_rl.components.image_sets import ASSETS
 from sit_rl.components.own_images import (
-    CROPS,
     FEWEST,
     OwnImages,
     Source,
@@ -27,12 +26,12 @@ from sit_rl.components.own_images import (
     split_by_fraction,
     split_by_source,
 )
-from sit_rl.files.atomic import folder, write_json
+from sit_rl.files.atomic import write_json
 from sit_rl.files.checksums import content_hash
 from sit_rl.files.paths import require_extra, require_paths, require_utf8
 from sit_rl.learner import checkpoint
 from sit_rl.models.autoencoder import load_encoder
-from sit_rl.models.card import CARD, WEIGHTS
+from sit_rl.models.card import CARD, CROPS, WEIGHTS
 from sit_rl.pretraining.networks import ROLES, choose_networks, config_of, steps_of, train_network
 from sit_rl.pretraining.own import CHECKPOINTS, CURVE, OwnPlan, pretrain, statistics_file
 from sit_rl.pretraining.plan import Choices, choose_size, flow_settings, model_config, parameters_of
@@ -136,7 +135,7 @@ def train_own_networks(options: OwnOptions) -> None:
     check_out(options.out)
     images, told = load_images(options)
     say(aligned(dict([*told, ("networks", _networks_line(images))])))
-    with folder(options.out):
+    with locked_folder(options.out):
         for role in ROLES:
             path = options.out / f"{role}.safetensors"
             say(from_main(partial(train_network, role, images.train, images.heldout, options.seed, path)))

@@ -154,6 +154,8 @@ def _grid(rows: dict[str, dict[str, Any]], grid: Any) -> dict[str, dict[str, Any
     for key, choices in axes.items():
         if not isinstance(choices, list) or not choices:
             raise ValueError(f"grid has {key}: {shown(repr(choices))}; write a list of values")
+        if len(set(map(str, choices))) < len(choices):
+            raise ValueError(f"grid has {key}: {shown(repr(choices))}, which names one twice")
     combinations = len(rows) * math.prod(map(len, axes.values()))
     if combinations > MOST_ROWS:
         raise ValueError(f"grid makes {combinations:,} rows; a study has at most {MOST_ROWS:,}")
@@ -232,7 +234,10 @@ def _guidance(sweep: Any) -> dict[str, dict[str, Any]]:
     for row, scale, (first, last) in itertools.product(of if isinstance(of, list) else [of], scales, intervals):
         within = "" if [first, last] == [0, 1] else f" in {first:g}–{last:g}"
         guided = {"guidance": float(scale), "guidance_from": float(first), "guidance_until": float(last)}
-        rows[f"{row} + guidance {scale:g}{within}"] = {"of": row} | dict.fromkeys(SAMPLERS, guided)
+        name = f"{row} + guidance {scale:g}{within}"
+        if name in rows:
+            raise ValueError(f"guidance names {shown(name)} twice; write scales that differ in six digits")
+        rows[name] = {"of": row} | dict.fromkeys(SAMPLERS, guided)
     return rows
 
 

@@ -54,6 +54,17 @@ def test_mixed_sizes_become_squares_by_the_crop_that_was_asked_for(tmp_path):
     assert squeezed[0, 0, 0] < 60 and squeezed[0, 0, 1] > 140
 
 
+def test_a_line_of_pixels_is_not_padded_to_gigabytes(tmp_path):
+    """A PNG of some hundred bytes; its square would have 400 million pixels."""
+    Image.new("RGB", (20_000, 1), (9, 9, 9)).save(tmp_path / "line.png")
+    source = open_source("--images", tmp_path)
+    with pytest.raises(
+        ValueError, match="line.png is 20000x1 pixels, and with margins its square would have more than"
+    ):
+        prepare(source, 4, "pad")
+    assert (prepare(source, 4, "squeeze") == 9).all()
+
+
 def test_colour_images_without_colour_are_made_grey(tmp_path):
     grey = np.repeat(drawing(0)[..., :1], 3, axis=2)
     write(tmp_path, {"a.png": encoded(grey), "b.png": encoded(drawing(1)[..., :1])})

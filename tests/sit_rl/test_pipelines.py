@@ -117,6 +117,9 @@ def test_prompts_are_encoded_once(folders, prompts, monkeypatch, capsys):
     assert encoded.count(PROMPTS) == 2
     torch.testing.assert_close(again.rows, first.rows)  # encoders round differently from time to time
     prompt_embeddings.embeddings(family, PROMPTS[:1], "", *arguments)
+    other = prompt_embeddings._key(family, PROMPTS[:1], "", torch.float32)
+    path.write_bytes(path.with_stem(other).read_bytes())  # sound, and of other prompts
+    assert prompt_embeddings._read(path.with_stem(other)) is not None and prompt_embeddings._read(path) is None
     monkeypatch.setenv("FASTFID_CACHE", "/dev/null/nowhere")
     without = prompt_embeddings.embeddings(family, PROMPTS, "blurred", *arguments)
     torch.testing.assert_close(without.rows, first.rows)

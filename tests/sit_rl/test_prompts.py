@@ -70,6 +70,7 @@ def test_a_file_of_prompts(tmp_path):
         (b'{"prompt": "\\ud800"}', "line 1 has half a surrogate pair"),
         (b'{"prompt": "\xff"}', "is not UTF-8 text"),
         (b"[" * 100_000, "line 1 is not JSON"),
+        (b'{"prompt": "a", "prompt": "b"}', "line 1 is not JSON .a key stands twice in one table"),
     ],
 )
 def test_another_file_is_one_sentence(tmp_path, content, told):

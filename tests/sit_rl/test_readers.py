@@ -62,6 +62,8 @@ CONFIGS = {
     "terminal": '"\\e[2J": 1',
     "long": "seed: 1\n" + "#" * (1 << 17),
     "a list of lists": "ema_power: [[1], [2]]",
+    "a key twice": "seed: 1\nsteps: 2\nseed: 3",
+    "a key twice within": "rollout: {steps: 1, steps: 2}",
     "a sampler of lists": "rollout: {kind: [ode]}",
 }
 

@@ -94,6 +94,9 @@ def test_guidance_is_swept_over_rows_scales_and_intervals():
         ({"guidance": {"scales": [1.5], "intervals": [["a", 1]]}}, "guidance has intervals [['a', 1]]; write pairs"),
         ({"grid": {name: list(range(1, 40)) for name in ("steps", "candidates", "replace")}},
          "grid makes 59,319 rows; a study has at most 10,000"),
+        ({"grid": {"lr": [1e-4, 1e-4]}}, "grid has lr: [0.0001, 0.0001], which names one twice"),
+        ({"guidance": {"scales": [1.5, 1.50000001]}}, "guidance names base + guidance 1.5 twice"),
+        ({"settings": {"rollout": {"steps": 10**11}}}, "sampler steps is 100000000000; it must be at most 100,000"),
         ({"rows": {"x" * 300: {}}}, "has a name of 300 characters; give it a shorter one"),
         ({"rows": {"a\x1b[2J": {}}}, "has a control character in its name; remove it"),
         ({"rows": {"A": {}, "a": {}}}, "two rows would have the folder A-24-steps"),
@@ -109,7 +112,7 @@ def test_what_a_file_cannot_say_is_one_sentence(tmp_path, capsys, values, messag
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"a: &x 1\nb: *x\n", b"\xff"])
+@pytest.mark.parametrize("content", [b"a: [", b"a: &x 1\nb: *x\n", b"\xff", b"rows: {a: {}, a: {lr: 1.0}}"])
 def test_a_file_that_is_not_yaml_is_one_sentence(tmp_path, capsys, content):
     path = tmp_path / "study.yaml"
     path.write_bytes(content)
