@@ -40,7 +40,8 @@ from sit_rl.models.loading import load_model
 
 IMAGES = 500  # a step costs the same with more; reading and the networks take longer
 CLASSES = ("disc", "square")
-LITTLE = ("--evaluate-images", "60", "--evaluate-every", "0", "--reference-size", "500")
+# The smallest reference set that holds a step's images, and evaluations that say nothing.
+LITTLE = ("--evaluate-images", "60", "--evaluate-every", "0", "--reference-size", "1600")
 
 
 def drawing(seed: int, side: int) -> np.ndarray:
