@@ -15,6 +15,7 @@ from sit_rl.ranks.collectives import owned_samples
 from sit_rl.ranks.cpu_batches import map_in_two_stages
 from sit_rl.ranks.preemption import overdue, stop_if_overdue
 from sit_rl.ranks.process_group import is_main
+from sit_rl.ranks.transfer import pinned, to_device
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.ode_and_sde_steps import NoiseSource, sample, sample_path
 from sit_rl.sampling.random_streams import Stream, sample_normal
@@ -87,8 +88,8 @@ def generate(
         return _join_drawn([draw_piece(*piece) for piece in ([(rows, model)] if pieces is None else pieces(rows))])
 
     def draw_piece(rows: range, model: GeneratorModel) -> Drawn:
-        y = labels[rows.start : rows.stop].to(components.device)
-        noise = sample_normal(seed, initial, step, rows, components.sample_shape).to(components.device)
+        y = to_device(labels[rows.start : rows.stop], components.device)
+        noise = to_device(sample_normal(seed, initial, step, rows, components.sample_shape), components.device)
         step_noise = noise_source(seed, noisy, step, rows, sampler, noise) if noise_draws(sampler) else None
         velocity = bind(model, y, sampler)
         if not keep_path:
@@ -121,9 +122,15 @@ def generate(
 def noise_source(
     seed: int, stream: Stream, step: int, rows: range, sampler: SamplerConfig, like: torch.Tensor
 ) -> NoiseSource:
-    """All noise of a batch of random paths, drawn one sample after the other; the source gives step i's."""
+    """All noise of a batch of random paths, drawn one sample after the other; the source gives step i's.
+
+    It waits in host memory, step by step, so that a device holds the noise of one step.
+    """
     draws = sample_normal(seed, stream, step, rows, (noise_draws(sampler), *like.shape[1:]))
-    return lambda i: draws[:, i].to(like.device)
+    if like.device.type == "cpu":
+        return lambda i: draws[:, i]
+    by_step = pinned(draws.transpose(0, 1).contiguous(), like.device)
+    return lambda i: to_device(by_step[i], like.device)
 
 
 def _join_drawn(parts: list[Drawn]) -> Drawn:

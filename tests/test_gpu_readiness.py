@@ -68,12 +68,13 @@ def test_the_second_stream_of_a_device_is_always_the_same(monkeypatch):
     """The allocator keeps the free memory of every stream apart: a stream a call would reserve it again each time."""
     made = []
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or SimpleNamespace(device=device))
-    cpu_batches._second_stream.cache_clear()
+    cpu_batches.second_stream.cache_clear()
     try:
-        lanes = [cpu_batches._second_stream(torch.device("cuda", i)) for i in (0, 1, 0, 0)]
+        lanes = [cpu_batches.second_stream(torch.device("cuda", i), "decode") for i in (0, 1, 0, 0)]
+        other = cpu_batches.second_stream(torch.device("cuda", 0), "reward")
     finally:
-        cpu_batches._second_stream.cache_clear()
-    assert len(made) == 2 and lanes[0] is lanes[2] is lanes[3] is not lanes[1]
+        cpu_batches.second_stream.cache_clear()
+    assert len(made) == 3 and lanes[0] is lanes[2] is lanes[3] is not lanes[1] and other not in lanes
 
 
 def flash_attn_func(q, k, v, softmax_scale=None, causal=False):

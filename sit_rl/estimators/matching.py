@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from sit_rl.ranks.transfer import to_device
 from sit_rl.sampling.interpolant import interpolate, target_velocity
 from sit_rl.sampling.random_streams import Stream, generators, sample_normal
 
@@ -25,8 +26,9 @@ def matching_points(
     starts = torch.tensor([g.random() for g in generators(seed, Stream.MATCHING, 0, indices)], dtype=torch.float64)
     u = (starts + draw * GOLDEN) % 1.0
     # u is 0 with probability 2⁻⁵³, where the logit is −∞ and its sigmoid 0, an allowed time
-    t = (torch.sigmoid(torch.special.ndtri(u)) if as_pretraining else u).float().to(samples.device)
-    noise = sample_normal(seed, Stream.MATCHING, draw + 1, indices, tuple(samples.shape[1:])).to(samples.device)
+    t = to_device((torch.sigmoid(torch.special.ndtri(u)) if as_pretraining else u).float(), samples.device)
+    drawn = sample_normal(seed, Stream.MATCHING, draw + 1, indices, tuple(samples.shape[1:]))
+    noise = to_device(drawn, samples.device)
     return t, interpolate(samples, noise, t), target_velocity(samples, noise)
 
 

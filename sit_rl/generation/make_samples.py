@@ -21,6 +21,7 @@ from sit_rl.generation.record import check_output, recipe_record, run_facts
 from sit_rl.generation.sample_files import SampleFiles, open_files
 from sit_rl.ranks.cpu_batches import map_in_two_stages
 from sit_rl.ranks.process_group import barrier, is_main, rank, world_size
+from sit_rl.ranks.transfer import to_device
 from sit_rl.rollout import noise_source
 from sit_rl.runs.log import say
 from sit_rl.sampling.guidance import bind
@@ -145,7 +146,8 @@ def one_thread_a_batch(device: torch.device, batches: int) -> Iterator[None]:
 @torch.no_grad()
 def sample_batch(made: Generator, labels: torch.Tensor, sampler: SamplerConfig, seed: int, rows: range) -> torch.Tensor:
     """Undecoded samples float32 [n, C, H, W] with the global numbers `rows` and the classes `labels` int64 [n]."""
-    noise = sample_normal(seed, Stream.EVALUATE, EVALUATION_STEP, rows, made.model.sample_shape).to(made.device)
+    drawn = sample_normal(seed, Stream.EVALUATE, EVALUATION_STEP, rows, made.model.sample_shape)
+    noise = to_device(drawn, made.device)
     step_noise = None
     if noise_draws(sampler):
         step_noise = noise_source(seed, Stream.EVALUATE_SDE, EVALUATION_STEP, rows, sampler, noise)

@@ -2,7 +2,8 @@
 
     one rank         the module itself
     ddp              every rank has a whole copy; gradients are summed during the last backward pass
-    fsdp             every rank has a shard of weights, gradients, moments and averages (fully_shard, "FSDP2").
+    fsdp             every rank has a shard of weights, gradients, moments and averages (fully_shard, "FSDP2";
+                     sit_rl/learner/sharding.py).
                      Sampling uses a whole copy, filled before each use: sampling then needs no collective, and ranks
                      may sample different numbers of batches and evaluations (dopri5)
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import types
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from sit_rl.config import Config
+from sit_rl.learner.sharding import fill_whole, full, shard
 from sit_rl.models.averages import EMA, PowerEMA, copy_sharing
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.models.lora import add_lora, lora_size
@@ -88,8 +88,8 @@ class Learner:
         if self.parallel == "fsdp":
             for part in (module, *(average.module for average in averages)):
                 assert isinstance(part, GeneratorModel), "the config refuses to shard a policy"
-                _shard(part, device)
-        self._copies = DistributedDataParallel(module) if self.parallel == "ddp" else None
+                shard(part, device, config.run.precision)
+        self._copies = DistributedDataParallel(module, gradient_as_bucket_view=True) if self.parallel == "ddp" else None
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.updates = 0
         self.optimizer = torch.optim.AdamW(
@@ -119,9 +119,7 @@ class Learner:
             return module.model()
         if self._whole is None:
             return module
-        with torch.no_grad():
-            for whole, part in zip(self._whole.parameters(), module.parameters(), strict=True):
-                whole.copy_(_full(part))
+        fill_whole(list(self._whole.parameters()), list(module.parameters()))
         return self._whole
 
     @contextmanager
@@ -142,7 +140,7 @@ class Learner:
     def clip(self) -> float:
         """Scale the gradient down to norm `grad_clip`; returns its norm before, over all ranks' shards."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.update.grad_clip)
-        return float(_full(norm))
+        return float(full(norm))
 
     def step(self, updates: int) -> None:
         """One optimiser step, the run's number `updates` (from 1), and the averages after it."""
@@ -224,11 +222,6 @@ def prepare(model: GeneratorModel, run: RunOptions, device: torch.device) -> Gen
     return model
 
 
-def _full(x: torch.Tensor) -> torch.Tensor:
-    """A tensor whole: the shards of all ranks where it is sharded."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
 def _recomputed(self: nn.Module, *inputs: Any, **named: Any) -> torch.Tensor:
     """A block's forward that keeps only its inputs, and computes the rest again in the backward pass."""
     forward: Callable[..., torch.Tensor] = type(self).forward
@@ -236,16 +229,3 @@ def _recomputed(self: nn.Module, *inputs: Any, **named: Any) -> torch.Tensor:
         return forward(self, *inputs, **named)
     out: torch.Tensor = recompute(forward, self, *inputs, use_reentrant=False, **named)
     return out
-
-
-def _shard(model: GeneratorModel, device: torch.device) -> None:
-    """Shard every block as a unit of its own, then the rest."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    # A velocity is a view, a slice of the last layer's channels. The warning is about writing into views: we do not.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
-    mesh = init_device_mesh(device.type, (world_size(),))
-    for block in model.units():
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)

@@ -17,6 +17,7 @@ from sit_rl.models.pixels import to_float
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.collectives import gather_owned, owned_samples, sum_gradients
 from sit_rl.ranks.process_group import is_main, rank, world_size
+from sit_rl.ranks.transfer import to_device
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.interpolant import interpolate, target_velocity
 from sit_rl.sampling.ode_and_sde_steps import sample
@@ -116,7 +117,7 @@ def flow_matching_loss(model: SiT, data: FlowData, rows: torch.Tensor, rng: np.r
         mirrored = torch.from_numpy(rng.random(n) < 0.5)
         x1 = torch.where(mirrored[:, None, None, None], x1.flip(-1), x1)
     device = next(model.parameters()).device
-    x1, noise, t, y = (part[mine].to(device) for part in (x1, noise, t, y))
+    x1, noise, t, y = (to_device(part[mine], device) for part in (x1, noise, t, y))
     error: torch.Tensor = model(interpolate(x1, noise, t), t, y) - target_velocity(x1, noise)
     return error.square().mean()
 

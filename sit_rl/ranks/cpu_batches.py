@@ -51,7 +51,7 @@ def map_in_two_stages(
     if device.type == "cpu":
         yield from map_batches(lambda batch: second(first(batch)), batches, device)
     else:
-        yield from overlap(first, second, batches, _second_stream(device))
+        yield from overlap(first, second, batches, second_stream(device, "decode"))
 
 
 def overlap(
@@ -82,8 +82,8 @@ class Lane(Protocol):
 
 
 @lru_cache
-def _second_stream(device: torch.device) -> _SecondStream:
-    """The second stream of a device, always the same: the allocator keeps the free memory of every stream apart."""
+def second_stream(device: torch.device, purpose: str) -> _SecondStream:
+    """A device's stream for a purpose, always the same: the allocator keeps the free memory of every stream apart."""
     return _SecondStream(device)
 
 

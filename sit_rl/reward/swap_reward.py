@@ -10,7 +10,7 @@ Signs: a `change` below 0 is an improvement; a reward is minus a distance.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.models.conditions import Conditions
 from sit_rl.options.reward import RewardOptions
-from sit_rl.ranks.cpu_batches import enter_worker
+from sit_rl.ranks.beside import Beside
 from sit_rl.reward.components import Component, RewardSide, reward_side
 from sit_rl.reward.rolling_reference import ReferenceSet
 from sit_rl.sampling.random_streams import Stream, generator
@@ -62,10 +62,10 @@ class Scores:
 class SwapReward:
     """Holds the reference set and scores candidates by each component of the reward.
 
-    The components are on the features' device, or with --reward-device cpu in host memory. In host memory a thread
-    prepares them (for FD, an eigendecomposition) while the GPU works: during the update if the reference set rolls,
-    during the rollout if it was refreshed. Scores cannot overlap with other work: they need the last feature, and the
-    first advantage needs them.
+    The components are on the features' device, or with --reward-device cpu in host memory. With this flag or on a GPU
+    a thread prepares them (for FD, an eigendecomposition) beside other work, on a GPU in a stream of its own: during
+    the update if the reference set rolls, during the rollout if it was refreshed. Scores cannot overlap with other
+    work: they need the last feature, and the first advantage needs them.
     """
 
     def __init__(
@@ -73,16 +73,15 @@ class SwapReward:
     ):
         self.options, self.seed, self.side, self.conditions = options, seed, side, conditions
         self.device = reward_device(options, reference.features.device)
-        self._thread = None
-        if options.device == "cpu":
-            self._thread = ThreadPoolExecutor(1, "reward", enter_worker, (torch.get_num_threads(),))
+        beside = options.device == "cpu" or self.device.type == "cuda"
+        self._beside = Beside("reward", self.device) if beside else None
         self.renew(reference)
 
     def renew(self, reference: ReferenceSet) -> None:
         """Take a new reference set and begin to prepare each component for it."""
         self.reference = replace(reference, features=reference.features.to(self.device))
         work = partial(prepared_sets, self.side.components, self.reference.features, self.reference.labels)
-        self._prepared = work() if self._thread is None else self._thread.submit(work)
+        self._prepared = work() if self._beside is None else self._beside.submit(work)
 
     @property
     def prepared(self) -> list[PreparedSet]:

@@ -26,6 +26,17 @@ def test_ranks_give_the_images_the_rewards_and_the_weights_of_one(forked, comman
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == count
 
 
+def test_shards_travel_in_bfloat16_and_give_one_ranks_images(forked, command, tmp_path):
+    """Autocast rounds a block's weights to bfloat16, so whether they travelled as bfloat16 changes no image."""
+    flags = ("--precision", "bf16", "--steps", 2)
+    check(forked.run({"argv": command(tmp_path / "one", *flags)}))
+    check(forked.ranks(2, command(tmp_path / "run", *flags, "--parallel", "fsdp")))
+    first, second = lines(tmp_path / "run"), lines(tmp_path / "one")
+    assert first[0]["subset_rewards"] == second[0]["subset_rewards"]
+    # a gradient is summed from two ranks' bfloat16 parts, 2⁻⁹ each
+    np.testing.assert_allclose(first[0]["gradient_norm"], second[0]["gradient_norm"], rtol=2e-2)
+
+
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_a_rank_without_a_batch_takes_part_in_a_policy_gradient(forked, command, tmp_path, how):
     """64 GPUs share the 32 batches of the SiT preset's step: half of them own no path."""

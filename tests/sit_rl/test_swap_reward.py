@@ -12,6 +12,7 @@ from sit_rl.models.conditions import Conditions
 from sit_rl.reward.components import Component, RewardSide
 from sit_rl.reward.rolling_reference import ReferenceSet
 from sit_rl.reward.swap_reward import SwapReward
+from tests.support.pretend_cuda import pretended
 
 N, D, B, M = 120, 6, 5, 8
 
@@ -121,6 +122,34 @@ def test_on_the_cpu_beside_the_device_it_is_prepared_meanwhile_and_says_the_same
     scores = [reward.score(reward.propose(1), new + 1) for reward in rewards.values()]
     assert torch.equal(scores[0].image, scores[1].image) and torch.equal(scores[0].subset, scores[1].subset)
     assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+def test_on_a_gpu_it_is_prepared_beside_the_update_and_says_the_same(monkeypatch):
+    """`roll` returns before the eigendecomposition, which waits here for the test in a thread with its own stream."""
+    host, real, reference, new = setup()
+    go, threads = threading.Event(), []
+
+    def slow(*arguments):
+        threads.append(threading.current_thread())
+        assert go.wait(60)
+        return SwapEngine(*arguments)
+
+    with pretended() as cuda:
+        moments = torch.from_numpy(real.mean(0)).to(cuda), torch.from_numpy(np.cov(real.T)).to(cuda)
+        side = RewardSide((Component("fd", 1.0, slice(None), FrechetReward(moments)),))
+        labels = host.reference.labels
+        whole = ReferenceSet(torch.from_numpy(reference).to(cuda), labels)
+        reward = SwapReward(host.options, host.seed, side, whole, host.conditions)
+        removed = reward.propose(0)
+        assert reward.prepared
+        monkeypatch.setattr("fastfid.rewards.frechet.SwapEngine", slow)
+        reward.roll(removed, new.to(cuda), reward.labels_of(removed, 0))
+        assert reward.propose(1).shape == (B, M)
+        go.set()
+        found = reward.score(reward.propose(1), new.to(cuda) + 1).image.cpu()
+    host.roll(removed, new, host.labels_of(removed, 0))
+    torch.testing.assert_close(found, host.score(host.propose(1), new + 1).image, rtol=0, atol=1e-4)
+    assert threads[0] is not threading.main_thread()
 
 
 def test_an_engine_that_fails_in_its_thread_fails_the_step():

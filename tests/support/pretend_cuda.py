@@ -12,9 +12,13 @@ Python asks (devices, .device, .numpy), `Operations` every ATen operation, those
 checked is torch's own rule: the operands of an operation share a device, except numbers (0-d tensors of the host),
 indices of the host, and copies.  Tensors that torch's C++ makes for itself go with either device.
 
+How often the host would wait for the device is counted in `waits`: reading a number, copying to the host, copying from
+memory that is not pinned, and whatever needs a size that only the device knows (nonzero, a mask as an index).
+
 Modes belong to a thread: `entered` enters them in another.
 """
 
+import time
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -35,6 +39,7 @@ INDEXED = {  # operations whose indices may lie on the host, and what else they 
     aten.index_put.default: lambda args: (args[0], args[2]),
     aten._index_put_impl_.default: lambda args: (args[0], args[2]),
 }
+WAITING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default)
 TO_HOST = (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__)
 
 
@@ -43,10 +48,24 @@ class Account:
 
     def __init__(self):
         self.held: dict[int, tuple[StorageWeakRef, str]] = {}
+        self.waits: list[str] = []  # what made the host wait
+        self.pinned: dict[int, StorageWeakRef] = {}
+        self.launches = 0  # operations that write on the device
         self.from_python = False  # a factory under way was called by Python, and not by torch itself
 
     def whose(self, tensor) -> str:
         return self.held.get(tensor.untyped_storage()._cdata, (None, "host"))[1]
+
+    def is_owned(self, tensor) -> bool:
+        return self.held.get(tensor.untyped_storage()._cdata, (None, "torch"))[1] != "torch"
+
+    def pin(self, tensor) -> torch.Tensor:
+        reference = StorageWeakRef(tensor.untyped_storage())
+        self.pinned[reference.cdata] = reference
+        return tensor
+
+    def is_pinned(self, tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self.pinned
 
     def device(self, tensor) -> torch.device:
         return CUDA if self.whose(tensor) == "cuda" else CPU
@@ -76,6 +95,9 @@ class Operations(TorchDispatchMode):
             return func(*args, **kwargs)
         if "cuda" in owners:
             self.check(func, args, kwargs)
+            masks = [x for x in tensors_of(args[1:2]) if x.dtype == torch.bool] if func in INDEXED else []
+            if func in WAITING or masks:
+                account.waits.append(str(func))
             whose = "cuda"
         elif given:
             whose = "host" if "host" in owners else "torch"
@@ -83,9 +105,11 @@ class Operations(TorchDispatchMode):
             whose = "host" if account.from_python else "torch"
         before = {x.untyped_storage()._cdata for x in given if account.whose(x) != "torch"}
         out = func(*args, **kwargs)
-        for x in tensors_of(out):
-            if x.untyped_storage()._cdata not in before:
-                account.put(x, whose)
+        # `set_` gives a tensor a storage that may have an owner, as Triton's interpreter does with a kernel's arguments
+        made = [x for x in tensors_of(out) if x.untyped_storage()._cdata not in before and not account.is_owned(x)]
+        for x in made:
+            account.put(x, whose)
+        account.launches += whose == "cuda" and bool(made or func._schema.is_mutable)
         return out
 
     def check(self, func, args, kwargs) -> None:
@@ -115,6 +139,13 @@ class Calls(TorchFunctionMode):
             return 0 if mine else -1
         if func in TO_HOST and mine:
             raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
+        if func is torch.Tensor.pin_memory:
+            return account.pin(args[0])
+        if func is torch.Tensor.is_pinned:
+            return account.is_pinned(args[0])
+        if func is torch.Tensor.tolist and mine:
+            account.waits.append("tolist")
+            return func(self.moved(args[0], CPU, args[0].dtype, counted=False))
         if func in (torch.Tensor.cpu, torch.Tensor.cuda):
             return self.moved(args[0], CPU if func is torch.Tensor.cpu else CUDA, args[0].dtype)
         if func is torch.Tensor.to:
@@ -129,10 +160,15 @@ class Calls(TorchFunctionMode):
         copy, other = kwargs.pop("copy", False), args[0] if args else kwargs.get("other")
         if isinstance(other, torch.Tensor):
             return self.moved(x, self.account.device(other), other.dtype, copy)
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        return self.moved(x, device or self.account.device(x), dtype or x.dtype, copy)
+        device, dtype, at_once, _ = torch._C._nn._parse_to(*args, **kwargs)
+        return self.moved(x, device or self.account.device(x), dtype or x.dtype, copy, at_once=at_once)
 
-    def moved(self, x, device, dtype, copy=False):
+    def moved(self, x, device, dtype, copy=False, counted=True, at_once=False):
+        on_device = self.account.whose(x) == "cuda"
+        if counted and device.type == "cpu" and on_device:
+            self.account.waits.append("copy to the host")
+        if device.type == "cuda" and not on_device and not (at_once and self.account.is_pinned(x)):
+            self.account.waits.append("copy from memory that is not pinned")
         same = self.account.device(x).type == device.type
         if same and x.dtype == dtype and not copy:
             return x
@@ -157,8 +193,24 @@ class Calls(TorchFunctionMode):
         return self.account.put(out, "cuda") if on_cuda else out
 
 
+class Event:
+    """A CUDA event of a device whose work is done when a call returns."""
+
+    def __init__(self, enable_timing=False):
+        self.at = None
+
+    def record(self, stream=None):
+        self.at = time.perf_counter()
+
+    def query(self):
+        return True
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
 class HostStream:
-    """What `sit_rl.ranks.cpu_batches._second_stream` is to a GPU: the modes in the side thread."""
+    """What `sit_rl.ranks.cpu_batches.second_stream` is to a GPU: the modes in the side thread."""
 
     def __init__(self, account: Account):
         self.account = account
@@ -180,14 +232,16 @@ def entered(account: Account):
 
 
 @contextmanager
-def pretended():
-    """A pretended cuda:0 for as long as the block lasts; gives the device."""
-    account = Account()
+def pretended(account=None):
+    """A pretended cuda:0 for as long as the block lasts; gives the device. `account` may be read afterwards."""
+    account = account or Account()
     replacements = {name: mock.MagicMock() for name in ("synchronize", "device", "device_of", "current_stream")}
     with ExitStack() as stack:
         for name, replacement in replacements.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))
-        stack.enter_context(mock.patch("sit_rl.ranks.cpu_batches._second_stream", lambda device: HostStream(account)))
+        stack.enter_context(mock.patch.object(torch.cuda, "Event", Event))
+        stack.enter_context(mock.patch.object(torch.cuda, "get_device_name", lambda *_: "pretended"))
+        stack.enter_context(mock.patch("sit_rl.ranks.cpu_batches.second_stream", lambda *_: HostStream(account)))
         # no kernel runs here: what the pretended device has are torch's own routes
         stack.enter_context(mock.patch("fastfid.backend.triton_obstacle", lambda *_: "the device is pretended"))
         stack.enter_context(entered(account))
