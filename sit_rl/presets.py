@@ -7,7 +7,7 @@ from sit_rl.models.generator_model import Sampling
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 # Several small networks of different shapes and trainings: what one of them overlooks, another may see.
-MIX = ("fd:fashion-a", "fd:fashion-c", "fd:fashion-d")
+MIX = ("fd:fashion-a", "fd:fashion-c", "fd:fashion-d", "fd:fashion-f")
 FASHION = Config.of(reward=MIX, reference="fresh")
 SIT_XL = Config.of(
     preset="sit-xl-imagenet256", steps=450, estimator="sde_policy_gradient", credit="subset", normalise="batch",
