@@ -149,13 +149,13 @@ class DistributionReward:
         with self._turn:
             if not isinstance(images, Tensor) or images.ndim != 4:
                 raise ValueError(f"images must be a float tensor [n, c, h, w], got {told_kind(images)}")
-            self._check_range(images)
             keys = self._keys.numbered(listed_labels(labels, len(images)), len(images))
             if len(images) + 2 > len(self._reference):
                 raise ValueError(
                     f"{len(images)} images cannot replace others in a reference set of {len(self._reference)}; pass "
                     "fewer, or call refresh with generated images"
                 )
+            self._check_range(images)
             removed = self._reference.oldest(keys).to(self._device)
             total = torch.zeros((), dtype=torch.float64, device=self._device)
             for part, prepared in zip(self.parts, self.prepared, strict=True):

@@ -8,9 +8,6 @@ import torch
 
 # Rewards whose relative spread is below this are equal: float64 rounding of a sum of N terms makes as much.
 CONSTANT = 1e-12
-# The same for the rewards of a group, relative to the largest of the batch: all come from one computation, whose terms
-# are at least that large.
-BESIDE = 1e-13
 # Rewards of a coarser dtype are equal if they differ by this many roundings: one of each of the two.
 ROUNDINGS = 2
 
@@ -37,7 +34,6 @@ def advantages(
             f"all {len(rewards)} rewards equal {rewards[0]:.6g}: nothing distinguishes the samples, "
             "so nothing can be learned; look at the images, and with --credit subset raise --candidates above 1"
         )
-    rounding = _of_batch(rewards, rounding)
     out = torch.zeros_like(rewards, dtype=torch.float64)
     for rows in _groups(labels, how):
         if not equal(rewards[rows], rounding):
@@ -47,17 +43,11 @@ def advantages(
 
 def group_spreads(rewards: torch.Tensor, labels: torch.Tensor, how: str, rounding: float = 0.0) -> torch.Tensor:
     """The standard deviation that each reward was divided by, float64 [n]; infinite in a group of equal rewards."""
-    rounding = _of_batch(rewards, rounding)
     out = torch.full_like(rewards, torch.inf, dtype=torch.float64)
     for rows in _groups(labels, how):
         if not equal(rewards[rows], rounding):
             out[rows] = rewards[rows].double().std()
     return out
-
-
-def _of_batch(rewards: torch.Tensor, rounding: float) -> float:
-    """How far equal rewards of a group may differ: `rounding`, or that of the batch's largest reward."""
-    return max(rounding, BESIDE * float(rewards.abs().max())) if len(rewards) else rounding
 
 
 def _groups(labels: torch.Tensor, how: str) -> list[torch.Tensor]:
