@@ -22,15 +22,15 @@ def main():
     parser.add_argument("--inputs", type=int, help="as many inputs, however long they take")
     parser.add_argument("--full", action="store_true", help="an hour")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", help="files of one ending alone, such as npz")
+    parser.add_argument("--kind", help="files of one kind alone, such as npz or card.json")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--keep", type=Path, default=Path("fuzz-faults"), help="folder for the inputs of faults")
-    parser.add_argument("--guided", metavar="KIND", help="files of one ending, guided by coverage, with atheris")
+    parser.add_argument("--guided", metavar="KIND", help="files of one kind, guided by coverage, with atheris")
     options = parser.parse_args()
     if options.guided:
         from tests.fuzz.guided import guide
 
-        return guide(f".{options.guided}")
+        return guide(_kind(options.guided))
     return fuzz(options)
 
 
@@ -43,20 +43,32 @@ def fuzz(options):
 
     torch.set_num_threads(1)  # children are forked
     warm()
-    endings = [f".{options.kind}"] if options.kind else list(READERS)
+    kinds = [_kind(options.kind)] if options.kind else list(READERS)
     committed = corpus()
     report = run(committed.__getitem__, 0, len(committed), workers=options.workers)
     seconds = HOUR if options.full else options.seconds
     stop, deadline = (options.inputs, None) if options.inputs else (sys.maxsize // 2, time.monotonic() + seconds)
-    found = run(partial(input_of, options.seed, endings=endings), 0, stop, deadline, workers=options.workers)
+    found = run(partial(input_of, options.seed, kinds=kinds), 0, stop, deadline, workers=options.workers)
     report.add(found)
     for fault in report.faults:
         options.keep.mkdir(exist_ok=True)
-        path = options.keep / f"{fault.kind}-{hashlib.sha256(fault.content).hexdigest()[:12]}{fault.ending}"
+        name, ending = fault.of.rpartition(".")[::2]
+        digest = hashlib.sha256(fault.content).hexdigest()[:12]
+        path = options.keep / f"{name}{name and '-'}{fault.kind}-{digest}.{ending}"
         path.write_bytes(fault.content)
         print(f"{fault.kind} {fault.reader}: {path}\n{fault.told}")
-    print(report.text())
+    print(f"{report.table()}\n{report.text()}")
     return 1 if report.faults else 0
+
+
+def _kind(word):
+    """The kind that --kind names: npz, or card.json."""
+    from tests.fuzz.readers import READERS
+
+    kind = word if word in READERS else f".{word}"
+    if kind not in READERS:
+        sys.exit(f"--kind {word} is none of {', '.join(known.removeprefix('.') for known in READERS)}")
+    return kind
 
 
 if __name__ == "__main__":

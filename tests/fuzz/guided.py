@@ -5,29 +5,26 @@ import tempfile
 from pathlib import Path
 
 
-def guide(ending):
-    """Fuzz the readers of one ending until Ctrl-C or a fault, whose input libFuzzer leaves in the working folder."""
+def guide(kind):
+    """Fuzz the readers of one kind until Ctrl-C or a fault, whose input libFuzzer leaves in the working folder."""
     try:
         import atheris
     except ImportError:
         sys.exit("--guided needs atheris: pip install atheris")
     with atheris.instrument_imports(include=["fastfid", "sit_rl"]):
-        from tests.fuzz.mutations import seeds
-        from tests.fuzz.readers import FOLDER, READERS
-        from tests.fuzz.runner import HANG_SECONDS, MOST_BYTES, told_by
+        from tests.fuzz.readers import READERS
+        from tests.fuzz.runner import HANG_SECONDS, MOST_BYTES, put, told_by
+        from tests.fuzz.seeds import seeds
 
     with tempfile.TemporaryDirectory() as folder:
-        known, place = Path(folder) / "seeds", Path(folder) / FOLDER
+        known = Path(folder) / "seeds"
         known.mkdir()
-        place.mkdir()
-        for i, content in enumerate(seeds(ending)):
+        for i, content in enumerate(seeds(kind)):
             (known / str(i)).write_bytes(content)
 
         def one_input(content):
-            for read in READERS[ending]:
-                path = place / f"x{ending}"
-                path.unlink(missing_ok=True)  # an earlier one may be mapped
-                path.write_bytes(content)
+            for read in READERS[kind]:
+                path = put(Path(folder) / "tried", kind, content)  # an earlier one may be mapped
                 told = told_by(read, path)
                 if told not in ("read", "refused"):
                     raise RuntimeError(f"{read.__name__}: {told}")

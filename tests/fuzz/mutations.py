@@ -1,28 +1,15 @@
-"""Good files of every kind, and what is done to them: bytes, words of formats, parts of archives that stay whole."""
+"""What is done to good files: bytes, words of formats, parts of archives that stay whole, values of what they hold."""
 
 import gzip
 import io
-import json
-import pickle
 import re
 import struct
-import tempfile
 import zipfile
-from functools import cache
-from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from safetensors.torch import save
+from tests.fuzz.seeds import PILLOW, ending_of, objects, seeds, zipped
+from tests.fuzz.values import changed_value, written
 
-from sit_rl.config import Config
-from sit_rl.models.sit import SiT, SiTConfig
-
-CORPUS = Path(__file__).parent / "corpus"
-RUN = Path(__file__).parents[2] / "bench" / "results" / "fashion" / "advantage_matching-0.json"
 LONGEST = 1 << 20  # bytes of an input
-PILLOW = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".ppm": "PPM"}
 
 # Numbers at the edges of what formats and machines count in.
 NUMBERS = [
@@ -83,99 +70,15 @@ WORDS[".safetensors"] = [
 ]
 
 
-# --- good files --------------------------------------------------------------------------------------------------
-
-
-def npz(compressed=False, **arrays):
-    file = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(file, **arrays)
-    return file.getvalue()
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def torch_file(content, zipped=True):
-    file = io.BytesIO()
-    torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    return file.getvalue()
-
-
-def encoded(form, channels=3):
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(file, form)
-    return file.getvalue()
-
-
-@cache
-def seeds(ending):
-    """Small whole files of a kind, and the hostile ones of the corpus."""
-    return [*whole(ending), *(path.read_bytes() for path in sorted(CORPUS.glob(f"*{ending}")))]
-
-
-def whole(ending):
-    rng = np.random.default_rng(0)
-    mu, sigma, x = rng.normal(size=3), np.eye(3), rng.normal(size=(5, 3)).astype(np.float32)
-    pixels = rng.integers(0, 256, (4, 5, 6, 3), np.uint8)
-    if ending == ".npz":
-        return [
-            npz(mu=mu, sigma=sigma, count=9, provenance=np.array(json.dumps({"extractor": "fashion-a"}))),
-            npz(True, mu=mu.astype(">f4"), sigma=sigma, features=x, mu_s=mu, sigma_s=sigma),
-            npz(features=x), npz(True, reps=x, model=np.array("dinov2")), npz(arr_0=pixels, arr_1=np.arange(4)),
-            npz(True, images=pixels / 255, labels=np.array(list("abca"))),
-            npz(features=np.zeros((4, 6), np.float32), image_shape=np.array([3, 8, 8])),
-        ]  # fmt: skip
-    if ending == ".npy":
-        return [npy(x), npy(np.asfortranarray(x.astype(">f8"))), npy(pixels), npy(np.array(["a", "b"]))]
-    if ending == ".pkl":
-        content = {
-            "num_images": np.int64(9),
-            "fid": {"mu": mu, "sigma": sigma},
-            "fd_dinov2": {"mu": mu, "sigma": sigma},
-        }
-        one = {"num_images": np.int64(9), "fid": content["fid"]}
-        return [pickle.dumps(held, protocol=protocol) for protocol in (0, 2, 4, 5) for held in (one, content)]
-    shape = SiTConfig(image_size=8, patch_size=4, channels=3, width=8, depth=1, heads=2, num_classes=2)
-    state = SiT(shape).state_dict()
-    if ending == ".pt":
-        features = torch.from_numpy(x)
-        contents = [features, {"mu": torch.from_numpy(mu), "sigma": torch.from_numpy(sigma)}, {"ema": state}]
-        return [torch_file(content, zipped) for content in contents for zipped in (True, False)]
-    if ending == ".safetensors":
-        return [save(state, {"heads": "2", "architecture": "sit"}), save({"a": torch.zeros(2, 2)})]
-    if ending == ".zip":
-        return [
-            zipped({"a/x.png": encoded("PNG"), "b/y.jpg": encoded("JPEG")}),
-            zipped({"x.bmp": encoded("BMP")}, True),
-        ]
-    if ending in PILLOW:
-        return [encoded(PILLOW[ending]), encoded(PILLOW[ending], 1)]
-    if ending == ".yaml":
-        return [_config(), b"seed: 1\nema_power: [0.1, 0.2]\n"]
-    if ending == ".json":
-        return [RUN.read_bytes(), json.dumps({"step": 3, "config": {}, "seconds": {"total": 1.5}}).encode()]
-    if ending == ".jsonl":
-        return [b'{"step": 0, "loss": 1.5}\n{"step": 1, "phases": {"a": 2}}\n']
-    return [gzip.compress(bytes(16) + bytes(range(200)), mtime=0)]
-
-
-def _config():
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.yaml"
-        Config().save(file)
-        return file.read_bytes()
-
-
 # --- mutations ---------------------------------------------------------------------------------------------------
 
 
-def mutated(ending, rng):
-    """An input of a kind: a seed, changed once or several times by `rng` (random.Random)."""
-    content = rng.choice(seeds(ending))
+def mutated(kind, rng):
+    """An input of a kind, by `rng` (random.Random): a file of changed values, or a seed with one or more changes."""
+    ending = ending_of(kind)
+    if objects(kind) and rng.random() < 0.5:
+        return written(kind, changed_value(rng.choice(objects(kind)), rng), rng)[:LONGEST]
+    content = rng.choice(seeds(kind))
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
         content = _changed(content, ending, rng)[:LONGEST]
     return content
@@ -217,14 +120,6 @@ def _archive_changed(content, ending, rng):
     else:
         members[name] = bytes(rng.choice((0, 10, LONGEST)))
     return zipped(members, rng.random() < 0.5)
-
-
-def zipped(members, deflate=False):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED) as archive:
-        for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name), content, archive.compression)
-    return file.getvalue()
 
 
 def _gzip_changed(content, rng):
@@ -280,7 +175,7 @@ def _removed(content, ending, rng):
 
 
 def _spliced(content, ending, rng):
-    other = rng.choice(seeds(ending)) if ending in (*WORDS, *PILLOW, ".npz", ".pt", ".zip") else content
+    other = rng.choice(seeds(ending)) if ending in (*PILLOW, ".npz", ".npy", ".pt", ".zip", ".tar") else content
     return content[: rng.randrange(len(content) + 1)] + other[rng.randrange(len(other) + 1) :]
 
 

@@ -24,8 +24,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fuzz.mutations import CORPUS, mutated, whole
-from tests.fuzz.readers import FOLDER, READERS, called_by
+from fastfid.images.formats import image_endings
+from tests.fuzz.mutations import mutated
+from tests.fuzz.readers import FOLDER, MILLISECONDS, READERS, THREADED, called_by, file_name
+from tests.fuzz.seeds import CORPUS, kind_of, whole
 
 HANG_SECONDS = 8.0  # of the processor, so that other programs on the machine make no hang
 WAIT_SECONDS = 60.0  # of the clock: a reader that waits takes none of the processor
@@ -35,6 +37,7 @@ WARM_BYTES = 7 * 10**8
 POLL_SECONDS = 0.02
 LONGEST_SENTENCE = 2000  # characters
 IN_MEMORY = "/dev/shm"  # where a folder is made and removed ten times as fast as on a disk
+WARMED = 3  # whole files of each kind
 INPUTS_A_CHILD = 2000  # then a fresh one, so that memory that a library keeps is no fault of an input
 # The input that a child works on, since when by the clock, and the seconds of its processor by then.
 STATE = struct.Struct("<qdd")
@@ -46,7 +49,7 @@ class Fault:
 
     kind: str  # crash, hang, memory, exception
     reader: str
-    ending: str
+    of: str  # the kind of the file
     told: str
     content: bytes
 
@@ -61,9 +64,11 @@ class Report:
     slowest: float = 0.0
     most_bytes: int = 0
     faults: list[Fault] = field(default_factory=list)
+    of_kind: Counter = field(default_factory=Counter)  # inputs
+    seconds: Counter = field(default_factory=Counter)  # of the processor by kind, with the making of the inputs
 
     def add(self, other):
-        for name in ("inputs", "read", "refused"):
+        for name in ("inputs", "read", "refused", "of_kind", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.slowest, self.most_bytes = max(self.slowest, other.slowest), max(self.most_bytes, other.most_bytes)
         self.faults += other.faults
@@ -77,30 +82,47 @@ class Report:
             f"{self.most_bytes / 1e6:.0f} MB"
         )
 
+    def table(self):
+        """Inputs a second of one core, by kind, the slowest first."""
+        rates = sorted((count / max(self.seconds[kind], 1e-9), kind) for kind, count in self.of_kind.items())
+        lines = [f"{kind:30} {self.of_kind[kind]:9,} {rate:9,.0f}" for rate, kind in rates]
+        total = self.of_kind.total() / max(self.seconds.total(), 1e-9)
+        return "\n".join(
+            [f"{'kind':30} {'inputs':>9} {'a second':>9}", *lines, f"{'all':30} {self.inputs:9,} {total:9,.0f}"]
+        )
 
-def input_of(seed, number, endings):
-    """Ending and content of input `number`."""
+
+def input_of(seed, number, kinds):
+    """Kind and content of input `number`; all kinds take about the same time, so that slow ones are rarer."""
     rng = random.Random(f"{seed}/{number}")
-    ending = rng.choice(endings)
-    return ending, mutated(ending, rng)
+    (kind,) = rng.choices(kinds, [1 / MILLISECONDS.get(kind, 1) for kind in kinds])
+    return kind, mutated(kind, rng)
 
 
 def corpus():
-    """Ending and content of every committed hostile file."""
-    return [(path.suffix, path.read_bytes()) for path in sorted(CORPUS.iterdir())]
+    """Kind and content of every committed hostile file."""
+    return [(kind_of(path.name, READERS), path.read_bytes()) for path in sorted(CORPUS.iterdir())]
 
 
 def warm():
     """Read whole files once, without threads, so that the children need not import what their readers do."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for ending in (".pt", ".safetensors", ".yaml", ".npz", ".pkl"):
-            path = Path(folder) / f"x{ending}"
-            for content in whole(ending):
-                path.write_bytes(content)
-                for read in READERS[ending][:3]:
-                    told_by(read, path)
-                path.unlink(missing_ok=True)
+        image_endings()  # Pillow registers its formats
+        for kind, readers in READERS.items():
+            for content in whole(kind)[:WARMED]:
+                for read in (read for read in readers if read not in THREADED):
+                    told_by(read, put(Path(folder), kind, content))
+
+
+def put(base, kind, content):
+    """The path of an input, alone in a fresh folder."""
+    folder = base / FOLDER
+    shutil.rmtree(base, ignore_errors=True)
+    folder.mkdir(parents=True)
+    path = folder / file_name(kind)
+    path.write_bytes(content)
+    return path
 
 
 def run(inputs, first, stop, deadline=None, readers=READERS, workers=1):
@@ -151,7 +173,9 @@ class _Child:
                 self.state[:] = STATE.pack(number if not over else self.stop, time.monotonic(), time.process_time())
                 if over or done == INPUTS_A_CHILD:
                     break
+                began = time.process_time()
                 found = self._tried(*self.inputs(number))
+                found["spent"] = time.process_time() - began
                 found["bytes"] = _most_bytes() - inherited
                 results.write(json.dumps(found) + "\n")
                 results.flush()
@@ -159,14 +183,10 @@ class _Child:
                 if found["bytes"] > MOST_BYTES:
                     break
 
-    def _tried(self, ending, content):
-        found = {"read": 0, "refused": 0, "seconds": 0.0, "faults": []}
-        for place, read in enumerate(self.readers[ending]):
-            folder = self.folder / FOLDER
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            path = folder / f"x{ending}"
-            path.write_bytes(content)
+    def _tried(self, kind, content):
+        found = {"read": 0, "refused": 0, "seconds": 0.0, "kind": kind, "faults": []}
+        for place, read in enumerate(self.readers[kind]):
+            path = put(self.folder / "tried", kind, content)
             started = time.process_time()
             told = told_by(read, path)
             found["seconds"] = max(found["seconds"], time.process_time() - started)
@@ -191,9 +211,9 @@ class _Child:
             kind, told = "crash", f"status {status}"
         self._collect(report)
         if kind is not None:
-            ending, content = self.inputs(number)
+            of, content = self.inputs(number)
             report.inputs += 1
-            report.faults.append(Fault(kind, "", ending, told, content))
+            report.faults.append(Fault(kind, "", of, told, content))
             number += self.step
         if number >= self.stop or (self.deadline is not None and time.monotonic() > self.deadline):
             self.end(running=False)
@@ -206,14 +226,16 @@ class _Child:
         number = self.started
         for line in self.results.read_text().splitlines():
             found = json.loads(line)
-            report.add(Report(1, found["read"], found["refused"], found["seconds"], found["bytes"]))
+            one = Report(1, found["read"], found["refused"], found["seconds"], found["bytes"])
+            one.of_kind[found["kind"]], one.seconds[found["kind"]] = 1, found["spent"]
+            report.add(one)
             for place, told in found["faults"]:
-                ending, content = self.inputs(number)
-                reader = getattr(self.readers[ending][place], "__name__", str(place))
-                report.faults.append(Fault("exception", reader, ending, told, content))
+                of, content = self.inputs(number)
+                reader = getattr(self.readers[of][place], "__name__", str(place))
+                report.faults.append(Fault("exception", reader, of, told, content))
             if found["bytes"] > MOST_BYTES:
-                ending, content = self.inputs(number)
-                report.faults.append(Fault("memory", "", ending, f"{found['bytes']:,} bytes", content))
+                of, content = self.inputs(number)
+                report.faults.append(Fault("memory", "", of, f"{found['bytes']:,} bytes", content))
             number += self.step
 
     def end(self, running=True):

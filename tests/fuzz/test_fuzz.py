@@ -1,5 +1,6 @@
 """The committed hostile files and some hundred mutations; the runner notices every kind of fault."""
 
+import json
 import os
 import random
 import signal
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from tests.fuzz import runner
-from tests.fuzz.mutations import CORPUS, mutated, seeds, whole
+from tests.fuzz.mutations import mutated
 from tests.fuzz.readers import READERS
-from tests.fuzz.runner import corpus, input_of, run, told_by, warm
+from tests.fuzz.runner import corpus, input_of, put, run, told_by, warm
+from tests.fuzz.seeds import CORPUS, ending_of, objects, seeds, whole
 
 INPUTS = 100  # some seconds; `python -m tests.fuzz` tries more
 
@@ -37,34 +39,46 @@ def test_every_hostile_file_is_one_sentence():
 
 
 def test_mutations_are_one_sentence():
-    report = run(partial(input_of, 0, endings=list(READERS)), 0, INPUTS, workers=2)
+    report = run(partial(input_of, 0, kinds=list(READERS)), 0, INPUTS, workers=2)
     assert report.inputs == INPUTS and report.faults == [], report.faults[0].told
     assert report.refused and report.read
 
 
-@pytest.mark.parametrize("ending", READERS)
-def test_whole_files_are_read(tmp_path, ending):
+@pytest.mark.parametrize("kind", READERS)
+def test_whole_files_are_read(tmp_path, kind):
     """A seed that no reader takes would test nothing but the first check."""
     taken = 0
-    for read in READERS[ending]:
-        for content in whole(ending):
-            folder = tmp_path / "input"
-            folder.mkdir(exist_ok=True)
-            for old in folder.iterdir():
-                old.unlink() if old.is_file() else None
-            (folder / f"x{ending}").write_bytes(content)
-            told = told_by(read, folder / f"x{ending}")
-            assert told in ("read", "refused")
+    for read in READERS[kind]:
+        for content in whole(kind):
+            told = told_by(read, put(tmp_path / "tried", kind, content))
+            assert told in ("read", "refused"), told
             taken += told == "read"
     assert taken
 
 
 def test_an_input_is_the_same_in_every_run():
-    endings = list(READERS)
-    assert [input_of(3, n, endings) for n in (0, 7)] == [input_of(3, n, endings) for n in (0, 7)]
+    kinds = list(READERS)
+    assert [input_of(3, n, kinds) for n in (0, 7)] == [input_of(3, n, kinds) for n in (0, 7)]
     assert len({input_of(3, n, [".npz"])[1] for n in range(50)}) > 40
-    assert all(path.suffix in READERS and path.stat().st_size < 20_000 for path in CORPUS.iterdir())
-    assert all(seeds(ending) for ending in READERS) and mutated(".npy", random.Random(0))
+    endings = {ending_of(kind) for kind in READERS}
+    assert all(path.suffix in endings and path.stat().st_size < 20_000 for path in CORPUS.iterdir())
+    assert all(kind in READERS for kind, _ in corpus())
+    assert all(seeds(kind) for kind in READERS) and mutated(".npy", random.Random(0))
+
+
+def test_changed_values_make_whole_files():
+    """Half of the inputs of a kind made of values hold other values in a sound form."""
+    kinds = [kind for kind in READERS if objects(kind)]
+    assert {".npz", ".pt", "card.json", "study.yaml", "prompts.jsonl"} <= set(kinds)
+    read = [json.loads(mutated("card.json", random.Random(n))) for n in range(40) if _is_json(n)]
+    assert len(read) > 10 and len({json.dumps(value, sort_keys=True) for value in read}) > 10
+
+
+def _is_json(number):
+    try:
+        return bool(json.loads(mutated("card.json", random.Random(number))))
+    except ValueError:
+        return False
 
 
 # --- faults that the runner must notice --------------------------------------------------------------------------
