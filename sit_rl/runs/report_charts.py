@@ -62,8 +62,10 @@ def network_charts(summary: dict[str, Any], records: Records) -> list[Chart]:
                  "line" if rewarded else "dashed", 1 if rewarded else 2)
             for name, rewarded in groups.items() if points
         ]  # fmt: skip
-        title = f"FD of each network, {kind} sampler"
-        drawn.append(chart(title, lines, STEP, "FD / FD of the base model", levels=[(1.0, "the base model")]))
+        counted = summary["before"].get(sampler, {}).get("first_images") or {}
+        note = f"In units of the base model's FD; {counted.get('images', 0):,} images."
+        title, levels = f"FD of each network, {kind} sampler", [(1.0, "the base model")]
+        drawn.append(chart(title, lines, STEP, "FD / FD of the base model", note=note, levels=levels))
     return _drawn(drawn)
 
 
