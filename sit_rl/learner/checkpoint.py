@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from fastfid.runtime.distributed import from_main
+from fastfid.runtime.errors import shown
 from fastfid.runtime.input_files import read_text
 from sit_rl.files.checksums import SUMS, check_sums, sums_of
 from sit_rl.ranks.collectives import sum_scalars
@@ -235,7 +236,7 @@ def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
     verify(path)
     wanted = {name: kind for name, kind in names(path).items() if name.startswith(prefix + ".")}
     if not wanted:
-        raise ValueError(f"checkpoint {path} has no part {prefix!r}")
+        raise ValueError(f"checkpoint {path} has no part {shown(repr(prefix))}")
     try:
         tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
     except RuntimeError as error:  # sizes that no memory holds

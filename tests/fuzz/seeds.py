@@ -206,7 +206,8 @@ def _tensors():
 
 def _small():
     config = SmallNetConfig(side=8, channels=3, widths=(4,), dim=6, outputs=2, kernel=3, activation="relu")
-    return save(SmallNet(config).state_dict(), config.to_metadata())
+    state = {name: value.contiguous() for name, value in SmallNet(config).state_dict().items()}
+    return save(state, config.to_metadata())
 
 
 def _zips():
@@ -223,7 +224,7 @@ def _tars():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-        link = tarfile.TarInfo("c.png")
+        link = tarfile.TarInfo("a.copy.png")
         link.type, link.linkname = tarfile.LNKTYPE, "a.png"
         archive.addfile(link)
     return [file.getvalue()]

@@ -3,12 +3,13 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
 from sit_rl.learner import checkpoint
 from sit_rl.ranks.process_group import LOST_RANK, agree_on_start
-from tests.support.tiny_runs import all_ended, assert_same_training, completed
+from tests.support.tiny_runs import all_ended, assert_same_training, completed, lines
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def test_ranks_give_the_images_the_rewards_and_the_weights_of_one(forked, comman
 def test_shards_travel_in_bfloat16_and_give_one_ranks_images(forked, command, tmp_path):
     """Autocast rounds a block's weights to bfloat16, so whether they travelled as bfloat16 changes no image."""
     flags = ("--precision", "bf16", "--steps", 2)
-    check(forked.run({"argv": command(tmp_path / "one", *flags)}))
-    check(forked.ranks(2, command(tmp_path / "run", *flags, "--parallel", "fsdp")))
+    all_ended(forked.run({"argv": command(tmp_path / "one", *flags)}))
+    all_ended(forked.ranks(2, command(tmp_path / "run", *flags, "--parallel", "fsdp")))
     first, second = lines(tmp_path / "run"), lines(tmp_path / "one")
     assert first[0]["subset_rewards"] == second[0]["subset_rewards"]
     # a gradient is summed from two ranks' bfloat16 parts, 2⁻⁹ each
