@@ -191,6 +191,7 @@ def compare_two(form: parser.Compare) -> Finish:
 def _report(form: parser.Compare, a: SideInNetwork, b: SideInNetwork, terms: FrechetTerms) -> dict[str, Any]:
     """Everything the command found, by the names of its JSON output."""
     from fastfid.evaluation.frechet_scores import fd_label
+    from fastfid.runtime.devices import chosen_device
     from fastfid.runtime.origin import origin
 
     known = a.provenance if a.provenance.get("extractor") else b.provenance
@@ -209,7 +210,7 @@ def _report(form: parser.Compare, a: SideInNetwork, b: SideInNetwork, terms: Fre
         "weights_sha256": known.get("weights_sha256"),
         "a": {"source": form.a, "count": a.moments.count},
         "b": {"source": form.b, "count": b.moments.count},
-        **origin(form.device),
+        **origin(chosen_device(form.device)),
     }
 
 

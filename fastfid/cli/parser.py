@@ -59,7 +59,9 @@ class NetworkOptions:
         int | None, text_option("N", "threads that decode files", default="one for each core, up to 8")
     ] = None
     value_range: Annotated[str | None, text_option("LOW,HIGH", "of float images in .npz and .npy")] = None
-    device: Annotated[str, arg(metavar="NAME", help="where the network runs, for example cuda")] = "cpu"
+    device: Annotated[
+        str, arg(metavar="NAME", help="of network and metrics: cpu, cuda, or auto for a GPU if there is one")
+    ] = "auto"
     no_cache: Annotated[
         Switch, switch(f"neither read nor write the cache of features ({cache_folder()}; FASTFID_CACHE sets another)")
     ] = False

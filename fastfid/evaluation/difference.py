@@ -17,6 +17,7 @@ from torch import Tensor
 from fastfid.evaluation.frechet_scores import fd_label
 from fastfid.evaluation.intervals import jackknife_error, normal_interval
 from fastfid.evaluation.pair import Pair
+from fastfid.evaluation.placement import placed
 from fastfid.evaluation.provenance import record, unrecorded
 from fastfid.evaluation.results import REAL, DifferenceResult, Json
 from fastfid.evaluation.settings import Settings
@@ -67,7 +68,8 @@ def diff(
         for side in (first, second):
             warnings.extend(check_comparable(side, third, options.force))
         warnings.extend(unrecorded(first, second, third))
-        of_a, of_b = (Pair(side, third, chosen, options) for side in (first, second))
+        on_a, on_b, on_third = placed((first, second, third), options, warnings)
+        of_a, of_b = (Pair(side, on_third, chosen, options) for side in (on_a, on_b))
         changes, method = _changes(of_a, of_b, same_noise)
         warnings.extend(unequal_sizes(of_a, of_b))
         seconds = {"total": time.perf_counter() - started}

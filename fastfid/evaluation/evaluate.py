@@ -27,6 +27,7 @@ from fastfid.distances.moments import FeatureMoments
 from fastfid.evaluation.classes_and_outliers import class_scores, neighbours, outliers
 from fastfid.evaluation.frechet_scores import fdr_score
 from fastfid.evaluation.pair import Pair
+from fastfid.evaluation.placement import placed
 from fastfid.evaluation.provenance import few_images, record, same_images, unrecorded
 from fastfid.evaluation.results import EvaluationResult, LeftOut, Score
 from fastfid.evaluation.scores import compute
@@ -61,7 +62,8 @@ def evaluate(
     protocol            name of fastfid.protocols, setting network, resizing and metric defaults together
     split               None    other real images, as `real`: adds FDr, FD in units of that of real images
     weights             None    path of the network's weights file, or {network: path} for several
-    device              "cpu"   where the network runs
+    device              "auto"  of network and metrics: a GPU if there is one; if the features are too many for it, the
+                                metrics are computed on the host, with a warning
     batch_size          256     images that a network sees at once
     cache               True    keep features under `cache_folder()`; False, or another folder
     skip_corrupt        False   leave unreadable images out and count them in the warnings, instead of stopping
@@ -91,7 +93,8 @@ def evaluate(
 
     def scored() -> EvaluationResult:
         result = EvaluationResult([], [], warnings, [], [], [], {})
-        for mine, theirs, *others in zip(*in_networks, strict=True):
+        for sides in zip(*in_networks, strict=True):
+            mine, theirs, *others = placed(sides, options, warnings)
             pair = Pair(mine, theirs, chosen, options, metrics)
             _add_scores(result, pair, metrics)
             for other in others:
@@ -120,8 +123,9 @@ def _add_scores(result: EvaluationResult, pair: Pair, metrics: Sequence[str]) ->
         result.classes += classes
         result.left_out += left_out
     if "outliers" in metrics and pair.sample_changes is not None:
-        result.outliers.append(outliers(pair, pair.sample_changes))
-        result.neighbours += neighbours(pair, pair.sample_changes)
+        changes = pair.sample_changes.cpu()  # which are read one by one
+        result.outliers.append(outliers(pair, changes))
+        result.neighbours += neighbours(pair, changes)
 
 
 def _add(result: EvaluationResult, pair: Pair, metric: str, found: Score | str) -> None:
@@ -164,7 +168,7 @@ def compare(
         (first,), (second,) = in_networks
         warnings.extend(check_comparable(first, second, options.force))
         warnings.extend(unrecorded(first, second) + few_images(first, second))
-        terms = frechet_terms(first.moments, second.moments)
+        terms = frechet_terms(*(side.moments for side in placed((first, second), options, warnings)))
         return first, second, terms, warnings
 
     found: tuple[SideInNetwork, SideInNetwork, FrechetTerms, list[str]] = distributed.from_main(compared)

@@ -175,7 +175,7 @@ def _side_by_side(distance: Callable[[Tensor], float], rows: Sequence[Tensor]) -
 def _moments_of(features: Tensor, rows: Tensor, whole: FeatureMoments | None) -> FeatureMoments:
     """Moments of some rows of features [N, d], added up, or the `whole`'s without the others where those are fewer."""
     if whole is None or 2 * len(rows) <= len(features):
-        moments = FeatureMoments.empty(features.shape[1])
+        moments = FeatureMoments.empty(features.shape[1], device=features.device)
         for part in rows.split(INFINITY_ROWS):
             moments.update(features[part])
         return moments

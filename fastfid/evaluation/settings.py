@@ -13,6 +13,7 @@ from fastfid.features.cache import FeatureCache
 from fastfid.features.names import BATCH_SIZE
 from fastfid.images.open import open_images
 from fastfid.images.source import ImageSource
+from fastfid.runtime.devices import chosen_device
 
 # Option → its least value, and what to say below it.
 LEAST_VALUES = {
@@ -28,7 +29,7 @@ class Settings:
     """The options that `fastfid.evaluate`, `diff`, `compare` and `statistics_of` share; `evaluate` explains them."""
 
     weights: str | Path | Mapping[str, str | Path] | None = None
-    device: str = "cpu"
+    device: str = "auto"
     batch_size: int = BATCH_SIZE
     cache: bool | str | Path = True
     skip_corrupt: bool = False
@@ -43,7 +44,8 @@ class Settings:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError for a number that no evaluation can use."""
+        """Choose the device that "auto" means; ValueError for a number that no evaluation can use."""
+        object.__setattr__(self, "device", chosen_device(self.device))
         for name, (low, message) in LEAST_VALUES.items():
             given = getattr(self, name)
             if given is not None and (not isinstance(given, Integral) or given < low):

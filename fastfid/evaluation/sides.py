@@ -112,7 +112,8 @@ class SideInNetwork:
 def open_side(source: object, role: str, settings: Settings) -> Side:
     """Open one side without reading its images; a statistics file of several networks is read later.
 
-    Tensors on a GPU are copied to the host, where the features of the other side are.
+    Tensors on a GPU are copied to the host, where the features of the other side are; evaluation/placement.py decides
+    where the metrics are computed.
     """
     called = role if role.isupper() else f"the {SHOWN.get(role, role)}"  # A, or the samples
     if isinstance(source, Statistics):

@@ -110,6 +110,13 @@ def _remembered(read: Callable[[], Any], write: Callable[[Any], None], parts: tu
     return restore
 
 
+def chosen_device(name: str) -> str:
+    """The name of a device; "auto" is a CUDA device where there is one, else the CPU."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def dense(x: Tensor, name: str = "an argument") -> Tensor:
     """The tensor with its values in memory; ValueError for a sparse one."""
     if x.layout != torch.strided:
