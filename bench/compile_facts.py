@@ -42,7 +42,16 @@ import triton
 import triton.language as tl
 
 from bench import facts_table
-from fastfid.triton_kernels import interpreted, moments, newton_schulz, rank_update, swap_logdet
+from fastfid.triton_kernels import (
+    centre_sums,
+    interpreted,
+    ldl_logdet,
+    moments,
+    newton_schulz,
+    plan_grams,
+    project,
+    rank_update,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA_SOURCES = tuple(ROOT / "csrc" / "cuda" / f"ldl_logdet.{suffix}" for suffix in ("cu", "cuh", "h"))
@@ -75,12 +84,42 @@ class Case(NamedTuple):
 # --------------------------------------------------------------------------------------------------------------- cases
 
 
-def _swap_logdet(order: int, precision: str) -> Case:
-    block, warps, stages = swap_logdet.CONFIGS[order, precision]
-    pointers = {"w_r": "*fp32", "w_a": "*fp32", "roots": "*fp32", "logdets": "*fp64", "wrong": "*fp64"}
-    constants = {"stride_rp": 1, "stride_ap": 1, "K": order, "BLOCK": block, "PRECISION": precision}
-    function = swap_logdet.swap_logdet_kernel
-    return Case("swap_logdet", f"K={order} fp32 {precision}", function, pointers, constants, ("slack",), warps, stages)
+def _plan_grams(order: int) -> Case:
+    block, warps, stages = plan_grams.CONFIGS[order]
+    pointers = dict.fromkeys(("w", "functions", "grams"), "*fp32")
+    pointers |= {"first": "*i32", "stop": "*i32", "offset": "*i64"}
+    constants = {"K": order, "BLOCK": block, "PRECISION": plan_grams.PRECISION}
+    function, config = plan_grams.plan_grams_kernel, f"K={order} fp32 {plan_grams.PRECISION}"
+    return Case("plan_grams", config, function, pointers, constants, (), warps, stages)
+
+
+def _ldl(order: int, part: str) -> Case:
+    """A kernel of the factors: "pivots", "logs" or "remaining"."""
+    arrays = {
+        "pivots": {"grams": "*fp32", "pivots": "*fp32", "inverses": "*fp32"},
+        "logs": {"grams": "*fp32", "pivots": "*fp32", "logdets": "*fp64"},
+        "remaining": {"inverses": "*fp32", "remaining": "*fp64"},
+    }
+    warps, stages = ldl_logdet.CONFIGS[order] if part != "logs" else (ldl_logdet.LOG_WARPS, 1)
+    function = getattr(ldl_logdet, f"ldl_{part}_kernel")
+    floats = ("slack",) if part == "logs" else ()
+    return Case(f"ldl_{part}", f"K={order} fp32", function, arrays[part], {"K": order}, floats, warps, stages)
+
+
+def _project(dtype: str) -> Case:
+    pointers = {"x": f"*{dtype}", "mean": "*fp64", "projection": "*fp32", "out": "*fp32"}
+    constants = {name: getattr(project, name) for name in ("BLOCK_V", "BLOCK_P", "BLOCK_D", "PRECISION")}
+    constants |= {"stride_d": 1, "stride_pr": 1}
+    config = f"{dtype} {project.PRECISION}"
+    return Case("project", config, project.project_kernel, pointers, constants, (), project.WARPS, project.STAGES)
+
+
+def _centre_sums() -> Case:
+    pointers = {"added": "*fp32", "reference": "*fp32", "removed": "*i64"}
+    pointers |= dict.fromkeys(("mean", "gap", "totals", "parts"), "*fp64")
+    constants = {"ROWS": centre_sums.ROWS, "BLOCK": centre_sums.BLOCK, "stride_ad": 1, "stride_rd": 1}
+    function = centre_sums.centre_sums_kernel
+    return Case("centre_sums", "fp32", function, pointers, constants, (), centre_sums.WARPS, centre_sums.STAGES)
 
 
 def _moments(dtype: str, precision: str) -> Case:
@@ -111,13 +150,17 @@ def _newton_schulz(precision: str, product: str) -> Case:
     return Case("newton_schulz", f"{product} {precision}", function, pointers, constants, floats, warps, stages)
 
 
+LDL_PARTS = ("pivots", "logs", "remaining")
 PRODUCTS = ("update", "residual", "polynomial")
 
 
 def cases() -> list[Case]:
     """Every kernel in the configurations that stand for the others."""
     return [
-        *(_swap_logdet(order, precision) for order, precision in swap_logdet.CONFIGS),
+        *(_plan_grams(order) for order in plan_grams.CONFIGS),
+        *(_ldl(order, part) for part in LDL_PARTS for order in ldl_logdet.CONFIGS),
+        _project("fp32"),
+        _centre_sums(),
         *(_moments(dtype, "tf32x3") for dtype in ("bf16", "fp16", "fp32")),
         _moments("bf16", "ieee"),
         *(_rank_update(precision) for precision in rank_update.PRECISIONS),
@@ -126,9 +169,12 @@ def cases() -> list[Case]:
 
 
 def quick_cases() -> list[Case]:
-    """What the library launches by default for swaps of 50: every kernel, `swap_logdet` with its widest tile."""
+    """What the library launches by default for swaps of 50: every kernel with its widest tile."""
     return [
-        _swap_logdet(128, "tf32x3"),
+        _plan_grams(128),
+        *(_ldl(128, part) for part in LDL_PARTS),
+        _project("fp32"),
+        _centre_sums(),
         _moments("fp32", "tf32x3"),
         _rank_update("tf32x3"),
         *(_newton_schulz("tf32x3", product) for product in PRODUCTS),
@@ -273,7 +319,7 @@ def cuda_facts(capability: int) -> list[dict]:
                     "warps": 8,
                     "registers": int(re.search(r"Used (\d+) registers", text).group(1)),
                     "stack_bytes": int(re.search(r"(\d+) bytes stack frame", text).group(1)),
-                    "shared_bytes": swap_logdet.ldl_shared_bytes(k, dtype),
+                    "shared_bytes": ldl_logdet.ldl_shared_bytes(k, dtype),
                     "shared_limit": SHARED_LIMIT[capability],
                     **dict.fromkeys(facts_table.TENSOR_INSTRUCTIONS, 0),
                     "compiler": nvcc_release(),

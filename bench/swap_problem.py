@@ -99,10 +99,10 @@ def last_nodes(engine):
 def weighted_positions(engine):
     """Number of weights in the sum of a product of two rows: functions times length of every slice of the plan.
 
-    Without the extension there is no plan, and the number is Q d.
+    torch's route in host memory has no plan, and the number is Q d.
     """
     nodes = last_nodes(engine)
-    if not engine.options.cpp:
+    if not engine.options.cpp and DEVICE.type == "cpu":
         return len(nodes.tau) * engine.real.dim
     plan = nodes.plan(np.dtype(np.float32))
     return int((plan.terms * np.diff(plan.bounds)).sum())

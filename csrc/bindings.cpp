@@ -300,18 +300,21 @@ void add_scatter(py::array& cov, const py::array& rows, const Doubles& mean, con
 }
 
 #ifdef FASTFID_CUDA
-int ldl_logdet_cuda(uintptr_t matrices, uintptr_t logdets, uintptr_t bad, int64_t count, int k, int removed, double slack,
-                    bool is_double, uintptr_t stream) {
-    require(count >= 0 && k >= 1 && k <= fastfid::LDL_MAX_K && removed >= 0 && removed <= k &&
-                count <= INT64_MAX / 8 / (int64_t(k) * k),
-            "need count >= 0, 1 <= k <= " + std::to_string(fastfid::LDL_MAX_K) + " and 0 <= removed <= k, got count " +
-                std::to_string(count) + ", k " + std::to_string(k) + ", removed " + std::to_string(removed));
-    auto out = reinterpret_cast<double*>(logdets);
+int ldl_logdet_cuda(uintptr_t matrices, uintptr_t logdets, uintptr_t bad, uintptr_t remaining, int64_t count, int nodes, int k,
+                    int removed, double slack, bool is_double, uintptr_t stream) {
+    require(count >= 0 && nodes >= 1 && count % nodes == 0 && k >= 1 && k <= fastfid::LDL_MAX_K && removed >= 0 &&
+                removed <= k && count <= INT64_MAX / 8 / (int64_t(k) * k),
+            "need count >= 0 and a multiple of nodes >= 1, 1 <= k <= " + std::to_string(fastfid::LDL_MAX_K) +
+                " and 0 <= removed <= k, got count " + std::to_string(count) + ", nodes " + std::to_string(nodes) + ", k " +
+                std::to_string(k) + ", removed " + std::to_string(removed));
+    auto out = reinterpret_cast<double*>(logdets), left = reinterpret_cast<double*>(remaining);
     auto status = reinterpret_cast<int*>(bad);
     auto on = reinterpret_cast<void*>(stream);
     if (is_double)
-        return fastfid::launch_ldl_logdet(reinterpret_cast<const double*>(matrices), out, status, count, k, removed, slack, on);
-    return fastfid::launch_ldl_logdet(reinterpret_cast<const float*>(matrices), out, status, count, k, removed, slack, on);
+        return fastfid::launch_ldl_logdet(reinterpret_cast<const double*>(matrices), out, status, left, count, nodes, k, removed,
+                                          slack, on);
+    return fastfid::launch_ldl_logdet(reinterpret_cast<const float*>(matrices), out, status, left, count, nodes, k, removed,
+                                      slack, on);
 }
 #endif
 
@@ -353,11 +356,13 @@ PYBIND11_MODULE(_C, m) {
           "float32 or float64; below it nothing is read or written, nor is cov read where beta is 0.");
 #ifdef FASTFID_CUDA
     m.attr("has_cuda") = true;
-    m.def("ldl_logdet_cuda", &ldl_logdet_cuda, py::arg("matrices"), py::arg("logdets"), py::arg("bad"), py::arg("count"),
-          py::arg("k"), py::arg("removed"), py::arg("slack"), py::arg("is_double"), py::arg("stream") = 0,
-          "log|det(J + G)| of `count` matrices G [k, k] by device addresses; logdets [count] float64, bad [count] int32\n"
-          "(first wrong pivot or -1). Returns a CUDA error code: 0 launched, 35 or 100 no usable device, 1 k too large for\n"
-          "the device's shared memory.");
+    m.def("ldl_logdet_cuda", &ldl_logdet_cuda, py::arg("matrices"), py::arg("logdets"), py::arg("bad"), py::arg("remaining"),
+          py::arg("count"), py::arg("nodes"), py::arg("k"), py::arg("removed"), py::arg("slack"), py::arg("is_double"),
+          py::arg("stream") = 0,
+          "log|det(J + G)| of `count` matrices G [k, k] by device addresses: logdets [count] float64, bad [count] int32 (first\n"
+          "wrong pivot or -1), and of every `nodes`th matrix the smallest eigenvalue of I − G_rr, remaining [count / nodes]\n"
+          "float64, unchanged where no row is removed. Returns a CUDA error code: 0 launched, 35 or 100 no usable device, 1 k\n"
+          "too large for the device's shared memory.");
     m.def("cuda_device_status", &fastfid::cuda_device_status, "0 if a CUDA device can be used; 35 or 100 if there is none.");
 #else
     m.attr("has_cuda") = false;

@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t MAX_GRID = 2147483647;  // blocks along x
 
 template <class T>
-int launch(const T* matrices, double* logdets, int* bad, int64_t count, int k, int removed, double slack, void* stream) {
+int launch(const T* matrices, double* logdets, int* bad, double* remaining, int64_t count, int nodes, int k, int removed,
+           double slack, void* stream) {
     if (int status = cuda_device_status()) return status;
     if (count == 0) return cudaSuccess;
     if (count > MAX_GRID) return cudaErrorInvalidValue;
@@ -25,21 +26,21 @@ int launch(const T* matrices, double* logdets, int* bad, int64_t count, int k, i
         return status;
     }
     // logdets[b] = Σ_j log|d_j| of J + matrices[b]
-    ldl_logdet<T><<<unsigned(count), LDL_THREADS, shared, static_cast<cudaStream_t>(stream)>>>(matrices, logdets, bad, k,
-                                                                                            removed, slack);
+    ldl_logdet<T><<<unsigned(count), LDL_THREADS, shared, static_cast<cudaStream_t>(stream)>>>(matrices, logdets, bad, remaining,
+                                                                                            nodes, k, removed, slack);
     return cudaGetLastError();
 }
 
 }  // namespace
 
-int launch_ldl_logdet(const float* matrices, double* logdets, int* bad, int64_t count, int k, int removed, double slack,
-                      void* stream) {
-    return launch(matrices, logdets, bad, count, k, removed, slack, stream);
+int launch_ldl_logdet(const float* matrices, double* logdets, int* bad, double* remaining, int64_t count, int nodes, int k,
+                      int removed, double slack, void* stream) {
+    return launch(matrices, logdets, bad, remaining, count, nodes, k, removed, slack, stream);
 }
 
-int launch_ldl_logdet(const double* matrices, double* logdets, int* bad, int64_t count, int k, int removed, double slack,
-                      void* stream) {
-    return launch(matrices, logdets, bad, count, k, removed, slack, stream);
+int launch_ldl_logdet(const double* matrices, double* logdets, int* bad, double* remaining, int64_t count, int nodes, int k,
+                      int removed, double slack, void* stream) {
+    return launch(matrices, logdets, bad, remaining, count, nodes, k, removed, slack, stream);
 }
 
 int cuda_device_status() {

@@ -25,6 +25,10 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+# Most eigenvalues of a slice and of a group, as csrc/cpu/problem.h has them: a slice of a candidate's rows stays in a
+# core's cache.  A device takes the same plan.
+SLICE, SPAN = 256, 512
+
 # A slice is not halved below this: in a shorter one the kernel's loop would be mostly its beginning and end.
 SHORTEST_SLICE = 32
 

@@ -100,7 +100,7 @@ def centred_by_cpp(
         prepared.rows.numpy(), candidates.removed.contiguous().numpy(), added.numpy(), prepared.mean.numpy(),
         prepared.gap.numpy(), out.numpy(), with_totals, torch.get_num_threads(),
     )  # fmt: skip
-    _check_finite(torch.from_numpy(norms), candidates.ids)
+    check_added(torch.from_numpy(norms), candidates.ids)
     sums = FeatureSums(*torch.from_numpy(sums).unbind(1))
     return Centred(out, sums, torch.from_numpy(totals) if with_totals else None)
 
@@ -110,13 +110,13 @@ def centred_by_torch(candidates: Candidates, prepared: PreparedReference, dtype:
     y_r = prepared.rows[candidates.removed].to(torch.float64) - prepared.mean
     y_a = candidates.added.to(torch.float64) - prepared.mean
     norms = y_a.square().sum(-1)
-    _check_finite(norms, candidates.ids)
+    check_added(norms, candidates.ids)
     total = y_a.sum(1) - y_r.sum(1)
     norm_change = norms.sum(-1) - y_r.square().sum((1, 2))
     return Centred(y_a.to(dtype), FeatureSums(total.square().sum(-1), total @ prepared.gap, norm_change))
 
 
-def _check_finite(square_norms: Tensor, candidate_ids: Sequence[int]) -> None:
+def check_added(square_norms: Tensor, candidate_ids: Sequence[int]) -> None:
     """ValueError unless |y_a|² [b, m_a] are finite."""
     bad = (~torch.isfinite(square_norms.detach())).nonzero()
     if len(bad):
@@ -224,7 +224,7 @@ def candidate_rows(
     else:
         centred = centred_by_torch(candidates, prepared, route.dtype)
     projected = project(centred.added, prepared, None if candidates.needs_grad else buffers)
-    return _rows_of(candidates, projected, prepared), centred
+    return rows_of(candidates, projected, prepared), centred
 
 
 def project(centred: Tensor, prepared: PreparedReference, buffers: RowBuffers | None) -> Tensor:
@@ -237,7 +237,7 @@ def project(centred: Tensor, prepared: PreparedReference, buffers: RowBuffers | 
     return torch.mm(rows, projection, out=out).view(*centred.shape[:2], prepared.rank)
 
 
-def _rows_of(candidates: Candidates, w_a: Tensor, prepared: PreparedReference) -> CandidateRows:
+def rows_of(candidates: Candidates, w_a: Tensor, prepared: PreparedReference) -> CandidateRows:
     """Candidates' rows in the dtype of the added rows w_a [b, m_a, r].
 
     Removed rows are looked up, or projected again where more digits are wanted than the reference keeps.

@@ -48,6 +48,13 @@ def checked_swap(removed: Tensor, added: Tensor, reference: Tensor) -> tuple[Ten
 
     ValueError where equation 4 has no meaning.
     """
+    removed, added = checked_shapes(removed, added, reference)
+    check_indices(removed, len(reference))
+    return removed, added
+
+
+def checked_shapes(removed: Tensor, added: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, without a look at the indices themselves, for which the host would wait for a device."""
     removed = _row_indices(removed)
     check_device(removed, "removed", reference.device)
     check_device(added, "added", reference.device)
@@ -61,7 +68,6 @@ def checked_swap(removed: Tensor, added: Tensor, reference: Tensor) -> tuple[Ten
         raise ValueError(f"added has {added.shape[2]} features a row, the real moments {dim}; use one extractor")
     if not added.is_floating_point():
         raise ValueError(f"added must be floating point, got {added.dtype}; convert the features first")
-    _check_indices(removed, count)
     final = count - removed.shape[1] + added.shape[1]
     if final < 2:
         raise ValueError(
@@ -70,7 +76,7 @@ def checked_swap(removed: Tensor, added: Tensor, reference: Tensor) -> tuple[Ten
     return removed, added
 
 
-def _check_indices(removed: Tensor, count: int) -> None:
+def check_indices(removed: Tensor, count: int) -> None:
     """ValueError for an index outside [0, count) and for one that a candidate repeats."""
     if removed.numel() == 0:
         return

@@ -18,13 +18,14 @@ from fastfid.linalg.iterative_roots import MATRICES_PER_PAIR
 from fastfid.swap.candidate_rows import CandidateRows, Candidates, RowBuffers, candidate_rows
 from fastfid.swap.distance_change import ChunkChange, distance_change
 from fastfid.swap.gradient import trace_change_with_slope, with_gradient
-from fastfid.swap.log_determinants import TraceChange, trace_change_by_log_determinants
+from fastfid.swap.log_determinants import trace_change_by_log_determinants
 from fastfid.swap.nodes import Nodes, NodeSets
 from fastfid.swap.phases import PhaseTimer
 from fastfid.swap.prepared_reference import PreparedReference
 from fastfid.swap.report import Report
 from fastfid.swap.routes import Route
 from fastfid.swap.single_swaps import trace_change_of_singles
+from fastfid.swap.trace_change import TraceChange
 from fastfid.swap.whole_matrices import trace_change_by_whole_matrices
 
 # What a candidate takes beside its rows: indices, sums and log-determinants or products at up to 100 nodes.
@@ -69,7 +70,7 @@ def changes_of(
         found = _change_once(chunk, route, prepared, bench)
         rare = _rare(found, route, prepared)
         if len(rare):
-            found = _recomputed(found, rare, chunk, route, prepared, bench)
+            found = recomputed(found, rare, chunk, route, prepared, bench)
         changes.append(found.change)
         report = report.then(found.report)
     return torch.cat(changes), replace(report, seconds=bench.timer.seconds)
@@ -113,16 +114,20 @@ def _integrated(rows: CandidateRows, nodes: Nodes | None, route: Route) -> Trace
 
 def _rare(found: ChunkChange, route: Route, prepared: PreparedReference) -> Tensor:
     """Candidates [n] int64 whose removal leaves too little for the nodes' range, or for LDLᵀ to keep its digits."""
-    nodes = found.report.nodes
-    if found.remaining is None or nodes is None:
+    if found.remaining is None or found.report.nodes is None:
         return torch.empty(0, dtype=torch.int64)
+    return is_rare(found.change, found.remaining, found.report.nodes, route, prepared).nonzero()[:, 0]
+
+
+def is_rare(change: Tensor, remaining: Tensor, nodes: Nodes, route: Route, prepared: PreparedReference) -> Tensor:
+    """Whether a removal leaves too little of a candidate [b] bool; `change` and `remaining` [b] float64."""
     least = LEAST_REMAINING[route.dtype]
     if not route.singular:
         least = max(least, REMAINING_MARGIN * nodes.lo / prepared.lambda_min)
-    return (~(found.remaining >= least) | found.change.detach().isnan()).nonzero()[:, 0]
+    return ~(remaining >= least) | change.detach().isnan()
 
 
-def _recomputed(
+def recomputed(
     once: ChunkChange,
     rare: Tensor,
     candidates: Candidates,

@@ -11,6 +11,7 @@ and more.  The derivation, one equation a file:
     (7)  the same for a single row removed and added                         swap/single_swaps.py
     (4)  the change of the distance from its parts                           swap/distance_change.py
          candidates that lose a rare direction                               swap/chunks.py
+         a call on a device, which waits for it once                         swap/device_calls.py, swap/by_plan.py
          the gradient in the added rows                                      swap/gradient.py
          first-order influence                                               swap/influence.py
 
@@ -32,8 +33,9 @@ from fastfid.distances.real_side import HasMoments, Pair, PreparedMoments, RealF
 from fastfid.linalg.units import unit_of_variances
 from fastfid.runtime.devices import full_float32, named_tensor
 from fastfid.swap.candidate_rows import Candidates, RowBuffers
-from fastfid.swap.checks import check_device, check_rows, checked_swap
+from fastfid.swap.checks import check_device, check_indices, check_rows, checked_shapes, checked_swap
 from fastfid.swap.chunks import HOST_CHUNK, Workbench, changes_of
+from fastfid.swap.device_calls import changes_by_plan, is_deferred
 from fastfid.swap.influence import influence_of
 from fastfid.swap.nodes import NodeSets
 from fastfid.swap.options import DEFAULT_TOL, DEFAULT_WORKSPACE, EngineOptions
@@ -54,7 +56,8 @@ class SwapEngine:
                         where it can, else torch; `report()` tells which and why
     method              "logdet", or a d×d matrix root of every candidate, slow, as a cross-check: "eigh" in float64,
                         "newton_schulz" or "polar_express" by products alone (errors: linalg/iterative_roots.py)
-    workspace           256 MiB, bytes of temporary memory; more candidates are handled in chunks
+    workspace           bytes of temporary memory, 256 MiB in host memory and 2 GiB on a device; more candidates are
+                        handled in chunks
 
     A reference that has lost a direction the real set has (N ≤ d, constant features) is computed in float64 with a
     shift s of its spectrum, which errs by at most 2√c·max(m_r, m_a)·√s (swap/nodes.py); `report()` returns s.  Results
@@ -71,11 +74,13 @@ class SwapEngine:
         dtype: torch.dtype = torch.float32,
         backend: str = "auto",
         method: str = "logdet",
-        workspace: int = DEFAULT_WORKSPACE,
+        workspace: int | None = None,
     ):
         features = named_tensor(reference_features, "reference_features").detach()
         choice = choose(backend, features.device)
         tol = DEFAULT_TOL.get(dtype, 0.0) if tol is None else tol
+        if workspace is None:
+            workspace = DEFAULT_WORKSPACE.get(features.device.type, DEFAULT_WORKSPACE["cpu"])
         self._options = EngineOptions(tol, dtype, method, workspace, backend, cpp=choice.name == "cpp")
         self._real = RealFactor.of(real, features.device)
         if self._real.mean.device != features.device:
@@ -156,13 +161,17 @@ class SwapEngine:
         """
         with self._turn:
             removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
-            removed, added = checked_swap(removed, added, self._prepared.features)
+            removed, added = checked_shapes(removed, added, self._prepared.features)
             candidates = Candidates.of(removed, self._scaled(added))
             route = route_of(self._options, self._prepared, *candidates.sizes, candidates.needs_grad)
+            waits_once = is_deferred(candidates, route, self._prepared)
+            if not waits_once:
+                check_indices(removed, self.count)
             timer = PhaseTimer(self._prepared.device)
             bench = Workbench(self._buffers, self._nodes, timer, self._options.workspace)
             with full_float32(self._prepared.device):
-                changes, report = changes_of(candidates, route, self._prepared, bench)
+                compute = changes_by_plan if waits_once else changes_of
+                changes, report = compute(candidates, route, self._prepared, bench)
             self._report = self._report.without_counts().then(report)
             self._buffers.release()
             return changes if self._unit == 1 else changes / self._unit / self._unit

@@ -20,9 +20,9 @@ from fastfid import backend
 from fastfid.runtime.devices import full_float32
 from fastfid.swap.candidate_rows import CandidateRows, Centred
 from fastfid.swap.checks import LEVERAGE_SLACK
-from fastfid.swap.log_determinants import TraceChange
 from fastfid.swap.nodes import Nodes
 from fastfid.swap.prepared_reference import PreparedReference
+from fastfid.swap.trace_change import TraceChange
 
 
 def trace_change_with_slope(rows: CandidateRows, nodes: Nodes) -> TraceChange:

@@ -18,32 +18,17 @@ Legend: b candidates, k = m_r + m_a changed rows of a candidate, r rank of Λ, Q
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastfid import backend as backends
-from fastfid import triton_kernels
+from fastfid.swap.by_plan import trace_change_by_plan
 from fastfid.swap.candidate_rows import CandidateRows
 from fastfid.swap.checks import LEVERAGE_SLACK, check_leverage, raise_inconsistent
 from fastfid.swap.nodes import Nodes
 from fastfid.swap.routes import choose
-
-REMAINING_STEPS = 3  # of inverse iteration, as in csrc/cpu/factor_kernel.h
-
-
-class TraceChange(NamedTuple):
-    """Δ of equation 3 and what the removal leaves.
-
-    change     [b] float64
-    remaining  [b] float64 smallest eigenvalue of I − G_rr at the first node; None where it is not known
-    slope      [b, m_a, r] gradient ∂Δ/∂w_a, from the route that computes it too
-    """
-
-    change: Tensor
-    remaining: Tensor | None = None
-    slope: Tensor | None = None
+from fastfid.swap.trace_change import TraceChange, smallest_eigenvalue
 
 
 def swap_trace_change(
@@ -57,7 +42,8 @@ def swap_trace_change(
     rows, needs_grad = CandidateRows.of(w_r, w_a), w_r.requires_grad or w_a.requires_grad
     choice = choose(backend, w_a.device, sum(rows.sizes), False, w_a.dtype, needs_grad)
     name, nodes = "torch" if needs_grad else choice.name, Nodes(spectrum, tau, omega, tol)
-    found = trace_change_by_log_determinants(rows, nodes, name).change
+    by_nodes = trace_change_by_plan if name == "triton" else trace_change_by_log_determinants
+    found = by_nodes(rows, nodes, name).change
     wrong = found.detach().isnan().nonzero()
     if len(wrong):
         raise_inconsistent(int(wrong[0, 0]), "a pivot has the wrong sign")
@@ -78,10 +64,8 @@ def swap_trace_change_ref(
 
 
 def trace_change_by_log_determinants(rows: CandidateRows, nodes: Nodes, backend: str) -> TraceChange:
-    """Equation 3 by "torch", "cpp" or "triton"; torch's route is differentiable and pivots."""
-    if backend == "cpp":
-        return trace_change_by_cpp(rows, nodes)
-    return trace_change_by_triton(rows, nodes) if backend == "triton" else trace_change_by_torch(rows, nodes)
+    """Equation 3 by "cpp", or else by torch, node by node, which is differentiable and pivots."""
+    return trace_change_by_cpp(rows, nodes) if backend == "cpp" else trace_change_by_torch(rows, nodes)
 
 
 def trace_change_by_torch(rows: CandidateRows, nodes: Nodes) -> TraceChange:
@@ -110,29 +94,14 @@ def trace_change_by_cpp(rows: CandidateRows, nodes: Nodes) -> TraceChange:
     return TraceChange(torch.from_numpy(logdets) @ nodes.omega / math.pi, torch.from_numpy(remaining))
 
 
-def trace_change_by_triton(rows: CandidateRows, nodes: Nodes) -> TraceChange:
-    """One program of fastfid/triton_kernels/swap_logdet.py a candidate and node, float32."""
-    kernel, (w_r, w_a) = triton_kernels.load("swap_logdet"), rows.spread_out()
-    logdets, wrong = kernel.swap_logdet(w_r, w_a, nodes.spectrum, nodes.tau.square(), LEVERAGE_SLACK)
-    logdets = logdets.where(wrong == 0, math.nan)
-    scaled = w_r * (nodes.spectrum + nodes.tau[0].square()).rsqrt().to(w_r.dtype)
-    remaining = _remaining_of((scaled @ scaled.mT).to(torch.float64), rows) if w_r.shape[1] else None
-    return TraceChange(logdets @ nodes.omega / math.pi, remaining)
-
-
 def _remaining_of(gram: Tensor, rows: CandidateRows) -> Tensor:
     """Smallest eigenvalue of I − G_rr [b] for G_rr [b, m_r, m_r] float64, from above; 0 if none is above 0.
 
-    Inverse iteration as in csrc/cpu/factor_kernel.h.  ValueError if rounding does not explain an eigenvalue below 0.
+    ValueError if rounding does not explain an eigenvalue below 0.
     """
     size = gram.shape[-1]
     lower, failed = torch.linalg.cholesky_ex(torch.eye(size, dtype=gram.dtype, device=gram.device) - gram)
     wrong = failed.nonzero().flatten()
     if len(wrong):  # eigenvalues of these alone: some devices compute those of a batch one matrix at a time
         check_leverage(torch.linalg.eigvalsh(gram[wrong])[:, -1], [rows.ids[place] for place in wrong.tolist()])
-    places = torch.arange(1, size + 1, dtype=gram.dtype, device=gram.device)
-    # a start without symmetry: fractional parts of the golden ratio's multiples, at the squares 1, 4, 9 …
-    x = (0.6180339887498949 * places.square()).remainder(1)[:, None].expand(len(gram), -1, 1)
-    for _ in range(REMAINING_STEPS):
-        x = torch.cholesky_solve(x / torch.linalg.vector_norm(x, dim=1, keepdim=True), lower)
-    return torch.where(failed == 0, 1 / torch.linalg.vector_norm(x, dim=1)[:, 0], 0.0)
+    return smallest_eigenvalue(lower, failed != 0)

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid import backend
+from fastfid.linalg.device_plan import DevicePlan
 from fastfid.linalg.quadrature import node_count, sqrt_nodes
-from fastfid.linalg.weight_plan import WeightPlan, weight_plan
-from fastfid.swap.candidate_rows import CandidateRows
+from fastfid.linalg.weight_plan import SLICE, SPAN, WeightPlan, weight_plan
+from fastfid.swap.candidate_rows import CandidateRows, Spread
 from fastfid.swap.options import EngineOptions
 from fastfid.swap.phases import PhaseTimer
 from fastfid.swap.prepared_reference import PreparedReference
@@ -70,19 +70,24 @@ class Nodes:
     hi: float = math.nan
     shift: float = 0.0
     _plans: dict[np.dtype[Any], WeightPlan] = field(default_factory=dict)
+    _on_device: dict[torch.dtype, DevicePlan] = field(default_factory=dict)
     _weights: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tau)
 
     def plan(self, dtype: np.dtype[Any]) -> WeightPlan:
-        """The weight plan in NumPy's `dtype` for the extension's slices."""
+        """The weight plan in NumPy's `dtype`, for every route."""
         if dtype not in self._plans:
-            kernel = backend.extension()
-            self._plans[dtype] = weight_plan(
-                self.spectrum.numpy(), self.tau.numpy(), self.tol, kernel.SLICE, kernel.SPAN, dtype
-            )
+            spectrum, tau = self.spectrum.cpu().numpy(), self.tau.cpu().numpy()
+            self._plans[dtype] = weight_plan(spectrum, tau, self.tol, SLICE, SPAN, dtype)
         return self._plans[dtype]
+
+    def on_device(self, dtype: torch.dtype) -> DevicePlan:
+        """The same plan as tensors where the spectrum is."""
+        if dtype not in self._on_device:
+            self._on_device[dtype] = DevicePlan.of(self.plan(_numpy_dtype(dtype)), self.spectrum.device)
+        return self._on_device[dtype]
 
     def weights(self, dtype: torch.dtype) -> Tensor:
         """1/(λ_p + τ_q²) [Q, r] in `dtype`."""
@@ -107,17 +112,19 @@ class NodeSets:
         energy = energy_bound(rows, self._prepared.lambda_max)
         if self._prepared.rank == 0 or self._prepared.lambda_max + energy == 0 or sum(rows.sizes) == 0:
             return None
-        hi = _highest(self._prepared.lambda_max, energy)
-        return self._singular(rows, hi, timer) if singular else self._regular(rows, hi, timer)
+        hi = highest(self._prepared.lambda_max, energy)
+        if singular:
+            return self._singular(rows, hi, timer)
+        return self.regular(hi, rows.sizes[0], rows.added.dtype, timer)
 
-    def _regular(self, rows: CandidateRows, hi: float, timer: PhaseTimer) -> Nodes:
-        """Nodes for spectra up to `hi`.
+    def regular(self, hi: float, m_r: int, dtype: torch.dtype, timer: PhaseTimer) -> Nodes:
+        """Nodes for spectra up to `hi` after a removal of m_r rows, for rows of this dtype.
 
         The lower end is an estimate (`remaining_share`).  Every removal is compared with it afterwards.
         """
         prepared = self._prepared
-        lo = max(SHIFT * hi, prepared.lambda_min * remaining_share(prepared, rows.sizes[0]) / 2)
-        return self._get((lo, hi), prepared.spectrum, 0.0, PLAN_TOL * self._options.tol, rows, timer)
+        lo = max(SHIFT * hi, prepared.lambda_min * remaining_share(prepared, m_r) / 2)
+        return self._get((lo, hi), prepared.spectrum, 0.0, PLAN_TOL * self._options.tol, dtype, timer)
 
     def _singular(self, rows: CandidateRows, hi: float, timer: PhaseTimer) -> Nodes:
         """The shifted spectrum Λ + S and its nodes."""
@@ -125,7 +132,7 @@ class NodeSets:
         shift = singular_shift(spectrum, rows)
         lo = max((RESOLVED * self._options.tol) ** 2 * hi, shift[shift > 0].min().item())
         key = (lo, hi, shift.cpu().numpy().tobytes())
-        return self._get(key, spectrum + shift, shift.max().item(), SINGULAR_PLAN_TOL, rows, timer)
+        return self._get(key, spectrum + shift, shift.max().item(), SINGULAR_PLAN_TOL, rows.added.dtype, timer)
 
     def _get(
         self,
@@ -133,7 +140,7 @@ class NodeSets:
         spectrum: Tensor,
         shift: float,
         plan_tol: float,
-        rows: CandidateRows,
+        dtype: torch.dtype,
         timer: PhaseTimer,
     ) -> Nodes:
         """The nodes of a key (lo, hi, …), made with their weight plan unless they are kept."""
@@ -146,20 +153,28 @@ class NodeSets:
             made = self._kept[key] = Nodes(spectrum, tau, omega, plan_tol, lo, hi, shift)
             if self._options.cpp:
                 with timer.phase("plan"):
-                    made.plan(np.dtype(str(rows.added.dtype).removeprefix("torch.")))
+                    made.plan(_numpy_dtype(dtype))
+            elif spectrum.device.type == "cuda" and not shift:
+                with timer.phase("plan"):
+                    made.on_device(dtype)
         return self._kept[key]
 
 
 def energy_bound(rows: CandidateRows, lambda_max: float) -> float:
     """Bound on Σ|z_a|² over candidates: ‖z_a‖ ≤ ‖w_a‖ + γ√m_a |w̄_r|, and m_r |w̄_r|² ≤ λ_max as W_rᵀW_r ⪯ Λ."""
-    m_r, m_a = rows.sizes
     if not rows.added.numel():
         return 0.0
     added = rows.added.detach()
     largest: float = torch.linalg.vector_norm(added, dim=(1, 2)).max().item()
     if not math.isfinite(largest):  # squares that only float64 holds, at ten times the cost
         largest = torch.linalg.vector_norm(added, dim=(1, 2), dtype=torch.float64).max().item()
-    drift = rows.spread.gamma * math.sqrt(m_a * lambda_max / m_r) if m_r else 0.0
+    return energy_of(largest, rows.spread, rows.sizes, lambda_max)
+
+
+def energy_of(largest: float, spread: Spread, sizes: tuple[int, int], lambda_max: float) -> float:
+    """`energy_bound` of candidates whose added rows w_a have a norm ‖w_a‖ of at most `largest`."""
+    m_r, m_a = sizes
+    drift = spread.gamma * math.sqrt(m_a * lambda_max / m_r) if m_r and m_a else 0.0
     return (largest + drift) ** 2
 
 
@@ -184,9 +199,13 @@ def singular_shift(spectrum: Tensor, rows: CandidateRows) -> Tensor:
     return SHIFT * torch.maximum(spectrum, gained)
 
 
-def _highest(lambda_max: float, energy: float) -> float:
+def highest(lambda_max: float, energy: float) -> float:
     """λ_max + energy rounded up to 2·4^j, so that changes of about one size keep one set of nodes."""
     hi = 2.0 if lambda_max else 4.0 ** math.ceil(math.log(energy, 4))
     while hi < lambda_max + energy:
         hi *= 4
     return hi
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return np.dtype(str(dtype).removeprefix("torch."))

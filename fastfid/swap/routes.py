@@ -1,7 +1,7 @@
 """Which code computes the candidates of a call, and why; chosen once, before the first of them.
 
 cpp      fused C++ kernels of csrc/cpu: host memory
-triton   fused Triton kernel, one program a candidate and node: CUDA devices, float32, no gradient
+triton   Triton kernels, with csrc/cuda where it was built: CUDA devices, float32, no gradient
 torch    batched torch operations: any device, differentiable in the added rows
 """
 
@@ -127,7 +127,7 @@ def _triton_home(device: torch.device, rank: int) -> str:
     home = f"data on {device}"
     if not rank:
         return home
-    kernel = triton_kernels.load("swap_logdet")
+    kernel = triton_kernels.load("ldl_logdet")
     if rank <= kernel.MAX_K:
         return home
     obstacle = kernel.factor_obstacle(rank, torch.float32, device)

@@ -20,16 +20,19 @@ from torch import Tensor
 from fastfid import backend as backends
 from fastfid.swap.candidate_rows import CandidateRows
 from fastfid.swap.checks import check_leverage
-from fastfid.swap.log_determinants import TraceChange
 from fastfid.swap.nodes import Nodes
+from fastfid.swap.trace_change import TraceChange
 
 
-def trace_change_of_singles(rows: CandidateRows, nodes: Nodes, backend: str) -> TraceChange:
-    """Equation 3 for m_r ≤ 1 and m_a ≤ 1: by the extension for "cpp", else in torch operations."""
-    return _by_cpp(rows, nodes) if backend == "cpp" else _by_torch(rows, nodes)
+def trace_change_of_singles(rows: CandidateRows, nodes: Nodes, backend: str, checked: bool = True) -> TraceChange:
+    """Equation 3 for m_r ≤ 1 and m_a ≤ 1: by the extension for "cpp", else in torch operations.
+
+    checked  False leaves a leverage above one to the caller, who sees it in `remaining`
+    """
+    return _by_cpp(rows, nodes) if backend == "cpp" else _by_torch(rows, nodes, checked)
 
 
-def _by_torch(rows: CandidateRows, nodes: Nodes) -> TraceChange:
+def _by_torch(rows: CandidateRows, nodes: Nodes, checked: bool) -> TraceChange:
     """Products of rows times the node weights, [b, r]×[r, Q]."""
     w_r, w_a = (w[:, 0] if w.shape[1] else None for w in rows.spread_out())
     weights = nodes.weights(rows.added.dtype).T
@@ -37,7 +40,7 @@ def _by_torch(rows: CandidateRows, nodes: Nodes) -> TraceChange:
     def product(a: Tensor | None, b: Tensor | None) -> Tensor | float:
         return 0.0 if a is None or b is None else ((a * b) @ weights).to(torch.float64)
 
-    return _trace_change_of(product(w_r, w_r), product(w_r, w_a), product(w_a, w_a), rows, nodes)
+    return _trace_change_of(product(w_r, w_r), product(w_r, w_a), product(w_a, w_a), rows, nodes, checked)
 
 
 def _by_cpp(rows: CandidateRows, nodes: Nodes) -> TraceChange:
@@ -57,7 +60,12 @@ def _by_cpp(rows: CandidateRows, nodes: Nodes) -> TraceChange:
 
 
 def _trace_change_of(
-    g_rr: Tensor | float, g_ra: Tensor | float, g_aa: Tensor | float, rows: CandidateRows, nodes: Nodes
+    g_rr: Tensor | float,
+    g_ra: Tensor | float,
+    g_aa: Tensor | float,
+    rows: CandidateRows,
+    nodes: Nodes,
+    checked: bool = True,
 ) -> TraceChange:
     """Δ and 1 − g_rr at the first node from the entries of G, each [b, Q] float64, or 0 for a missing row.
 
@@ -66,7 +74,8 @@ def _trace_change_of(
     remaining = None
     if isinstance(g_rr, Tensor):
         remaining = 1 - g_rr.detach()[:, 0]  # leverages fall with τ
-        check_leverage(1 - remaining, rows.ids)
+        if checked:
+            check_leverage(1 - remaining, rows.ids)
     change = g_aa - g_rr - g_aa * g_rr + g_ra * g_ra
     assert isinstance(change, Tensor), "no row is removed and none added"
     # rounding may carry a leverage to 1 or past it; half an ε of what is left keeps the logarithm finite

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-KERNELS = ("swap_logdet", "moments", "rank_update", "newton_schulz")
+KERNELS = ("plan_grams", "ldl_logdet", "centre_sums", "project", "moments", "rank_update", "newton_schulz")
 
 
 def load(name: str) -> ModuleType:

@@ -85,13 +85,33 @@ def _normal(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def _swap_logdet(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    kernel, rows = load("swap_logdet"), _normal(device, 2, 40, 96) / 60
-    spectrum, tau_squares = (
-        torch.linspace(0.5, top, n, dtype=torch.float64, device=device) for top, n in ((1, 96), (2, 3))
-    )
-    given = rows[:, :20], rows[:, 20:], spectrum, tau_squares
-    return [kernel.swap_logdet(*given)[0]], [kernel.swap_logdet_ref(*given)[0]]
+def _plan_grams(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    kernel, w, functions = load("plan_grams"), _normal(device, 2, 40, 96), _normal(device, 150, seed=1)
+    first, stop = (torch.tensor(x, dtype=torch.int32, device=device) for x in ([0, 32], [96, 86]))
+    given = w, functions, first, stop, torch.tensor([0, 96], device=device)
+    return [kernel.plan_grams(*given)], [kernel.plan_grams_ref(*given)]
+
+
+def _ldl_logdet(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    kernel, rows = load("ldl_logdet"), _normal(device, 4, 40, 96).double() / 60
+    grams = (rows @ rows.mT).unflatten(0, (2, 2)).float()
+    found, expected = kernel.ldl_logdet(grams, 20), kernel.ldl_logdet_ref(grams, 20)
+    # inverse iteration is no eigenvalue to the last digit: a tenth of it counts as right
+    near = (found.remaining / expected.remaining - 1).abs() < 0.1
+    return [found.logdets, near], [expected.logdets, torch.ones_like(near)]
+
+
+def _centre_sums(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    kernel, mean = load("centre_sums"), _normal(device, 40, seed=2).double()
+    removed = torch.tensor([[1, 7], [8, 0]], device=device)
+    given = _normal(device, 2, 3, 40), _normal(device, 9, 40, seed=1), removed, mean, mean
+    return list(kernel.centre_sums(*given)), list(kernel.centre_sums_ref(*given))
+
+
+def _project(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    kernel, mean = load("project"), _normal(device, 70, seed=2).double()
+    given = _normal(device, 50, 70), mean, _normal(device, 70, 33, seed=1)
+    return [kernel.project(*given)], [kernel.project_ref(*given)]
 
 
 def _moments(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
@@ -115,7 +135,10 @@ def _newton_schulz(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
 
 
 _CASES: dict[str, Callable[[torch.device], tuple[list[Tensor], list[Tensor]]]] = {
-    "swap_logdet": _swap_logdet,
+    "plan_grams": _plan_grams,
+    "ldl_logdet": _ldl_logdet,
+    "centre_sums": _centre_sums,
+    "project": _project,
     "moments": _moments,
     "rank_update": _rank_update,
     "newton_schulz": _newton_schulz,

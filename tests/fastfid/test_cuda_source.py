@@ -31,16 +31,20 @@ def cuda_source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kernel_on_cpu(cuda_source):
-    """The kernel block by block: (matrices, removed, order, first block to run) → logdets, bad of the blocks run."""
+    """The kernel block by block: (matrices, removed, order, first block to run) → logdets, bad of the blocks run.
 
-    def run(matrices, removed, order=0, first=0):
+    With `nodes`, also the smallest eigenvalue of I − G_rr of every `nodes`th matrix.
+    """
+
+    def run(matrices, removed, order=0, first=0, nodes=None):
         count, k = matrices.shape[:2]
         logdets, bad = np.zeros(count), np.zeros(count, np.int32)
+        remaining = np.full(-(-count // (nodes or 1)), np.nan)
         function = cuda_source.ldl_logdet_float if matrices.dtype == np.float32 else cuda_source.ldl_logdet_double
-        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (matrices, logdets, bad)]
-        completed = function(*pointers, first, count, k, removed, ctypes.c_double(SLACK), order)
+        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (matrices, logdets, bad, remaining)]
+        completed = function(*pointers, first, count, nodes or 1, k, removed, ctypes.c_double(SLACK), order)
         assert completed, "threads of a block met different barriers"
-        return logdets[first:], bad[first:]
+        return (logdets[first:], bad[first:]) if nodes is None else (logdets, bad, remaining)
 
     return run
 
@@ -63,6 +67,22 @@ def test_cuda_kernel_matches_numpy(kernel_on_cpu, removed, added, dtype):
     logdets, bad = kernel_on_cpu(matrices, removed)
     np.testing.assert_array_equal(bad, -1)
     np.testing.assert_allclose(logdets, expected, rtol=0, atol=10 * EPS[dtype] * (removed + added))
+
+
+@pytest.mark.parametrize("dtype, atol", [(np.float32, 1e-5), (np.float64, 1e-12)])
+@pytest.mark.parametrize("removed, added", [(1, 0), (1, 1), (9, 7), (50, 50), (128, 128)])
+def test_cuda_kernel_tells_what_remains(kernel_on_cpu, removed, added, dtype, atol):
+    """By the factor of the first node of each candidate, of three; sweeps change no log-determinant."""
+    matrices, expected = grams(removed, added, dtype)
+    logdets, bad, remaining = kernel_on_cpu(matrices, removed, nodes=3)
+    np.testing.assert_allclose(logdets, expected, rtol=0, atol=10 * EPS[dtype] * (removed + added))
+    np.testing.assert_array_equal(bad, -1)
+    leading = np.tril(np.nan_to_num(matrices[::3, :removed, :removed].astype(np.float64)))
+    leading += np.tril(leading, -1).transpose(0, 2, 1)
+    least = 1 - np.linalg.eigvalsh(leading)[:, -1]
+    assert remaining.shape == (2,) and (remaining >= least - atol).all() and (remaining <= 1.2 * least + atol).all()
+    backwards = kernel_on_cpu(matrices, removed, order=1, nodes=3)
+    np.testing.assert_array_equal(backwards[2], remaining)
 
 
 def test_cuda_kernel_has_its_barriers(kernel_on_cpu):
@@ -100,51 +120,46 @@ def test_cuda_kernel_beyond_two_to_the_32_elements(kernel_on_cpu, dtype):
 
 
 @pytest.fixture()
-def swap_logdet(cuda_source, monkeypatch):
-    """fastfid/triton_kernels/swap_logdet.py with the block-by-block kernel behind it instead of a device's."""
+def by_cuda(cuda_source, monkeypatch):
+    """fastfid/triton_kernels/ldl_logdet.py with the block-by-block kernel behind it instead of a device's."""
     pytest.importorskip("triton")
-    module = triton_kernels.load("swap_logdet")
+    module = triton_kernels.load("ldl_logdet")
 
-    def launch(gram, logdets, bad, *, count, k, removed, slack, is_double, stream):
+    def launch(gram, logdets, bad, remaining, *, count, nodes, k, removed, slack, is_double, stream):
         function = cuda_source.ldl_logdet_double if is_double else cuda_source.ldl_logdet_float
-        pointers = [ctypes.c_void_p(address) for address in (gram, logdets, bad)]
-        return 0 if function(*pointers, 0, count, k, removed, ctypes.c_double(slack), 0) else 700
+        pointers = [ctypes.c_void_p(address) for address in (gram, logdets, bad, remaining)]
+        return 0 if function(*pointers, 0, count, nodes, k, removed, ctypes.c_double(slack), 0) else 700
 
     monkeypatch.setattr(module, "_cuda_kernel", lambda: launch)
     monkeypatch.setattr(module, "factor_obstacle", lambda *_: "")
+    monkeypatch.setattr(module, "check_device", lambda **_: None)
     monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
     return module
 
 
-def test_wide_changes_reach_the_cuda_kernel(swap_logdet):
-    removed, added = 60, 70
-    rows_r, rows_a, spectrum, tau_squares = (
-        torch.from_numpy(x) for x in problem(removed, added, 40, np.float64, nodes=2)
-    )
-    found, wrong = swap_logdet.swap_logdet(rows_r.float(), rows_a.float(), spectrum, tau_squares)
-    expected, _ = swap_logdet.swap_logdet_ref(rows_r, rows_a, spectrum, tau_squares)
-    assert not wrong.any()
-    # as above, and rows rounded to float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=20 * EPS[np.float32] * (removed + added))
-    bad = rows_r.float().clone()
-    bad[1] *= 50
-    found, wrong = swap_logdet.swap_logdet(bad, rows_a.float(), spectrum, tau_squares)
-    assert found[1].isnan().all() and (wrong[1] > SLACK).all() and not wrong[0].any() and found[0].isfinite().all()
+def symmetric_grams(removed, added):
+    """As `grams`, [2, 3, k, k] float32 tensors of two candidates, with both triangles."""
+    lower = torch.from_numpy(np.nan_to_num(grams(removed, added, np.float64)[0])).float()
+    return (lower.tril() + lower.tril(-1).mT).unflatten(0, (2, 3))
+
+
+def test_the_cuda_kernel_is_taken_where_it_can_be(by_cuda):
+    matrices = symmetric_grams(60, 70)
+    found, expected = by_cuda.ldl_logdet(matrices, 60), by_cuda.ldl_logdet_ref(matrices, 60)
+    np.testing.assert_allclose(found.logdets, expected.logdets, rtol=0, atol=20 * EPS[np.float32] * 130)
+    np.testing.assert_allclose(found.remaining, expected.remaining, rtol=0.1, atol=1e-4)
+    matrices[1] *= 1e4
+    wrong = by_cuda.ldl_logdet(matrices, 60).logdets
+    assert wrong[1].isnan().all() and wrong[0].isfinite().all()
 
 
 @pytest.mark.parametrize("status", [1, 700])
-def test_a_cuda_factor_that_is_refused(swap_logdet, monkeypatch, status):
-    """Too little shared memory (1): torch factors; another error is raised."""
-    gram = torch.from_numpy(np.nan_to_num(grams(70, 70, np.float64)[0])).float()[:, None]
-    gram = gram.tril() + gram.tril(-1).mT
-    expected = swap_logdet._factor_cuda(gram.contiguous(), 70, SLACK)[0]
-    monkeypatch.setattr(swap_logdet, "_cuda_kernel", lambda: lambda *_, **__: status)
-    if status == 1:
-        found, _ = swap_logdet._factor_cuda(gram, 70, SLACK)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=10 * EPS[np.float32] * 140)
-    else:
-        with pytest.raises(RuntimeError, match="ldl_logdet failed with CUDA error 700 on cpu; pass backend='torch'"):
-            swap_logdet._factor_cuda(gram, 70, SLACK)
+def test_a_cuda_factor_that_is_refused(by_cuda, monkeypatch, status):
+    """Too little shared memory (1): Triton would be next, whose programs are too narrow; other errors are raised."""
+    monkeypatch.setattr(by_cuda, "_cuda_kernel", lambda: lambda *_, **__: status)
+    told = {1: (ValueError, "order 140 exceed a program's 128"), 700: (RuntimeError, "CUDA error 700 on cpu; pass")}
+    with pytest.raises(told[status][0], match=told[status][1]):
+        by_cuda.ldl_logdet(symmetric_grams(70, 70), 70)
 
 
 @pytest.mark.parametrize("k", [1, 100, 199, 256])
@@ -152,7 +167,7 @@ def test_shared_memory_is_counted_as_the_kernel_counts_it(cuda_source, k):
     pytest.importorskip("triton")
     cuda_source.shared_bytes.restype = ctypes.c_int64
     for dtype in (torch.float32, torch.float64):
-        counted = triton_kernels.load("swap_logdet").ldl_shared_bytes(k, dtype)
+        counted = triton_kernels.load("ldl_logdet").ldl_shared_bytes(k, dtype)
         assert counted == cuda_source.shared_bytes(k, dtype == torch.float64)
 
 
@@ -164,6 +179,6 @@ def test_cuda_launch_without_a_device():
     status = _C.cuda_device_status()
     assert status in (0, 35, 100)
     # an empty launch reads no address: it succeeds with a device and reports the missing one otherwise
-    assert _C.ldl_logdet_cuda(0, 0, 0, count=0, k=8, removed=4, slack=SLACK, is_double=False) == status
+    assert _C.ldl_logdet_cuda(0, 0, 0, 0, count=0, nodes=1, k=8, removed=4, slack=SLACK, is_double=False) == status
     with pytest.raises(ValueError, match="k <= 256"):
-        _C.ldl_logdet_cuda(0, 0, 0, count=1, k=257, removed=4, slack=SLACK, is_double=False)
+        _C.ldl_logdet_cuda(0, 0, 0, 0, count=1, nodes=1, k=257, removed=4, slack=SLACK, is_double=False)

@@ -14,7 +14,10 @@ pytest.importorskip("triton", reason="the kernels need triton: pip install trito
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 LAUNCHERS = {
-    "swap_logdet": "swap_logdet",
+    "plan_grams": "plan_grams",
+    "ldl_logdet": "ldl_logdet",
+    "centre_sums": "centre_sums",
+    "project": "project",
     "moments": "centred_moments",
     "rank_update": "rank_update",
     "newton_schulz": "iterates",

@@ -43,8 +43,8 @@ def test_values_under_the_interpreter():
 def test_loading_without_triton_names_the_remedy(monkeypatch):
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install triton"):
-        kernels.load("swap_logdet")
-    with pytest.raises(ValueError, match="name must be one of swap_logdet, .* got 'gemm'"):
+        kernels.load("plan_grams")
+    with pytest.raises(ValueError, match="name must be one of plan_grams, .* got 'gemm'"):
         kernels.load("gemm")
 
 
@@ -52,15 +52,29 @@ def test_loading_without_triton_names_the_remedy(monkeypatch):
 
 
 def test_logdet_reference_is_slogdet():
-    w_r, w_a, spectrum = 0.05 * normal(3, 4, 20), normal(3, 6, 20, seed=1), torch.linspace(0.2, 2, 20).double()
-    tau_squares = torch.tensor([0.09, 1.0], dtype=torch.float64)
-    logdets, wrong = module("swap_logdet").swap_logdet_ref(w_r, w_a, spectrum, tau_squares)
-    w = torch.cat([w_r, w_a], 1)
+    w = torch.cat([0.05 * normal(3, 4, 20), normal(3, 6, 20, seed=1)], 1)
+    weights = 1 / (torch.linspace(0.2, 2, 20).double() + torch.tensor([[0.09], [1.0]]).double())
+    grams = (w[:, None] * weights[:, None]) @ w[:, None].mT
+    logdets, remaining = module("ldl_logdet").ldl_logdet_ref(grams, 4)
     signs = torch.cat([-torch.ones(4), torch.ones(6)]).double().diag()
-    for q, square in enumerate(tau_squares):
-        expected = torch.linalg.slogdet(signs + (w / (spectrum + square)) @ w.mT).logabsdet
-        torch.testing.assert_close(logdets[:, q], expected, rtol=1e-13, atol=1e-13)
-    assert not wrong.any()
+    torch.testing.assert_close(logdets, torch.linalg.slogdet(signs + grams).logabsdet, rtol=1e-13, atol=1e-13)
+    left = torch.linalg.eigvalsh(torch.eye(4).double() - grams[:, 0, :4, :4])[:, 0]
+    torch.testing.assert_close(remaining, left, rtol=1e-13, atol=1e-13)
+
+
+def test_gram_and_row_references_are_their_definitions():
+    w, functions = normal(2, 3, 7), normal(9, seed=1)
+    places = torch.tensor([0, 2]), torch.tensor([4, 7]), torch.tensor([0, 4])
+    found = module("plan_grams").plan_grams_ref(w, functions, *places)
+    for f, positions in enumerate((range(4), range(2, 7))):
+        terms = [functions[4 * f + i] * w[:, :, p, None] * w[:, None, :, p] for i, p in enumerate(positions)]
+        torch.testing.assert_close(found[:, f], sum(terms), rtol=1e-13, atol=1e-13)
+    x, mean = normal(4, 3, seed=2), normal(3, seed=3)
+    projected = module("project").project_ref(x, mean, normal(3, 5))
+    torch.testing.assert_close(projected, torch.stack([(row - mean) @ normal(3, 5) for row in x]), rtol=1e-13, atol=0)
+    sums = module("centre_sums").centre_sums_ref(x[None, :2], x, torch.tensor([[3]]), mean, mean)
+    torch.testing.assert_close(sums.total[0], x[:2].sum(0) - x[3] - mean, rtol=1e-13, atol=1e-13)
+    assert sums.norm_added.item() == pytest.approx(float((x[:2] - mean).square().sum()))
 
 
 def test_moment_references_are_torchs():
@@ -93,18 +107,19 @@ def test_newton_schulz_reference_is_the_root():
 
 
 def test_errors_name_argument_value_and_remedy():
-    swap, moments = module("swap_logdet"), module("moments")
+    grams, ldl, project, moments = map(module, ("plan_grams", "ldl_logdet", "project", "moments"))
+    first, narrow = torch.zeros(1, dtype=torch.int32), torch.zeros(2, 3, 10)[..., ::2]
     rank, newton = module("rank_update"), module("newton_schulz")
     w, one = torch.zeros(2, 3, 5), torch.ones(5)
     wrong = [
-        (lambda: swap.swap_logdet(w, w[:, :, :4], one, one), r"w_r must be \[b, m_r, r\].*\(2, 3, 5\) and \(2, 3, 4\)"),
-        (lambda: swap.swap_logdet(w.double(), w, one, one), "w_r must be float32, got torch.float64; use the torch"),
-        (lambda: swap.swap_logdet(w, w, one[:4], one), r"spectrum must be \[5\].*\(4,\)"),
-        (lambda: swap.swap_logdet(w, w, one, one[None]), r"tau_squares must be \[Q\]"),
-        (
-            lambda: swap.swap_logdet(w, w, one, one, 1e-3, "tf32"),
-            "input_precision must be one of tf32x3, ieee, got tf32",
-        ),
+        (lambda: grams.plan_grams(narrow, one, first, first, first), r"w must be \[b, k, r\] float32 with contiguous"),
+        (lambda: grams.plan_grams(w.double(), one, first, first, first), "torch.float64 .* use the torch backend"),
+        (lambda: grams.plan_grams(torch.zeros(1, 129, 2), one, first, first, first), "129 rows .* a program takes 128"),
+        (lambda: grams.plan_grams(w, one, first, first[:0], first), r"first, stop, offset \[F\].*\(0,\)"),
+        (lambda: ldl.ldl_logdet(w, 1), r"grams must be \[b, Q, k, k\] float32, got \(2, 3, 5\)"),
+        (lambda: ldl.ldl_logdet(torch.zeros(1, 1, 3, 3), 4), r"m_r must lie in \[0, 3\].*got 4"),
+        (lambda: project.project(w[0], one[:4].double(), w[0].T), r"x must be \[n, d\], mean \[d\].*\(3, 5\), \(4,\)"),
+        (lambda: project.project(w[0].double(), one.double(), w[0].T), "x must be float32, .* got torch.float64"),
         (lambda: moments.centred_moments(w, one), r"x must be \[n, d\] and centre \[d\]"),
         (lambda: moments.centred_moments(w[0].double(), one), "x must be float32, float16 or bfloat16"),
         (lambda: moments.update_moments(-1, one, one, w[0]), "count must be at least 0, got -1"),
@@ -127,7 +142,8 @@ def test_host_memory_is_refused_unless_interpreted(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     w, one = torch.zeros(2, 3, 5), torch.ones(5)
     calls = [
-        lambda: module("swap_logdet").swap_logdet(w, w, one, one),
+        lambda: module("ldl_logdet").ldl_logdet(torch.zeros(1, 1, 3, 3), 1),
+        lambda: module("project").project(w[0], one.double(), w[0].T),
         lambda: module("moments").centred_moments(w[0], one),
         lambda: module("rank_update").rank_update(torch.eye(5), w, w),
         lambda: next(module("newton_schulz").iterates(w[:, :, :3], [(1.5, -0.5, 0.0)])),
@@ -176,7 +192,7 @@ def test_products_asked_of_triton_in_vain(monkeypatch):
 
 
 def test_the_cuda_factor_is_left_where_it_cannot_serve(monkeypatch):
-    swap = module("swap_logdet")
+    swap = module("ldl_logdet")
     monkeypatch.setattr(swap, "_cuda_kernel", lambda: object())
     block = mock.Mock(shared_memory_per_block_optin=163 << 10)  # an A100's
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: block)

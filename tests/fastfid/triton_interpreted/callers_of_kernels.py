@@ -17,7 +17,7 @@ triton_interpreter.install()
 
 from fastfid import FeatureMoments, SwapEngine, backend, frechet_distance  # noqa: E402
 from fastfid.linalg import iterative_roots  # noqa: E402
-from fastfid.triton_kernels import moments, newton_schulz, rank_update, swap_logdet  # noqa: E402
+from fastfid.triton_kernels import ldl_logdet, moments, newton_schulz, plan_grams, project, rank_update  # noqa: E402
 
 
 def counted(monkeypatch, module, name):
@@ -68,11 +68,17 @@ def test_auto_takes_the_kernels_on_a_cuda_device(method, monkeypatch):
     """The device is pretended (tests/pretend_cuda.py), its kernels are interpreted."""
     monkeypatch.setattr("fastfid.swap.whole_matrices.PRODUCT_STEPS", {"newton_schulz": 8, "polar_express": 5})
     obstacle = backend.triton_obstacle  # which the pretended device replaces
-    launched = [counted(monkeypatch, swap_logdet, "swap_logdet"), counted(monkeypatch, newton_schulz, "fused_product")]
+    monkeypatch.setattr(ldl_logdet, "factor_obstacle", lambda *_: "csrc/cuda runs on no pretended device")
+    by_plan = [
+        counted(monkeypatch, kernel, name)
+        for kernel, name in ((plan_grams, "plan_grams"), (ldl_logdet, "ldl_logdet"), (project, "project"))
+    ]
+    launched = [*by_plan, counted(monkeypatch, newton_schulz, "fused_product")]
     real, reference, added = normal(60, 7), normal(50, 7, seed=1), normal(2, 3, 7, seed=2)
     removed = torch.tensor([[0, 7, 9], [1, 2, 3]])
     options = {"method": method, "tol": 1e-3}
-    plain = SwapEngine(FeatureMoments.from_features(real), reference, backend="torch", **options).change(removed, added)
+    route = "cpp" if method == "logdet" else "torch"  # the kernels of log-determinants take the extension's weight plan
+    plain = SwapEngine(FeatureMoments.from_features(real), reference, backend=route, **options).change(removed, added)
     with pretended() as cuda, mock.patch.object(backend, "triton_obstacle", obstacle):
         engine = SwapEngine(FeatureMoments.from_features(real.to(cuda)), reference.to(cuda), **options)
         change = engine.change(removed.to(cuda), added.to(cuda))
@@ -80,7 +86,7 @@ def test_auto_takes_the_kernels_on_a_cuda_device(method, monkeypatch):
         assert change.device == cuda
         change = change.cpu()
     assert (report["backend"], report["backend_why"]) == ("triton", "data on cuda:0")
-    assert [bool(calls) for calls in launched] == [method == "logdet", method != "logdet"]
+    assert [bool(calls) for calls in launched] == 3 * [method == "logdet"] + [method != "logdet"]
     # float32 rows and products of order one, 7 roots
     torch.testing.assert_close(change, plain, rtol=0, atol=7 * 20 * EPS)
 
@@ -132,9 +138,9 @@ def test_the_engine_scores_the_same_through_the_kernel(m_r, m_a):
     removed = np.stack([rng.permutation(50)[:m_r] for _ in range(2)])
     moments_of_real = real.mean(0), np.cov(real.T)
     changes = {}
-    for name in ("triton", "torch"):
+    for name in ("triton", "cpp"):  # which take the same weight plan
         engine = SwapEngine(moments_of_real, reference, backend=name, tol=1e-3)  # few nodes: the interpreter is slow
         changes[name] = engine.change(removed, added)
         assert engine.report()["backend"] == name
     # both sum the same float32 rows; a change of about 0.1 is made of terms of order one
-    torch.testing.assert_close(changes["triton"], changes["torch"], rtol=0, atol=20 * EPS)
+    torch.testing.assert_close(changes["triton"], changes["cpp"], rtol=0, atol=20 * EPS)
