@@ -38,6 +38,7 @@ from fastfid.rewards.reward_state import checked_state, told_kind
 from fastfid.runtime import distributed
 from fastfid.runtime.devices import named_tensor, require_values
 from fastfid.runtime.errors import first_line
+from fastfid.runtime.input_files import FREE_BYTES, MOST_GROWTH
 
 # Part of the range by which floats may leave it before they are taken for another range: decoders overshoot by a tenth.
 OVERSHOOT = 0.25
@@ -301,6 +302,7 @@ class DistributionReward:
 
     def _uint8(self, images: Any) -> Tensor:
         x = named_tensor(images, "images").detach()
+        _require_content(x)
         if x.is_floating_point():
             self._check_range(x)
             x = x.clamp(*self.value_range)
@@ -319,6 +321,16 @@ class DistributionReward:
                 f"images run from {least:.4g} to {largest:.4g} and value_range is {self.value_range}; pass the "
                 "range that they have"
             )
+
+
+def _require_content(images: Tensor) -> None:
+    """ValueError for a view that repeats a few values without end, which no set of images does."""
+    values, stored = images.numel() * images.element_size(), images.untyped_storage().nbytes()
+    if values > FREE_BYTES + MOST_GROWTH * stored:
+        raise ValueError(
+            f"images {tuple(images.shape)} are a view of {stored:,} bytes that repeats them to {values:,}; pass each "
+            "image once"
+        )
 
 
 @dataclass(frozen=True, eq=False)
