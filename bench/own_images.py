@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastfid.runtime.origin import origin
+from fastfid.runtime.version_commit_date import origin
 from sit_rl.learner import checkpoint
 from sit_rl.models.card import read_card
 from sit_rl.models.loading import load_model

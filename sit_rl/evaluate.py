@@ -34,7 +34,7 @@ from fastfid.evaluation.sides import networks_of as built_networks
 from fastfid.features.extractor import FeatureExtractor
 from fastfid.protocols import protocol_named
 from fastfid.runtime.distributed import agreement, from_main
-from fastfid.runtime.origin import origin
+from fastfid.runtime.version_commit_date import origin
 from sit_rl.command_line import parse_briefly, run_on_ranks
 from sit_rl.components.image_sets import embedded, load_embedded
 from sit_rl.components.networks import judges_of

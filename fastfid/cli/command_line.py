@@ -27,7 +27,7 @@ import tyro
 from fastfid.cli.output import unbreakable_output
 from fastfid.cli.parser_errors import WIDE, sentence_of
 from fastfid.cli.torchrun_ending import leave_sentence
-from fastfid.runtime.failures import OtherRankFailed
+from fastfid.runtime.errors import OtherRankFailed
 from fastfid.runtime.terminal import printable
 
 Form = TypeVar("Form")

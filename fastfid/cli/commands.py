@@ -152,7 +152,7 @@ def convert_statistics(form: parser.Convert) -> Finish:
 def show_information(form: parser.Information) -> Finish:
     """`fastfid info`: what a file holds, or what this installation can do."""
     from fastfid.cli import info
-    from fastfid.runtime.origin import origin
+    from fastfid.runtime.version_commit_date import origin
 
     if form.file is None:
         found, text = info.facts(), info.text
@@ -192,7 +192,7 @@ def _report(form: parser.Compare, a: SideInNetwork, b: SideInNetwork, terms: Fre
     """Everything the command found, by the names of its JSON output."""
     from fastfid.evaluation.frechet_scores import fd_label
     from fastfid.runtime.devices import chosen_device
-    from fastfid.runtime.origin import origin
+    from fastfid.runtime.version_commit_date import origin
 
     known = a.provenance if a.provenance.get("extractor") else b.provenance
     return {

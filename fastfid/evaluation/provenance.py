@@ -11,7 +11,7 @@ from fastfid.evaluation.results import Json
 from fastfid.evaluation.settings import Settings
 from fastfid.evaluation.sides import SideInNetwork
 from fastfid.protocols import Protocol
-from fastfid.runtime.origin import origin
+from fastfid.runtime.version_commit_date import origin
 
 
 def record(

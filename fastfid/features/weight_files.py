@@ -10,7 +10,7 @@ from torch import Tensor
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.hashes import file_sha256
 from fastfid.runtime.input_files import reading
-from fastfid.runtime.pickle_checks import check_tensors, check_torch_file
+from fastfid.runtime.torch_file_checks import check_tensors, check_torch_file
 
 
 def checked_sha256(path: str | Path, expected: str) -> str:

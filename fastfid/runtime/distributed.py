@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastfid.runtime.failures import OtherRankFailed
+from fastfid.runtime.errors import OtherRankFailed
 from fastfid.runtime.mapped_arrays import room
 
 # Without cached features, a rank may work for hours while another waits.  A rank that dies closes its connections,

@@ -1,4 +1,4 @@
-"""Words of errors that other libraries raise."""
+"""The words of errors that other libraries raise, and an error of this one; nothing here loads torch."""
 
 from fastfid.runtime.terminal import printable
 
@@ -25,3 +25,7 @@ def shown(text: str, most: int = MOST_CHARACTERS) -> str:
     """Text from a file for use in a message: cut above `most` characters, with control characters as escapes."""
     text = text if len(text) <= most else text[: most - 1] + "…"
     return printable(text, kept="")
+
+
+class OtherRankFailed(ValueError):
+    """Raised on ranks above 0 in place of an error that rank 0 reports."""

@@ -43,7 +43,7 @@ from fastfid.protocols import PROTOCOLS
 from fastfid.runtime.errors import shown
 from fastfid.runtime.input_files import check_growth, reading
 from fastfid.runtime.mapped_arrays import npz_shape, open_numpy, writable
-from fastfid.runtime.pickle_checks import check_tensors
+from fastfid.runtime.torch_file_checks import check_tensors
 from fastfid.statistics.safe_pickle import load_pickle, load_torch
 
 FEATURE_NAMES = ("features", "feats", "reps")  # fastfid; clean-fid; dgm-eval

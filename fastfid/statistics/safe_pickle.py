@@ -15,7 +15,7 @@ import torch
 
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.input_files import reading
-from fastfid.runtime.pickle_checks import check_pickle, check_torch_file
+from fastfid.runtime.torch_file_checks import check_pickle, check_torch_file
 
 NUMBER_CODES = re.compile(r"[biufc]\d{1,2}")  # NumPy's codes of booleans, integers, floats and complex numbers
 

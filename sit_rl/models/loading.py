@@ -19,7 +19,7 @@ import torch
 
 from fastfid.runtime.errors import first_line, one_line, shown
 from fastfid.runtime.input_files import lacks_memory, read_text, reading
-from fastfid.runtime.pickle_checks import Damaged, check_tensors, check_torch_file
+from fastfid.runtime.torch_file_checks import Damaged, check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
 from sit_rl.models.card import weights_of_model
 from sit_rl.models.dit import DiT

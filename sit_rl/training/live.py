@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastfid.runtime.origin import origin
+from fastfid.runtime.version_commit_date import origin
 from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.files.atomic import write_json

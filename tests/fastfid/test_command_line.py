@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from fastfid.cli.command_line import CHECK_FAILED, CommandError, abbreviations_completed, parse, run
-from fastfid.runtime.failures import OtherRankFailed
+from fastfid.runtime.errors import OtherRankFailed
 
 
 def raising(error):

@@ -14,7 +14,7 @@ import torch
 
 from fastfid import FeatureMoments, open_images
 from fastfid.features.weight_files import read_state
-from fastfid.runtime import input_files, pickle_checks
+from fastfid.runtime import input_files, torch_file_checks
 from fastfid.runtime.input_files import NoRoom, check_growth, file_bytes, memory_bytes
 from fastfid.statistics.statistics import read_statistics
 from tests.support.hostile_files import npy, sentence, zipped
@@ -111,7 +111,7 @@ for path in sorted(pathlib.Path(os.environ["FILE"]).iterdir()):
 
 
 def test_pickles_of_endless_operations_are_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickle_checks, "MOST_OPERATIONS", 1000)
+    monkeypatch.setattr(torch_file_checks, "MOST_OPERATIONS", 1000)
     (tmp_path / "x.pkl").write_bytes(b"N0" * 500 + b"N.")
     assert "has more than 1,000 operations" in sentence(read_statistics, tmp_path / "x.pkl")
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"fid": {"mu": MU, "sigma": SIGMA}}))

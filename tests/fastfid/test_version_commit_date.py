@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fastfid
-from fastfid.runtime import origin as module
-from fastfid.runtime.origin import command, commit, origin
+from fastfid.runtime import version_commit_date as module
+from fastfid.runtime.version_commit_date import command, commit, origin
 from tests.support.image_sets import run
 
 pytestmark = pytest.mark.usefixtures("own_cache")
