@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fastfid.distances.real_side import HasMoments, Pair, PreparedMoments, RealFactor
 from fastfid.linalg.units import unit_of_variances
-from fastfid.runtime.devices import full_float32, named_tensor
+from fastfid.runtime.devices import full_float32, named_tensor, require_values
 from fastfid.swap.candidate_rows import Candidates, RowBuffers
 from fastfid.swap.checks import check_device, check_indices, check_rows, checked_shapes, checked_swap
 from fastfid.swap.chunks import HOST_CHUNK, Workbench, changes_of
@@ -77,6 +77,7 @@ class SwapEngine:
         workspace: int | None = None,
     ):
         features = named_tensor(reference_features, "reference_features").detach()
+        require_values(features, "reference_features")
         choice = choose(backend, features.device)
         tol = DEFAULT_TOL.get(dtype, 0.0) if tol is None else tol
         if workspace is None:

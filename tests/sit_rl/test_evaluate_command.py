@@ -133,7 +133,7 @@ def test_by_default_every_network_of_the_run_measures(tmp_path, trained):
     config = PRESETS["fashion"][1].changed(**changes, out=tmp_path) if trained else PRESETS["fashion"][1]
     resolve(config).save(tmp_path / "config.yaml")
     task = with_defaults(EvaluateConfig(checkpoint=tmp_path if trained else None, real=evaluate_command.EMBEDDED), None)
-    rewarded = ("fashion-b", "fashion-a") if trained else ("fashion-a", "fashion-c", "fashion-d")
+    rewarded = ("fashion-b", "fashion-a") if trained else ("fashion-a", "fashion-c", "fashion-d", "fashion-f")
     never = judges if trained else ("fashion-b", "fashion-e")
     assert task.networks == (*rewarded, *never) and task.rewarded == set(rewarded)
     assert {"fd", "sliced_wasserstein"} <= set(task.metrics)

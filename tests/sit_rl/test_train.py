@@ -105,7 +105,7 @@ def test_run_writes_everything_it_promises(smoke):
             check_networks(evaluation)
     assert list(folder.glob("tensorboard/events*")) and len(list((folder / "checkpoints").iterdir())) == 2
     report = (folder / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 5 and "http" not in report.replace("https://www.w3.org", "")
+    assert report.count("data:image/png;base64,") == 4 and "http" not in report.replace("https://www.w3.org", "")
     for text in (
         "outputs",
         "predicted",
