@@ -240,8 +240,9 @@ class _Child:
 
     def end(self, running=True):
         if running:
-            os.kill(self.process, signal.SIGKILL)
-            os.waitpid(self.process, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended since
+                os.kill(self.process, signal.SIGKILL)
+                os.waitpid(self.process, 0)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

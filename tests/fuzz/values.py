@@ -77,7 +77,7 @@ def _other_array(array, rng):
             changed = np.array(array)
             changed.flat[rng.randrange(max(1, changed.size))] = rng.choice([np.nan, np.inf, -1, 1e300, 1e-300, 2**62])
             return changed
-        except (ValueError, TypeError, IndexError, OverflowError):  # no such conversion
+        except (ValueError, TypeError, IndexError, OverflowError, RuntimeError):  # no such conversion
             return np.zeros(rng.choice(SHAPES))
 
 
