@@ -92,7 +92,7 @@ def test_pretraining_on_images_without_labels_is_refused_before_they_are_read(re
         ("--evaluate-every-images 1", "--evaluate-every-images is 1; a covariance needs at least 2"),
         ("--ema 1", "--ema is 1.0; it must be in [0, 1)"),
         ("--ema-extra 0.5 -0.1", "--ema-extra is -0.1; it must be in [0, 1)"),
-        ("--ema-power 0.1 0.5", "--ema-power 0.5: sigma_rel is 0.5; it must be in (0, 0.2887]"),
+        ("--ema-power 0.1 0.5", "--ema-power 0.5: sigma_rel is 0.5; it must be in [0.001, 0.2887]"),
     ],
 )
 def test_numbers_that_would_fail_on_the_way_are_refused_at_once(refused, flags, told):

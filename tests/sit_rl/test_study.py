@@ -130,6 +130,9 @@ def test_steps_are_those_nearest_to_the_budget():
     assert matched_steps(config, "compute", compute) == 9
     renewed = resolve(Config.of(reference="refresh", refresh_every=10, reference_size=5_000, steps=21))
     assert spent(renewed, "images") == 3 * 5_000 + 21 * 1_600
+    assert matched_steps(renewed, "images", 3 * 5_000 + 21 * 1_600) == 21
+    rolling = resolve(Config.of(reference="rolling", reference_size=5_000, steps=21))
+    assert spent(rolling, "images") == 5_000 + 21 * 1_600
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
