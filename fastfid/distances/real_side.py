@@ -17,7 +17,7 @@ from fastfid.linalg.factors import factor_by_eigh, factor_covariance
 from fastfid.linalg.symmetric import is_asymmetric, is_symmetric, solver_noise
 from fastfid.linalg.units import in_unit
 from fastfid.runtime.checked_arrays import load_checked, save_checked
-from fastfid.runtime.devices import named_tensor
+from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.hashes import moments_sha256
 
 
@@ -192,7 +192,7 @@ def _as_moments(side: HasMoments | Pair, which: str) -> FeatureMoments:
             f"the {which} moments are of type {type(side).__name__}; pass FeatureMoments.from_features(features) or a "
             "pair (mean, cov)"
         )
-    mean, cov = named_tensor(mean, f"{which} mean"), named_tensor(cov, f"{which} covariance")
+    mean, cov = as_tensor(mean, f"{which} mean"), as_tensor(cov, f"{which} covariance")
     if mean.device != cov.device:
         raise ValueError(f"the {which} mean is on {mean.device}, its covariance on {cov.device}; move one of them")
     if mean.ndim != 1 or mean.numel() == 0 or cov.shape != (mean.numel(), mean.numel()):

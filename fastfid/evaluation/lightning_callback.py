@@ -19,7 +19,7 @@ from fastfid.features.extractor import FeatureExtractor, evaluation_mode
 from fastfid.features.registry import feature_extractor
 from fastfid.images.arrays import to_uint8
 from fastfid.runtime import distributed
-from fastfid.runtime.devices import named_tensor
+from fastfid.runtime.devices import as_tensor
 
 try:
     from lightning.pytorch.callbacks import Callback
@@ -109,7 +109,7 @@ class GeneratorMetrics(Callback):
         return torch.cat([torch.empty(0, self.net.dim), *parts])
 
     def _uint8(self, images: Any, size: int) -> Tensor:
-        x = named_tensor(images, "what generate returned").detach()
+        x = as_tensor(images, "what generate returned").detach()
         if len(x) != size:
             raise ValueError(f"generate returned {len(x)} images and was asked for {size}; return as many")
         x = x.clamp(*self.value_range) if x.is_floating_point() else x

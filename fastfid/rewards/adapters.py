@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastfid.rewards.distribution_reward import DistributionReward
 from fastfid.runtime import distributed
-from fastfid.runtime.devices import named_tensor
+from fastfid.runtime.devices import as_tensor
 
 FlowGrpoReward = Callable[..., tuple[npt.NDArray[np.float64], dict[str, float]]]
 TrlReward = Callable[..., list[float]]
@@ -94,7 +94,7 @@ def _tensor(image: Any) -> Tensor:
         if image.mode not in ("L", "RGB"):
             raise ValueError(f"an image has mode {image.mode}; convert it to RGB or L")
         image = np.array(image)
-    tensor = named_tensor(image, "an image")
+    tensor = as_tensor(image, "an image")
     if not isinstance(image, Tensor) and tensor.ndim == 3 and tensor.shape[2] in (1, 3):
         tensor = tensor.permute(2, 0, 1)
     if tensor.ndim == 2:

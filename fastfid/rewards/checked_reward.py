@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastfid.rewards.per_image import ROUNDINGS
 from fastfid.rewards.protocol import PreparedSet, SetReward
-from fastfid.runtime.devices import as_tensor, named_tensor
+from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.errors import first_line
 
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ class CheckedReward:
                 f"reward {self.name}: prepare returned a {type(prepared).__name__} without {missing[0]}; return a set "
                 f"with {', '.join(MEMBERS)} (fastfid.rewards.PreparedSet)"
             )
-        return CheckedSet(prepared, self.name, len(named_tensor(rows, "rows")))
+        return CheckedSet(prepared, self.name, len(as_tensor(rows, "rows")))
 
 
 class CheckedSet:
@@ -61,7 +61,7 @@ class CheckedSet:
         """Change of the distance for each candidate [B] float64."""
         where = f"in change for removed {_shape(removed)} and added {_shape(added)}"
         found = _called(f"{self.name} raised", where, self.prepared.change, removed, added, labels)
-        return self._numbers(found, len(named_tensor(removed, "removed")), "change", "candidate")
+        return self._numbers(found, len(as_tensor(removed, "removed")), "change", "candidate")
 
     def leave_one_out(self) -> Tensor:
         """Change when one image is left out, for each of them [N] float64."""

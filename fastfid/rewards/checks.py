@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastfid.runtime.devices import named_tensor
+from fastfid.runtime.devices import as_tensor
 from fastfid.swap.checks import check_rows, checked_swap
 
 
 def checked_real(real: object) -> Tensor:
     """Features of real images [n, d], n ≥ 2, without gradient; ValueError for anything else."""
-    real = named_tensor(real, "real").detach()
+    real = as_tensor(real, "real").detach()
     if real.ndim != 2 or 0 in real.shape:
         raise ValueError(
             f"real must be the features [n, d] of real images, got shape {tuple(real.shape)}; this reward needs each "
@@ -23,7 +23,7 @@ def checked_real(real: object) -> Tensor:
 
 def checked_set(rows: object, real: Tensor) -> Tensor:
     """Features of a set [N, d], N ≥ 2, without gradient, for real features [n, d]; ValueError for anything else."""
-    rows = named_tensor(rows, "rows").detach()
+    rows = as_tensor(rows, "rows").detach()
     if rows.device != real.device:
         raise ValueError(f"rows are on {rows.device}, the real features on {real.device}; move one of them")
     check_rows(rows, "rows", real.shape[1])
@@ -32,7 +32,7 @@ def checked_set(rows: object, real: Tensor) -> Tensor:
 
 def checked_labels(labels: object, count: int, name: str = "labels") -> Tensor:
     """int64 labels [count]; ValueError for another shape or dtype."""
-    labels = named_tensor(labels, name)
+    labels = as_tensor(labels, name)
     if labels.shape != (count,):
         raise ValueError(f"{name} must be [{count}], one for each row, got shape {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex():
@@ -42,7 +42,7 @@ def checked_labels(labels: object, count: int, name: str = "labels") -> Tensor:
 
 def checked_candidates(removed: object, added: object, rows: Tensor) -> tuple[Tensor, Tensor]:
     """removed [B, m_r] int64 and added [B, m_a, d], finite, for a set [N, d]; ValueError as of `checked_swap`."""
-    removed, added = checked_swap(named_tensor(removed, "removed"), named_tensor(added, "added").detach(), rows)
+    removed, added = checked_swap(as_tensor(removed, "removed"), as_tensor(added, "added").detach(), rows)
     bad = (~torch.isfinite(added).all(-1)).nonzero()
     if len(bad):
         places = [tuple(place) for place in bad[:5].tolist()]
@@ -59,7 +59,7 @@ def labels_of_added(labels: object, removed: Tensor, added_rows: int, of_set: Te
             )
         return of_set[removed[:, :added_rows]]
     shape = (len(removed), added_rows)
-    found = named_tensor(labels, "labels")
+    found = as_tensor(labels, "labels")
     if tuple(found.shape) != shape:
         raise ValueError(f"labels must be {list(shape)}, one for each added row, got shape {tuple(found.shape)}")
     return checked_labels(found.reshape(-1), found.numel()).to(of_set.device).reshape(shape)

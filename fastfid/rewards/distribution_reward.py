@@ -36,7 +36,7 @@ from fastfid.rewards.protocol import PreparedSet
 from fastfid.rewards.reference_rows import Keys, ReferenceRows, listed_labels
 from fastfid.rewards.reward_state import checked_state, told_kind
 from fastfid.runtime import distributed
-from fastfid.runtime.devices import named_tensor, require_values
+from fastfid.runtime.devices import as_tensor, dense
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.input_files import FREE_BYTES, MOST_GROWTH
 
@@ -301,7 +301,7 @@ class DistributionReward:
         return rows, labels or None, slice(first, first + count)
 
     def _uint8(self, images: Any) -> Tensor:
-        x = named_tensor(images, "images").detach()
+        x = as_tensor(images, "images").detach()
         _require_content(x)
         if x.is_floating_point():
             self._check_range(x)
@@ -310,12 +310,12 @@ class DistributionReward:
 
     def _check_range(self, x: Tensor) -> None:
         """ValueError for floats that are far out of the range that was stated."""
-        require_values(x, "images")
+        x = dense(x.detach(), "images")
         if not x.is_floating_point() or not x.numel():
             return
         low, high = self.value_range
         slack = OVERSHOOT * (high - low)
-        least, largest = x.detach().min().item(), x.detach().max().item()
+        least, largest = x.min().item(), x.max().item()
         if not (least >= low - slack and largest <= high + slack):
             raise ValueError(
                 f"images run from {least:.4g} to {largest:.4g} and value_range is {self.value_range}; pass the "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastfid.rewards.checks import checked_labels, labels_of_added
-from fastfid.runtime.devices import as_tensor, named_tensor
+from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.errors import first_line
 from fastfid.swap.checks import check_rows, checked_swap
 
@@ -60,7 +60,7 @@ class ScoredSet:
 
     def change(self, removed: object, added: object, labels: object = None) -> Tensor:
         """Exact change for each candidate [B] float64; arguments as in `PreparedSet.change`."""
-        removed, added = named_tensor(removed, "removed"), named_tensor(added, "added").detach()
+        removed, added = as_tensor(removed, "removed"), as_tensor(added, "added").detach()
         if added.ndim < 2 or tuple(added.shape[2:]) != self._row:
             raise ValueError(f"added must be [B, m_a, {', '.join(map(str, self._row))}], got {tuple(added.shape)}")
         like = self.scores.new_zeros(added.shape[:2])[..., None]
@@ -88,7 +88,7 @@ class ScoreReward:
 
     def prepare(self, rows: object, labels: object = None) -> ScoredSet:
         """The set of scores [N, 1], N ≥ 2; labels are not used."""
-        scores = named_tensor(rows, "rows").detach()
+        scores = as_tensor(rows, "rows").detach()
         check_rows(scores, "rows", 1)
         _check_different(scores, self.name)
         return ScoredSet(_column(scores), lambda rows, labels: _column(rows), None, (1,), dtype=scores.dtype)
@@ -124,7 +124,7 @@ class CallableReward:
 
     def prepare(self, rows: object, labels: object = None) -> ScoredSet:
         """The set of images [N, ...], N ≥ 2."""
-        images = named_tensor(rows, "rows").detach()
+        images = as_tensor(rows, "rows").detach()
         if images.ndim < 2 or len(images) < 2:
             raise ValueError(f"rows must be at least 2 images [N, ...], got shape {tuple(images.shape)}")
         of_set = None if labels is None else checked_labels(labels, len(images))

@@ -118,18 +118,13 @@ def chosen_device(name: str) -> str:
 
 
 def dense(x: Tensor, name: str = "an argument") -> Tensor:
-    """The tensor with its values in memory; ValueError for a sparse one."""
+    """The tensor with its values in memory; ValueError for a sparse one, and for one on the device meta."""
     if x.layout != torch.strided:
         kind = str(x.layout).removeprefix("torch.")
         raise ValueError(f"{name} is a {kind} tensor of shape {tuple(x.shape)}; pass it as .to_dense()")
-    return x.resolve_neg()  # computes a lazy negation, such as the imaginary part of a conjugate
-
-
-def require_values(x: Tensor, name: str) -> None:
-    """ValueError for a tensor without values in memory: a sparse one, or one on the device meta."""
-    dense(x, name)
     if x.device.type == "meta":
         raise ValueError(f"{name} is a tensor of shape {tuple(x.shape)} on the device meta, which has no values")
+    return x.resolve_neg()  # computes a lazy negation, such as the imaginary part of a conjugate
 
 
 def as_tensor(value: Any, name: str = "an argument") -> Tensor:
@@ -169,8 +164,3 @@ def _as_torch_has_it(array: np.ndarray) -> bool:
     """Whether a tensor can have the array's byte order and strides."""
     size = max(1, array.itemsize)
     return array.dtype.isnative and all(stride >= 0 and stride % size == 0 for stride in array.strides)
-
-
-def named_tensor(value: object, name: str) -> Tensor:
-    """The value as a tensor, without a copy where possible; ValueError with `name` for anything else."""
-    return as_tensor(value, name)

@@ -5,14 +5,14 @@ from torch import Tensor
 
 from fastfid.distances.real_side import PreparedMoments
 from fastfid.linalg.units import in_unit, unit_of
-from fastfid.runtime.devices import named_tensor
+from fastfid.runtime.devices import as_tensor
 from fastfid.swap.checks import checked_swap
 from fastfid.swap.engine import SwapEngine
 
 
 def swap_change_ref(engine: SwapEngine, removed: object, added: object) -> Tensor:
     """`engine.change(removed, added)` from scratch: each changed set, its float64 covariance, its whole spectrum."""
-    removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
+    removed, added = as_tensor(removed, "removed"), as_tensor(added, "added")
     changes = []
     for rows_out, rows_in in zip(*checked_swap(removed, added, engine.reference), strict=True):
         kept = torch.ones(engine.count, dtype=torch.bool)

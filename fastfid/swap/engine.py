@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fastfid.distances.real_side import HasMoments, Pair, PreparedMoments, RealFactor
 from fastfid.linalg.units import unit_of_variances
-from fastfid.runtime.devices import full_float32, named_tensor, require_values
+from fastfid.runtime.devices import as_tensor, full_float32
 from fastfid.swap.candidate_rows import Candidates, RowBuffers
 from fastfid.swap.checks import check_device, check_indices, check_rows, checked_shapes, checked_swap
 from fastfid.swap.chunks import HOST_CHUNK, Workbench, changes_of
@@ -76,8 +76,7 @@ class SwapEngine:
         method: str = "logdet",
         workspace: int | None = None,
     ):
-        features = named_tensor(reference_features, "reference_features").detach()
-        require_values(features, "reference_features")
+        features = as_tensor(reference_features, "reference_features").detach()
         choice = choose(backend, features.device)
         tol = DEFAULT_TOL.get(dtype, 0.0) if tol is None else tol
         if workspace is None:
@@ -161,7 +160,7 @@ class SwapEngine:
         Neighbours of the batch that remove the same rows in the same order share what these cost (backend "cpp").
         """
         with self._turn:
-            removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
+            removed, added = as_tensor(removed, "removed"), as_tensor(added, "added")
             removed, added = checked_shapes(removed, added, self._prepared.features)
             candidates = Candidates.of(removed, self._scaled(added))
             route = route_of(self._options, self._prepared, *candidates.sizes, candidates.needs_grad)
@@ -179,7 +178,7 @@ class SwapEngine:
 
     def change_each(self, removed: object, added: object) -> Tensor:
         """Exact change of every single-image swap on its own: removed [...] int64, added [..., d] → [...] float64."""
-        removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
+        removed, added = as_tensor(removed, "removed"), as_tensor(added, "added")
         if added.shape[:-1] != removed.shape or added.ndim < 1:
             raise ValueError(
                 f"added must have shape [..., d] for removed [...], got {tuple(added.shape)} for {tuple(removed.shape)}"
@@ -200,7 +199,7 @@ class SwapEngine:
 
         Replacing x_i by x changes the distance by about (I(x) − I(x_i))/N.
         """
-        features = named_tensor(features, "features")
+        features = as_tensor(features, "features")
         with self._turn, full_float32(features.device):
             check_rows(features, "features", self._prepared.dim, at_least=0)
             check_device(features, "features", self._prepared.device)
@@ -215,7 +214,7 @@ class SwapEngine:
 
         Added rows take the places of the removed ones in order; surplus rows are appended, surplus places closed up.
         """
-        removed, added = named_tensor(removed, "removed"), named_tensor(added, "added")
+        removed, added = as_tensor(removed, "removed"), as_tensor(added, "added")
         if removed.ndim != 1 or added.ndim != 2:
             raise ValueError(
                 "replace takes one swap, removed [m_r] and added [m_a, d], "
