@@ -107,13 +107,22 @@ def centred_by_cpp(
 
 def centred_by_torch(candidates: Candidates, prepared: PreparedReference, dtype: torch.dtype) -> Centred:
     """The same in torch operations, differentiable in the added rows; `dtype` of the centred rows."""
+    centred, norms = centred_unchecked(candidates, prepared, dtype)
+    check_added(norms, candidates.ids)
+    return centred
+
+
+def centred_unchecked(
+    candidates: Candidates, prepared: PreparedReference, dtype: torch.dtype
+) -> tuple[Centred, Tensor]:
+    """The same with totals, and |y_a|² [b, m_a] float64, which `check_added` has still to see."""
     y_r = prepared.rows[candidates.removed].to(torch.float64) - prepared.mean
     y_a = candidates.added.to(torch.float64) - prepared.mean
     norms = y_a.square().sum(-1)
-    check_added(norms, candidates.ids)
     total = y_a.sum(1) - y_r.sum(1)
     norm_change = norms.sum(-1) - y_r.square().sum((1, 2))
-    return Centred(y_a.to(dtype), FeatureSums(total.square().sum(-1), total @ prepared.gap, norm_change))
+    sums = FeatureSums(total.square().sum(-1), total @ prepared.gap, norm_change)
+    return Centred(y_a.to(dtype), sums, total), norms
 
 
 def check_added(square_norms: Tensor, candidate_ids: Sequence[int]) -> None:

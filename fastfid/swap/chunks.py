@@ -161,5 +161,9 @@ def candidates_per_chunk(candidates: Candidates, route: Route, prepared: Prepare
     if route.method != "logdet":
         per_candidate += 8 * MATRICES_PER_PAIR * rank**2
     memory = min(workspace, HOST_CHUNK) if prepared.device.type == "cpu" else workspace
-    most = max(1, memory // max(1, per_candidate))
-    return math.ceil(len(candidates) / math.ceil(len(candidates) / most)) if len(candidates) else 1
+    return equal_step(len(candidates), memory // max(1, per_candidate))
+
+
+def equal_step(count: int, most: int) -> int:
+    """Size of the fewest equal chunks of at most `most` of `count` candidates; at least one."""
+    return math.ceil(count / math.ceil(count / max(1, most))) if count else 1

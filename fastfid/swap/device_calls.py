@@ -22,9 +22,17 @@ from torch import Tensor
 
 from fastfid import triton_kernels
 from fastfid.swap.by_plan import plan_bytes, trace_change_by_plan
-from fastfid.swap.candidate_rows import Candidates, Centred, FeatureSums, Spread, check_added, rows_of
+from fastfid.swap.candidate_rows import (
+    Candidates,
+    Centred,
+    FeatureSums,
+    Spread,
+    centred_unchecked,
+    check_added,
+    rows_of,
+)
 from fastfid.swap.checks import LEVERAGE_SLACK, check_indices, check_leverage
-from fastfid.swap.chunks import CANDIDATE_BYTES, Workbench, is_rare, recomputed
+from fastfid.swap.chunks import CANDIDATE_BYTES, Workbench, equal_step, is_rare, recomputed
 from fastfid.swap.distance_change import ChunkChange, distance_change
 from fastfid.swap.gradient import with_gradient
 from fastfid.swap.nodes import Nodes, energy_of, highest
@@ -162,20 +170,15 @@ def _centred_and_projected(
 ) -> tuple[Centred, Tensor, Tensor]:
     """Centred rows and their sums, projected rows [b, m_a, r], and Σ|y_a|² [b]. Triton writes no centred rows."""
     added, mean, projection = candidates.added.detach(), prepared.mean, prepared.projections[route.dtype]
-    by_triton = route.backend == "triton"
-    kernel = triton_kernels.load("centre_sums") if by_triton else None
-    if kernel is not None:
-        sums = kernel.centre_sums(added, prepared.rows, candidates.removed, mean, prepared.gap)
-        centred, projected = added, _projected_by_triton(added, mean, projection)
-    else:
-        y_r = prepared.rows[candidates.removed].to(torch.float64) - mean
-        y_a = added.to(torch.float64) - mean
-        total, norm = y_a.sum(1) - y_r.sum(1), y_a.square().sum((1, 2))
-        sums = (total, total.square().sum(-1), total @ prepared.gap, norm - y_r.square().sum((1, 2)), norm)
-        centred = y_a.to(route.dtype)
-        projected = centred @ projection
-    total, sum_square, sum_gap, norm_change, norm_added = sums
-    return Centred(centred, FeatureSums(sum_square, sum_gap, norm_change), total), projected, norm_added
+    if route.backend != "triton":
+        centred, norms = centred_unchecked(replace(candidates, added=added), prepared, route.dtype)
+        return centred, centred.added @ projection, norms.sum(-1)
+    kernel = triton_kernels.load("centre_sums")
+    total, sum_square, sum_gap, norm_change, norm_added = kernel.centre_sums(
+        added, prepared.rows, candidates.removed, mean, prepared.gap
+    )
+    centred = Centred(added, FeatureSums(sum_square, sum_gap, norm_change), total)
+    return centred, _projected_by_triton(added, mean, projection), norm_added
 
 
 def _projected_by_triton(added: Tensor, mean: Tensor, projection: Tensor) -> Tensor:
@@ -202,8 +205,7 @@ def candidates_per_chunk(
     candidates: Candidates, nodes: Nodes, route: Route, prepared: PreparedReference, workspace: int
 ) -> int:
     """Candidates whose temporary memory fits the workspace; at least one, and chunks of one size."""
-    most = max(1, workspace // bytes_per_candidate(candidates, nodes, route, prepared))
-    return math.ceil(len(candidates) / math.ceil(len(candidates) / most))
+    return equal_step(len(candidates), workspace // bytes_per_candidate(candidates, nodes, route, prepared))
 
 
 def bytes_per_candidate(candidates: Candidates, nodes: Nodes, route: Route, prepared: PreparedReference) -> int:
