@@ -39,6 +39,7 @@ from sit_rl.command_line import parse_briefly, run_on_ranks
 from sit_rl.components.image_sets import embedded, load_embedded
 from sit_rl.components.networks import judges_of
 from sit_rl.components.own_images import OwnImages, as_in_card
+from sit_rl.config import Config
 from sit_rl.files.atomic import folder, write_json
 from sit_rl.files.paths import reading
 from sit_rl.files.weights import weights_files, weights_of
@@ -177,14 +178,14 @@ def measure_rows(config: EvaluateConfig, task: Task, made: Generator | None, dev
     if made is not None:
         networks = read_before_sampling(config, task, real, settings)
     rewarded = rewarded_of(task, networks)
-    others = None if config.metrics else other_real_images(task)
+    others = other_real_images(task)
     rows: dict[str, dict[str, Any]] = {}
-    for name, source, about in sources(config, task, made):
+    for name, source, about in sources(config, task, made, others):
         say(f"measure     {name}")
         with reading_files(config, task):
             result = fastfid.evaluate(
                 source, real, metrics=task.metrics or None, features=networks, protocol=config.protocol,
-                split=None if name == REAL_ROW else others, **vars(settings),
+                split=None if config.metrics or name == REAL_ROW else others, **vars(settings),
             )  # fmt: skip
         rows[name] = {"sampling": about, "rewarded": rewarded} | json.loads(result.to_json())
         if is_main():  # after every row, because hours may lie between two rows
@@ -223,30 +224,30 @@ def with_defaults(config: EvaluateConfig, made: Generator | None) -> Task:
             raise ValueError(NEEDS_REAL)
         real = EMBEDDED
     networks, metrics = config.network, config.metrics
-    rewarded, judges = networks_of_run(config)
+    run = None if config.samples else trained_of(config)
+    rewarded, judges = networks_of_run(run)
     if real == EMBEDDED and config.protocol is None:
         networks, metrics = networks or (*rewarded, *judges), metrics or RUN_METRICS
     options = {field.name: getattr(config, field.name) for field in fields(GeneratorOptions)}
     images = config.images or (EMBEDDED_IMAGES if real == EMBEDDED else PAPER_IMAGES)
     samplers = config.samplers if made is None else config.samplers or made.samplers
     recipe = Recipe(**options | {"images": images})
-    return Task(recipe, real, samplers, networks, metrics, known_rewards(config, rewarded))
+    return Task(recipe, real, samplers, networks, metrics, known_rewards(config, run, rewarded))
 
 
-def networks_of_run(config: EvaluateConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def networks_of_run(run: Config | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The networks that the run of --checkpoint rewarded, and its judges; without a run those of the default one."""
-    run = None if config.samples else trained_of(config)
     run = PRESETS["fashion"][1] if run is None else run
     rewarded = tuple(dict.fromkeys((run.files.reward_features, *networks_of(run.reward_components))))
     return rewarded, judges_of(run.files, rewarded)
 
 
-def known_rewards(config: EvaluateConfig, rewarded: tuple[str, ...]) -> frozenset[str] | None:
+def known_rewards(config: EvaluateConfig, run: Config | None, rewarded: tuple[str, ...]) -> frozenset[str] | None:
     """The networks that the model was rewarded by: those of its run, or of the default run for the embedded model.
 
     None for a weights file, which does not say by what it was trained, and for samples.
     """
-    unknown = config.samples or config.model is not None or (config.checkpoint and trained_of(config) is None)
+    unknown = config.samples or config.model is not None or (config.checkpoint and run is None)
     return None if unknown else frozenset(rewarded)
 
 
@@ -270,8 +271,9 @@ def own_task(config: EvaluateConfig, images: Path, made: Generator | None) -> Ta
     if made is None or made.own is None:
         raise ValueError(f"--own-images {images} needs --checkpoint: a folder of sit_rl.pretrain base, or a run of it")
     card = read_card(made.own)
-    rewarded, judges = networks_of_run(config)
-    if trained_of(config) is None:
+    run = trained_of(config)
+    rewarded, judges = networks_of_run(run)
+    if run is None:
         rewarded, judges = ((network_name(made.own, card, role),) for role in ("reward", "judge"))
     networks = config.network or (*rewarded, *judges)
     options = {field.name: getattr(config, field.name) for field in fields(GeneratorOptions)}
@@ -351,16 +353,18 @@ def reading_files(config: EvaluateConfig, task: Task) -> Iterator[None]:
 
 
 def sources(
-    config: EvaluateConfig, task: Task, made: Generator | None
+    config: EvaluateConfig, task: Task, made: Generator | None, others: Images | None
 ) -> list[tuple[str, Images, dict[str, Any] | None]]:
-    """Make the missing samples. Returns name and images of each row, and the record of its samples or None."""
+    """Make the missing samples. Returns name and images of each row, and the record of its samples or None.
+
+    others  real images that are not held out, the last row
+    """
     rows: list[tuple[str, Images, dict[str, Any] | None]] = []
     for name, path in zip(short_names(config.samples), config.samples, strict=True):
         rows.append((name, path, None))
     if made is not None:
         for row in sampled_rows(config, task):
             rows.append((row.name, row.file, make_samples(made, task.recipe, row.sampler, row.file).read_record()))
-    others = other_real_images(task)
     return rows if others is None else [*rows, (REAL_ROW, others, None)]
 
 
