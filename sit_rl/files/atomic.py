@@ -15,7 +15,12 @@ from fastfid.runtime.atomic_files import write_atomically
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in UTF-8, whole or not at all. Other bytes, of file names, become escapes."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

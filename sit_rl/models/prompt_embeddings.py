@@ -1,6 +1,6 @@
 """What a pipeline's text encoders say of each prompt: computed once, kept on disk, read a batch at a time.
 
-    $FASTFID_CACHE/prompts, or the folder prompts/ of the cache that `fastfid.features.cache` names
+    $FASTFID_CACHE/prompts, or the folder prompts/ of the cache that `fastfid.runtime.cache_folder` names
 
 A file's name is the hash of the prompts, the encoders' files, the encoding and its type, and is in its metadata.  A
 damaged or exchanged file is made again.  Where the cache cannot be written, every process encodes for itself.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fastfid.pages.charts import number
 from fastfid.pages.pictures import png
 from fastfid.pages.templates import template
-from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.input_files import reading
 from sit_rl.components.image_sets import tile
 from sit_rl.config import resolve
-from sit_rl.files.atomic import write_text
+from sit_rl.files.atomic import write_bytes, write_text
 from sit_rl.files.lock import is_held
 from sit_rl.presets import PRESETS
 from sit_rl.runs.figure_files import draw_curve, draw_samples, saved_samples
@@ -39,28 +37,24 @@ def write_run_report(folder: Path) -> Path:
         status = summary.get("status", "finished")
         if status == "running" and not is_held(folder / LOCK):
             status = "its process has ended without a word; the same command resumes it"
-        networks = draw_networks(summary, records) if status == "finished" else None
         page = _page(folder, summary, records, status)
-        figures = _figures(folder, summary, records, networks) if status == "finished" else {}
+        figures = _figures(folder, summary, records) if status == "finished" else {}
     for name, figure in figures.items():
         (folder / "figures").mkdir(exist_ok=True)
-        write_atomically(folder / "figures" / f"{name}.png", partial(_write, figure))
+        write_bytes(folder / "figures" / f"{name}.png", figure)
     path = folder / "report.html"
     write_text(path, page)
     return path
 
 
-def _figures(
-    folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], networks: bytes | None
-) -> dict[str, bytes]:
+def _figures(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, bytes]:
     """The PNG files of figures/, by name."""
-    curve, samples = draw_curve(summary, records), draw_samples(folder, sampler_kinds(summary))
-    drawn = {"networks": networks, "curve": curve, "samples": samples}
+    drawn = {
+        "networks": draw_networks(summary, records),
+        "curve": draw_curve(summary, records),
+        "samples": draw_samples(folder, sampler_kinds(summary)),
+    }
     return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
-def _write(figure: bytes, file: IO[bytes]) -> None:
-    file.write(figure)
 
 
 def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], status: str) -> str:

@@ -22,8 +22,8 @@ OPTION_OWNERS |= {"eta": ("discrete", "ddim")}
 LAST_STEP = 0.04
 # Flow-GRPO's noise level a (arXiv 2505.05470).
 FLOW_GRPO_LEVEL = 0.7
-# Velocity evaluations of dopri5 at its default tolerances on the default model: about 50.
 MOST_STEPS = 100_000  # of a sampler, whose grid is a list; published numbers take 250 to 1,000
+# Velocity evaluations of dopri5 at its default tolerances on the default model: about 50.
 DOPRI5_EVALUATIONS = 50
 # The official SiT and DiT samplers guide out[:, :3]: three of a latent's four channels, and all of fewer.
 PUBLISHED_GUIDANCE_CHANNELS = 3
