@@ -45,8 +45,9 @@ ROLLOUT_FLAGS = {"sde_policy_gradient": "rollout_sde", "adjoint_matching": "roll
 
 # Of every estimator: torch's own momentum of AdamW.
 COMMON_DEFAULTS: dict[str, Any] = {"momentum": 0.9, "anchor": 0.5}
-# Leave-one-out credits turn within a step or two, when a step has gone too far. A momentum of 0.9 still pushes the old
-# way then, and FD swings; with less momentum it falls steadily, and a weaker anchor suffices (docs/training.md).
+# When a step overshoots, leave-one-out credits change sign in the next one. With a momentum of 0.9 AdamW still goes on
+# in the old direction, and FD swings. With less momentum it falls steadily, and a weaker anchor is enough
+# (docs/training.md).
 FRESH_DEFAULTS: dict[str, dict[str, Any]] = {"advantage_matching": {"momentum": 0.5, "anchor": 0.2}}
 
 CONFIG = "config"  # the flag of a file with fields, which is no field itself

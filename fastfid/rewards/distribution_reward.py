@@ -328,7 +328,7 @@ def _require_content(images: Tensor) -> None:
     values, stored = images.numel() * images.element_size(), images.untyped_storage().nbytes()
     if values > FREE_BYTES + MOST_GROWTH * stored:
         raise ValueError(
-            f"images {tuple(images.shape)} are a view of {stored:,} bytes that repeats them to {values:,}; pass each "
+            f"images {tuple(images.shape)} are a view that repeats {stored:,} bytes up to {values:,} bytes; pass each "
             "image once"
         )
 

@@ -29,7 +29,7 @@ class UpdateOptions:
     warmup: int = option(2, "training steps over which the rate rises from 0", least=0)
     momentum: float | None = option(
         None,
-        "β₁ of AdamW, its memory of earlier gradients' direction; default: the estimator's",
+        "β₁ of AdamW: how strongly earlier gradients still act; default: the estimator's",
         least=0,
     )
     anchor: float | None = option(
