@@ -48,8 +48,8 @@ class FeatureMoments:
     """
 
     def __init__(self, count: int | None, mean: Tensor, cov: Tensor, provenance: Provenance | None = None):
-        self._mean = as_tensor(mean).to(torch.float64)
-        self._cov = as_tensor(cov).to(torch.float64)
+        self._mean = as_tensor(mean, "mean", meta=True).to(torch.float64)
+        self._cov = as_tensor(cov, "cov", meta=True).to(torch.float64)
         if self._mean.dim() != 1 or self._cov.shape != (len(self._mean), len(self._mean)):
             raise ValueError(
                 f"moments need mean [d] and cov [d, d], got {tuple(self._mean.shape)} and {tuple(self._cov.shape)}"

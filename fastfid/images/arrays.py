@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastfid.images.source import ImageBlock, ImageSource, checked_size, class_names, counted, decoded_block
-from fastfid.runtime.devices import as_tensor, dense
+from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.errors import shown
 from fastfid.runtime.input_files import reading
 from fastfid.runtime.mapped_arrays import npz_array, npz_shape, open_numpy
@@ -175,7 +175,7 @@ def _channels_first(block: Tensor, layout: str) -> Tensor:
 
 def _check_number_type(name: str, array: Tensor | np.ndarray, value_range: tuple[float, float] | None) -> None:
     if isinstance(array, Tensor):
-        dtype = str(dense(array, name).dtype).removeprefix("torch.")
+        dtype = str(as_tensor(array, name).dtype).removeprefix("torch.")
     else:
         dtype = str(array.dtype.newbyteorder("="))
     if dtype.startswith(("float", "bfloat")):

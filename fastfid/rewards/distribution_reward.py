@@ -36,7 +36,7 @@ from fastfid.rewards.protocol import PreparedSet
 from fastfid.rewards.reference_rows import Keys, ReferenceRows, listed_labels
 from fastfid.rewards.reward_state import checked_state, told_kind
 from fastfid.runtime import distributed
-from fastfid.runtime.devices import as_tensor, dense
+from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.input_files import FREE_BYTES, MOST_GROWTH
 
@@ -310,7 +310,7 @@ class DistributionReward:
 
     def _check_range(self, x: Tensor) -> None:
         """ValueError for floats that are far out of the range that was stated."""
-        x = dense(x.detach(), "images")
+        x = as_tensor(x, "images").detach()
         if not x.is_floating_point() or not x.numel():
             return
         low, high = self.value_range

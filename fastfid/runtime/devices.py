@@ -118,16 +118,14 @@ def chosen_device(name: str) -> str:
 
 
 def dense(x: Tensor, name: str = "an argument") -> Tensor:
-    """The tensor with its values in memory; ValueError for a sparse one, and for one on the device meta."""
+    """The tensor, which keeps an element for each place of its shape; ValueError for a sparse one."""
     if x.layout != torch.strided:
         kind = str(x.layout).removeprefix("torch.")
         raise ValueError(f"{name} is a {kind} tensor of shape {tuple(x.shape)}; pass it as .to_dense()")
-    if x.device.type == "meta":
-        raise ValueError(f"{name} is a tensor of shape {tuple(x.shape)} on the device meta, which has no values")
     return x.resolve_neg()  # computes a lazy negation, such as the imaginary part of a conjugate
 
 
-def as_tensor(value: Any, name: str = "an argument") -> Tensor:
+def as_tensor(value: Any, name: str = "an argument", meta: bool = False) -> Tensor:
     """`value` as a tensor that shares its memory where its maker allows: torch, NumPy, CuPy and others by DLPack.
 
     Device arrays come by DLPack, which makes torch's stream wait for the one that computes them;
@@ -135,13 +133,17 @@ def as_tensor(value: Any, name: str = "an argument") -> Tensor:
     torch has no such tensor: of another byte order than the machine's, read backwards, or of strides that are no
     multiple of its items.  float8 becomes float32, long doubles float64.
 
-    ValueError, in one sentence with `name`, for a tensor without values in memory, and for what is no array of numbers.
+    ValueError, in one sentence with `name`, for a sparse tensor, for one on the device meta unless `meta` allows it,
+    and for what is no array of numbers.
     """
     try:
-        return _as_tensor(value, name)
+        x = _as_tensor(value, name)
     except (TypeError, RuntimeError, BufferError, OverflowError) as error:
         reason = first_line(error)
         raise ValueError(f"{name} cannot be read as a tensor ({reason}); pass a tensor or a numeric array") from error
+    if x.device.type == "meta" and not meta:
+        raise ValueError(f"{name} is a tensor of shape {tuple(x.shape)} on the device meta, which has no values")
+    return x
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:

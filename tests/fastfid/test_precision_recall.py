@@ -263,7 +263,7 @@ OK = torch.zeros(9, 3)
         (lambda: prdc(OK, OK[:, :2]), "real has d = 3, generated has d = 2"),
         (lambda: prdc(OK[0], OK), r"real features must be \[n, d\].*\(3,\)"),
         (lambda: prdc(OK, torch.full((9, 3), torch.inf)), "generated feature row 0 holds NaN or infinity"),
-        (lambda: prdc(OK, OK.to("meta")), "real is on cpu, generated on meta"),
+        (lambda: prdc(OK, OK.to("meta")), "generated is a tensor of shape .* on the device meta"),
     ],
 )
 def test_bad_input_is_named(call, message):

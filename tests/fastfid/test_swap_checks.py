@@ -30,8 +30,8 @@ def bad_inputs():
         r"got \(3, 5\) and \(4, 5, 12\)": (removed[:3], added),
         r"removed must hold integer row indices, got dtype torch.float64": (removed.astype(float), added),
         r"added must be floating point, got torch.int64": (removed, added.astype(np.int64)),
-        r"removed is on meta": (torch.empty((4, 5), dtype=torch.int64, device="meta"), added),
-        r"added is on meta": (removed, torch.empty((4, 5, 12), device="meta")),
+        r"removed is a tensor .* on the device meta": (torch.empty((4, 5), dtype=torch.int64, device="meta"), added),
+        r"added is a tensor .* on the device meta": (removed, torch.empty((4, 5, 12), device="meta")),
         r"added cannot be read as a tensor": (removed, "features"),
     }
 
