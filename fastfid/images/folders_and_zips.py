@@ -4,9 +4,10 @@ Files are sorted by their path below the root as text, so a folder and a zip of 
 lie in class folders, the folder names are the labels.  Folders that are parts of a set (00000, chunk_3, a7, train) are
 not classes, unless the caller says so.
 
-Bounds.  A file may hold at most MAX_PIXELS pixels and MAX_FILE_BYTES bytes.  A member of a zip above FREE_BYTES may
-expand at most MAX_INFLATION times.  Larger claims are refused before anything is inflated.  Nothing is written to disk,
-and archives with paths that leave them are refused as a whole.
+Bounds.  A file may hold at most MAX_PIXELS pixels and MAX_FILE_BYTES bytes; beyond FREE_PIXELS, at most PIXELS_A_BYTE
+pixels for each of its bytes.  A member of a zip above FREE_BYTES may expand at most MAX_INFLATION times.  Larger claims
+are refused before anything is inflated.  Nothing is written to disk, and archives with paths that leave them are
+refused as a whole.
 
 Speed.  Decoders release Python's interpreter lock, but the other work on a small image does not.  So a thread takes
 FILES_A_TASK files at a time.  imagecodecs reads small plain PNG and JPEG in half to two thirds of the time
@@ -45,6 +46,8 @@ LABELS = "labels.npy"  # classes of a folder's images in the order of their name
 FILES_A_TASK = 32  # files that a thread takes at a time, to spread the cost of passing work to it
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion, a quarter of a GiB of RGB; 9,459 pixels square
+FREE_PIXELS = 1 << 24  # 4096 pixels square, 50 MB of RGB; so much may be claimed by a file of any size
+PIXELS_A_BYTE = 1032  # deflate's largest factor, so that a PNG of one colour is read at any size
 MAX_FILE_BYTES = 3 * MAX_PIXELS + (1 << 20)  # that image as uncompressed BMP or TIFF, with a MiB of headers
 MAX_INFLATION = 200  # of a zip's member; deflate reaches 1,032, a photograph stored as BMP 2 to 10
 FREE_BYTES = 1 << 20  # smaller members may expand by any factor, as a BMP of one colour does
@@ -216,9 +219,10 @@ class FileImages(ImageSource):
         try:
             if isinstance(encoded, Exception):
                 raise encoded
-            pixels = decode_plain(encoded, MAX_PIXELS)
+            most = min(MAX_PIXELS, FREE_PIXELS + PIXELS_A_BYTE * len(encoded))
+            pixels = decode_plain(encoded, most)
             if pixels is None:
-                pixels = decoded_by_pillow(encoded, MAX_PIXELS)
+                pixels = decoded_by_pillow(encoded, most)
         except Exception as bad:  # decoders of damaged images and archives raise anything
             raise ValueError(
                 f"{member} in {self.name} cannot be read as an 8-bit image ({reason_of(bad)}); "

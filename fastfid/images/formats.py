@@ -104,11 +104,26 @@ def decoded_by_pillow(encoded: bytes, max_pixels: int) -> np.ndarray:
     with Image.open(io.BytesIO(encoded), formats=decoded_formats()) as image:
         width, height = image.size
         if width * height > max_pixels:
-            raise ValueError(f"it claims {width}x{height} pixels, more than {max_pixels}")
+            raise ValueError(
+                f"it claims {width}x{height} pixels, more than {max_pixels:,} for its {len(encoded):,} bytes"
+            )
+        if not _is_covered(image):
+            raise ValueError(f"its data do not cover its {width}x{height} pixels")
         if _is_deep(image, encoded):
             raise ValueError(f"it has more than 8 bits a channel, mode {image.mode}; convert it to 8 bits")
         mode = "L" if image.mode in GREY_MODES else "RGB"
         return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def _is_covered(image: ImageFile.ImageFile) -> bool:
+    """Whether the tiles of an opened image reach its right and lower edge; Pillow leaves black what no tile covers.
+
+    A frame of GIF may be smaller than its image, which has a background.
+    """
+    if image.format == "GIF" or not image.tile:
+        return True
+    boxes = [tile[1] or (0, 0, *image.size) for tile in image.tile]
+    return max(box[2] for box in boxes) >= image.size[0] and max(box[3] for box in boxes) >= image.size[1]
 
 
 def _is_deep(image: ImageFile.ImageFile, encoded: bytes) -> bool:

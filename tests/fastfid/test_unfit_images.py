@@ -149,7 +149,28 @@ def test_images_that_claim_too_many_pixels_are_refused(tmp_path, monkeypatch):
     assert "x.png in" in told and "decompression bomb" in told  # Pillow's own error, beyond twice its limit
     monkeypatch.setattr(folders_and_zips, "MAX_PIXELS", 2000)
     large = write(tmp_path / "large", {"x.png": encoded(picture(0, 50, 50))})
-    assert "it claims 50x50 pixels, more than 2000" in error_of(large)
+    assert "it claims 50x50 pixels, more than 2,000 for its " in error_of(large)
+
+
+def test_few_bytes_hold_few_pixels(tmp_path):
+    """What a file of a kilobyte may claim is bounded; a plain PNG of the same size is deflated and passes."""
+    small = io.BytesIO()
+    Image.new("1", (5000, 4000)).save(small, "TIFF", compression="group4")
+    told = error_of(write(tmp_path / "small", {"x.tif": small.getvalue()}))
+    assert "it claims 5000x4000 pixels, more than 1" in told and f"for its {len(small.getvalue()):,} bytes" in told
+    assert all_images(write(tmp_path / "plain", {"x.png": encoded(np.zeros((4100, 4100), np.uint8))})).shape[2] == 4100
+
+
+def test_pixels_that_no_data_cover_are_refused(tmp_path):
+    """Pillow would leave them black."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0, 40, 30)).save(buffer, "TIFF")
+    whole = buffer.getvalue()
+    rows_per_strip = struct.pack("<HHI", 278, 4, 1)  # tag, type, count; the value follows
+    assert whole.count(rows_per_strip + struct.pack("<I", 40)) == 1
+    cut = whole.replace(rows_per_strip + struct.pack("<I", 40), rows_per_strip + struct.pack("<I", 20))
+    assert "its data do not cover its 30x40 pixels" in error_of(write(tmp_path / "cut", {"x.tif": cut}))
+    assert all_images(write(tmp_path / "whole", {"x.tif": whole})).shape[2:] == (40, 30)
 
 
 def test_arrays_that_want_to_run_code_are_refused(tmp_path):
