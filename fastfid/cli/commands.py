@@ -1,6 +1,7 @@
 """What every fastfid command does with its arguments.
 
-A command works on all ranks of a torchrun and returns what is left to do: writing and printing, on rank 0 alone.
+Each command does its work on all ranks of a torchrun and returns a function, which rank 0 alone calls: it writes and
+prints.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 Finish = Callable[[], None]
 
 INFO_SCHEMA = "fastfid.info/1"
-SCHEMA = "fastfid.distance/1"  # of the JSON of `fastfid A B`; the number grows as in evaluation/results.py
+SCHEMA = "fastfid.distance/1"  # of the JSON of `fastfid A B`; evaluation/results.py says when the number grows
 
 
 def carry_out(form: parser.Form) -> None:
-    """The work of the command whose arguments `form` holds, on every rank, then its output on rank 0."""
+    """Do the work of the command whose arguments `form` holds on every rank, then its output on rank 0."""
     from fastfid.runtime import distributed
 
     with distributed.process_group():

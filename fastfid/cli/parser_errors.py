@@ -1,7 +1,7 @@
-"""What the parser says of wrong arguments, as one sentence in place of a box of ten lines.
+"""The parser's message about wrong arguments as one sentence, in place of a box of ten lines.
 
-The box has parts between rules: the message, what the flag means, near names, and where the help is.  A message of
-another form than those below is told as it is, on one line.
+The box has parts between rules: the message, what the flag means, near names, and where the help is.  A message
+that has none of the forms below is printed unchanged, on one line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How torchrun ends where a command of this project failed in an expected way: with the command's sentence alone.
+"""Makes torchrun end with one sentence where a command of this project failed in an expected way.
 
-torchrun prints a log line, a traceback of its own and a table for every process that fails, and has no flag against it.
+torchrun prints a log line, a traceback of its own and a table for every process that fails, and no flag turns this off.
 When it starts, it loads the entry points `torchrun.handlers` of the installed packages, which are meant for rendezvous
 back ends.  `quiet_ending` is one of them (pyproject.toml).  It changes nothing for other programs' processes: only an
 error file that a command of this project wrote (`command_line.report`) makes it silent.  The exit status stays
@@ -47,13 +47,13 @@ def leave_sentence(sentence: str) -> None:
 
 
 def quiet_ending() -> Callable[[Any], NoReturn]:
-    """The entry point: `quieten`, and a rendezvous back end that there is not."""
+    """The entry point: call `quieten`, and return a rendezvous back end that only raises."""
     quieten()
     return _no_rendezvous
 
 
 def quieten() -> None:
-    """Let this process, a launcher, end without a traceback where a process of it told its sentence."""
+    """Let this launcher end without a traceback if one of its processes has printed its sentence."""
     sys.excepthook = partial(_end, sys.excepthook)
     if _runs_ours(sys.argv):
         for name in LOGGERS:
@@ -61,7 +61,7 @@ def quieten() -> None:
 
 
 def _end(otherwise: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: TracebackType) -> None:
-    """sys.excepthook: the sentences that were not on this terminal; everything for an error that is not expected."""
+    """sys.excepthook: print the sentences that are not on this terminal yet; print unexpected errors as usual."""
     sentences = _sentences(error)
     if sentences is None:
         otherwise(kind, error, trace)
@@ -71,8 +71,8 @@ def _end(otherwise: Callable[..., Any], kind: type[BaseException], error: BaseEx
 
 
 def _sentences(error: BaseException) -> list[str] | None:
-    """What is left to say of an expected error; None for any other."""
-    if type(error).__name__ == "SignalException" and _runs_ours(sys.argv):  # the processes have told how they stopped
+    """The sentences of an expected error that are not on this terminal yet; None for any other error."""
+    if type(error).__name__ == "SignalException" and _runs_ours(sys.argv):  # processes printed how they stopped
         number = getattr(error, "sigval", "a signal")
         return [f"torchrun: stopped by {getattr(number, 'name', number)}"]
     if type(error).__name__ != "ChildFailedError":
@@ -91,7 +91,7 @@ def _cause(failure: object) -> dict[str, Any]:
 
 
 def _terminal() -> list[int] | None:
-    """What stderr is, so that two processes know whether theirs is the same file; None if it is closed."""
+    """Device and inode of stderr, by which two processes see whether they share it; None if it is closed."""
     try:
         status = os.fstat(2)
     except OSError:
@@ -100,7 +100,7 @@ def _terminal() -> list[int] | None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a message of torch says more than that a process ended as it has told itself."""
+    """Whether a message of torch says more than that a process ended, which the process has printed itself."""
     return not record.getMessage().startswith(REPEATED)
 
 

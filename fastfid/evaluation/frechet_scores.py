@@ -41,7 +41,7 @@ def fd_score(pair: Pair) -> Score:
 
 
 def fdr_score(pair: Pair, split: SideInNetwork) -> Score | str:
-    """FDr (arXiv 2604.28190): FD in units of the FD of as many other real images, or why it cannot be had.
+    """FDr (arXiv 2604.28190): FD in units of the FD of as many other real images, or why it cannot be computed.
 
     split  other real images than `real`; as many of them as there are samples, evenly spaced
     """
@@ -108,7 +108,7 @@ def _frechet_score(metric: str, label: str, network: str, found: Distance) -> Sc
 
 
 def fd_infinity_score(pair: Pair) -> Score | str:
-    """FD∞ (Chong & Forsyth 2020), the intercept of a line in 1/N through FDs of subsets, or why it cannot be had."""
+    """FD∞ (Chong & Forsyth 2020), the intercept of a line in 1/N through FDs of subsets, or why there is none."""
     features = pair.samples.features
     if features is None:
         return f"{pair.samples.name} holds statistics only; pass images"

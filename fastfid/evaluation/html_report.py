@@ -163,7 +163,7 @@ def _charts(result: EvaluationResult) -> list[Chart]:
                     "samples",
                     "distance",
                     levels=[(score.value, f"{score.label}: {score.value:.4g}")],
-                    note="A distance of few images is biased upwards; the level is what endless samples would have.",
+                    note="A distance of few images is too large. The level is the estimate for infinitely many.",
                     from_zero=False,
                 )
             )
@@ -269,7 +269,7 @@ def _grid(source: ImageSource | None) -> str | None:
     rows = np.random.default_rng(GRID_SEED).choice(len(source), count, replace=False)
     try:
         return grid([_pixels(source.image(int(row))) for row in sorted(rows)], GRID_COLUMNS)
-    except (ValueError, OSError):  # gone since; the figures below tell which
+    except (ValueError, OSError):  # the files are gone; the figures below say which
         return None
 
 

@@ -22,8 +22,8 @@ from fastfid.evaluation.intervals import jackknife_variance, normal_interval
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.results import Details, Score
 
-# An order counts as felt beyond so many standard deviations of a part, of which the mean over parts of another mixed
-# order never differs by more than one, and beyond this part of the score.
+# The order of the images matters if it changes the mean score by more than both of these: 3 standard deviations over
+# the parts (another permutation changes the mean by less than one), and 1% of the score.
 ORDER_SPREADS, ORDER_PART = 3, 0.01
 
 
@@ -55,7 +55,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
     """exp E[KL(p(y|x) ‖ p(y))], mean and population deviation over `splits` parts of logits [N, C]; float64 inside.
 
     seed  permutes the rows by RandomState(seed), as torch-fidelity does; None keeps their order, with a warning where
-          the score is another than in mixed order, as of images sorted by class
+          a permutation changes the score, as for images sorted by class
     """
     if not isinstance(splits, Integral) or not 1 <= splits <= len(logits):
         raise ValueError(f"splits is {splits} for {len(logits)} rows; it must be from 1 to their number")
@@ -67,7 +67,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
 
 
 def order_warning(label: str, score: float, mixed: float) -> str:
-    """The sentence on a score of images in an order that their splits feel."""
+    """A warning that the order of the images changes the score of their splits."""
     return (
         f"{label} is {score:.4g} in the order of the images and {mixed:.4g} in mixed order: the splits differ, as of "
         "images sorted by class; mix the images"
@@ -75,7 +75,7 @@ def order_warning(label: str, score: float, mixed: float) -> str:
 
 
 def _score_in_mixed_order(logits: Tensor, bounds: Sequence[int], score: float, seed: int = 2020) -> float | None:
-    """The mean score of the same parts of permuted rows; None where `score` is that to the chance of a permutation."""
+    """The mean score of the same parts of permuted rows; None if `score` differs from it by chance only."""
     if len(bounds) < 3:  # one part has no order
         return None
     mixed, spread = _mean_and_deviation(_parts(logits, bounds, seed))

@@ -13,12 +13,12 @@ from fastfid.evaluation.results import REAL, Details, Score
 
 
 def precision_score(pair: Pair) -> Score | str:
-    """Precision as the protocol counts it (share of samples in a ball of a real image), or why it cannot be had."""
+    """Precision as the protocol counts it (share of samples in a real image's ball), or why it cannot be computed."""
     return _too_few_neighbours(pair) or _ball_share(pair, "precision", ("samples", "real"))
 
 
 def recall_score(pair: Pair) -> Score | str:
-    """Recall as the protocol counts it (share of real images in a ball of a sample), or why it cannot be had."""
+    """Recall as the protocol counts it (share of real images in a sample's ball), or why it cannot be computed."""
     return _too_few_neighbours(pair) or _ball_share(pair, "recall", ("real", "samples"))
 
 

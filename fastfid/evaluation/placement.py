@@ -1,8 +1,8 @@
 """Where the metrics of a pair of sides are computed: on the network's device if the features fit there.
 
-On a device, at most half of its free memory is taken for features, so what the metrics need besides has room.  Features
-that are more stay in host memory, as do their metrics, and a warning says so.  So the memory of a device is bounded for
-any number of images.
+On a device, at most half of its free memory is used for features, so the metrics have room for the rest.  Larger
+features stay in host memory, where their metrics are then computed, and a warning says so.  So the memory of a device
+is bounded for any number of images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PART_FOR_FEATURES = 0.5
 
 
 def placed(sides: Sequence[SideInNetwork], settings: Settings, warnings: list[str]) -> tuple[SideInNetwork, ...]:
-    """The sides of one comparison where their metrics are computed; a sentence is added where they stay on the host.
+    """The sides of one comparison where their metrics are computed; a warning is added if they stay on the host.
 
     ValueError for a device that this machine does not have.
     """

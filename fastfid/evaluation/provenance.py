@@ -74,7 +74,7 @@ def unrecorded(*sides: SideInNetwork) -> list[str]:
             )
         elif not side.identity.preprocessing:
             found.append(
-                f"{side.name} does not tell how its images were prepared; they are taken to be as {known.name}: "
+                f"{side.name} does not tell how its images were prepared; they are taken for prepared as {known.name}: "
                 f"{known.identity.preprocessing}"
             )
     return found

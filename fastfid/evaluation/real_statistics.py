@@ -1,4 +1,4 @@
-"""The real side of a comparison in one network: images, or statistics and features that are there already."""
+"""The real side of a comparison in one network: images, or statistics or features that were computed before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def real_statistics(
 
     source       images (as of `open_images`), statistics or features [n, d], or a file of one of them
     value_range  of float images
-    keep         whether the features of images are kept, too; statistics have them or not
+    keep         whether to keep the features of images, too; no effect on statistics, which have them or not
 
     All ranks call it.  ValueError for statistics of another network.
     """

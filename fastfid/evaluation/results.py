@@ -181,7 +181,7 @@ class DifferenceResult:
         verdict = (
             f"{self.better} is nearer to the {REAL}"
             if self.better
-            else "no difference can be told from the chance of drawing these images"
+            else "no difference can be told from chance: the interval contains 0"
         )
         return _text([
             *_provenance_lines(self.provenance),

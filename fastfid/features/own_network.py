@@ -111,7 +111,7 @@ class OwnNetwork(nn.Module):
         try:
             features = self.network(self.prepare(images))
         except (MemoryError, torch.OutOfMemoryError):
-            raise  # who calls knows what to lower
+            raise  # the caller says which option to lower
         except Exception as error:
             what = f"{type(error).__name__} for images {tuple(images.shape)}"
             raise ValueError(f"the network {self.name} raised {what}: {first_line(error)}") from error

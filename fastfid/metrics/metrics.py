@@ -365,7 +365,7 @@ def _extractor(
 
 
 def _moved_by(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
-    """Where `fn`, which a module applies to its tensors, sends those of a device."""
+    """The device on which `fn`, a function that nn.Module applies to tensors, puts tensors of `device`."""
     return fn(torch.empty(0, device=device)).device
 
 

@@ -97,7 +97,7 @@ def _called(who: str, where: str, method: Callable[..., Result], *arguments: obj
     try:
         return method(*arguments)
     except (MemoryError, torch.OutOfMemoryError):
-        raise  # who calls knows what to lower
+        raise  # the caller says which option to lower
     except Exception as error:
         raise ValueError(f"reward {who} {type(error).__name__} {where}: {first_line(error)}") from error
 

@@ -34,7 +34,7 @@ from fastfid.rewards.frechet import FrechetSet
 from fastfid.rewards.network_parts import Make, Network, Part, Weights, parts_of
 from fastfid.rewards.protocol import PreparedSet
 from fastfid.rewards.reference_rows import Keys, ReferenceRows, listed_labels
-from fastfid.rewards.reward_state import checked_state, told_kind
+from fastfid.rewards.reward_state import checked_state, kind_in_words
 from fastfid.runtime import distributed
 from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.errors import first_line
@@ -149,7 +149,7 @@ class DistributionReward:
         """
         with self._turn:
             if not isinstance(images, Tensor) or images.ndim != 4:
-                raise ValueError(f"images must be a float tensor [n, c, h, w], got {told_kind(images)}")
+                raise ValueError(f"images must be a float tensor [n, c, h, w], got {kind_in_words(images)}")
             keys = self._keys.numbered(listed_labels(labels, len(images)), len(images))
             if len(images) + 2 > len(self._reference):
                 raise ValueError(
@@ -324,7 +324,7 @@ class DistributionReward:
 
 
 def _require_content(images: Tensor) -> None:
-    """ValueError for a view that repeats a few values without end, which no set of images does."""
+    """ValueError for a view that repeats a few stored values many times; real sets of images never do."""
     values, stored = images.numel() * images.element_size(), images.untyped_storage().nbytes()
     if values > FREE_BYTES + MOST_GROWTH * stored:
         raise ValueError(

@@ -125,7 +125,7 @@ def _reward(
     try:
         made = make(statistics.features.to(extractor.device))
     except (MemoryError, torch.OutOfMemoryError):
-        raise  # who calls knows what to lower
+        raise  # the caller says which option to lower
     except Exception as error:
         what = f"{type(error).__name__} for the real features {tuple(statistics.features.shape)}"
         raise ValueError(f"make raised {what}: {first_line(error)}") from error

@@ -144,7 +144,7 @@ class CallableReward:
         try:
             returned = self.function(images, labels)
         except (MemoryError, torch.OutOfMemoryError):
-            raise  # who calls knows what to lower
+            raise  # the caller says which option to lower
         except Exception as error:
             what = f"{type(error).__name__} for images {tuple(images.shape)}"
             raise ValueError(f"reward {self.name} raised {what}: {first_line(error)}") from error

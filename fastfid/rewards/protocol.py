@@ -38,8 +38,8 @@ class SetReward(Protocol):
 class PreparedSet(Protocol):
     """A set of generated images, and the exact changes of its distance.  It never changes itself.
 
-    It may have `rounding`, a float: how far the changes by two equal images may differ.  Differences below it are taken
-    for none where images are compared; 0 without it.
+    It may have `rounding`, a float: how far the changes by two equal images may differ.  Comparisons of images
+    ignore smaller differences.  A set without the attribute has a rounding of 0.
     """
 
     @property

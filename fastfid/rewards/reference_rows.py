@@ -80,7 +80,7 @@ class ReferenceRows:
 
 
 def _first(queue: deque[int], taken: set[int]) -> int | None:
-    """The first place of a queue that is not taken; what is passed leaves the queue."""
+    """The first place of a queue that is not taken; it and all places before it leave the queue."""
     while queue:
         place = queue.popleft()
         if place not in taken:

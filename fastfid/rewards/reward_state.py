@@ -58,14 +58,14 @@ def _check_same(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
 
 def _numbers(name: str, values: object) -> Tensor:
     if not isinstance(values, Tensor) or values.dtype != torch.int64 or values.ndim != 1:
-        raise _damaged(name, told_kind(values))
+        raise _damaged(name, kind_in_words(values))
     return values.detach().cpu()
 
 
 def _rows(part: Part, values: object, count: int) -> Tensor:
     if not isinstance(values, Tensor) or values.dtype != torch.float32 or values.shape != (count, part.extractor.dim):
         raise _damaged(
-            "rows", f"{told_kind(values)} for {count} images and the {part.extractor.dim} features of {part.name}"
+            "rows", f"{kind_in_words(values)} for {count} images and the {part.extractor.dim} features of {part.name}"
         )
     if not torch.isfinite(values).all():
         raise _damaged("rows", f"NaN or infinity for {part.name}")
@@ -84,8 +84,8 @@ def _texts(texts: object) -> Keys:
     return Keys(texts)
 
 
-def told_kind(values: object) -> str:
-    """What a value is, for a sentence: a float32 tensor of shape (3, 4), a list."""
+def kind_in_words(values: object) -> str:
+    """The kind of a value as words of a sentence: a float32 tensor of shape (3, 4), a list."""
     if isinstance(values, Tensor):
         return f"a {str(values.dtype).removeprefix('torch.')} tensor of shape {tuple(values.shape)}"
     return f"a {type(values).__name__}"

@@ -1,6 +1,6 @@
 """Sums of kernel values for several kernels of the same rows, whose matrix products are computed once.
 
-KID and MMD of one network are asked about the same tensors, one after the other.  The first question computes the sums
+KID and MMD of one network are computed for the same tensors, one after the other.  The first question computes the sums
 of both, and the second one finds them.
 """
 
@@ -44,7 +44,7 @@ class SharedSums:
         return sums[index]
 
     def copy(self, rows: Tensor) -> Tensor:
-        """A copy of rows [N, d] that nobody writes to; the same one for the same rows."""
+        """A copy of rows [N, d] that no caller changes; the same copy for the same rows."""
         key = _key(rows)
         if len(self.kernels) == 1 or key is None:
             return rows.clone()
@@ -54,7 +54,7 @@ class SharedSums:
 
 
 def _key(x: Tensor) -> tuple[Any, ...] | None:
-    """What tells a tensor and its content from others that live at the same time; None where nothing does."""
-    if x.is_inference():  # it does not count what is written into it
+    """A key of a tensor and its content, unique among tensors that exist at the same time; None if there is none."""
+    if x.is_inference():  # an inference tensor does not count how often it was written to
         return None
     return x.data_ptr(), x.device, x.dtype, tuple(x.shape), x.stride(), x._version

@@ -10,7 +10,7 @@ from fastfid.runtime.imported_objects import FORM, ImportRaised, NoModule, NoNam
 
 
 def load_object(flag: str, text: str) -> Any:
-    """The object that `text` names; ValueError, in one sentence that begins with the flag, if it cannot be had."""
+    """The object that `text` names; ValueError, in one sentence that begins with the flag, if it cannot be imported."""
     where = object_name(text)
     if where is None:
         raise ValueError(f"{flag} {text} names no object; write {FORM}")
