@@ -57,7 +57,7 @@ def commands() -> list[str]:
 
 
 def _module(name: str) -> str:
-    """The module of a command that there is: sit_rl.NAME, or what starts it where that is a package."""
+    """The module of an existing command: sit_rl.NAME, or its __main__ where that is a package."""
     starter = f"sit_rl.{name}.__main__"
     return starter if Path(__file__).with_name(name).is_dir() and find_spec(starter) else f"sit_rl.{name}"
 
@@ -66,7 +66,7 @@ def _help() -> str:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:<{width}}  {COMMANDS[name]}" for name in commands())
     return (
-        f"usage: {PROGRAM} COMMAND [flags]\n\n{listed}\n\n{PROGRAM} COMMAND --help tells what a command takes.\n"
+        f"usage: {PROGRAM} COMMAND [flags]\n\n{listed}\n\n{PROGRAM} COMMAND --help lists the flags of a command.\n"
         f"{PROCESSES} N runs {', '.join(ON_SEVERAL[:-1])} or {ON_SEVERAL[-1]} on N processes."
     )
 

@@ -162,7 +162,7 @@ def _brief_help(default: Config) -> str:
 
 
 def _meaning(name: str) -> str:
-    """What a flag means; its choices where that says nothing."""
+    """The help text of a flag, or its choices where it has none."""
     place = places()[name]
     return place.field.metadata["meaning"] or ", ".join(map(str, get_args(place.hint)))
 

@@ -148,7 +148,7 @@ def _load_weights(
     if run is not None:
         if config.model is not None or config.prompts is not None:
             flag = "--model" if config.model is not None else "--prompts"
-            raise ValueError(f"{path} is the folder of a run, which knows its {flag}; leave {flag} out")
+            raise ValueError(f"{path} is the folder of a run, which records its {flag}; leave {flag} out")
         if config.vae is None:
             _require_trained(path, "vae", run.files.vae, "pass --vae, or work where the run was started")
         model, weights = _averaged_weights(path, run, config.precision == "bf16", device)

@@ -38,11 +38,11 @@ class GeneratorOptions:
     architecture: Literal["auto", "sit", "dit"] = "auto"
     """of the weights; auto: as the file's metadata say, else DiT for a name that begins with DiT-, else SiT"""
     model: str | None = None
-    """package.module:build or FILE.py:build, or diffusers:FOLDER; a run folder knows its own"""
+    """package.module:build or FILE.py:build, or diffusers:FOLDER; a run folder records its own"""
     prompts: Path | None = None
-    """JSON lines with the prompts of the model; a run folder knows its own"""
+    """JSON lines with the prompts of the model; a run folder records its own"""
     negative_prompt: str = ""
-    """what guidance of a pipeline leads away from"""
+    """the prompt that a pipeline's guidance leads away from"""
     image_size: int | None = None
     """height and width of a pipeline's images, pixels; default: the pipeline's"""
     vae: Path | None = None

@@ -152,7 +152,7 @@ def _flash(function: FlashFunction, q: torch.Tensor, k: torch.Tensor, v: torch.T
 
 
 def load(backend: str) -> None:
-    """Import the package of a flash back end, others need nothing; errors of the import pass.
+    """Import the package of a flash back end; others need no import. An error of the import is raised as it is.
 
     `SiT.set_attention` calls it, so a compiled block finds the function in a dictionary. An import, or a call of a
     function with a cache, would break its graph.

@@ -62,7 +62,7 @@ class GeneratorModel(nn.Module):
     @property
     @abstractmethod
     def null_condition(self) -> int | None:
-        """The number that asks for nothing, from which guidance starts; None if the model has none."""
+        """The number of the empty condition, from which guidance starts; None if the model has none."""
 
     @abstractmethod
     def units(self) -> Sequence[nn.Module]:

@@ -101,8 +101,8 @@ class MergePolicy(nn.Module):
 def simplex_grid(members: int, most: int) -> torch.Tensor:
     """Logits float32 [P ≤ most, J] of the finest even grid on the coefficients that has at most `most` points.
 
-    Coefficients are k/n with Σ k = n. The finest n with at most `most` points is taken; n = 1, the members alone, at
-    least. A coefficient of 0 has the logit −30, e⁻³⁰ = 1e-13.
+    Coefficients are k/n with Σ k = n. n is the largest with at most `most` points, and at least 1, which is the members
+    alone. A coefficient of 0 has the logit −30, e⁻³⁰ = 1e-13.
     """
     parts = 1
     while math.comb(parts + members, members - 1) <= most:

@@ -1,4 +1,4 @@
-"""The official names of a state dict's tensors: without those of wrappers around the model, and of what only trains."""
+"""Official names of a state dict's tensors: names of wrappers are stripped, and what only training uses is dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A generator of any kind by the words of a command line, and the file of its weights.
+"""Opens a generator of any kind from the values of a command line, and reads and writes its weights.
 
 SiT, DiT      the whole weights under the official names, LoRA terms added to them
 own model     the whole weights under the user's names, LoRA terms added to them

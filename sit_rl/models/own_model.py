@@ -33,7 +33,7 @@ class FlowModel(Protocol):
 
     sample_shape    (C, H, W)
     conditions      their number, or a list of their names
-    null_condition  optional: the number that asks for nothing, for guidance; usually the number of conditions
+    null_condition  optional: the number of the empty condition, for guidance; usually the number of conditions
     lora_targets    optional: names of the linear layers that --lora adapts; default all
     blocks          optional: modules that are compiled, recomputed and sharded one by one
     decode          optional: a method from samples float32 [n, C, H, W] to images uint8 [n, 1 or 3, h, w]; default:
@@ -133,10 +133,10 @@ def _built(text: str, builder: Callable[..., Any], prompts: Prompts | None) -> n
     try:
         inspect.signature(builder).bind(*arguments)
     except ValueError:
-        pass  # a function of C tells no signature
+        pass  # a function written in C may have no signature
     except TypeError:
         wanted = "without arguments" if prompts is None else "with the list of prompts of --prompts"
-        raise ValueError(f"--model {text} cannot be called {wanted}; give it such a form") from None
+        raise ValueError(f"--model {text} cannot be called {wanted}; change its arguments") from None
     with _raising(text, "it was called"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(BUILD_SEED)
         own = builder(*arguments)

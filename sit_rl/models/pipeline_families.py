@@ -34,7 +34,7 @@ Rows = dict[str, torch.Tensor]  # what the transformer reads of each prompt, nam
 
 
 class Family(ABC):
-    """One kind of pipeline, in a local folder; reads its JSON files alone until asked for more."""
+    """One kind of pipeline, in a local folder; reads only its JSON files until more is needed."""
 
     pipeline: str  # class of diffusers
     transformer: str

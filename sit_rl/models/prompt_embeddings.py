@@ -1,4 +1,4 @@
-"""What a pipeline's text encoders say of each prompt: computed once, kept on disk, read a batch at a time.
+"""Outputs of a pipeline's text encoders for each prompt: computed once, kept on disk, read a batch at a time.
 
     $FASTFID_CACHE/prompts, or the folder prompts/ of the cache that `fastfid.runtime.cache_folder` names
 

@@ -21,7 +21,8 @@ class FileOptions:
         "sit_rl.pretrain base",
     )
     architecture: Literal["auto", "sit", "dit"] = option(
-        "auto", "what the weights are of; auto: what the file says of itself, else DiT for a name DiT-…, else SiT"
+        "auto",
+        "of the weights; auto: as the file's metadata say, else dit for a file named DiT-…, else sit",
     )
     merge: tuple[Path, ...] = option((), "merging: the checkpoints whose weights are merged, two or more of one shape")
     vae: Path | None = option(None, "folder of a diffusers AutoencoderKL, for models of latents")
@@ -43,7 +44,7 @@ class FileOptions:
     )
     judge_features: tuple[str, ...] = option(
         ("fashion-b", "fashion-e"),
-        "networks that only judge, the first of them in the table; none: none; auto: the embedded judges, and an "
+        "networks that only judge, the first of them in the table; none: no judge; auto: the embedded judges, and an "
         "ImageNet network where one is installed that is neither rewarded nor the teacher of a rewarded one",
     )
     weights: tuple[str, ...] = option(
@@ -58,7 +59,9 @@ class FileOptions:
             )
         for word in (NO_JUDGE, AUTO_JUDGES):
             if word in self.judge_features and len(self.judge_features) > 1:
-                raise ValueError(f"--judge-features {' '.join(self.judge_features)}: {word} stands alone; leave it out")
+                raise ValueError(
+                    f"--judge-features {' '.join(self.judge_features)}: {word} stands alone; leave one of them out"
+                )
         repeated = [name for name in self.judge_features if self.judge_features.count(name) > 1]
         if repeated:
             raise ValueError(f"--judge-features names {repeated[0]} twice; name it once")

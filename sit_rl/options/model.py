@@ -21,7 +21,7 @@ class ModelOptions:
     prompts: Path | None = option(
         None, 'the conditions, as JSON lines: {"prompt": "a red cube", "group": "cubes"}; the group is optional'
     )
-    negative_prompt: str = option("", "what guidance leads away from")
+    negative_prompt: str = option("", "the prompt that guidance leads away from")
     image_size: int | None = option(
         None, "height and width of a pipeline's images, pixels; default: the pipeline's", least=1
     )
@@ -36,4 +36,4 @@ class ModelOptions:
             raise ValueError(f"--prompts {self.prompts} needs --model: SiT and DiT take classes, not prompts")
         if not pipeline and (self.image_size is not None or self.negative_prompt):
             flag = "--image-size" if self.image_size is not None else "--negative-prompt"
-            raise ValueError(f"{flag} is of a pipeline; pass --model diffusers:FOLDER as well, or leave it out")
+            raise ValueError(f"{flag} is of a pipeline only; pass --model diffusers:FOLDER as well, or leave it out")

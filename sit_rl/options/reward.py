@@ -24,14 +24,14 @@ class RewardOptions:
     reference: Literal["rolling", "refresh", "fresh"] = option(
         "rolling",
         "rolling: a step's images replace the oldest of the reference set; refresh: all are renewed every "
-        "--refresh-every steps; fresh: none, a step's images are the set and each is left out of it",
+        "--refresh-every steps; fresh: none, a step's images are the set, and each of them is left out in turn",
     )
     reference_size: int = option(5_000, "N, images", least=1)
     replace: int = option(50, "m, images of one candidate subset", least=1)
     candidates: int = option(32, "B, subsets a step; B·m images are rolled out", least=1)
     refresh_every: int = option(10, "steps between regenerations (reference = refresh)", least=1)
     credit: Literal["subset", "image", "influence"] = option(
-        "image", "reward of a subset, exact change of each single image, or its first-order influence"
+        "image", "subset: one reward for its images; image: exact change by each image; influence: its first order"
     )
     normalise: Literal["batch", "class"] = option(
         "class", "standardise advantages over the batch (the paper) or within each class"

@@ -22,7 +22,8 @@ class RolloutOptions:
     )
     adjoint_sampler: SamplerConfig = option(
         lambda: SamplerConfig("sde", "ancestral", 20, power=1.5),
-        "adjoint_matching: sde ancestral, or sde euler with diffusion sbdm; samples must not remember their noise",
+        "adjoint_matching: sde ancestral, or sde euler with diffusion sbdm; its samples must not depend on the noise "
+        "that they start from",
         flag="rollout_adjoint",
     )
     batch: int = option(

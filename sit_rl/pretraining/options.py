@@ -83,10 +83,10 @@ def load_images(options: OwnOptions) -> tuple[OwnImages, list[tuple[str, str]]]:
         other = open_source("--heldout", options.heldout, options.class_folders)
         others = prepare(other, size, options.crop, pixels.shape[1])
         images = split_by_source(source, pixels, other, others, labelled)
-    return images, _told(options, source, images, why)
+    return images, _image_lines(options, source, images, why)
 
 
-def _told(options: OwnOptions, source: Source, images: OwnImages, why: str) -> list[tuple[str, str]]:
+def _image_lines(options: OwnOptions, source: Source, images: OwnImages, why: str) -> list[tuple[str, str]]:
     """The plan's lines about the images."""
     channels, _, size = images.train.images.shape[1:]
     colour = "grey" if channels == 1 else "colour"

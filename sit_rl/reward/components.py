@@ -46,7 +46,7 @@ class Component:
 
 @dataclass(frozen=True)
 class RewardSide:
-    """All components of a run, and how an image's row comes about.
+    """All components of a run, and how the row of an image is computed.
 
     networks  those whose features a rollout does not compute: all but the first
     readers   what the components of the user's own read of an image

@@ -1,4 +1,4 @@
-"""Shorter steps after one that did not do what it promised.
+"""Shortens the steps after one that changed the distance less than predicted.
 
 S are the images of a step, S' those of the next one, and D is the distance of a set to the real images. Exchange each
 image of S, alone, for one of S' of the same class:

@@ -23,7 +23,7 @@ from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.models.conditions import Conditions
 from sit_rl.options.reward import RewardOptions
-from sit_rl.ranks.beside import Beside
+from sit_rl.ranks.background import BackgroundWorker
 from sit_rl.reward.components import Component, RewardSide, reward_side
 from sit_rl.reward.rolling_reference import ReferenceSet
 from sit_rl.sampling.random_streams import Stream, generator
@@ -74,7 +74,7 @@ class SwapReward:
         self.options, self.seed, self.side, self.conditions = options, seed, side, conditions
         self.device = reward_device(options, reference.features.device)
         beside = options.device == "cpu" or self.device.type == "cuda"
-        self._beside = Beside("reward", self.device) if beside else None
+        self._beside = BackgroundWorker("reward", self.device) if beside else None
         self.renew(reference)
 
     def renew(self, reference: ReferenceSet) -> None:
@@ -149,12 +149,12 @@ class SwapReward:
 
 
 def reward_side_of(config: Config, components: Components) -> RewardSide:
-    """The components of the run's reward, where --reward-device wants them."""
+    """The components of the run's reward, on the device of --reward-device."""
     return reward_side(config, components, reward_device(config.reward, components.device))
 
 
 def reward_device(options: RewardOptions, features: torch.device) -> torch.device:
-    """Where the reward is computed, for features that come on a device."""
+    """The device on which the reward is computed; `features` is that of the features."""
     return torch.device("cpu") if options.device == "cpu" else features
 
 

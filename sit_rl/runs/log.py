@@ -152,7 +152,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record of a line of metrics.jsonl; None for any other text."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))  # an editor may have put its mark before the first line
+        record = json.loads(line.decode("utf-8-sig"))  # an editor may have put a byte order mark before the first line
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         return None
     return record if isinstance(record, dict) and type(record.get("step")) is int else None

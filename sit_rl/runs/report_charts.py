@@ -83,7 +83,7 @@ def _network(summary: dict[str, Any]) -> str:
 
 
 def _counts(summary: dict[str, Any], records: Records) -> str:
-    """How many images each mark is of, where they differ."""
+    """How many images each mark stands for, where the numbers differ."""
     few, many = summary["config"]["evaluate_every_images"], summary["config"]["evaluate_images"]
     if few == many or not any(r.get("evaluation") for r in records):
         return ""

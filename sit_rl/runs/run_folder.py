@@ -61,7 +61,7 @@ def locked_folder(place: Path) -> Iterator[None]:
 
 
 def check_replaceable(config: Config) -> None:
-    """ValueError where a fresh run would remove what is not an earlier run's, or is still wanted."""
+    """ValueError if a fresh run would remove files that no run has written, or that this run needs."""
     place = config.run_folder
     there = [place / name for name in (*FOLDERS, *FILES) if (place / name).exists()]
     if there and not is_run(place):

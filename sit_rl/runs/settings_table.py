@@ -9,7 +9,7 @@ from sit_rl.config import places
 from sit_rl.options.option import dashed
 
 OWN = "run"  # heading of the options without a group
-NEVER_CHANGED = ("out", "resume", "preset", "seed")  # of every run its own
+NEVER_CHANGED = ("out", "resume", "preset", "seed")  # different in every run
 
 
 def settings_table(config: dict[str, Any], preset: dict[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:
@@ -32,7 +32,7 @@ def _row(name: str, config: dict[str, Any], preset: dict[str, Any]) -> tuple[str
 
 
 def _text(value: Any) -> str:
-    """A value as a reader wants it."""
+    """A value as text for people."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(part)}" for name, part in value.items())
     if isinstance(value, list):

@@ -46,8 +46,7 @@ def bind(model: Model, labels: torch.Tensor, sampler: SamplerConfig | None = Non
 
     if sampler is not None and sampler.guidance != 1 and core.null_condition is None:
         raise ValueError(
-            f"guidance is {sampler.guidance:g}, and the model has no null class to guide from: it has a number for "
-            "each class or condition alone; choose guidance 1"
+            f"guidance is {sampler.guidance:g}, and the model has no null class, which it needs; choose guidance 1"
         )
 
     def conditional(x: torch.Tensor, t: float) -> torch.Tensor:

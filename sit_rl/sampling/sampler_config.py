@@ -174,7 +174,7 @@ class SamplerConfig:
         return self.guidance != 1 and self.guidance_from <= time <= self.guidance_until
 
     def evaluations(self) -> int:
-        """Velocity evaluations per sample; a guided one counts twice. dopri5 is taken as 50; its tolerance decides."""
+        """Velocity evaluations per sample; a guided one counts twice. For dopri5, which varies, 50 is assumed."""
         count = {"heun": 2 * self.steps - 1, "dopri5": DOPRI5_EVALUATIONS}.get(self.method, self.steps)
         starts = time_grid(self)[: self.steps]
         return round(count * (1 + sum(map(self.guides, starts)) / len(starts)))
@@ -267,8 +267,8 @@ def diffusion_coefficient(t: float, grid: list[float], config: SamplerConfig) ->
     sigma, linear c(1 − t); constant c; sbdm c(1 − t)/t; decreasing ¼(c·cos πt + 1)²; increasing-decreasing c·sin² πt;
     flow_grpo c·a²(1 − t)/2t. DanceGRPO uses constant with c = η²/2.
 
-    Two forms are infinite at t = 0, where the next grid point t₁ stands in: for all of sbdm's t, and, as in Flow-GRPO's
-    code, for the denominator alone of flow_grpo, which is a²/2t₁ there.
+    Two forms are infinite at t = 0. There the next grid point t₁ replaces every t of sbdm, and, as in Flow-GRPO's code,
+    only the t in the denominator of flow_grpo, which becomes a²/2t₁.
     """
     norm, later = config.diffusion_norm, max(t, grid[1])
     return {

@@ -57,7 +57,7 @@ def evaluate_model(
 
     Image i always has the noise of (seed, i) and class i mod classes, or the prompt whose turn it is. So two models are
     compared like for like, and a smaller count uses the first of the same images. Returns the first `grid` images as
-    well, and `detailed` what lies behind the numbers. Metrics that need real features are None where the real side is a
+    well, and with `detailed` intervals and classes. Metrics that need real features are None where the real side is a
     statistics file. They are the main rank's; the others get None.
 
     first  also FD of the first so many images, which is that of a smaller count
@@ -120,7 +120,7 @@ def floor(components: Components) -> dict[str, float | None]:
 
 
 def real_against_real(components: Components, count: int) -> dict[str, dict[str, Any]]:
-    """What every network says of `count` of the reward's real images: the row to compare generated ones with."""
+    """The scores of every network for `count` of the reward's real images: the row to compare generated ones with."""
     return {name: judge.real_scores(count) for name, judge in judges_of(components).items()}
 
 

@@ -1,4 +1,4 @@
-"""What lies behind an evaluation's numbers: an interval of FD, FD against the number of images, and the classes."""
+"""Details of an evaluation: an interval of FD, FD against the number of images, and the classes."""
 
 from __future__ import annotations
 

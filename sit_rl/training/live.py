@@ -58,7 +58,7 @@ class Live:
         }
 
     def step(self, evaluated: bool) -> None:
-        """Write after a training step, unless the last report is young and the step has `evaluated` nothing."""
+        """Write after a training step, unless the last report is recent and the step has not `evaluated` the model."""
         if evaluated or time.monotonic() > self._due:
             self.write()
 

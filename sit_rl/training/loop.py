@@ -185,7 +185,7 @@ def own_slopes(
 def controlled(
     config: Config, state: State, parts: Sequence[Part], rows: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, Any]:
-    """Set the pace by what the last step did; its part of the record. Says so where the pace changes.
+    """Set the pace from the effect of the last step; returns its part of the record. Says so where the pace falls.
 
     rows  float32 [n, d] of the step's images, labels int64 [n]
     """
@@ -246,7 +246,7 @@ def describe(reference_fd: float | None, scores: Scores, advantage: torch.Tensor
 
 
 def describe_mix(scores: Scores, parts: Sequence[Part], mixed: Mix) -> dict[str, Any]:
-    """What each component of a mix says and adds, and how they agree."""
+    """Distance, spread and share of each component of a mix, and the correlations between components."""
     of_component = {
         part.name: {
             "distance": each.distance,
@@ -271,7 +271,7 @@ def timing(seconds: dict[str, float], predicted: float | None) -> dict[str, Any]
 def quick_evaluation(
     config: Config, components: Components, state: State, log: RunLog
 ) -> dict[str, dict[str, float | None]]:
-    """Both samplers on fewer images, for the curve; distances of few images are biased upwards, all points alike."""
+    """Both samplers on fewer images, for the curve; distances of few images are too large, at all points alike."""
     samplers, model = {"ode": config.evaluation.ode, "sde": config.evaluation.sde}, state.learner.averaged()
     out, told = {}, []
     for name, sampler in samplers.items():

@@ -1,6 +1,6 @@
-"""What one feature network says of generated images: the rows of the table of networks.
+"""The scores that one feature network gives generated images: the rows of the table of networks.
 
-A run judges with every network, those that it rewards and those that it never does. What is made of the real images
+A run judges with every network, those that it rewards and those that it never does. What depends on the real images
 alone is kept for all evaluations: distances of neighbours, sorted projections, the distance of real from real.
 """
 

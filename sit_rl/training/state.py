@@ -54,7 +54,7 @@ def require_own(path: Path, values: dict[str, Any], config: Config) -> None:
     those that a resume may change, are not compared.
     """
     if checkpoint.step_of(path) != values["step"]:
-        raise ValueError(f"checkpoint {path} is of step {values['step']}, not of its name's; {checkpoint.remedy(path)}")
+        raise ValueError(f"checkpoint {path} is of step {values['step']}, not its name's; {checkpoint.remedy(path)}")
     saved = values["config"]
     fixed = (name for name in places() if name in saved and name != "steps" and not may_change(name))
     other = next((name for name in fixed if saved[name] != plain(config[name])), None)
@@ -124,7 +124,7 @@ class State:
         }
 
     def extend(self, earlier: dict[str, Any]) -> None:
-        """Record that the run goes on to more steps than the checkpoint's config `earlier` has, and judge it anew."""
+        """Record that the run goes on to more steps than the checkpoint's config `earlier`; it is evaluated anew."""
         before, now = earlier.get("steps"), self.config.steps
         if not isinstance(before, int) or before >= now:
             return

@@ -1,4 +1,4 @@
-"""Work beside the main thread's: in a thread of its own, on a GPU also in a stream of its own."""
+"""Work in the background: in a thread of its own, on a GPU also in a stream of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sit_rl.ranks import cpu_batches
 T = TypeVar("T")
 
 
-class Beside:
-    """One piece of work at a time beside the main thread's.
+class BackgroundWorker:
+    """Does one piece of work at a time while the main thread goes on.
 
     name    of the thread, and on a GPU of the stream
     device  that the work computes on.  There it starts after what the main thread has enqueued so far, and it is done
