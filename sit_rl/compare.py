@@ -18,7 +18,7 @@ from fastfid.cli.command_line import parse
 from fastfid.runtime.input_files import reading
 from sit_rl.command_line import run_command
 from sit_rl.config import MACHINE_FIELDS
-from sit_rl.files.paths import listed, require_paths
+from sit_rl.files.paths import listed, names_or_paths, require_paths
 from sit_rl.runs.summary import (
     SAMPLERS,
     SUMMARY,
@@ -163,13 +163,8 @@ def print_comparison(runs: tuple[Path, ...]) -> None:
     if not runs:
         raise ValueError("no runs are given; pass run folders, or files like summary.json")
     require_paths(("run", path) for path in runs)
-    print(compare([_comparable(path) for path in runs], short_names(runs)))
-
-
-def short_names(runs: tuple[Path, ...]) -> list[str]:
-    """The last part of each path; the whole path where two are equal."""
-    names = [(path.parent if path.name == SUMMARY else path).resolve().name for path in runs]
-    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, runs, strict=True)]
+    folders = [(path.parent if path.name == SUMMARY else path).resolve().name for path in runs]
+    print(compare([_comparable(path) for path in runs], names_or_paths(folders, runs)))
 
 
 def _comparable(path: Path) -> Summary:

@@ -41,7 +41,7 @@ from sit_rl.components.networks import judges_of
 from sit_rl.components.own_images import OwnImages, as_in_card
 from sit_rl.config import Config
 from sit_rl.files.atomic import folder, write_json
-from sit_rl.files.paths import reading
+from sit_rl.files.paths import names_or_paths, reading
 from sit_rl.files.weights import weights_files, weights_of
 from sit_rl.generation.generator import Generator, load_generator, trained_of
 from sit_rl.generation.make_samples import make_samples
@@ -360,7 +360,8 @@ def sources(
     others  real images that are not held out, the last row
     """
     rows: list[tuple[str, Images, dict[str, Any] | None]] = []
-    for name, path in zip(short_names(config.samples), config.samples, strict=True):
+    names = names_or_paths([path.name for path in config.samples], config.samples)
+    for name, path in zip(names, config.samples, strict=True):
         rows.append((name, path, None))
     if made is not None:
         for row in sampled_rows(config, task):
@@ -373,12 +374,6 @@ def sample_name(recipe: Recipe, text: str, sampler: SamplerConfig) -> str:
     words, model = (re.sub(r"[^\w.-]", "-", part) for part in (text, Path(recipe.model or "embedded").name))
     name = model if recipe.checkpoint is None else recipe.checkpoint.resolve().stem
     return f"{name}-{words}-{sampler.steps}-{recipe.images}-seed{recipe.seed}"
-
-
-def short_names(paths: tuple[Path, ...]) -> list[str]:
-    """File names; the whole path where two names are equal."""
-    names = [path.name for path in paths]
-    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 
 
 def real_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from scipy.special import stdtrit
 
 from fastfid.distances.sliced_wasserstein import DIRECTIONS, FACTOR, SortedReal, sliced_jackknife
+from fastfid.evaluation.intervals import jackknife_variance
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.results import Score
 
@@ -27,12 +27,7 @@ def sliced_wasserstein_score(pair: Pair) -> Score | str:
         method += "; too few images for an interval"
         return Score(*name, value, method=method, details=details)
     sides = sliced_jackknife(real, generated, GROUPS, pair.settings.seed)
-    error = math.sqrt(sum(_variance(without) for without in sides))
+    error = math.sqrt(sum(map(jackknife_variance, sides)))
     half = float(stdtrit(GROUPS - 1, 0.975)) * error
     method += f"; jackknife over {GROUPS} groups of samples and of real images"
     return Score(*name, value, error, (value - half, value + half), method, details)
-
-
-def _variance(without: torch.Tensor) -> float:
-    """(G − 1)/G Σ (T_(g) − mean)², float64 [G]."""
-    return (len(without) - 1) / len(without) * float((without - without.mean()).square().sum())

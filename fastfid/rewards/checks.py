@@ -30,13 +30,13 @@ def checked_set(rows: object, real: Tensor) -> Tensor:
     return rows
 
 
-def checked_labels(labels: object, count: int, name: str = "labels") -> Tensor:
+def checked_labels(labels: object, count: int) -> Tensor:
     """int64 labels [count]; ValueError for another shape or dtype."""
-    labels = as_tensor(labels, name)
+    labels = as_tensor(labels, "labels")
     if labels.shape != (count,):
-        raise ValueError(f"{name} must be [{count}], one for each row, got shape {tuple(labels.shape)}")
+        raise ValueError(f"labels must be [{count}], one for each row, got shape {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"{name} must be integers, got {labels.dtype}; pass class indices")
+        raise ValueError(f"labels must be integers, got {labels.dtype}; pass class indices")
     return labels.to(torch.int64)
 
 

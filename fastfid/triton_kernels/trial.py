@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.cache_folder import cache_folder
+from fastfid.runtime.errors import one_line
 from fastfid.triton_kernels import KERNELS, load
 
 # What a kernel may differ from its reference, as a part of the result's largest entry: float32 sums of 96 products of
@@ -42,7 +43,7 @@ def obstacle(device: torch.device) -> str:
         try:
             verdict = verdict_of(device)
         except torch.OutOfMemoryError as full:  # says nothing about a kernel: the next process tries again
-            verdict = f"no memory was left for the trial of the kernels: {_one_line(full)}"
+            verdict = f"no memory was left for the trial of the kernels: {one_line(full)}"
             print(f"fastfid: {verdict}; torch computes instead, in this process", file=sys.stderr)
             return verdict
         _keep(path, verdict)
@@ -62,7 +63,7 @@ def verdict_of(device: torch.device) -> str:
         except torch.OutOfMemoryError:
             raise
         except Exception as caught:  # no compiler, an instruction that the device lacks …
-            return f"the trial of the kernel {name} ended with {type(caught).__name__}: {_one_line(caught)}"
+            return f"the trial of the kernel {name} ended with {type(caught).__name__}: {one_line(caught)}"
         if not error <= 1:
             return f"the kernel {name} is wrong by {error:.1e} times what rounding allows in a trial on {device}"
     return ""
@@ -174,7 +175,3 @@ def _keep(path: Path, verdict: str) -> None:
         write_atomically(path, lambda file: file.write(json.dumps({"verdict": verdict}).encode()))
     except OSError:  # a read-only home: the next process makes its own trial
         return
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

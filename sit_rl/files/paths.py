@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +55,11 @@ def require_extra(flag: str) -> None:
             importlib.import_module(package)
         except ImportError:
             raise ModuleNotFoundError(f"{flag} needs {package}: pip install 'fastfid[{extra}]'") from None
+
+
+def names_or_paths(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """The name of each path, or the whole path where two names are equal."""
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 
 
 def listed(words: list[str]) -> str:

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from fastfid.runtime.distributed import from_main
-from fastfid.runtime.errors import shown
+from fastfid.runtime.errors import one_line, shown
 from fastfid.runtime.input_files import read_text
 from sit_rl.files.checksums import SUMS, check_sums, sums_of
 from sit_rl.ranks.collectives import sum_scalars
@@ -114,7 +114,7 @@ class Writer:
         cause = _cause(error)
         if isinstance(cause, RuntimeError) and LOST_CONTACT.search(str(cause)):
             return ConnectionError(
-                f"could not save {path}: lost contact with another rank ({' '.join(str(cause).split())[:160]}): it has "
+                f"could not save {path}: lost contact with another rank ({one_line(cause, 160)}): it has "
                 "died, its own message may say why; run the same command again, it resumes from the last checkpoint"
             )
         free = shutil.disk_usage(self.folder).free / 1e6

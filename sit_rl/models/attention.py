@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fastfid.runtime.errors import one_line
+
 BACKENDS = ("auto", "flash", "sdpa", "math")
 SDPA_KERNELS = {
     "sdpa-flash": SDPBackend.FLASH_ATTENTION,
@@ -201,7 +203,7 @@ def _obstacle(name: str, head_dim: int, dtype: torch.dtype, where: str) -> str |
     except ModuleNotFoundError:
         return f"is not installed ({package.install})"
     except Exception as error:  # a binary for another torch, another package of the same name, …
-        return f"does not import ({' '.join(str(error).split())[:100]})"
+        return f"does not import ({one_line(error, 100)})"
     return _trial(_FUNCTIONS[name], head_dim, dtype, where)
 
 
@@ -218,7 +220,7 @@ def _trial(function: FlashFunction, head_dim: int, dtype: torch.dtype, where: st
                 gradients = torch.autograd.grad(out.float().square().sum() / 2, inputs)
             results.append([x.detach().float() for x in (out, *gradients)])
     except Exception as error:
-        return f"fails for {head_dim} channels a head ({' '.join(str(error).split())[:100]})"
+        return f"fails for {head_dim} channels a head ({one_line(error, 100)})"
     worst = max(float((a - b).abs().max()) for a, b in zip(*results, strict=True))
     return None if worst <= TRIAL_ERROR else f"is wrong by {worst:.1e} for {head_dim} channels a head"
 

@@ -35,7 +35,7 @@ DIT_FILES = "DiT-"
 INDEX = ".index.json"
 PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 # Number of differences of a state dict that an error names; the first ones are enough to recognise the file.
-TOLD_DIFFERENCES = 3
+NAMED_DIFFERENCES = 3
 
 
 def load_model(
@@ -210,24 +210,26 @@ def _fill(kind: type[SiT], state: dict[str, torch.Tensor], metadata: dict[str, s
 
 
 def _check_tensors(state: dict[str, torch.Tensor], model: SiT) -> None:
-    """ValueError that names the first tensors that are missing, unknown or of another shape, and how many more."""
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    """ValueError for a state whose tensors are not those of the model."""
+    if wrong := differences_of(model.state_dict(), state):
+        c = model.config
+        raise ValueError(
+            f"{wrong}, where its other tensors are those of a {type(model).__name__} of width {c.width}, depth "
+            f"{c.depth} and patch {c.patch_size}; choose another file"
+        )
+
+
+def differences_of(expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str:
+    """The first tensors that are missing, unknown or of another shape, and how many more; empty if none is."""
     wrong = [f"{key} is missing" for key in expected if key not in state]
     wrong += [f"{key} is unknown" for key in state if key not in expected]
     wrong += [
-        f"{key} is {_shape(state[key].shape)}, not {_shape(shape)}"
-        for key, shape in expected.items()
-        if key in state and tuple(state[key].shape) != shape
+        f"{key} is {_shape(state[key].shape)}, not {_shape(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
     ]
-    if not wrong:
-        return
-    c, told = model.config, ", ".join(wrong[:TOLD_DIFFERENCES])
-    if len(wrong) > TOLD_DIFFERENCES:
-        told += f" and {len(wrong) - TOLD_DIFFERENCES} more"
-    raise ValueError(
-        f"{told}, where its other tensors are those of a {type(model).__name__} of width {c.width}, depth {c.depth} "
-        f"and patch {c.patch_size}; choose another file"
-    )
+    more = f" and {len(wrong) - NAMED_DIFFERENCES} more" if len(wrong) > NAMED_DIFFERENCES else ""
+    return ", ".join(wrong[:NAMED_DIFFERENCES]) + more
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ from sit_rl.files.paths import reading
 from sit_rl.files.prompts import read_prompts
 from sit_rl.files.tensor_files import write_safetensors
 from sit_rl.models.generator_model import GeneratorModel
-from sit_rl.models.loading import TOLD_DIFFERENCES, load_model, read_state, save_model
+from sit_rl.models.loading import differences_of, load_model, read_state, save_model
 from sit_rl.models.lora import add_lora, has_lora, merge_lora, merge_lora_in_place
 from sit_rl.models.own_model import OwnModel, build_own_model
 from sit_rl.models.pipeline_families import pipeline_folder
@@ -134,14 +134,5 @@ def _fill(path: Path, module: torch.nn.Module, state: dict[str, torch.Tensor]) -
 
 def _check(path: Path, kind: str, expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
     """ValueError that names the first tensors that are missing, unknown or of another shape."""
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in expected]
-    wrong += [
-        f"{name} is {list(state[name].shape)}, not {list(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if wrong:
-        told = ", ".join(wrong[:TOLD_DIFFERENCES])
-        more = f" and {len(wrong) - TOLD_DIFFERENCES} more" if len(wrong) > TOLD_DIFFERENCES else ""
-        raise ValueError(f"{path} holds other weights than those of {kind}: {told}{more}; pass the file of its weights")
+    if wrong := differences_of(expected, state):
+        raise ValueError(f"{path} holds other weights than those of {kind}: {wrong}; pass the file of its weights")

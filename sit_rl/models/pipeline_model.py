@@ -149,7 +149,7 @@ def load_pipeline(
     family = family_of(folder)
     shape = family.latent_shape(image_size)
     transformer = _part(family, family.transformer, "transformer", dtype)
-    vae = _part(family, read_class(family, "vae"), "vae", torch.float32)
+    vae = _part(family, family.index["vae"][1], "vae", torch.float32)
     with_text = device or torch.device("cpu")
     try:
         encoded = embeddings(family, prompts.texts, negative, transformer, with_text, dtype)
@@ -157,12 +157,6 @@ def load_pipeline(
         raise _incomplete(family, "text encoders", error) from error
     model = PipelineModel(family, transformer, shape, prompts, encoded, Autoencoder(vae))
     return model.eval()
-
-
-def read_class(family: Family, part: str) -> str:
-    """Name of the class of a part of the pipeline."""
-    name: str = family.index[part][1]
-    return name
 
 
 def _part(family: Family, kind: str, part: str, dtype: torch.dtype) -> Any:

@@ -19,6 +19,7 @@ from sit_rl.components.image_sets import (
     load_embedded,
     load_official,
 )
+from sit_rl.files.atomic import writing
 from sit_rl.files.paths import reading, require_paths
 from sit_rl.files.tensor_files import write_safetensors
 from sit_rl.models.averages import EMA
@@ -63,7 +64,7 @@ def train_fashion_base(
     """Write base.safetensors (EMA weights) and base_curve.csv (iteration, loss, held-out FD of the EMA)."""
     make_folder(out)
     train, started = load_split(source, "train"), time.perf_counter()
-    heldout_fd = heldout_distance("fashion-a", curve_images, settings.seed)
+    heldout_fd = heldout_distance(curve_images, settings.seed)
     torch.manual_seed(settings.seed)
     model = SiT(FASHION_SIT)
     average, optimizer = EMA(model, settings.ema), optimizer_of(model, settings)
@@ -82,9 +83,9 @@ def train_fashion_base(
                 save_model(average.module, out / "base.safetensors", **notes)
 
 
-def heldout_distance(extractor: str, images: int, seed: int) -> Callable[[SiT], float]:
-    """A function: model → FD between `images` of its samples (fixed noise, balanced labels) and held-out images."""
-    net = load_fashion_net(extractor)
+def heldout_distance(images: int, seed: int) -> Callable[[SiT], float]:
+    """A function: model → FD (fashion-a) of `images` samples (fixed noise, balanced labels) from held-out images."""
+    net = load_fashion_net("fashion-a")
 
     def features(part: torch.Tensor) -> torch.Tensor:
         return net.features(to_float(part))
@@ -105,7 +106,5 @@ def load_split(source: Path | None, split: str) -> ImageSet:
 
 def make_folder(out: Path) -> None:
     """Make the folder --out; OSError that names it if this fails."""
-    try:
+    with writing("--out", out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from None

@@ -138,7 +138,7 @@ def count_flops(shape: Shape, backward: bool = False) -> float:
     """FLOPs of the velocity of one image, a multiplication and an addition counted as two; on request with backward."""
     model = meta_model(shape).requires_grad_(backward)
     with FlopCounterMode(display=False) as counter:
-        v = model(*meta_inputs(shape, 1))
+        v = model(*meta_inputs(shape))
         if backward:
             v.sum().backward()
     return float(counter.get_total_flops())
@@ -216,7 +216,7 @@ def activation_bytes(config: Config, shape: Shape) -> float:
             kept[storage._cdata] = storage
         return x
 
-    x, t, y = meta_inputs(shape, 1)
+    x, t, y = meta_inputs(shape)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         model(x.to(dtype), t, y)
     return float(sum(storage.nbytes() for storage in kept.values()))

@@ -116,7 +116,7 @@ class _ShapesAlone(Embeddings):
         return {name: x.to(dtype) if x.is_floating_point() else x for name, x in rows.items()}
 
 
-def meta_inputs(shape: Shape, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Samples, times and conditions of n images, without memory."""
+def meta_inputs(shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sample, time and condition of one image, without memory."""
     with torch.device("meta"):
-        return torch.empty(n, *shape.image_shape), torch.empty(n), torch.empty(n, dtype=torch.long)
+        return torch.empty(1, *shape.image_shape), torch.empty(1), torch.empty(1, dtype=torch.long)
