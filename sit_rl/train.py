@@ -53,7 +53,7 @@ from sit_rl.runs.planned_model import planned_family
 from sit_rl.runs.results import extension_in_words
 from sit_rl.runs.resume import checkpoint_to_resume
 from sit_rl.runs.run_folder import locked_folder, prepare_folder
-from sit_rl.runs.summary import PROGRESS, SUMMARY, shown, summary_table
+from sit_rl.runs.summary import PROGRESS, SUMMARY, metrics_in_line, summary_table
 from sit_rl.training.held_out import METRICS, evaluate_model
 from sit_rl.training.live import Live
 from sit_rl.training.loop import train
@@ -246,7 +246,7 @@ def evaluate_both(config: Config, components: Components, state: State, when: st
             done[name] = result.metrics | result.details
             if is_main():
                 save_samples(config.run_folder, f"{when}_{name}", result.images)
-        say(f"{when:6} {sampler!s:30} {shown(result.metrics, METRICS)}")
+        say(f"{when:6} {sampler!s:30} {metrics_in_line(result.metrics, METRICS)}")
         with state.clock.phase("save"):
             state.save()
             live.write()

@@ -64,8 +64,8 @@ def evaluate_samples(form: parser.Evaluate) -> Finish:
     result = evaluate(
         form.samples,
         form.real,
-        metrics=None if form.metrics is None else parser.listed(form.metrics),
-        features=parser.listed(form.network) if form.network else None,
+        metrics=None if form.metrics is None else parser.words_of(form.metrics),
+        features=parser.words_of(form.network) if form.network else None,
         kid_subset_size=form.kid_subset_size,
         nearest_k=form.nearest_k,
         split=form.split,

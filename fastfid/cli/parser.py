@@ -233,7 +233,7 @@ def flags_of(form: type[Form]) -> tuple[str, ...]:
     return ("--help", *(f"--{option.name.replace('_', '-')}" for option in options))
 
 
-def listed(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """The words between the commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -249,7 +249,7 @@ def range_of(text: str) -> tuple[float, float]:
 
 def weights_of(text: str) -> str | dict[str, str]:
     """A path, or {network: path} from NAME=PATH,NAME=PATH."""
-    parts = [part.partition("=") for part in listed(text)]
+    parts = [part.partition("=") for part in words_of(text)]
     if all((name in NETWORK_NAMES or object_name(name)) and equals for name, equals, _ in parts):
         return {name: path for name, _, path in parts}
     return text

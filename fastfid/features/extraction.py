@@ -113,7 +113,7 @@ def extract(
     with distributed.agreement(), progress_bar(source, expected, progress) as bar:
         run = _Run(source, gathered, cache, batch_size, bar, mixed_sizes)
         run.through(source.blocks(SHARD_IMAGES, *part))
-    seen = _Seen.of_all_ranks(run)
+    seen = _SharedFields.of_all_ranks(run)
     collected = [gatherer.of_all_ranks() for gatherer in gathered]
     with distributed.agreement():
         return [seen.extracted(*found) for found in collected] if distributed.is_main() else []
@@ -315,7 +315,7 @@ def _rows(count: int, width: int) -> Tensor:
 
 
 @dataclass
-class _Seen:
+class _SharedFields:
     """What all networks share of `Extracted`, from all ranks, in the order of the source."""
 
     source: ImageSource
@@ -329,7 +329,7 @@ class _Seen:
     mixed_sizes: bool
 
     @classmethod
-    def of_all_ranks(cls, run: _Run[Any]) -> _Seen:
+    def of_all_ranks(cls, run: _Run[Any]) -> _SharedFields:
         """The concatenation over the ranks; labels only if every rank has them."""
         shape = [(run.shape, run.names[0])] if run.names else []
         told = [*run.source.skipped], [*run.source.notes]

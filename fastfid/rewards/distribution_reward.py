@@ -226,7 +226,7 @@ class DistributionReward:
     def _renew(self, reference: ReferenceRows) -> None:
         self._reference, self._prepared = reference, None
 
-    def _swapped(self, new: _New) -> tuple[list[Tensor], ReferenceRows]:
+    def _swapped(self, new: _NewImages) -> tuple[list[Tensor], ReferenceRows]:
         """Credits [n] of images that each replace an old one, and the set with all of them."""
         places = self._reference.oldest(new.keys)
         credits = [
@@ -235,7 +235,7 @@ class DistributionReward:
         ]
         return credits, self._reference.replaced(places, new.features, new.keys)
 
-    def _joined(self, new: _New) -> tuple[list[Tensor], ReferenceRows]:
+    def _joined(self, new: _NewImages) -> tuple[list[Tensor], ReferenceRows]:
         """Credits [n] of images that join a set that is not full, and the set with them."""
         after = self._reference.appended(new.features, new.keys, self.size)
         if len(after) < FEWEST:
@@ -264,7 +264,7 @@ class DistributionReward:
             total += part.weight * credit / part.unit
         return total / sum(part.weight for part in self.parts)
 
-    def _new(self, images: Any, labels: object, most: bool = True) -> _New:
+    def _new(self, images: Any, labels: object, most: bool = True) -> _NewImages:
         """Features and keys of the images of all ranks, in the order of the ranks; `most`: `size` of them at most."""
         with self._agreement():
             pixels = self._uint8(images)
@@ -281,7 +281,7 @@ class DistributionReward:
         for part, rows in zip(self.parts, features, strict=True):
             if not torch.isfinite(rows).all():
                 raise ValueError(f"features of {part.name} have NaN or infinity; look at the images and the network")
-        return _New(features, self._keys.numbered(told, count), mine)
+        return _NewImages(features, self._keys.numbered(told, count), mine)
 
     def _agreement(self) -> AbstractContextManager[None]:
         """Where ranks work together, all of them leave this block, or none."""
@@ -334,7 +334,7 @@ def _require_content(images: Tensor) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _New:
+class _NewImages:
     """New images of all ranks: features [n, d] of each network, keys int64 [n], and which are this rank's."""
 
     features: list[Tensor]

@@ -65,7 +65,7 @@ class AdjointMatching(Estimator):
 
         slopes  float32 [n, d], gradient of the advantages in what the reward reads of this rank's images
         """
-        assert rollout.states is not None  # keeps_path
+        assert rollout.states is not None  # because keeps_path is True
         sampler, parts = self.sampler(0), []
         for rows in torch.arange(len(rollout.samples)).split(self.config.rollout.batch):
             rows = rows.to(rollout.samples.device)
@@ -86,7 +86,7 @@ class AdjointMatching(Estimator):
 
     def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
         """See the module's equation."""
-        assert rollout is not None and rollout.states is not None  # keeps_path
+        assert rollout is not None and rollout.states is not None  # because keeps_path is True
         sampler, states, targets = self.sampler(0), rollout.states[batch.rows], self.targets[batch.rows]
         velocity, grid = bind(model, rollout.labels[batch.rows], sampler), time_grid(sampler)
         steps = self.chosen_steps(batch.draw)

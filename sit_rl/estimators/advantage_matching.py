@@ -17,7 +17,7 @@ import torch
 
 from sit_rl.estimators.base import Estimator, Minibatch, Term
 from sit_rl.estimators.matching import matching_points, squared_error
-from sit_rl.options.option import given
+from sit_rl.options.option import filled_in
 from sit_rl.rollout import Rollout
 from sit_rl.sampling.guidance import Model
 
@@ -27,7 +27,7 @@ class AdvantageMatching(Estimator):
 
     def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
         """See the module's equation."""
-        assert rollout is not None  # rolls_out
+        assert rollout is not None  # because rolls_out is True
         samples, labels = rollout.samples[batch.rows], rollout.labels[batch.rows]
         t, x_t, target = matching_points(samples, batch.indices, self.config.seed, batch.draw)
         v = model(x_t, t, labels)
@@ -36,4 +36,7 @@ class AdvantageMatching(Estimator):
         matching, drift = squared_error(v, target), squared_error(v, v_base)
         update = self.config.update
         weight = torch.where(batch.advantage < 0, update.negative * batch.advantage, batch.advantage)
-        yield weight * matching + given(update.anchor) * drift, {"matching": matching.detach(), "drift": drift.detach()}
+        yield (
+            weight * matching + filled_in(update.anchor) * drift,
+            {"matching": matching.detach(), "drift": drift.detach()},
+        )

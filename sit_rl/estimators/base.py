@@ -19,7 +19,7 @@ from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.learner.guards import require_finite_gradient, require_finite_weights
 from sit_rl.learner.learner import Learner
-from sit_rl.options.option import given
+from sit_rl.options.option import filled_in
 from sit_rl.ranks.collectives import owned_samples, sum_scalars
 from sit_rl.ranks.preemption import stop_if_overdue
 from sit_rl.ranks.process_group import is_main, rank, world_size
@@ -66,12 +66,12 @@ class Estimator(ABC):
     @property
     def updates(self) -> int:
         """Optimiser steps a training step."""
-        return given(self.config.update.updates)
+        return filled_in(self.config.update.updates)
 
     @property
     def minibatch_size(self) -> int:
         """Images of a minibatch, over all ranks."""
-        return given(self.config.update.minibatch)
+        return filled_in(self.config.update.minibatch)
 
     def terms(self, step: int) -> int:
         """How many terms `losses` yields in a training step."""
@@ -139,7 +139,7 @@ def update(
     FloatingPointError, before the weights change, if a gradient is not finite.
     """
     sums: dict[str, float] = defaultdict(float)
-    named, lr = list(learner.module.named_parameters()), given(estimator.config.update.lr)
+    named, lr = list(learner.module.named_parameters()), filled_in(estimator.config.update.lr)
     with tqdm(total=estimator.updates, desc="update", unit="update", leave=False, disable=not is_main()) as bar:
         for u, indices in enumerate(estimator.minibatches(kept, step)):
             stop_if_overdue()

@@ -18,7 +18,7 @@ class Rejection(Estimator):
 
     def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
         """See the module's equation."""
-        assert rollout is not None  # rolls_out
+        assert rollout is not None  # because rolls_out is True
         t, x_t, target = matching_points(rollout.samples[batch.rows], batch.indices, self.config.seed, batch.draw)
         matching = squared_error(model(x_t, t, rollout.labels[batch.rows]), target)
         yield matching, {"matching": matching.detach()}

@@ -51,7 +51,9 @@ class SDEPolicyGradient(Estimator):
 
     def losses(self, model: Model, rollout: Rollout | None, batch: Minibatch) -> Iterator[Term]:
         """See the module's equation."""
-        assert rollout is not None and rollout.states is not None and rollout.log_prob is not None  # keeps_path
+        assert (
+            rollout is not None and rollout.states is not None and rollout.log_prob is not None
+        )  # because keeps_path is True
         sampler = self.sampler(batch.draw // self.updates)
         states, old = rollout.states[batch.rows], rollout.log_prob[batch.rows]
         velocity = bind(model, rollout.labels[batch.rows], sampler)

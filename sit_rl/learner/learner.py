@@ -33,7 +33,7 @@ from sit_rl.models.lora import add_lora, lora_size
 from sit_rl.models.merging import MergePolicy
 from sit_rl.models.precision import bfloat16_forward
 from sit_rl.models.sit import compile_blocks
-from sit_rl.options.option import given
+from sit_rl.options.option import filled_in
 from sit_rl.options.run import RunOptions
 from sit_rl.ranks.process_group import world_size
 
@@ -94,8 +94,8 @@ class Learner:
         self.updates = 0
         self.optimizer = torch.optim.AdamW(
             self.parameters,
-            lr=given(config.update.lr),
-            betas=(given(config.update.momentum), ADAM_SECOND),
+            lr=filled_in(config.update.lr),
+            betas=(filled_in(config.update.momentum), ADAM_SECOND),
             weight_decay=0.0,
             fused=True,
         )

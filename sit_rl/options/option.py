@@ -48,7 +48,7 @@ def dashed(flag: str) -> str:
     return "--" + flag.replace("_", "-")
 
 
-def given(value: Value | None) -> Value:
+def filled_in(value: Value | None) -> Value:
     """The value of a field whose default depends on the estimator; ValueError before `resolve` has filled it in."""
     if value is None:
         raise ValueError("a value of the config is still the estimator's default; call resolve first")

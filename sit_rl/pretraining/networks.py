@@ -44,14 +44,14 @@ IMAGENET_DIM = 1_280
 
 
 @dataclass(frozen=True)
-class Chosen:
+class NetworkChoice:
     """The networks of a model: by role the name in its card, and why, as a sentence."""
 
     names: dict[str, str]
     reason: str
 
 
-def choose_networks(heldout: int) -> Chosen:
+def choose_networks(heldout: int) -> NetworkChoice:
     """A small network for the reward, and for the judge one of ImageNet if it is installed and the images are enough.
 
     heldout  number of held-out images, of which a covariance of the judge's features is made
@@ -59,14 +59,14 @@ def choose_networks(heldout: int) -> Chosen:
     own = {role: f"{role}.safetensors" for role in ROLES}
     installed = all(importlib.util.find_spec(package) for package in IMAGENET_PACKAGES)
     if installed and heldout > IMAGENET_DIM:
-        return Chosen(
+        return NetworkChoice(
             own | {"judge": IMAGENET},
             f"the reward's is trained on these images; {IMAGENET}, which is installed, judges",
         )
     why = f"{heldout} images are held out, and {IMAGENET} judges more than {IMAGENET_DIM:,}"
     if not installed:
         why = f"{IMAGENET} is not installed: pip install 'fastfid[efficientnet]'"
-    return Chosen(own, f"both are trained on these images ({why})")
+    return NetworkChoice(own, f"both are trained on these images ({why})")
 
 
 def config_of(role: str, images: ImageSet, heldout: int) -> SmallNetConfig:

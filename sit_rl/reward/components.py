@@ -26,7 +26,7 @@ from sit_rl.components.real_side import RealSide
 from sit_rl.components.try_own_parts import two_images
 from sit_rl.config import Config
 from sit_rl.ranks.cpu_batches import map_batches
-from sit_rl.reward.own_reward import OwnReward, Reader, flagged
+from sit_rl.reward.own_reward import OwnReward, Reader, load_flagged_reward
 from sit_rl.reward_names import PYTHON, ComponentName, networks_of
 
 # Real images, evenly spaced, that kernels and sorted projections compare with: as many as the reference set has by
@@ -104,7 +104,7 @@ def _own(config: Config, components: Components) -> dict[str, OwnReward]:
     """The components of the user's own, by name."""
     named = [each for each in config.reward_components if each.kind == PYTHON]
     images = two_images(components.model, components.decode)[0] if named else torch.empty(0)
-    return {str(each): flagged(each, config, images) for each in named}
+    return {str(each): load_flagged_reward(each, config, images) for each in named}
 
 
 def _columns(dims: Sequence[tuple[str, int]]) -> dict[str, slice]:

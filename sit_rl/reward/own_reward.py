@@ -84,7 +84,7 @@ def try_rewards(config: Config, images: torch.Tensor, labels: torch.Tensor) -> N
     """ValueError, in one sentence, if a component of a user's own fails on two images [2, c, h, w] and labels [2]."""
     for component in config.reward_components:
         if component.kind == PYTHON:
-            own = flagged(component, config, images)
+            own = load_flagged_reward(component, config, images)
             rows = own.reader.rows(images, labels)
             if isinstance(own.reader, _Features) and depends_on_batch(rows, own.reader.rows(images[:1], labels[:1])):
                 raise ValueError(
@@ -95,7 +95,7 @@ def try_rewards(config: Config, images: torch.Tensor, labels: torch.Tensor) -> N
                 _ = own.reward.prepare(rows, labels).distance
 
 
-def flagged(component: ComponentName, config: Config, images: torch.Tensor) -> OwnReward:
+def load_flagged_reward(component: ComponentName, config: Config, images: torch.Tensor) -> OwnReward:
     """`load_reward`, with the flag in its errors."""
     try:
         return load_reward(component, config, images)

@@ -13,12 +13,12 @@ from sit_rl.files.paths import listed
 from sit_rl.models import attention
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.models.sit import SiT
-from sit_rl.options.option import given
+from sit_rl.options.option import filled_in
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import world_size
 from sit_rl.reward_names import PYTHON, ComponentName
 from sit_rl.runs.log import Clock
-from sit_rl.runs.summary import known
+from sit_rl.runs.summary import count_in_words
 from sit_rl.sampling.sampler_config import trained_steps
 
 # Velocity evaluations per image of a minibatch: forward 1, backward 2, and 1 for the anchor of matching.
@@ -42,13 +42,14 @@ def describe_run(config: Config, components: Components) -> str:
     rewarded = " + ".join(_weighted(each) for each in c.reward_components)
     change = "each left out" if c.reward.reference == "fresh" else f"with {c.reward.replace} replaced"
     reward = f"{rewarded} of {c.reward.set_size} images {change}"
+    real = count_in_words(components.real.moments.count, "real")
     images = f"{c.reward.candidates} × {c.reward.replace} images"
     lines = {
         "outputs": c.run_folder,
         "generator": f"{components.model.describe()}, {size:.2f}M parameters, samples {shape}, "
         f"on {components.device} × {world_size()}",
         "attention": explain_attention(c, components.model, components.device),
-        "reward": f"{reward}, against {known(components.real.moments.count, 'real')}; {c.reward.reference} reference",
+        "reward": f"{reward}, against {real}; {c.reward.reference} reference",
         "step": f"{images}, credit per {c.reward.credit}; {keep} train; {c.update.estimator}",
         "judge": judged_against(components, c.evaluation.images) + _never_seen(components),
         "samplers": f"{c.evaluation.ode}; {c.evaluation.sde}",
@@ -81,7 +82,7 @@ def judged_against(components: Components, images: int) -> str:
     """What the evaluations compare with, and a warning if the reward has seen the same images."""
     if components.heldout is components.real:
         return f"{images} images against the reward's own real side, as in the paper; pass --heldout to judge on others"
-    return f"{images} images against {known(components.heldout.moments.count, 'held-out')}"
+    return f"{images} images against {count_in_words(components.heldout.moments.count, 'held-out')}"
 
 
 def evaluations(config: Config) -> dict[str, float]:
@@ -114,7 +115,7 @@ def step_evaluations(config: Config, step: int) -> dict[str, float]:
 def update_evaluations(config: Config) -> float:
     """Velocity evaluations of the updates of one training step."""
     c, before = config, 0.0
-    kept = min(given(c.update.minibatch), c.reward.kept_fraction * c.reward.images_per_step)
+    kept = min(filled_in(c.update.minibatch), c.reward.kept_fraction * c.reward.images_per_step)
     forward, passes = 1, UPDATE_EVALUATIONS.get(c.update.estimator)
     if c.update.estimator in ("sde_policy_gradient", "adjoint_matching"):
         forward = len(trained_steps(config[c.rollout_flag]))
@@ -124,7 +125,7 @@ def update_evaluations(config: Config) -> float:
     passes = 3 * forward if passes is None else passes
     if c.run.activation_checkpointing and passes:  # the forward pass is computed twice
         passes += forward
-    return before + given(c.update.updates) * kept * passes
+    return before + filled_in(c.update.updates) * kept * passes
 
 
 def quick_evaluations(config: Config, before: int | None = None) -> int:

@@ -19,7 +19,7 @@ from sit_rl.models.loading import load_model
 from sit_rl.models.lora import lora_size
 from sit_rl.models.pipeline_families import pipeline_folder
 from sit_rl.models.sit import SiTConfig
-from sit_rl.options.option import given
+from sit_rl.options.option import filled_in
 from sit_rl.runs.forecast import OVERHEAD_EVALUATIONS, aligned, evaluations, quick_evaluations
 from sit_rl.runs.planned_model import PipelineShape, Shape, decoding, meta_inputs, meta_model, planned_family
 
@@ -167,7 +167,7 @@ def memory_per_rank(config: Config, shape: Shape, ranks: int) -> dict[str, float
     large = trained > SHARD_ABOVE
     sharded = ranks > 1 and (config.run.parallel == "fsdp" or (config.run.parallel == "auto" and large))
     averages = 1 + len(config.update.ema_extra) + len(config.update.ema_power)
-    share = -(-given(config.update.minibatch) // ranks)
+    share = -(-filled_in(config.update.minibatch) // ranks)
     images = -(-config.reward.images_per_step // ranks)
     steps = config[config.rollout_flag].steps
     path = {"sde_policy_gradient": steps + 1, "adjoint_matching": 2 * steps + 1}.get(config.update.estimator, 1)

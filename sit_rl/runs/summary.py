@@ -88,7 +88,7 @@ def identity(sides: NetworkSides) -> dict[str, Any]:
     }
 
 
-def shown(metrics: Mapping[str, Any], names: Iterable[str]) -> str:
+def metrics_in_line(metrics: Mapping[str, Any], names: Iterable[str]) -> str:
     """The numbers of these metrics in a line; metrics that were not computed are left out."""
     return "  ".join(f"{name} {metrics[name]:.4f}" for name in names if metrics.get(name) is not None)
 
@@ -123,7 +123,8 @@ def summary_table(summary: dict[str, Any]) -> str:
     names = {key: net["name"] for key, net in protocol["networks"].items()}
     floor = [f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None]
     count = protocol["heldout_images"]
-    held = known(count, "held-out") if floor else "the reward's own real statistics" + (f" of {count}" if count else "")
+    own = "the reward's own real statistics" + (f" of {count}" if count else "")
+    held = count_in_words(count, "held-out") if floor else own
     lines.append(
         f"FD: {names['fd']}; second network: {names.get('fd_b', 'none')}; {protocol['generated_images']} images "
         f"against {held}; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
@@ -136,7 +137,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def known(count: int | None, kind: str) -> str:
+def count_in_words(count: int | None, kind: str) -> str:
     """For example '5000 held-out'. A statistics file need not contain the number of its images."""
     return f"{kind} statistics of an unknown count" if count is None else f"{count} {kind}"
 

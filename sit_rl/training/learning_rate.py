@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from sit_rl.options.option import given
+from sit_rl.options.option import filled_in
 from sit_rl.options.update import UpdateOptions
 
 
@@ -20,8 +20,8 @@ def warmup_cosine(progress: float, warmup: float = 0.02) -> float:
 def learning_rate(update: UpdateOptions, step: int, steps: int) -> float:
     """The rate of step `step` of `steps`: a linear warm-up, then constant or half a cosine to 0."""
     if update.lr_schedule == "cosine":
-        return given(update.lr) * warmup_cosine((step + 1) / (steps + 1), update.warmup / steps)
-    return given(update.lr) * min(1.0, (step + 1) / max(1, update.warmup))
+        return filled_in(update.lr) * warmup_cosine((step + 1) / (steps + 1), update.warmup / steps)
+    return filled_in(update.lr) * min(1.0, (step + 1) / max(1, update.warmup))
 
 
 def set_learning_rate(

@@ -28,7 +28,7 @@ from sit_rl.rollout import Rollout, generate
 from sit_rl.runs.figure_files import save_samples
 from sit_rl.runs.forecast import Forecast
 from sit_rl.runs.log import GRID_COLUMNS, RunLog, say
-from sit_rl.runs.summary import kind_of, shown
+from sit_rl.runs.summary import kind_of, metrics_in_line
 from sit_rl.sampling.random_streams import Stream
 from sit_rl.training.held_out import evaluate_model
 from sit_rl.training.learning_rate import set_learning_rate
@@ -283,6 +283,6 @@ def quick_evaluation(
         if is_main():
             save_samples(config.run_folder, f"now_{name}", done.images)
         out[name] = done.metrics
-        told.append(f"{kind_of(sampler)} {shown(done.metrics, ('fd', 'fd_b', 'recall'))}")
+        told.append(f"{kind_of(sampler)} {metrics_in_line(done.metrics, ('fd', 'fd_b', 'recall'))}")
     say(f"step {state.step} of {config.steps}, {config.evaluation.every_images} images: {'; '.join(told)}")
     return out
