@@ -22,11 +22,15 @@ ROOMS = {
 }  # fmt: skip
 
 # Who judges, and what no judge may import, directly or through others.
-JUDGES = (
-    "fastfid.evaluation", "fastfid.metrics", "sit_rl.training.held_out", "sit_rl.training.network_judge",
+MEASURES = (
+    "sit_rl.training.held_out", "sit_rl.training.network_judge", "sit_rl.training.intervals_and_classes",
     "sit_rl.evaluate",
 )  # fmt: skip
+JUDGES = ("fastfid.evaluation", "fastfid.metrics", *MEASURES)
 REWARDS = ("fastfid.rewards", "sit_rl.reward")
+# What sit_rl reaches through few modules.  Moments are no distance yet.
+DISTANCES = ("fastfid.distances", "fastfid.swap", "fastfid.metrics", "fastfid.evaluation")
+MOMENTS = ("fastfid.distances.moments",)
 
 MOST_LINES = 400
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".sh")
@@ -71,6 +75,15 @@ def test_no_room_imports_one_above_it(package):
 def test_fastfid_does_not_know_sit_rl():
     wrong = [each for each in imports("fastfid") if each.target.startswith("sit_rl")]
     assert not wrong, shown(wrong)
+
+
+@pytest.mark.parametrize(
+    ("targets", "doors"), [(("fastfid.rewards",), ("sit_rl.reward",)), (DISTANCES, ("sit_rl.reward", *MEASURES))]
+)
+def test_sit_rl_reaches_distances_through_few_doors(targets, doors):
+    reaching = [each for each in imports("sit_rl") if within(each.target, targets) and not within(each.target, MOMENTS)]
+    wrong = [each for each in reaching if not within(each.source, doors)]
+    assert reaching and not wrong, shown(wrong)
 
 
 def test_judges_do_not_know_rewards():
