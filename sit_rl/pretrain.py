@@ -13,8 +13,9 @@ Without --images these commands make the embedded assets of Fashion-MNIST, in th
 
     python -m sit_rl.pretrain images --source DIR      DIR holds Fashion-MNIST's four *-ubyte.gz files
     python -m sit_rl.pretrain features [--source DIR]  fashion-a and fashion-b
-    python -m sit_rl.pretrain features --networks fashion-c fashion-d fashion-e --passes 10
-    python -m sit_rl.pretrain features --networks fashion-f --passes 20    learns EfficientNet-Lite0's features
+    python -m sit_rl.pretrain features --networks fashion-c fashion-d --passes 10
+    python -m sit_rl.pretrain features --networks fashion-e
+    python -m sit_rl.pretrain features --networks fashion-f --passes 10    learns EfficientNet-Lite0's features
     python -m sit_rl.pretrain base [--source DIR]      SiT by flow matching, and the curve of its held-out FD
 
 Without --source, the features and the base train on the 10,000 embedded images. The committed files of fashion-a,

@@ -89,5 +89,5 @@ def _weight(word: str, number: str) -> float:
     except ValueError:
         weight = 0.0
     if not 0 < weight < float("inf"):
-        raise ValueError(f"--reward {word}: the weight {number!r} is no positive number")
+        raise ValueError(f"--reward {word}: the weight {number!r} is no positive number; write one such as 0.5")
     return weight

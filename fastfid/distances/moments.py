@@ -52,7 +52,8 @@ class FeatureMoments:
         self._cov = as_tensor(cov, "cov", meta=True).to(torch.float64)
         if self._mean.dim() != 1 or self._cov.shape != (len(self._mean), len(self._mean)):
             raise ValueError(
-                f"moments need mean [d] and cov [d, d], got {tuple(self._mean.shape)} and {tuple(self._cov.shape)}"
+                f"moments need mean [d] and cov [d, d], got {tuple(self._mean.shape)} and {tuple(self._cov.shape)}; "
+                "pass a vector and a square matrix"
             )
         if len(self._mean) == 0:
             raise ValueError("moments of d = 0 features were given; a distance needs at least 1")
@@ -202,7 +203,9 @@ class FeatureMoments:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the moments of a `state_dict` onto this object's device; ValueError for another d."""
         if len(state["mean"]) != self.dim:
-            raise ValueError(f"these moments have d = {self.dim}, the state has d = {len(state['mean'])}")
+            raise ValueError(
+                f"these moments have d = {self.dim}, the state has d = {len(state['mean'])}; use one extractor"
+            )
         device = self._mean.device
         mean, cov = state["mean"].to(device), state["cov"].to(device)
         loaded = FeatureMoments(state["count"], mean, cov, dict(state["provenance"]))
@@ -252,7 +255,7 @@ class FeatureMoments:
         """
         path = Path(path)
         if not path.exists():
-            raise FileNotFoundError(f"no statistics file at {path}")
+            raise FileNotFoundError(f"no statistics file at {path}; correct the path")
         with reading_arrays(path):
             content = open_numpy(path)
             if isinstance(content, np.ndarray):

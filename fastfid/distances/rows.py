@@ -31,7 +31,10 @@ def checked_features(x: Tensor) -> Tensor:
         return x
     bad = ~torch.isfinite(x.detach()).all(dim=1)
     if bad.any():
-        raise ValueError(f"feature row {int(bad.nonzero()[0])} holds NaN or infinity ({int(bad.sum())} such rows)")
+        raise ValueError(
+            f"feature row {int(bad.nonzero()[0])} holds NaN or infinity ({int(bad.sum())} such rows); check "
+            "the extractor"
+        )
     return x
 
 

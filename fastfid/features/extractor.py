@@ -203,7 +203,7 @@ def _check_images(images: Tensor | list[Tensor]) -> None:
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"an extractor takes uint8 tensors, got {kind}; fastfid.images.open.open_images converts")
     if images.dim() != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"an extractor takes images [n, 1 or 3, H, W], got shape {tuple(images.shape)}")
+        raise ValueError(f"an extractor takes images [n, 1 or 3, H, W], got shape {tuple(images.shape)}; pass a batch")
 
 
 class MultiExtractor(FeatureExtractor):

@@ -77,7 +77,9 @@ def try_network(extractor: FeatureExtractor, images: Tensor) -> None:
     """ValueError, in one sentence, if features of two or more different images [n, c, h, w] are useless."""
     features = extractor(images)
     if not torch.isfinite(features).all():
-        raise ValueError(f"the network {extractor.name} returned NaN or infinity for images {tuple(images.shape)}")
+        raise ValueError(
+            f"the network {extractor.name} returned NaN or infinity for images {tuple(images.shape)}; check its weights"
+        )
     different = not torch.equal(images, images[:1].expand_as(images))
     if different and torch.equal(features, features[:1].expand_as(features)):
         raise ValueError(

@@ -28,7 +28,9 @@ def flow_grpo_reward(reward: DistributionReward, by_prompt: bool = True) -> Flow
     must not be shared: make it with shared=False.
     """
     if reward.value_range != (0, 1):
-        raise ValueError(f"flow_grpo's images run from 0 to 1, and the reward has value_range {reward.value_range}")
+        raise ValueError(
+            f"flow_grpo's images run from 0 to 1, and the reward has value_range {reward.value_range}; pass (0, 1)"
+        )
     if reward.shared and distributed.world_size() > 1:
         raise ValueError("flow_grpo calls rewards in another order on each rank; make the reward with shared=False")
 
@@ -61,7 +63,10 @@ def trl_reward(
         for wanted in filter(None, (images, labels)):
             if given.get(wanted) is None:
                 known = ", ".join(key for key, value in given.items() if value is not None)
-                raise ValueError(f"the reward {name} reads its images or labels from {wanted!r}, and was given {known}")
+                raise ValueError(
+                    f"the reward {name} reads its images or labels from {wanted!r}, and was given {known}; name one "
+                    "of these"
+                )
         scores = reward(stacked(given[images]), None if labels is None else given[labels])
         log = columns.get("log_metric")
         if callable(log):

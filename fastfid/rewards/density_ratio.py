@@ -96,7 +96,7 @@ class DensityRatioReward:
         if (labels is None) != (self.labels is None):
             raise ValueError(
                 f"{self.name} has {'no ' if self.labels is None else ''}labels of the real images, so it needs "
-                f"{'none' if self.labels is None else 'some'} of the set"
+                f"{'none' if self.labels is None else 'some'} of the set; pass labels for both or for neither"
             )
         if labels is None or self.labels is None:
             of_set, of_real = (torch.zeros(len(x), dtype=torch.int64, device=rows.device) for x in (rows, self.real))

@@ -87,7 +87,9 @@ class DistributionReward:
         if make is not None and not callable(make):
             raise ValueError(f"make is a {type(make).__name__}; pass a function of real features [n, d]")
         if make is not None and options:
-            raise ValueError(f"{', '.join(options)} are options of the Fréchet distance, which make replaces")
+            raise ValueError(
+                f"{', '.join(options)} are options of the Fréchet distance, which make replaces; leave them out"
+            )
         self.size, self.value_range, self.shared, self.batch_size = size, value_range, shared, batch_size
         with nullcontext() if shared else distributed.alone():
             self.parts = parts_of(real, networks, weights, device, value_range, make, options)
@@ -161,7 +163,10 @@ class DistributionReward:
             total = torch.zeros((), dtype=torch.float64, device=self._device)
             for part, prepared in zip(self.parts, self.prepared, strict=True):
                 if not isinstance(prepared, FrechetSet):
-                    raise ValueError(f"change has a gradient for the Fréchet distance only, not for {part.reward.name}")
+                    raise ValueError(
+                        f"change has a gradient for the Fréchet distance only, not for {part.reward.name}; leave "
+                        "make out"
+                    )
                 with _named(part.extractor, images):
                     added = differentiable_features(part.extractor, images, self.value_range)
                 shape = (1, -1) if together else (-1, 1)

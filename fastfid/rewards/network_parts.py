@@ -110,7 +110,9 @@ def _source_of(real: Any, asked: Network, extractor: FeatureExtractor) -> Any:
     for key in (asked, extractor.name):
         if isinstance(key, str) and key in real:
             return real[key]
-    raise ValueError(f"real has nothing for the network {extractor.name}, only for {', '.join(map(str, real))}")
+    raise ValueError(
+        f"real has nothing for the network {extractor.name}, only for {', '.join(map(str, real))}; add an entry for it"
+    )
 
 
 def _reward(

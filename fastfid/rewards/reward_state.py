@@ -26,7 +26,10 @@ def checked_state(
     entries that no `state_dict` has.
     """
     if not isinstance(state, Mapping) or any(name not in state for name in ENTRIES):
-        raise ValueError(f"the state is not one of DistributionReward.state_dict, a table of {', '.join(ENTRIES)}")
+        raise ValueError(
+            f"the state is not one of DistributionReward.state_dict, a table of {', '.join(ENTRIES)}; load what "
+            "it returned"
+        )
     for name in OF_NETWORKS:
         if not isinstance(state[name], Mapping):
             raise _damaged(name, f"a {type(state[name]).__name__}")
@@ -52,7 +55,7 @@ def _check_same(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
             first = next((name for name in names if there.get(name) != here.get(name)), "another entry")
             raise ValueError(
                 f"the state is of other {called}: {shown(first)} has {shown(str(there.get(first, 'none')))} there and "
-                f"{here.get(first, 'none')} here"
+                f"{here.get(first, 'none')} here; make the reward as it was made then"
             )
 
 

@@ -55,7 +55,9 @@ def check_labels(labels: torch.Tensor, classes: int, whose: str) -> None:
     """ValueError naming the first label outside 0 … classes − 1."""
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
-        raise ValueError(f"label {int(wrong[0])} is out of range: {whose} are numbered 0 to {classes - 1}")
+        raise ValueError(
+            f"label {int(wrong[0])} is out of range: {whose} are numbered 0 to {classes - 1}; correct the labels"
+        )
 
 
 def tile(images: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.uint8]:
@@ -109,7 +111,7 @@ def balanced_subset(data: ImageSet, count: int) -> ImageSet:
         raise ValueError(f"count is {count}; a balanced subset needs a multiple of {NUM_CLASSES}")
     rows = torch.cat([torch.nonzero(data.labels == c).flatten()[: count // NUM_CLASSES] for c in range(NUM_CLASSES)])
     if len(rows) < count:
-        raise ValueError(f"the split has too few images for a balanced subset of {count}")
+        raise ValueError(f"the split has too few images for a balanced subset of {count}; lower it")
     rows = rows.sort().values
     return ImageSet(data.images[rows], data.labels[rows])
 

@@ -75,7 +75,9 @@ def load_networks(files: FileOptions, rewarded: Sequence[str], device: torch.dev
     paths = dict.fromkeys(names, weights) if isinstance(weights, str) else weights or {}
     unused = [name for name in paths if name not in names]
     if unused:
-        raise ValueError(f"--weights names {unused[0]}, which is not a network of this run: {', '.join(names)}")
+        raise ValueError(
+            f"--weights names {unused[0]}, which is not a network of this run: {', '.join(names)}; correct it"
+        )
     nets = [load_network(name, paths.get(name), device) for name in names]
     count = 1 + len(more)
     return Networks(nets[0], tuple(nets[1:count]), tuple(nets[count:]))

@@ -37,7 +37,9 @@ class Pretraining(Estimator):
         """The reward's real images with their labels."""
         images = self.components.real_images
         if images is None:
-            raise ValueError("--estimator pretraining needs labelled real images, and --real gives none")
+            raise ValueError(
+                "--estimator pretraining needs labelled real images, and --real gives none; choose another estimator"
+            )
         return images
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:

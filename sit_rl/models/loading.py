@@ -270,7 +270,7 @@ def _read_pt(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[st
             f"{path} cannot be read as a file of tensors only ({_reason(error)}); re-save it as safetensors"
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict()")
     if not set(WEIGHTS) & set(content):
         return _state(path, content), {}
     if weights not in content:
@@ -293,9 +293,9 @@ def _arguments_of(arguments: object, state: dict[str, torch.Tensor]) -> dict[str
 def _state(path: Path, content: object) -> dict[str, torch.Tensor]:
     """The tensors of a state dict by name; ValueError if it is none, or stands for more values than fit the file."""
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict()")
     other = next((value for value in content.values() if not isinstance(value, torch.Tensor)), None)
     if other is not None:
-        raise ValueError(f"{path} holds a {type(other).__name__} among its weights, which are tensors")
+        raise ValueError(f"{path} holds a {type(other).__name__} among its weights; save tensors alone")
     check_tensors(path, content.values())
     return dict(content)

@@ -57,7 +57,9 @@ def open_model(request: ModelRequest, device: torch.device) -> GeneratorModel:
         with reading("--checkpoint", request.checkpoint):
             return load_model(request.checkpoint, architecture=request.architecture)
     if request.architecture != "auto":
-        raise ValueError(f"--architecture {request.architecture} is of SiT or DiT, and --model is {request.model}")
+        raise ValueError(
+            f"--architecture {request.architecture} is of SiT or DiT, and --model is {request.model}; leave one out"
+        )
     prompts = None if request.prompts is None else read_prompts(request.prompts)
     folder = pipeline_folder(request.model)
     if folder is None:

@@ -141,7 +141,7 @@ def _built(text: str, builder: Callable[..., Any], prompts: Prompts | None) -> n
         torch.manual_seed(BUILD_SEED)
         own = builder(*arguments)
     if not isinstance(own, nn.Module):
-        raise ValueError(f"--model {text} returned a {type(own).__name__}, not a torch.nn.Module")
+        raise ValueError(f"--model {text} returned a {type(own).__name__}, not a torch.nn.Module; return one")
     return own
 
 

@@ -237,9 +237,11 @@ class SiT(GeneratorModel):
     def __init__(self, config: SiTConfig):
         super().__init__()
         if config.image_size % config.patch_size:
-            raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
+            raise ValueError(
+                f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}; change one"
+            )
         if config.heads < 1 or config.width % config.heads:
-            raise ValueError(f"width {config.width} is not a multiple of heads {config.heads}")
+            raise ValueError(f"width {config.width} is not a multiple of heads {config.heads}; change one")
         self.config = config
         self.x_embedder = PatchEmbed(config)
         self.t_embedder = TimeEmbed(config.width)

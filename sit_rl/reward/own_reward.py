@@ -75,7 +75,8 @@ def load_reward(component: ComponentName, config: Config, images: torch.Tensor) 
     if not callable(found) or inspect.isclass(found):
         raise ValueError(
             f"{component.own.place} has no function {component.own.name}: it is "
-            f"{'a class without prepare' if inspect.isclass(found) else f'of type {type(found).__name__}'}"
+            f"{'a class without prepare' if inspect.isclass(found) else f'of type {type(found).__name__}'}; name "
+            "a function or a set reward"
         )
     return OwnReward(_Scores(CallableReward(found, str(component))), ScoreReward(str(component)), source)
 
@@ -151,7 +152,9 @@ def features_of(owner: Any, name: str, images: torch.Tensor, width: int | None =
             f"({len(images)}, {width or 'd'})"
         )
     if not torch.isfinite(found).all():
-        raise ValueError(f"reward {name}: features returned NaN or infinity for images {tuple(images.shape)}")
+        raise ValueError(
+            f"reward {name}: features returned NaN or infinity for images {tuple(images.shape)}; correct it"
+        )
     return found.float()
 
 

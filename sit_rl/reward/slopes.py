@@ -45,7 +45,9 @@ def advantage_slopes(
     for component, one, part in zip(components, prepared, parts, strict=True):
         with named(component):
             if not isinstance(one, DifferentiableSet):
-                raise ValueError("it has no gradient, which --estimator adjoint_matching follows")
+                raise ValueError(
+                    "it has no gradient, which --estimator adjoint_matching follows; choose another estimator"
+                )
             gradient = one.gradient()
         units = group_spreads(part.credit, labels, how, part.rounding)
         factor = (part.weight * part.fade / total / units).to(gradient)

@@ -39,7 +39,9 @@ def read_values(path: Path) -> dict[str, Any]:
     values = checkpoint.load_values(path)
     for name, kind in VALUE_KINDS.items():
         if name not in values:
-            raise ValueError(f"checkpoint {path} has no {name!r}: it was not written by this version")
+            raise ValueError(
+                f"checkpoint {path} has no {name!r}: it was not written by this version; {checkpoint.remedy(path)}"
+            )
         if not isinstance(values[name], kind):
             raise ValueError(
                 f"checkpoint {path} has {name} {values[name]!r}, which is not of its type; {checkpoint.remedy(path)}"
