@@ -96,7 +96,7 @@ def _launch(name: str, count: int, words: list[str]) -> int:
     try:
         run(get_args_parser().parse_args(start))
     except ChildFailedError as error:
-        return max(1, error.get_first_failure()[1].exitcode)  # the process has told why
+        return max(1, error.get_first_failure()[1].exitcode)  # the process has printed why
     return DONE
 
 

@@ -130,7 +130,7 @@ def parse(argv: list[str]) -> Config:
 
 
 def own_defaults(model: Path, preset: str) -> Config:
-    """The defaults for a model of a user's images: its networks and its autoencoder; errors as of `read_card`."""
+    """The defaults for a model of a user's images: its networks and its autoencoder; errors as in `read_card`."""
     card = read_card(model)
     reward, judge = (network_name(model, card, role) for role in ("reward", "judge"))
     vae = None if card.vae is None else Path(card.vae)

@@ -159,7 +159,7 @@ def show_information(form: parser.Information) -> Finish:
         found, text = info.facts(), info.text
     else:
         found, text = info.file_facts(form.file, form.network), info.file_text
-    known = {name: value for name, value in found.items() if value is not None}  # a file may tell its own version
+    known = {name: value for name, value in found.items() if value is not None}  # a file may state its own version
     stamped = {"schema": INFO_SCHEMA, **found, **origin(), **known}
     return lambda: _say(json.dumps(stamped) if form.json else text(found))
 

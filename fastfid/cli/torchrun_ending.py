@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from fastfid.runtime.terminal import printable
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the variable by which torchrun tells a process where to leave its error
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the variable that names the file for a process's error
 EXPECTED = "expected by fastfid"  # key of an error file that `leave_sentence` wrote: the terminal it was printed on
 PACKAGES = ("fastfid", "sit_rl")
 FOLDERS = tuple(Path(__file__).resolve().parents[2] / name for name in PACKAGES)

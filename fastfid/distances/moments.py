@@ -102,7 +102,7 @@ class FeatureMoments:
 
     @property
     def identity(self) -> Identity:
-        """The network that made the features, as far as `provenance` tells."""
+        """The network that made the features, as far as `provenance` records it."""
         return Identity.of(self.provenance)
 
     @classmethod
@@ -337,7 +337,7 @@ def check_same_features(a: FeatureMoments, b: FeatureMoments) -> None:
 def reducing_device(device: torch.device, group: ProcessGroup | None) -> torch.device:
     """The device on which the group reduces: the CPU if it has a backend for the CPU, else the GPU (NCCL).
 
-    The choice must be the same on all ranks, also on one without rows, which cannot tell the device of the others.
+    The choice must be the same on all ranks, also on one without rows, which does not know the device of the others.
     """
     import torch.distributed as dist
 

@@ -90,7 +90,7 @@ def moments_of_arrays(path: Path, mu: object, sigma: object, rows: int | None, p
 
 
 def reading_arrays(path: Path) -> AbstractContextManager[None]:
-    """The boundary around a reader of npz and npy files; errors as of `reading`."""
+    """The boundary around a reader of npz and npy files; errors as in `reading`."""
     return reading(path, "save it again", how="by NumPy")
 
 

@@ -32,7 +32,7 @@ GRID_IMAGES, GRID_COLUMNS = 60, 10  # of each side, drawn by chance
 GRID_SEED = 0  # of that draw, so that a report can be repeated
 CLASSES_WITH_PICTURES = 20  # most classes whose worst images are shown; the JSON has all
 # Axis of the whiskers: an interval's ends relative to the score.  It is linear near 0 and logarithmic beyond SMALL, so
-# that intervals of 0.2% and of 200% are both seen and told apart.
+# that intervals of 0.2% and of 200% are both visible and look different.
 AXIS, SMALL, LARGE = 200, 0.005, 1.0
 AXIS_TICKS = (-1.0, -0.1, -0.01, 0.01, 0.1, 1.0)
 

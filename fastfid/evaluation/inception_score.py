@@ -69,7 +69,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
 def order_warning(label: str, score: float, mixed: float) -> str:
     """A warning that the order of the images changes the score of their splits."""
     return (
-        f"{label} is {score:.4g} in the order of the images and {mixed:.4g} in mixed order: the splits differ, as of "
+        f"{label} is {score:.4g} in the order of the images and {mixed:.4g} in mixed order: the splits differ, as for "
         "images sorted by class; mix the images"
     )
 

@@ -35,7 +35,7 @@ class GeneratorMetrics(Callback):
 
     generate        (module, n) → n images, uint8 or float, [n, c, h, w] or [n, h, w, c]; called on every rank for its
                     share, in evaluation mode and without gradients
-    real            images or statistics (as of `real_statistics`); precision and recall need images or features
+    real            images or statistics (as in `real_statistics`); precision and recall need images or features
     network         "inception"  a name or a FeatureExtractor
     other_real      None   a second set of real images: FDr is FD over the FD of this set; 1 is as good as real ones
     images          5000   generated for a measurement

@@ -22,7 +22,7 @@ def real_statistics(
 ) -> Statistics:
     """Statistics of `source`, float64 moments, in one network.
 
-    source       images (as of `open_images`), statistics or features [n, d], or a file of one of them
+    source       images (as in `open_images`), statistics or features [n, d], or a file of one of them
     value_range  of float images
     keep         whether to keep the features of images, too; no effect on statistics, which have them or not
 

@@ -16,7 +16,7 @@ Schema "fastfid.evaluation/2" of `EvaluationResult.to_json`.  The order of keys 
     neighbours  [{network, index, name, nearest: [{index, name, distance}]}]
 
 "fastfid.difference/2" of `DifferenceResult.to_json` has the fields of that class, and beside its schema what
-`fastfid.runtime.version_commit_date` tells, as all results have.  The number of a schema grows when a
+`fastfid.runtime.version_commit_date` records, as all results have.  The number of a schema grows when a
 key is removed or changes its meaning, not when one is added.
 """
 
@@ -37,7 +37,7 @@ Details = dict[str, Any]  # of a score: what is needed to repeat it
 
 SCHEMA = "fastfid.evaluation/2"
 DIFF_SCHEMA = "fastfid.difference/2"
-# What a result tells of where it comes from, by `fastfid.runtime.version_commit_date`.
+# What a result records of its origin, by `fastfid.runtime.version_commit_date`.
 ORIGIN = ("version", "commit", "command", "date", "torch", "device")
 REAL = "real images"  # what the side with the key "real" is called wherever it is shown
 CLASSES_SHOWN = 20  # most rows of the text table of classes, the worst ones; JSON and HTML have all

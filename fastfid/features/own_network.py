@@ -146,7 +146,7 @@ def _takes_images(found: Callable[..., object]) -> bool:
         return False
     try:
         parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):  # some built-ins tell nothing
+    except (TypeError, ValueError):  # some built-ins have no signature
         return True
     return any(each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
                for each in parameters)  # fmt: skip

@@ -82,7 +82,7 @@ def preprocessing_of(name: str, protocol: Protocol) -> str:
 def feature_extractor(
     name: str, weights: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> FeatureExtractor:
-    """Extractor called `name`, as of `build_extractor`, its weights from the file `weights` if given.
+    """Extractor called `name`, as in `build_extractor`, with weights from the file `weights` if given.
 
     ValueError for an unknown name, an unusable device or a file of the wrong hash, FileNotFoundError for missing
     weights, ImportError naming the extra to install where a package is missing.

@@ -82,7 +82,7 @@ class FileImages(ImageSource):
         class_folders: bool = False,
         archives: int = 0,
     ):
-        """Arguments as of `open_images`; `archives` leading parts of a member's path name its archive, no folder."""
+        """Arguments as in `open_images`; `archives` leading parts of a member's path name its archive, no folder."""
         if not members:
             raise ValueError(
                 f"{name} holds no images; expected files ending in .bmp, .jpg, .png, .tif, .webp or another ending of "

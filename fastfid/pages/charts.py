@@ -1,6 +1,6 @@
 """Charts as plain numbers, which the macro `chart` of parts.html.jinja draws as SVG.
 
-Every point tells its values where a mouse rests on it.  A table below the picture has them as well, for a phone and for
+A mouse that rests on a point shows the point's values.  A table below the picture has them as well, for a phone and for
 a reader who copies them.
 """
 

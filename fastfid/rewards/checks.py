@@ -41,7 +41,7 @@ def checked_labels(labels: object, count: int) -> Tensor:
 
 
 def checked_candidates(removed: object, added: object, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """removed [B, m_r] int64 and added [B, m_a, d], finite, for a set [N, d]; ValueError as of `checked_swap`."""
+    """removed [B, m_r] int64 and added [B, m_a, d], finite, for a set [N, d]; ValueError as in `checked_swap`."""
     removed, added = checked_swap(as_tensor(removed, "removed"), as_tensor(added, "added").detach(), rows)
     bad = (~torch.isfinite(added).all(-1)).nonzero()
     if len(bad):

@@ -49,7 +49,7 @@ SAME = 1e-6  # spread of credits, relative to the largest, that rounding alone m
 class DistributionReward:
     """Scores of single images by a distance of all: the reference set, its networks, its ranks.
 
-    real         images (as of `open_images`), or statistics or features as `fastfid` reads them; or {network: one}
+    real         images (as in `open_images`), or statistics or features as `fastfid` reads them; or {network: one}
     networks     "inception"  names or FeatureExtractors, one or several, or {network: weight}
     size         5000         images of the reference set
     make         None         function of real features [n, d] that makes the set reward; None: the Fréchet distance

@@ -44,7 +44,7 @@ class FrechetReward:
         self.name, self.real, self.options = name, RealFactor.of(real, device), options
 
     def prepare(self, rows: object, labels: object = None) -> FrechetSet:
-        """The set of features [N, d]; labels are not used.  ValueError as of `SwapEngine`."""
+        """The set of features [N, d]; labels are not used.  ValueError as in `SwapEngine`."""
         return FrechetSet(SwapEngine(self.real, rows, **self.options))
 
 

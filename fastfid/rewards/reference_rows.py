@@ -98,7 +98,7 @@ class Keys:
         return iter(self.numbers)
 
     def numbered(self, labels: Sequence[int | str] | None, count: int) -> Tensor:
-        """int64 [count] of labels as of `listed_labels`; all 0 without labels."""
+        """int64 [count] of labels as in `listed_labels`; all 0 without labels."""
         if labels is None:
             return torch.zeros(count, dtype=torch.int64)
         return torch.tensor([self._number(label) for label in labels], dtype=torch.int64)

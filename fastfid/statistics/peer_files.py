@@ -63,7 +63,7 @@ class FileContent(NamedTuple):
     """What a file holds: moments, features, or both.
 
     form        the tool that wrote it
-    provenance  of the features, as far as the file tells
+    provenance  of the features, as far as the file states it
     moments     FeatureMoments, None in a file of features alone
     features    [n, d] float, or None
     spatial     FeatureMoments of the spatial features (sFID), or None
@@ -79,7 +79,7 @@ class FileContent(NamedTuple):
 
 
 def read_file(path: Path, network: str | None = None) -> FileContent:
-    """The content of a statistics file; arguments and errors as of `read_statistics`."""
+    """The content of a statistics file; arguments and errors as in `read_statistics`."""
     if not path.exists():
         raise FileNotFoundError(f"no statistics file at {path}; pass an .npz, .npy, .pkl or .pt file")
     suffix = path.suffix.lower()
@@ -162,7 +162,7 @@ def _from_moments_npz(path: Path, arrays: np.lib.npyio.NpzFile, names: set[str])
 
 
 def _made_by(protocol: str, network: str) -> Provenance:
-    """Provenance of a file whose form tells who made it: that program prepares images for a network in one way."""
+    """Provenance of a file whose form shows its program, which prepares images for a network in one way."""
     prepared = {}
     if network in ("inception", "dinov2"):
         prepared["preprocessing"] = preprocessing_of(network, PROTOCOLS[protocol])

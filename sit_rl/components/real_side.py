@@ -104,7 +104,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def saved_statistics(source: torch.Tensor | Path, net: FeatureExtractor) -> Statistics | None:
-    """What a file of statistics or features tells of the network `net`, as `fastfid` reads it; None for images.
+    """What a file of statistics or features holds for the network `net`, as `fastfid` reads it; None for images.
 
     ValueError or OSError for a damaged file, and for statistics of another network.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastfid.runtime.shard_patterns import files_of
 from sit_rl.files.tensor_files import damage
 
-# Suffixes of weights files: their first bytes and size may tell more than the error of their reader.
+# Suffixes of weights files: their first bytes and size may explain more than the error of their reader.
 WEIGHTS_FILES = (".pt", ".pth", ".safetensors")
 # Flag → (package that it needs, extra of fastfid that installs the package).
 EXTRAS = {"--vae": ("diffusers", "latent"), "--lora": ("peft", "lora"), "--wandb": ("wandb", "wandb")}

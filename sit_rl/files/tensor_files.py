@@ -84,7 +84,7 @@ def _sum_of(path: Path, stated: str) -> str:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with an unreadable file of weights, if its first bytes and its size tell it, else None."""
+    """What is wrong with an unreadable file of weights, if its first bytes and its size show it, else None."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)

@@ -1,6 +1,6 @@
 """DiT, the transformer of `sit.py` as a discrete diffusion model (Peebles & Xie 2023, arXiv 2212.09748).
 
-The network, its parameter names and their shapes are those of SiT, so the tensors of a checkpoint do not tell which one
+The network, its parameter names and their shapes are those of SiT, so the tensors of a checkpoint do not show which one
 it is. The numbers have another meaning: t is the step 0 … 999 of a noising chain (0 next to the data), unscaled. The
 outputs are the noise ε̂ and the place of the variance between its bounds. `sit_rl.sampling.ddpm` samples from it.
 """

@@ -51,7 +51,7 @@ def load_model(
                   DDP, are stripped
     weights       'ema' or 'model': which set of a trainer's checkpoint; a bare state dict has only one
     architecture  'sit', 'dit', or 'auto': as the metadata say, else DiT for a name that begins with DiT-, else SiT
-    heads         number of attention heads, which the tensors do not tell; None: from the metadata or the published
+    heads         number of attention heads, which the tensors do not show; None: from the metadata or the published
                   size, else a guess, which is printed
     null_class    whether the label table ends with a row for the null class; None: from the metadata, the trainer's
                   number of classes, or the published 1001 rows; no for 1 row; else a guess, which is printed
@@ -91,7 +91,7 @@ def load_model(
 
 
 def read_state(path: Path, weights: str = "ema") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors by name and metadata of a file of weights of any model; errors as of `load_model`."""
+    """Tensors by name and metadata of a file of weights of any model; errors as in `load_model`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; pass the path of a .safetensors or .pt file")
     with reading(path, "choose another file"):
@@ -150,7 +150,7 @@ def _official_names(path: Path, state: dict[str, torch.Tensor]) -> tuple[dict[st
 
 
 def _tell_guessed_heads(path: Path, config: SiTConfig, metadata: dict[str, str]) -> None:
-    """Print a note if neither the file nor the published sizes tell the number of heads: other numbers fit as well."""
+    """Print a note if neither the file nor the published sizes give the number of heads: other numbers fit as well."""
     if is_main() and "heads" not in metadata and published_heads(config.width, config.depth) is None:
         print(
             f"note: {path} does not contain its number of heads; {config.heads} is a guess. If it is wrong, write the "
@@ -159,7 +159,7 @@ def _tell_guessed_heads(path: Path, config: SiTConfig, metadata: dict[str, str])
 
 
 def _tell_guessed_null_class(path: Path, config: SiTConfig, metadata: dict[str, str]) -> None:
-    """Print a note if nothing tells whether the label table ends with a null class."""
+    """Print a note if nothing shows whether the label table ends with a null class."""
     rows, published = config.label_rows, IMAGENET_CLASSES + 1
     if not is_main() or rows in (1, published) or _null_class_of(rows, metadata) is not None:
         return

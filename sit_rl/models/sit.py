@@ -334,7 +334,7 @@ def likely_null_class(rows: int) -> bool:
 
 
 def infer_config(state: dict[str, torch.Tensor], heads: int | None = None, null_class: bool | None = None) -> SiTConfig:
-    """The shape of a SiT from its tensors, which do not tell two numbers.
+    """The shape of a SiT from its tensors, which do not show two of its numbers.
 
     heads       None: the published number, or 72, 64 or 32 channels per head
     null_class  whether the label table ends with a row for it; None: `likely_null_class`

@@ -20,8 +20,8 @@ SIZES = (64, 32)
 MOST_PATCHES = {"up to 28 px": 4, "above": 8}
 SMALL_SIDE = 28  # pixels: 16 tokens are enough up to here (the embedded model has them)
 LEAST_PATCHES = 4
-# Width: that of the embedded model, or more where a patch has more values. A narrower model cannot tell the noise of a
-# patch, which is a part of the velocity, from one token.
+# Width: that of the embedded model, or more where a patch has more values. In a narrower model one token cannot
+# hold the noise of a patch, which is a part of the velocity.
 LEAST_WIDTH, WIDTH_STEP, WIDTH_PER_VALUE = 128, 64, 1.25
 DEPTH, HEAD_WIDTH = 4, 32
 # Images seen: so many passes, but not fewer or more than these. The embedded model saw 1.5 million.

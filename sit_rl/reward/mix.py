@@ -52,7 +52,7 @@ class Mix:
 
 
 def mix(parts: Sequence[Part], labels: torch.Tensor, how: str, clip: float) -> Mix:
-    """The advantages of all parts together; `how` and `clip` as of `advantages`.
+    """The advantages of all parts together; `how` and `clip` as in `advantages`.
 
     ValueError, with the component's name, where its credits are NaN or equal; and where all of them cancel.
     """

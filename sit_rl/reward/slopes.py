@@ -35,7 +35,7 @@ def advantage_slopes(
     """∂A/∂row float32 [n, width] of the images that are `rows` int64 [n] of the sets; labels int64 [n] are theirs.
 
     prepared  the set under each component, with the step's images in it
-    parts     credits, weights and fades of the components; `how` as of `advantages`
+    parts     credits, weights and fades of the components; `how` as in `advantages`
     width     columns of a row of `RewardSide`
 
     ValueError, with the component's name, for one without a gradient.

@@ -63,7 +63,7 @@ class Live:
             self.write()
 
     def write(self, status: str = "running") -> None:
-        """Write progress.json and report.html.  A failure does not end the training; a note tells the first one."""
+        """Write progress.json and report.html.  A failure does not end the training; a note reports the first one."""
         if not is_main() or not self.state.evaluations.get("before"):
             return
         started = time.monotonic()
