@@ -124,7 +124,7 @@ def check_statistics(statistics: Statistics, net: FeatureExtractor) -> None:
     if found:
         raise ValueError(
             f"{found}; pass images, statistics by `fastfid stats --network {net.name}`, or other --reward-features "
-            "and --judge-features (none: no second network)"
+            "and --judge-features (none: no judge)"
         )
 
 
