@@ -38,6 +38,7 @@ from fastfid.distances.kernel_sums import (
     sums_over_pairs,
 )
 from fastfid.distances.rows import blocks, checked_pair
+from fastfid.runtime.even_steps import evenly_spaced
 
 # If the median squared distance is below this part of the largest squared norm, |x|² + |y|² − 2x·y has cancelled too
 # many digits, and the distances are computed directly.
@@ -238,7 +239,7 @@ def _biased(sums: Sums, m: int, n: int) -> Tensor:
 def chosen_bandwidth(bandwidth: float | str, *sets: Tensor) -> float:
     """σ; "median": the median distance of at most MEDIAN_ROWS rows of each set, pooled."""
     if bandwidth == "median":
-        bandwidth = _median_distance(torch.cat([_evenly_spaced(x) for x in sets]).to(torch.float64))
+        bandwidth = _median_distance(torch.cat([x[evenly_spaced(len(x), MEDIAN_ROWS)] for x in sets]).to(torch.float64))
         if not math.isfinite(bandwidth):
             raise ValueError("distances of these features leave float64; scale the features, or pass a bandwidth")
         if bandwidth == 0:
@@ -260,7 +261,3 @@ def _median_distance(x: Tensor) -> float:
     if median <= CANCELLED * norms.max():
         median = torch.pdist(x).median().item() ** 2
     return math.sqrt(median)
-
-
-def _evenly_spaced(x: Tensor) -> Tensor:
-    return x[torch.linspace(0, len(x) - 1, min(len(x), MEDIAN_ROWS)).round().long()]

@@ -22,6 +22,7 @@ from fastfid.evaluation.intervals import jackknife_error, line_through, normal_i
 from fastfid.evaluation.pair import Distance, Pair, distance_of, rows_behind
 from fastfid.evaluation.results import REAL, Details, Score
 from fastfid.evaluation.sides import SideInNetwork
+from fastfid.runtime.even_steps import evenly_spaced
 
 INFINITY_POINTS = 15  # subset sizes of FD∞, as in Chong & Forsyth (2020)
 INFINITY_SMALLEST = 5000  # their smallest subset; a tenth of the images where there are fewer than 50,000
@@ -51,7 +52,7 @@ def fdr_score(pair: Pair, split: SideInNetwork) -> Score | str:
     count, available = len(pair.samples.features), len(split.features)
     if available < count:
         return f"{split.name} holds {available} images, fewer than the {count} samples; pass more, or fewer samples"
-    rows = split.features[torch.linspace(0, available - 1, count).round().long()]
+    rows = split.features[evenly_spaced(available, count)]
     theirs = pair.real
     real = distance_of(
         FeatureMoments.from_features(rows), pair.prepared, rows, rows_behind(theirs.moments, theirs.features)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastfid.runtime.even_steps import evenly_spaced
 from fastfid.runtime.input_files import check_growth, most_content, reading
 from sit_rl.models.pixels import to_float
 from sit_rl.models.sit import SiTConfig
@@ -121,5 +122,5 @@ def embedded(split: str, count: int) -> ImageSet:
     whole = load_embedded(split)
     if not count or count >= len(whole.images):
         return whole
-    rows = torch.linspace(0, len(whole.images) - 1, count).round().long()
+    rows = evenly_spaced(len(whole.images), count)
     return ImageSet(whole.images[rows], whole.labels[rows])

@@ -14,6 +14,7 @@ import torch
 from fastfid import FeatureMoments, frechet_distance
 from fastfid.distances.precision_recall import RealBalls
 from fastfid.distances.sliced_wasserstein import SortedReal
+from fastfid.runtime.even_steps import evenly_spaced
 from sit_rl.components.build import Components
 from sit_rl.components.networks import NetworkSides
 from sit_rl.components.real_side import RealSide
@@ -61,7 +62,7 @@ class NetworkJudge:
         real = self.sides.real.features
         if real is None or len(real) < count or self.sides.real is self.sides.heldout:
             return None
-        return real[torch.linspace(0, len(real) - 1, count).round().long()]
+        return real[evenly_spaced(len(real), count)]
 
     def _scores(self, features: torch.Tensor, fd: float | None, floor: float | None) -> Scores:
         found: Scores = dict.fromkeys(SCORES)
