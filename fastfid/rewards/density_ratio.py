@@ -195,7 +195,7 @@ class _Data:
         """ℓ [m] of (u_y, b_y) [K, d + 1]."""
         return torch.cat([rows @ w for rows, w in zip(self.rows.split(self.counts), weights, strict=True)])
 
-    def back(self, slopes: Tensor) -> Tensor:
+    def weighted_rows(self, slopes: Tensor) -> Tensor:
         """Σ_i slope_i·f_i over the rows of each class, [K, d + 1]."""
         parts = zip(self.rows.split(self.counts), slopes.split(self.counts), strict=True)
         return torch.stack([rows.T @ slope for rows, slope in parts])
@@ -280,7 +280,7 @@ class _Objective:
 
     def _gradient(self, slopes: Tensor, theta: Tensor) -> np.ndarray:
         """Gradient in φ of terms with slopes [m] in the logits, and of the penalty at θ."""
-        of_class = self.data.back(slopes)
+        of_class = self.data.weighted_rows(slopes)
         of_theta = torch.cat([of_class.sum(0, keepdim=True), of_class]) + self.penalties * theta
         return (of_theta * self.scales).flatten().cpu().numpy()  # type: ignore[no-any-return]
 

@@ -111,7 +111,7 @@ class KernelReward:
     def sums(self, x: Tensor, y: Tensor) -> Tensor:
         """Σ_j k(x_i, y_j) float64 [n]; where y is x, over j ≠ i."""
         with full_float32(x.device):
-            sums = self._shared.of(self.kernel, x, y)
+            sums = self._shared.sums(self.kernel, x, y)
         if not torch.isfinite(sums.sum()):
             raise ValueError(
                 f"kernel values of {self.name} overflow {self.dtype}: the features are too large; divide them, or "

@@ -29,7 +29,7 @@ class SharedSums:
         self._sums: OrderedDict[Any, tuple[tuple[Tensor, Tensor], list[Tensor]]] = OrderedDict()
         self._copy: tuple[Any, Tensor, Tensor] | None = None
 
-    def of(self, kernel: Kernel, x: Tensor, y: Tensor) -> Tensor:
+    def sums(self, kernel: Kernel, x: Tensor, y: Tensor) -> Tensor:
         """The sums [n] float64 of one of the kernels for rows x [n, d] and y [m, d]; where y is x, over j ≠ i."""
         key = _key(x), _key(y), x is y
         if len(self.kernels) == 1 or None in key:

@@ -105,7 +105,7 @@ class PipelineModel(GeneratorModel):
         """Velocity float32 [n, C, H, W].  A rank without samples passes one, so that its gradients exist."""
         if not len(x):
             return self.forward(x.new_zeros(1, *x.shape[1:]), t.new_zeros(1), condition.new_zeros(1))[:0]
-        rows = self._encoded.of(condition, self.dtype)
+        rows = self._encoded.rows_of(condition, self.dtype)
         return self.family.velocity(self.transformer, x.to(self.dtype), t, rows).float()
 
     def guide(self, conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:

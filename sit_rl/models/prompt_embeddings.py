@@ -41,7 +41,7 @@ class Embeddings:
     def __deepcopy__(self, memo: dict[int, Any]) -> Embeddings:
         return self
 
-    def of(self, conditions: torch.Tensor, dtype: torch.dtype) -> Rows:
+    def rows_of(self, conditions: torch.Tensor, dtype: torch.dtype) -> Rows:
         """The rows of conditions int64 [n], on their device, floating numbers as `dtype`."""
         chosen = conditions.cpu()
         found = {name: rows[chosen].to(conditions.device) for name, rows in self.rows.items()}

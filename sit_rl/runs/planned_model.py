@@ -110,7 +110,7 @@ class _ShapesAlone(Embeddings):
         super().__init__({})
         self.family = family
 
-    def of(self, conditions: torch.Tensor, dtype: torch.dtype) -> Rows:
+    def rows_of(self, conditions: torch.Tensor, dtype: torch.dtype) -> Rows:
         """Rows without values."""
         rows = self.family.meta_rows(len(conditions))
         return {name: x.to(dtype) if x.is_floating_point() else x for name, x in rows.items()}
