@@ -27,7 +27,7 @@ import tyro
 
 from bench import roofline
 from sit_rl.config import Config, resolve
-from sit_rl.options.option import given
+from sit_rl.options.option import filled_in
 from sit_rl.presets import PRESETS
 from sit_rl.runs.gpu_plan import PEAKS, PRESET_MODELS, UTILISATION, count_flops, count_parameters, total_flops
 from sit_rl.runs.planned_model import decoding
@@ -113,9 +113,9 @@ def _weights_seconds(config: Config, gpus: int, link: float, parameters: int) ->
     """Gathers of bfloat16 weights, forward and backward, and sums of float32 gradients, of all updates of a step."""
     if gpus == 1:
         return 0.0
-    share = -(-given(config.update.minibatch) // gpus)
+    share = -(-filled_in(config.update.minibatch) // gpus)
     micro = -(-share // min(config.run.micro_batch or share, share))
-    moved = given(config.update.updates) * (micro * 2 * 2 + 4) * parameters
+    moved = filled_in(config.update.updates) * (micro * 2 * 2 + 4) * parameters
     return moved * (gpus - 1) / gpus / link
 
 

@@ -22,7 +22,7 @@ from sit_rl.models.loading import save_model
 from sit_rl.models.sit import SiT, SiTConfig
 from sit_rl.presets import PRESETS
 from sit_rl.runs.forecast import judged_against
-from sit_rl.runs.summary import known
+from sit_rl.runs.summary import count_in_words
 from sit_rl.training.held_out import floor
 from tests.support.random_inception import inception, random_weights  # noqa: F401, fixtures
 
@@ -168,7 +168,8 @@ def test_classes_of_one_image_a_step_are_refused(train_error):
 
 
 def test_a_count_that_nobody_told_is_not_printed_as_a_number():
-    assert known(None, "held-out") == "held-out statistics of an unknown count" and known(7, "real") == "7 real"
+    assert count_in_words(None, "held-out") == "held-out statistics of an unknown count"
+    assert count_in_words(7, "real") == "7 real"
 
 
 def test_without_other_images_the_rewards_own_judge_and_it_is_said(tmp_path):
