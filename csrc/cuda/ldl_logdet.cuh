@@ -17,7 +17,7 @@
 // block, up to 3 on its diagonal (fastfid/triton_kernels/ldl_logdet.py derives it), and later steps leave that block alone.
 //
 // The file compiles as CUDA and, with a header that supplies threadIdx, blockIdx, blockDim, __syncthreads and
-// FASTFID_SHARED_MEMORY, as C++: tests/test_csrc.py runs it block by block on the CPU.
+// FASTFID_SHARED_MEMORY, as C++: tests/fastfid/test_cuda_source.py runs it block by block on the CPU.
 //
 // Legend: k order, removed number of leading negative pivots, i row, x and j columns.
 #pragma once

@@ -38,7 +38,7 @@ def build_extractor(
 ) -> FeatureExtractor:
     """Extractor `name`, with its logits; `input_name` is a name in INCEPTION_INPUTS, DINOV2_INPUTS or CLIP_INPUTS.
 
-    name     of NETWORK_NAMES, "small:PATH" (see small.py), "torchscript:PATH?side=S&range=R" (see
+    name     of NETWORK_NAMES, "small:PATH" (see small_networks.py), "torchscript:PATH?side=S&range=R" (see
              `torchscript_extractor`), or a user's own, package.module:NAME or FILE.py:NAME (see own_network.py)
     spatial  also give the spatial features of sFID (Inception only)
 
