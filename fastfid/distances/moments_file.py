@@ -22,7 +22,7 @@ from torch import Tensor
 from fastfid.identity import Provenance
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.errors import first_line, shown
-from fastfid.runtime.input_files import check_growth, reading
+from fastfid.runtime.input_files import check_growth, json_of, reading
 from fastfid.runtime.mapped_arrays import npz_array, writable
 
 NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
@@ -141,8 +141,8 @@ def as_array(tensor: Tensor) -> Array:
 
 def _read_provenance(path: Path, recorded: Array) -> Provenance:
     try:
-        provenance = json.loads(str(recorded))
-    except (ValueError, RecursionError) as damaged:  # not JSON, numbers without an end, or thousands of brackets
+        provenance = json_of(str(recorded))
+    except ValueError as damaged:
         raise ValueError(f"the provenance in {path} is no JSON ({first_line(damaged)}); write the file again") from None
     if not isinstance(provenance, dict):
         raise ValueError(f"the provenance in {path} is a {type(provenance).__name__}; it must be a JSON object")

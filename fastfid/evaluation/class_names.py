@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastfid.runtime.errors import shown
-from fastfid.runtime.input_files import read_text, reading
+from fastfid.runtime.input_files import json_of, read_text, reading
 
 NamesOfClasses = Mapping[str, str] | Sequence[str] | str | Path
 
@@ -43,5 +42,5 @@ def _read(path: Path) -> Any:
     with reading(path, "give a list of names, or an object of numbers and names", "as names of classes"):
         text = read_text(path)
         if path.suffix.lower() == ".json":
-            return json.loads(text)
+            return json_of(text)
         return [line.strip() for line in text.splitlines() if line.strip()]

@@ -11,12 +11,14 @@ turns all of them into one sentence that names the file.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fastfid.runtime.errors import first_line
 
@@ -67,7 +69,8 @@ def reading(path: str | os.PathLike[str], remedy: str, how: str = "") -> Iterato
 def file_bytes(path: str | os.PathLike[str]) -> int:
     """Size of a regular file, links followed; FileNotFoundError if missing, ValueError for a folder, pipe or device.
 
-    Reading a pipe could wait forever, and a device may never end.
+    Reading a pipe could wait forever, and a device may never end.  A large file that is nearly all holes, which take no
+    room on the disk, is a ValueError as well: it would be read to its end.
     """
     try:
         status = os.stat(path)
@@ -76,7 +79,30 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "special file")
         raise ValueError(f"{path} is a {kind}, not a file; pass a file that lies on a disk")
+    if status.st_size > FREE_BYTES and _is_hollow(path, status.st_size):
+        raise ValueError(
+            f"{path} has {status.st_size:,} bytes, of which nearly all are holes that were never written; copy or make "
+            "it again"
+        )
     return status.st_size
+
+
+def _is_hollow(path: str | os.PathLike[str], size: int) -> bool:
+    """Whether fewer than one in MOST_GROWTH of a file's bytes were ever written; False where the system cannot tell."""
+    if not hasattr(os, "SEEK_DATA"):
+        return False
+    written, end = 0, 0
+    file = os.open(path, os.O_RDONLY)
+    try:
+        while written * MOST_GROWTH < size:
+            start = os.lseek(file, end, os.SEEK_DATA)
+            end = os.lseek(file, start, os.SEEK_HOLE)
+            written += end - start
+    except OSError as none:
+        return none.errno == errno.ENXIO  # no more data; others: a file system that does not tell
+    finally:
+        os.close(file)
+    return False
 
 
 def check_growth(path: str | os.PathLike[str], becomes: int) -> None:
@@ -117,6 +143,17 @@ def read_text(path: str | os.PathLike[str], most: int = TEXT_BYTES) -> str:
     if size > most:
         raise ValueError(f"{path} has {size:,} bytes, more than the {most:,} of any file of its kind; restore it")
     return Path(path).read_text(encoding="utf-8")
+
+
+def json_of(text: str | bytes, table: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text that others wrote; ValueError for any other text, also for brackets without an end.
+
+    table  makes a table of its pairs; None: a dict
+    """
+    try:
+        return json.loads(text, object_pairs_hook=table)
+    except RecursionError:
+        raise ValueError("it has thousands of brackets inside each other") from None
 
 
 def _names(path: str | os.PathLike[str], error: BaseException) -> bool:

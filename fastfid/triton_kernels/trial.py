@@ -25,6 +25,7 @@ from torch import Tensor
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.cache_folder import cache_folder
 from fastfid.runtime.errors import one_line
+from fastfid.runtime.input_files import json_of, read_text
 from fastfid.triton_kernels import KERNELS, load
 
 # What a kernel may differ from its reference, as a part of the result's largest entry: float32 sums of 96 products of
@@ -163,7 +164,7 @@ def cache_file(device: torch.device) -> Path:
 def _kept(path: Path) -> str | None:
     """The verdict in the file; None if there is none that can be read."""
     try:
-        verdict = json.loads(path.read_text())["verdict"]
+        verdict = json_of(read_text(path))["verdict"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return verdict if isinstance(verdict, str) else None

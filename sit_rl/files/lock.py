@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from fastfid.runtime.errors import shown
+from fastfid.runtime.input_files import json_of
+
 # Errors of file systems without locks, such as Lustre mounted without them.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # Bytes of a lock file that are read: a holder takes about 100.
@@ -95,7 +98,7 @@ def _this_process() -> str:
 def _holder(handle: int) -> str | None:
     """The holder in words; None if the content does not name one."""
     try:
-        told = json.loads(os.pread(handle, LONGEST, 0))
-        return f"process {told['process']} on {told['host']} since {told['start']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        told = json_of(os.pread(handle, LONGEST, 0))
+        return shown(f"process {told['process']} on {told['host']} since {told['start']}")
+    except (OSError, ValueError, KeyError, TypeError):
         return None

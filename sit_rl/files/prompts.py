@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastfid.runtime.errors import first_line, shown
 from fastfid.runtime.hashes import sha256
-from fastfid.runtime.input_files import read_text
+from fastfid.runtime.input_files import json_of, read_text
 
 # Bytes of a file: a million prompts of 250 bytes.
 MOST_BYTES = 1 << 28
@@ -61,7 +61,7 @@ def read_prompts(path: Path) -> Prompts:
 
 
 def _table(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON table; ValueError for a key that stands twice, of which json.loads drops the first value."""
+    """A JSON table; ValueError for a key that stands twice, of which a dict drops the first value."""
     table = dict(pairs)
     if len(table) < len(pairs):
         raise ValueError("a key stands twice in one table")
@@ -71,8 +71,8 @@ def _table(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _line(where: str, line: str) -> tuple[str, str | None]:
     """Prompt and group of a line."""
     try:
-        entry = json.loads(line, object_pairs_hook=_table)
-    except (ValueError, RecursionError) as error:
+        entry = json_of(line, _table)
+    except ValueError as error:
         raise ValueError(f"{where} is not JSON ({first_line(error)}); correct it") from None
     prompt = entry.get("prompt") if isinstance(entry, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():

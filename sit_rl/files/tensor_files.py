@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.hashes import READ_BYTES, sha256
-from fastfid.runtime.input_files import reading
+from fastfid.runtime.input_files import json_of, reading
 
 # First bytes of a zip file (PKWARE's APPNOTE, local file header). Files of torch ≥ 1.6 are zip files.
 ZIP_START = b"PK\x03\x04"
@@ -116,7 +116,7 @@ def _safetensors_bytes(head: bytes, file: BinaryIO) -> tuple[int, bool]:
     if length > LONGEST_HEADER:
         return 0, False  # another format
     try:
-        entries = json.loads(file.read(length))
+        entries = json_of(file.read(length))
         return HEADER_BYTES + length + max(
             e["data_offsets"][1] for name, e in entries.items() if name[:2] != "__"
         ), True

@@ -9,7 +9,6 @@ Legend: n images of a batch, C channels, H×W pixels.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import struct
@@ -25,7 +24,7 @@ import torch
 from PIL import Image
 
 from fastfid.runtime.atomic_files import write_atomically
-from fastfid.runtime.input_files import read_text, reading
+from fastfid.runtime.input_files import json_of, read_text, reading
 from fastfid.runtime.mapped_arrays import open_numpy
 from sit_rl.files.atomic import write_json
 
@@ -81,7 +80,7 @@ class SampleFiles(ABC):
         if not self.record_path.exists():
             return None
         with reading(self.record_path, "choose another --out"):
-            record = json.loads(read_text(self.record_path))
+            record = json_of(read_text(self.record_path))
             if not isinstance(record, dict):
                 raise ValueError(f"{self.record_path} is not a record of samples; choose another --out")
             return record

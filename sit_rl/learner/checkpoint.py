@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from fastfid.runtime.distributed import from_main
 from fastfid.runtime.errors import one_line, shown
-from fastfid.runtime.input_files import read_text
+from fastfid.runtime.input_files import json_of, read_text
 from sit_rl.files.checksums import SUMS, check_sums, sums_of
 from sit_rl.ranks.collectives import sum_scalars
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, checkpoint_group, is_main
@@ -197,11 +197,11 @@ def verify(path: Path) -> None:
 def load_values(path: Path) -> dict[str, Any]:
     """The plain values of checkpoint `path`; ValueError if it is damaged."""
     try:
-        values = json.loads(read_text(path / VALUES))
+        values = json_of(read_text(path / VALUES))
         if not isinstance(values, dict):
             raise ValueError("state.json is not a table")
         return values
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
 
 

@@ -8,14 +8,13 @@ statistics-*.npz     moments of the training images, as `fastfid` reads them
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fastfid.runtime.errors import one_line
-from fastfid.runtime.input_files import read_text, reading
+from fastfid.runtime.input_files import json_of, read_text, reading
 from sit_rl.files.checksums import content_hash
 from sit_rl.models.sit import SiT
 
@@ -112,8 +111,8 @@ def read_card(folder: Path) -> ModelCard:
     path = folder / CARD
     with reading(path, "make the model again, or choose another --checkpoint"):
         try:
-            return _card(json.loads(read_text(path, LONGEST_CARD)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return _card(json_of(read_text(path, LONGEST_CARD)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = one_line(error)
             raise ValueError(
                 f"{path} is not a card of this version ({reason}); make the model again by sit_rl.pretrain base"

@@ -9,7 +9,6 @@ Legend: n images, C channels and H×W pixels of latents, L tokens of a prompt.
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from fastfid.runtime.errors import first_line, shown
-from fastfid.runtime.input_files import read_text, reading
+from fastfid.runtime.input_files import json_of, read_text, reading
 from sit_rl.models.generator_model import Sampling, classifier_free
 
 # Timesteps of diffusers' schedulers at pure noise.
@@ -338,7 +337,7 @@ def family_of(folder: Path) -> Family:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON table; ValueError or OSError that names the file for anything else."""
     with reading(path, "download it again", "as JSON"):
-        values = json.loads(read_text(path))
+        values = json_of(read_text(path))
         if not isinstance(values, dict):
             raise ValueError(f"{path} is not a JSON table; download it again")
         return values

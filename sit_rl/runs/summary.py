@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastfid.runtime.input_files import read_text, reading
+from fastfid.runtime.input_files import json_of, read_text, reading
 from sit_rl.components.build import Components
 from sit_rl.components.networks import NetworkSides
 from sit_rl.config import Config
@@ -181,7 +180,7 @@ def _load(file: Path) -> dict[str, Any]:
     with reading(file, "pass a run's folder", "as the summary of a run"):
         text = read_text(file)
         try:
-            summary: dict[str, Any] = json.loads(text)
+            summary: dict[str, Any] = json_of(text)
         except ValueError as error:  # not JSON
             raise ValueError(
                 f"{file} is not the summary of a run ({len(text):,} bytes, {error}); pass a run's folder"

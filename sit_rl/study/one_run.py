@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -18,7 +17,7 @@ import torch
 import tyro
 
 from fastfid.cli.command_line import parse
-from fastfid.runtime.input_files import read_text, reading
+from fastfid.runtime.input_files import json_of, read_text, reading
 from sit_rl.command_line import run_command
 from sit_rl.components.build import build_components
 from sit_rl.components.checks import check_inputs
@@ -93,7 +92,7 @@ def load_evaluation(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return dict(nothing)
     with reading(path, "delete it, and the study makes it again", "as an evaluation"):
-        found: dict[str, Any] = nothing | json.loads(read_text(path))
+        found: dict[str, Any] = nothing | json_of(read_text(path))
         return found
 
 

@@ -5,6 +5,7 @@ import pickle
 import sys
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 
 from fastfid import FeatureMoments, open_images
 from fastfid.features.weight_files import read_state
+from fastfid.runtime import input_files
 from fastfid.runtime.errors import first_line
-from fastfid.runtime.input_files import NoRoom, read_text, reading
+from fastfid.runtime.input_files import NoRoom, json_of, read_text, reading
 from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import read_statistics
 from tests.support.hostile_files import npy, sentence, zipped
@@ -104,6 +106,25 @@ def test_pipes_devices_and_folders_are_refused(tmp_path, name):
     assert not holds_statistics(tmp_path / name) or name in ("x.pkl", "x.pt")
 
 
+@pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="the system does not tell where holes are")
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.pt", "x.safetensors", "x.zip"])
+def test_a_file_of_holes_is_refused(tmp_path, name):
+    """It takes no room on the disk, and claims to hold 100 GB, which a reader would go through."""
+    (tmp_path / name).write_bytes(npy("(3125000, 4000)"))
+    os.truncate(tmp_path / name, 128 + 10**11)
+    for read in READERS[name]:
+        assert "has 100,000,000,128 bytes, of which nearly all are holes" in sentence(read, tmp_path / name)
+
+
+def test_a_file_with_some_holes_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_files, "FREE_BYTES", 1 << 20)
+    x = np.zeros((3000, 300))
+    x[::50] = 1
+    np.save(tmp_path / "x.npy", x)
+    os.truncate(tmp_path / "x.npy", 1 << 23)  # zeros at its end, a twentieth of it
+    assert read_statistics(tmp_path / "x.npy").dim == 300
+
+
 def test_text_is_bounded(tmp_path):
     (tmp_path / "x.json").write_bytes(b" " * 11)
     assert read_text(tmp_path / "x.json", 11) == " " * 11
@@ -113,6 +134,27 @@ def test_text_is_bounded(tmp_path):
         read_text(tmp_path / "x.json")
     (tmp_path / "y").symlink_to("/dev/zero")
     assert "is a device" in sentence(read_text, tmp_path / "y")
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, b"[" * 200_000, "9" * 5000, "", "nul", b"\xff"])
+def test_json_of_others_raises_one_kind_of_error(text):
+    with pytest.raises(ValueError):
+        json_of(text)
+
+
+# Where JSON is this program's own.
+OWN_JSON = {
+    "fastfid/runtime/input_files.py", "sit_rl/evaluate.py", "sit_rl/files/tensor_files.py",
+    "sit_rl/generation/record.py", "sit_rl/pretraining/options.py",
+}  # fmt: skip
+
+
+def test_json_of_others_is_read_in_one_place():
+    """json.loads raises RecursionError as well, which readers forget."""
+    root = Path(input_files.__file__).parents[2]
+    for path in [*(root / "fastfid").rglob("*.py"), *(root / "sit_rl").rglob("*.py")]:
+        name = path.relative_to(root).as_posix()
+        assert "json.load" not in path.read_text(encoding="utf-8") or name in OWN_JSON, name
 
 
 # --- headers -----------------------------------------------------------------------------------------------------

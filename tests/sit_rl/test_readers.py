@@ -15,6 +15,7 @@ from sit_rl.compare import print_comparison
 from sit_rl.components.image_sets import load_official
 from sit_rl.config import Config
 from sit_rl.config_files import load_config
+from sit_rl.files.paths import reading as flagged
 from sit_rl.files.tensor_files import read_safetensors
 from sit_rl.generation.record import check_same_recipe
 from sit_rl.generation.sample_files import AdmNpz, PngFolder
@@ -186,6 +187,25 @@ def state():
 def test_heads_that_no_model_has(tmp_path, state, heads):
     save_file(state, tmp_path / "x.safetensors", metadata={"heads": heads, "architecture": "sit"})
     sentence(load_model, tmp_path / "x.safetensors")
+
+
+HEADERS = [
+    DEEP, '{"a":' * 100_000, "[]", "7", '{"a": 7}', '{"a": {"data_offsets": [0, NaN]}}', '{"a": {"data_offsets": "x"}}',
+    '{"a": {"data_offsets": [0, "x"]}}', '{"a": {"data_offsets": [0, 1e999]}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=range(len(HEADERS)))
+def test_headers_of_safetensors_of_another_kind(tmp_path, header):
+    """The file is read again for a diagnosis, behind the flag."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+
+    def read(path):
+        with flagged("--checkpoint", path):
+            load_model(path)
+
+    assert sentence(read, path).startswith("--checkpoint ")
 
 
 def test_states_of_another_kind(tmp_path, state):
