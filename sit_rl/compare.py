@@ -19,6 +19,7 @@ from fastfid.runtime.input_files import reading
 from sit_rl.command_line import run_command
 from sit_rl.config import MACHINE_FIELDS
 from sit_rl.files.paths import listed, names_or_paths, require_paths
+from sit_rl.ranks.messages import say
 from sit_rl.runs.summary import (
     SAMPLERS,
     SUMMARY,
@@ -164,7 +165,7 @@ def print_comparison(runs: tuple[Path, ...]) -> None:
         raise ValueError("no runs are given; pass run folders, or files like summary.json")
     require_paths(("run", path) for path in runs)
     folders = [(path.parent if path.name == SUMMARY else path).resolve().name for path in runs]
-    print(compare([_comparable(path) for path in runs], names_or_paths(folders, runs)))
+    say(compare([_comparable(path) for path in runs], names_or_paths(folders, runs)))
 
 
 def _comparable(path: Path) -> Summary:

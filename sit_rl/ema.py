@@ -21,6 +21,7 @@ from sit_rl.command_line import run_command
 from sit_rl.files.paths import reading, require_paths
 from sit_rl.files.tensor_files import read_safetensors, write_safetensors
 from sit_rl.models.averages import gamma_of
+from sit_rl.ranks.messages import say
 
 
 def profile_product(a: tuple[float, float], b: tuple[float, float]) -> float:
@@ -91,7 +92,7 @@ def write_average(arguments: EMAArguments) -> None:
     tensors, metadata = synthesise(arguments.run, arguments.sigma_rel)
     with reading("--out", arguments.out):
         write_safetensors(arguments.out, tensors, metadata)
-    print(arguments.out)
+    say(str(arguments.out))
 
 
 if __name__ == "__main__":

@@ -58,10 +58,10 @@ from sit_rl.generation.record import check_output, recipe_record
 from sit_rl.generation.sample_files import open_files
 from sit_rl.models.card import network_name, read_card
 from sit_rl.presets import PRESETS
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward_names import networks_of
 from sit_rl.runs.evaluation_table import table
-from sit_rl.runs.log import say
 from sit_rl.sampling.sampler_config import SamplerConfig
 
 SCHEMA = "sit_rl.evaluation/2"  # of evaluation.json; the number grows when a key changes its meaning
@@ -190,8 +190,7 @@ def measure_rows(config: EvaluateConfig, task: Task, made: Generator | None, dev
         rows[name] = {"sampling": about, "rewarded": rewarded} | json.loads(result.to_json())
         if is_main():  # after every row, because hours may lie between two rows
             write_json(config.out / "evaluation.json", {"schema": SCHEMA, **origin(device), "rows": rows})
-    if is_main():
-        print(f"\n{table(rows)}\n\nevaluation  {config.out / 'evaluation.json'}", flush=True)
+    say(f"\n{table(rows)}\n\nevaluation  {config.out / 'evaluation.json'}")
 
 
 def check(config: EvaluateConfig) -> None:

@@ -11,6 +11,7 @@ from fastfid.cli.command_line import parse
 from sit_rl.command_line import run_command
 from sit_rl.files.atomic import writing
 from sit_rl.files.paths import require_paths
+from sit_rl.ranks.messages import say
 from sit_rl.runs.html_report import write_run_report
 
 
@@ -33,7 +34,7 @@ def report_on(run: Path) -> None:
     if not run.is_dir():
         raise ValueError(f"run {run} is a file; pass the folder of the run")
     with writing("run", run):
-        print(write_run_report(run))
+        say(str(write_run_report(run)))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,9 @@ from sit_rl.generation.recipe import (
     parse_sampler,
 )
 from sit_rl.generation.sample_files import SampleFiles
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.process_group import is_main
-from sit_rl.runs.log import GRID_COLUMNS, say
+from sit_rl.runs.log import GRID_COLUMNS
 
 # Flags of --help; --help-all lists all.
 MAIN_FLAGS = ("checkpoint", "vae", "images", "out", "sampler", "steps", "guidance", "seed", "grid", "batch")

@@ -40,6 +40,7 @@ from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.models.open_model import save_weights
 from sit_rl.models.pipeline_families import pipeline_folder
 from sit_rl.presets import PRESETS, for_pipeline
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.preemption import Preempted, watch
 from sit_rl.ranks.process_group import LOST_CONTACT, barrier, is_main, process_group
 from sit_rl.reward.own_reward import try_rewards
@@ -47,7 +48,7 @@ from sit_rl.runs.figure_files import save_samples
 from sit_rl.runs.forecast import describe_run
 from sit_rl.runs.gpu_plan import dry_run
 from sit_rl.runs.html_report import write_run_report
-from sit_rl.runs.log import Clock, RunLog, read_metrics, say, start_wandb
+from sit_rl.runs.log import Clock, RunLog, read_metrics, start_wandb
 from sit_rl.runs.network_figure import gap_in_words, network_table
 from sit_rl.runs.planned_model import planned_family
 from sit_rl.runs.results import extension_in_words
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     def work() -> None:
         config = parse(sys.argv[1:] if argv is None else argv)
         if config.run.dry_run:
-            print(dry_run(config))
+            say(dry_run(config))
         else:
             run_in_group(config)
 
@@ -263,11 +264,10 @@ def finish(config: Config, state: State, model: GeneratorModel, live: Live) -> N
         outdated.unlink()
     report, records = write_run_report(folder), read_metrics(folder)
     parts = [summary_table(summary), network_table(summary), gap_in_words(summary, records)]
-    print("\n" + "\n\n".join(part for part in parts if part))
-    print(
+    say("\n" + "\n\n".join(part for part in parts if part))
+    say(
         f"\nreport      {report}\ncheckpoints {folder / 'checkpoints'}\n"
-        f"weights     {folder / 'ema.safetensors'} (averaged)",
-        flush=True,
+        f"weights     {folder / 'ema.safetensors'} (averaged)"
     )
 
 

@@ -23,7 +23,7 @@ from sit_rl.components.image_sets import ImageSet
 from sit_rl.components.near_duplicates import groups, near_any
 from sit_rl.files.paths import reading
 from sit_rl.models.card import ModelCard, SetRecord, Split
-from sit_rl.ranks.process_group import is_main
+from sit_rl.ranks.messages import say
 from sit_rl.sampling.random_streams import Stream, generator
 
 WHITE = 255
@@ -65,9 +65,6 @@ def open_source(flag: str, path: Path, class_folders: bool = False) -> Source:
     with reading(flag, path):
         images = open_images(path, class_folders=class_folders)
         labels = images.labels(0, len(images))
-        if is_main():
-            for note in images.notes:
-                print(f"note: {note}")
         names = tuple(images.image_name(i) for i in range(len(images)))
         return Source(flag, path, images, names, None if labels is None else tuple(labels))
 
@@ -84,10 +81,13 @@ def prepare(source: Source, size: int, crop: str, channels: int | None = None) -
 
     channels  1 or 3; None: 1 if every image is grey, else 3
 
-    Sizes are changed by antialiased bilinear interpolation. ValueError that names an unreadable image.
+    Sizes are changed by antialiased bilinear interpolation. What is not read is said. ValueError that names an
+    unreadable image.
     """
     with reading(source.flag, source.path), ThreadPoolExecutor(decoders()) as pool:
         parts = list(pool.map(lambda i: _one_square(source, i, size, crop), range(len(source))))
+    for note in source.images.notes:
+        say(f"note: {note}")
     if channels is None:
         channels = 1 if all(_is_grey(part) for part in parts) else 3
     return torch.stack([_with_channels(part, channels) for part in parts])

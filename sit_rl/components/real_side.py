@@ -18,8 +18,8 @@ from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import Statistics, read_statistics
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.ranks.cpu_batches import map_batches
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.preemption import stop_if_told
-from sit_rl.ranks.process_group import is_main
 
 # Images per batch: large enough for the CPU's convolutions to be efficient, small enough for their workspace.
 FEATURE_BATCH = 250
@@ -46,6 +46,7 @@ def extract_real(source: torch.Tensor | Path, net: FeatureExtractor, label: str,
     if statistics is not None:
         return RealSide(statistics.moments.to(net.device), None)
     images = open_images(source)
+    told = list(images.notes)  # by validate_real
     parts = []
     with tqdm(total=len(images), desc=label, unit="image", disable=not progress, leave=False) as bar:
         for several in _groups(images.batches(FEATURE_BATCH), torch.get_num_threads()):
@@ -53,6 +54,9 @@ def extract_real(source: torch.Tensor | Path, net: FeatureExtractor, label: str,
                 parts.append(part)
                 bar.update(len(part))
             stop_if_told()
+    for note in images.notes:
+        if note not in told:  # of what only decoding finds
+            say(f"note: {note}")
     features = torch.cat(parts)
     return RealSide(FeatureMoments.from_features(features), features, _labels(images))
 
@@ -73,9 +77,8 @@ def validate_real(source: Path, nets: list[FeatureExtractor]) -> None:
     if not holds_statistics(source):
         images = open_images(source)
         next(iter(images.batches(1)))
-        if is_main():
-            for note in images.notes:
-                print(f"note: {note}")
+        for note in images.notes:
+            say(f"note: {note}")
         return
     for net in nets:
         saved_statistics(source, net)

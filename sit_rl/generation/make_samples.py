@@ -20,10 +20,10 @@ from sit_rl.generation.recipe import Recipe, batch_of, check_sampler, choose_lab
 from sit_rl.generation.record import check_output, recipe_record, run_facts
 from sit_rl.generation.sample_files import SampleFiles, open_files
 from sit_rl.ranks.cpu_batches import map_in_two_stages
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.process_group import barrier, is_main, rank, world_size
 from sit_rl.ranks.transfer import to_device
 from sit_rl.rollout import noise_source
-from sit_rl.runs.log import say
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.ode_and_sde_steps import sample
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream, sample_normal

@@ -25,6 +25,7 @@ from sit_rl.files.paths import reading
 from sit_rl.models.finite_weights import require_finite_start
 from sit_rl.models.loading import load_model, save_model
 from sit_rl.models.time_direction import reverse_time
+from sit_rl.ranks.messages import say
 
 
 def convert(
@@ -70,7 +71,7 @@ def convert(
     else:
         write_atomically(target, lambda file: torch.save(model.state_dict(), file))
     c, size = model.config, sum(p.numel() for p in model.parameters())
-    print(
+    say(
         f"{target}: {type(model).__name__}-{c.name}, {size / 1e6:.1f}M parameters, width {c.width}, depth {c.depth}, "
         f"heads {c.heads}, samples {c.channels}×{c.image_size}×{c.image_size}, {c.num_classes} classes"
         f"{'' if c.null_class else ' without a null class'}, "

@@ -8,7 +8,6 @@ mapped, and its tensors are copied one at a time, so memory holds at most one co
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import zipfile
 from collections.abc import Sequence
@@ -18,14 +17,14 @@ from pathlib import Path
 import torch
 
 from fastfid.runtime.errors import first_line, one_line, shown
-from fastfid.runtime.input_files import lacks_memory, read_text, reading
+from fastfid.runtime.input_files import json_of, lacks_memory, read_text, reading
 from fastfid.runtime.torch_file_checks import Damaged, check_tensors, check_torch_file
 from sit_rl.files.tensor_files import damage, file_size, read_safetensors, write_safetensors
 from sit_rl.models.card import weights_of_model
 from sit_rl.models.dit import DiT
 from sit_rl.models.official_names import official_names
 from sit_rl.models.sit import IMAGENET_CLASSES, SiT, SiTConfig, infer_config, published_heads
-from sit_rl.ranks.process_group import is_main
+from sit_rl.ranks.messages import say
 
 ARCHITECTURES: dict[str, type[SiT]] = {"sit": SiT, "dit": DiT}
 WEIGHTS = ("ema", "model")
@@ -83,8 +82,8 @@ def load_model(
                 raise
             reason = one_line(error)
             raise ValueError(f"{path} is not of an architecture that sit_rl knows: {reason}") from None
-    if notes and is_main():
-        print(f"note: of {path}, sit_rl {' and '.join(notes)}")
+    if notes:
+        say(f"note: of {path}, sit_rl {' and '.join(notes)}")
     _tell_guessed_heads(path, model.config, metadata)
     _tell_guessed_null_class(path, model.config, metadata)
     return model
@@ -114,9 +113,9 @@ def _read(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, 
 def _read_index(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of all files that an index lists; they lie beside it."""
     try:
-        places = json.loads(read_text(path))["weight_map"]
+        places = json_of(read_text(path))["weight_map"]
         names = sorted({str(name) for name in places.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not an index of weights files ({first_line(error)}); download it again") from None
     state: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
@@ -151,8 +150,8 @@ def _official_names(path: Path, state: dict[str, torch.Tensor]) -> tuple[dict[st
 
 def _tell_guessed_heads(path: Path, config: SiTConfig, metadata: dict[str, str]) -> None:
     """Print a note if neither the file nor the published sizes give the number of heads: other numbers fit as well."""
-    if is_main() and "heads" not in metadata and published_heads(config.width, config.depth) is None:
-        print(
+    if "heads" not in metadata and published_heads(config.width, config.depth) is None:
+        say(
             f"note: {path} does not contain its number of heads; {config.heads} is a guess. If it is wrong, write the "
             f"right one into the file: python -m sit_rl.models.convert {path} NEW.safetensors --heads N"
         )
@@ -161,10 +160,10 @@ def _tell_guessed_heads(path: Path, config: SiTConfig, metadata: dict[str, str])
 def _tell_guessed_null_class(path: Path, config: SiTConfig, metadata: dict[str, str]) -> None:
     """Print a note if nothing shows whether the label table ends with a null class."""
     rows, published = config.label_rows, IMAGENET_CLASSES + 1
-    if not is_main() or rows in (1, published) or _null_class_of(rows, metadata) is not None:
+    if rows in (1, published) or _null_class_of(rows, metadata) is not None:
         return
     guess = f"{config.num_classes} classes and the null class" if config.null_class else f"{rows} classes without it"
-    print(
+    say(
         f"note: {path} does not say whether the last of the {rows} rows of its label table is the null class. It is "
         f"read as {guess}; if that is wrong, write the answer into the file: python -m sit_rl.models.convert "
         f"{path} NEW.safetensors --null-class {'no' if config.null_class else 'yes'}"

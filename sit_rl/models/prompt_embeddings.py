@@ -19,7 +19,7 @@ from fastfid.runtime.distributed import from_main
 from fastfid.runtime.hashes import file_sha256, sha256
 from sit_rl.files.tensor_files import read_safetensors, write_safetensors
 from sit_rl.models.pipeline_families import Family, Rows
-from sit_rl.ranks.process_group import is_main
+from sit_rl.ranks.messages import say
 
 # Prompts that the encoders read at once: their activations stay small beside their weights.
 ENCODED_AT_ONCE = 8
@@ -124,6 +124,5 @@ def _write(path: Path, make: Callable[[], Rows]) -> bool:
         write_safetensors(path, rows, {KEY: path.stem})
         return True
     except OSError as error:
-        if is_main():
-            print(f"note: encoded prompts are not kept ({error}); set FASTFID_CACHE to a folder that can be written")
+        say(f"note: encoded prompts are not kept ({error}); set FASTFID_CACHE to a folder that can be written")
         return False

@@ -13,7 +13,7 @@ import torch
 
 from fastfid.runtime.distributed import from_main
 from fastfid.runtime.errors import first_line
-from fastfid.runtime.input_files import read_text
+from fastfid.runtime.input_files import json_of, read_text
 from sit_rl.components.image_sets import ASSETS
 from sit_rl.components.own_images import (
     FEWEST,
@@ -35,10 +35,10 @@ from sit_rl.models.card import CARD, CROPS, WEIGHTS
 from sit_rl.pretraining.networks import ROLES, choose_networks, config_of, steps_of, train_network
 from sit_rl.pretraining.own import CHECKPOINTS, CURVE, OwnPlan, pretrain, statistics_file
 from sit_rl.pretraining.plan import Choices, choose_size, flow_settings, model_config, parameters_of
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.preemption import Preempted
 from sit_rl.ranks.process_group import world_size
 from sit_rl.runs.forecast import aligned
-from sit_rl.runs.log import say
 from sit_rl.runs.run_folder import locked_folder
 
 PLAN = "pretrain.json"
@@ -242,7 +242,7 @@ def _saved(plan: OwnPlan) -> str | None:
         write_json(path, record)
         return None
     try:
-        earlier = json.loads(read_text(path))
+        earlier = json_of(read_text(path))
         changed = next((key for key, value in record.items() if earlier.get(key) != value), None)
     except (ValueError, AttributeError):
         raise ValueError(f"{path} is damaged; delete {plan.out}, or choose another --out") from None

@@ -40,9 +40,10 @@ from sit_rl.pretraining.flow import (
 )
 from sit_rl.pretraining.networks import ROLES, train_network
 from sit_rl.pretraining.plan import curve_seconds, duration, peak_megabytes, samples_path, seconds_per_iteration
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.preemption import Preempted, told_to_stop, watch
 from sit_rl.ranks.process_group import barrier, is_main, world_size
-from sit_rl.runs.log import GRID_COLUMNS, say
+from sit_rl.runs.log import GRID_COLUMNS
 from sit_rl.sampling.random_streams import Stream, generator
 
 CURVE, CURVE_HEADER = "curve.csv", "iteration,loss,heldout_fd,seconds\n"

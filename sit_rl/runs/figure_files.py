@@ -15,7 +15,8 @@ from fastfid.runtime.atomic_files import write_atomically
 from fastfid.runtime.input_files import reading
 from fastfid.runtime.mapped_arrays import open_numpy
 from sit_rl.components.image_sets import tile
-from sit_rl.runs.log import GRID_COLUMNS, say
+from sit_rl.ranks.messages import say
+from sit_rl.runs.log import GRID_COLUMNS
 from sit_rl.runs.summary import SAMPLERS, sampler_kinds
 
 if TYPE_CHECKING:

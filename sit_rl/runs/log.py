@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from tqdm import tqdm
 
 from fastfid.runtime.errors import one_line
 from fastfid.runtime.hashes import sha256
+from fastfid.runtime.input_files import json_of
 from sit_rl.components.image_sets import tile
 from sit_rl.config import Config
 from sit_rl.files.atomic import write_text
 from sit_rl.files.paths import listed, require_extra
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.process_group import is_main
 
 PHASES = ("setup", "rollout", "reward", "update", "refresh", "evaluate", "save")
@@ -152,8 +153,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record of a line of metrics.jsonl; None for any other text."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))  # an editor may have put a byte order mark before the first line
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        record = json_of(line.decode("utf-8-sig"))  # an editor may have put a byte order mark before the first line
+    except ValueError:  # UnicodeDecodeError is one
         return None
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
@@ -161,12 +162,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
 def _few(words: list[str]) -> list[str]:
     """The first words, and how many more there are."""
     return words if len(words) <= NAMED_LINES else [*words[:NAMED_LINES], f"{len(words) - NAMED_LINES} more"]
-
-
-def say(text: str) -> None:
-    """Print on the main rank, without breaking a progress bar."""
-    if is_main():
-        tqdm.write(text)
 
 
 def _flatten(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

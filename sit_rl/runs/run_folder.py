@@ -14,8 +14,8 @@ from sit_rl.config_files import load_config
 from sit_rl.files.atomic import folder, writing
 from sit_rl.files.lock import held
 from sit_rl.learner import checkpoint
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.process_group import barrier, is_main
-from sit_rl.runs.log import say
 from sit_rl.runs.summary import PROGRESS, SUMMARY
 
 # The file that a run holds a lock on while it works in its folder.

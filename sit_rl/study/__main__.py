@@ -22,8 +22,8 @@ from sit_rl.config import Config, resolve
 from sit_rl.files.atomic import folder, writing
 from sit_rl.files.lock import held
 from sit_rl.files.paths import listed
+from sit_rl.ranks.messages import say
 from sit_rl.runs.forecast import aligned, evaluation_cost, evaluations
-from sit_rl.runs.log import say
 from sit_rl.study.jobs import Job, Pool, devices, jobs_of, unfinished
 from sit_rl.study.plan import read_study
 from sit_rl.study.report import write_study
@@ -65,7 +65,7 @@ def run(arguments: StudyArguments) -> None:
     places, threads = devices(arguments.jobs)
     jobs = jobs_of(study, out, threads)
     left = unfinished(jobs)
-    print(plan(jobs, left, len(places)), flush=True)
+    say(plan(jobs, left, len(places)))
     if arguments.dry_run:
         return
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ def run(arguments: StudyArguments) -> None:
         if not lines:
             raise CommandError(f"no run has ended: {next(iter(failed.values()), 'nothing was run')}", CHECK_FAILED)
         report = write_study(study, lines, missing, out)
-    print(f"\n{(out / 'study.md').read_text(encoding='utf-8')}\nreport      {report}", flush=True)
+    say(f"\n{(out / 'study.md').read_text(encoding='utf-8')}\nreport      {report}")
     if failed:
         raise CommandError(f"{listed(list(failed))} failed; the same command runs what is missing", CHECK_FAILED)
 

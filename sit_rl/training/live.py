@@ -9,9 +9,9 @@ from fastfid.runtime.version_commit_date import origin
 from sit_rl.components.build import Components
 from sit_rl.config import Config
 from sit_rl.files.atomic import write_json
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.process_group import is_main, world_size
 from sit_rl.runs.html_report import write_run_report
-from sit_rl.runs.log import say
 from sit_rl.runs.summary import PROGRESS, SCHEMA, protocol
 from sit_rl.training.held_out import METRICS, floor, real_against_real
 from sit_rl.training.state import State

@@ -15,6 +15,7 @@ from sit_rl.estimators.base import Estimator, update
 from sit_rl.learner import guards
 from sit_rl.options.reward import RewardOptions
 from sit_rl.ranks.collectives import broadcast_from_main, gather_owned
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.preemption import Preempted, told_to_stop
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.advantages import select
@@ -27,7 +28,7 @@ from sit_rl.reward.swap_reward import Credits, Scores, SwapReward, reward_device
 from sit_rl.rollout import Rollout, generate
 from sit_rl.runs.figure_files import save_samples
 from sit_rl.runs.forecast import Forecast
-from sit_rl.runs.log import GRID_COLUMNS, RunLog, say
+from sit_rl.runs.log import GRID_COLUMNS, RunLog
 from sit_rl.runs.summary import kind_of, metrics_in_line
 from sit_rl.sampling.random_streams import Stream
 from sit_rl.training.held_out import evaluate_model

@@ -19,12 +19,13 @@ from sit_rl.models.finite_weights import require_finite_start
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.models.open_model import save_weights
 from sit_rl.options.option import dashed
+from sit_rl.ranks.messages import say
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.components import RewardSide
 from sit_rl.reward.rolling_reference import ReferenceSet
 from sit_rl.reward.step_control import StepControl, not_comparable
 from sit_rl.reward.swap_reward import SwapReward, reward_device, reward_side_of
-from sit_rl.runs.log import Clock, say
+from sit_rl.runs.log import Clock
 from sit_rl.training.learning_rate import learning_rate
 
 # The plain values of a checkpoint, and their types.

@@ -1,6 +1,7 @@
 """From a folder of images to a model, a run, samples and an evaluation; and what is refused before any work."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fastfid import feature_extractor
 from fastfid.statistics.statistics import read_statistics
 from sit_rl import evaluate, pretrain, sample, train
 from sit_rl.components.own_images import as_in_card
+from sit_rl.files.lock import held
 from sit_rl.models.card import read_card
 from sit_rl.models.loading import load_model, save_model
 from sit_rl.models.sit import SiT, SiTConfig
@@ -152,6 +154,26 @@ def test_networks_alone(quick, images, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "in 2 classes" in told and f"--reward-features small:{tmp_path}/nets/reward.safetensors" in told
     assert feature_extractor(f"small:{tmp_path}/nets/judge.safetensors").dim == 24
+
+
+@pytest.mark.parametrize("name", ["base", "features"])
+def test_two_pretrainings_in_one_folder_are_one(quick, images, tmp_path, capsys, name):
+    """The second one changes nothing, and names the first."""
+    out = tmp_path / "new"
+    out.mkdir()
+    with held(out / "run.lock", "--out", out), pytest.raises(SystemExit) as ended:
+        pretrain.main([name, "--images", str(images), "--out", str(out), *(TINY.split() if name == "base" else ())])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and f"--out {out} is in use by process {os.getpid()} on " in told
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]"])
+def test_a_damaged_plan_is_one_sentence(quick, images, tmp_path, capsys, content):
+    (tmp_path / "pretrain.json").write_text(content)
+    with pytest.raises(SystemExit):
+        made(images, tmp_path)
+    assert "pretrain.json is damaged; delete " in capsys.readouterr().err
 
 
 def test_latents_of_an_autoencoder_take_the_same_flags(quick, images, tmp_path, monkeypatch):
