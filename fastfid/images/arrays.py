@@ -121,10 +121,20 @@ def open_array_file(path: Path, value_range: tuple[float, float] | None) -> Arra
         # An arr_1 that is not a list of classes is ignored: one-hot rows, latents, a single number.
         labelled = labels is not None and labels.shape == images.shape[:1]
         source = ArrayImages(str(path), images, value_range, labels if labelled else None)
-        if unread:
-            others = counted(len(unread), "array")
-            source.notes = [f"passed over {others} of images in {path}: {shown(', '.join(unread))}; one is read"]
+        source.notes = _notes(path, len(images), None if labelled else labels, unread)
         return source
+
+
+def _notes(path: Path, count: int, labels: np.ndarray | None, unread: list[str]) -> list[str]:
+    """Sentences on labels of another number than that of the images, and on the images that are not read."""
+    notes = []
+    if labels is not None and labels.ndim == 1:
+        held = f"{counted(len(labels), 'label')} and {counted(count, 'image')}"
+        notes.append(f"{path} holds {held}; the labels are not read as classes")
+    if unread:
+        others = counted(len(unread), "array")
+        notes.append(f"passed over {others} of images in {path}: {shown(', '.join(unread))}; one is read")
+    return notes
 
 
 def _images_of_npz(path: Path, content: np.lib.npyio.NpzFile) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:

@@ -40,7 +40,7 @@ BLOCKS_AHEAD = 1  # encoded blocks that are read in advance; memory does not dep
 # the splits of a data set.
 PART = re.compile(r"\d{5,}|(batch|block|bucket|chunk|dir|folder|group|part|rank|shard|split|worker)[-_ ]?\d+", re.I)
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "heldout", "held-out"})
-HASH = re.compile(r"[0-9a-f]{1,3}", re.I)  # first digits of a hash, as 00/ to ff/ of content-addressed stores
+HASH = re.compile(r"[0-9a-f]+", re.I)  # digits of a hash, as 00/ to ff/ of content-addressed stores
 MOST_PATHS = 100  # most paths to one folder; links inside linked folders double them at every level
 LABELS = "labels.npy"  # classes of a folder's images in the order of their names, as `sit_rl.sample` writes them
 FILES_A_TASK = 32  # files that a thread takes at a time, to spread the cost of passing work to it
@@ -118,8 +118,9 @@ class FileImages(ImageSource):
 
     def image(self, index: int) -> Tensor:
         """Image number `index`, uint8 [C, H, W]."""
-        encoded = _read_encoded(self.read, self.members[index])
-        return torch.from_numpy(self._decode(self.members[index], encoded).copy())
+        ((member, encoded, _),) = self._read([self.members[index]])
+        self._tell_frames()
+        return torch.from_numpy(self._decode(member, encoded).copy())
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield all images in order, `size` at a time, the last batch shorter."""
@@ -158,12 +159,17 @@ class FileImages(ImageSource):
         digests = [bytes.fromhex(sha256([e])) if isinstance(e, bytes) else b"unreadable" for e in encoded]
         return list(zip(members, encoded, digests, strict=True))
 
+    def _tell_frames(self) -> None:
+        """Note the images so far of which only the first frame is read."""
+        found = sorted(self._with_frames.copy())  # other threads may add to it
+        if found:
+            images = counted(len(found), "image")
+            note = f"of {images} with several frames in {self.name} the first frame is read: {found[0]}"
+            self.notes = [*self._beside, note]
+
     def _block(self, pool: ThreadPoolExecutor, start: int, members: list[str], reads: list[Future[Read]]) -> ImageBlock:
         tasks = [read.result() for read in reads]
-        if self._with_frames:
-            images, first = counted(len(self._with_frames), "image"), min(self._with_frames)
-            note = f"of {images} with several frames in {self.name} the first frame is read: {first}"
-            self.notes = [*self._beside, note]
+        self._tell_frames()
         digest = sha256(digest for task in tasks for *_, digest in task)
         decoding: list[Future[Decoded]] = []
 

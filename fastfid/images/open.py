@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastfid.images.arrays import ARRAY_NAMES, ArrayImages, open_array_file
 from fastfid.images.folders_and_zips import files_below, open_folder, open_zip
-from fastfid.images.formats import split_by_name
+from fastfid.images.formats import passed_over, split_by_name
 from fastfid.images.source import ImageBlock, ImageSource
 from fastfid.images.streams import StreamImages
 from fastfid.images.tars import open_tars
@@ -72,9 +72,9 @@ def open_images(
         raise ValueError("images are given as an empty path; pass a folder, .zip, .tar, .npz or .npy ('.' is a folder)")
     path = Path(source)
     if path.is_dir():
-        tars = _shards_in(path)
+        tars, beside = _shards_in(path)
         if tars:
-            return open_tars(str(path), tars, skip_corrupt, workers, class_folders)
+            return open_tars(str(path), tars, skip_corrupt, workers, class_folders, beside)
         return open_folder(path, skip_corrupt, workers, class_folders)
     files = files_of(path)
     if files != [path]:
@@ -91,10 +91,14 @@ def open_images(
     raise ValueError(f"{path} is not a folder, .zip, .tar, .npz or .npy; put single images into a folder")
 
 
-def _shards_in(folder: Path) -> list[Path]:
-    """The .tar files directly in a folder that holds no images beside them, by name; else none."""
+def _shards_in(folder: Path) -> tuple[list[Path], str]:
+    """The .tar files directly in a folder that holds no images beside them, by name, else none; and what is beside."""
     tars = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() == TAR and path.is_file())
-    return [] if not tars or split_by_name(files_below(folder)[0])[0] else tars
+    if not tars:
+        return [], ""
+    images, others = split_by_name(files_below(folder)[0])
+    others[TAR] -= len(tars)
+    return ([] if images else tars), passed_over(str(folder), +others)
 
 
 def _tars_of(pattern: Path, files: list[Path]) -> list[Path]:

@@ -27,9 +27,16 @@ Place = tuple[Path, int, int]  # a tar, and offset and size of a member in it
 
 
 def open_tars(
-    name: str, paths: Sequence[Path], skip_corrupt: bool, workers: int | None, class_folders: bool = False
+    name: str,
+    paths: Sequence[Path],
+    skip_corrupt: bool,
+    workers: int | None,
+    class_folders: bool = False,
+    beside: str = "",
 ) -> FileImages:
     """All images of uncompressed tars; ValueError for a damaged or compressed one, and for paths that leave it.
+
+    beside  a note on what lies beside the tars
 
     Of several tars, the shards of one set, a member is called by its tar and its path there: shard-0.tar/000.jpg.
     """
@@ -48,7 +55,7 @@ def open_tars(
         finally:
             os.close(file)
 
-    notes = [note] if (note := passed_over(name, others)) else []
+    notes = [note for note in (passed_over(name, others), beside) if note]
     archives = 0 if len(paths) == 1 else 1
     images = FileImages(name, members, read, skip_corrupt, workers, notes, class_folders, archives)
     if classes:

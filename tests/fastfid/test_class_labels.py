@@ -72,6 +72,16 @@ def test_a_file_of_labels_may_be_anything(sampled, kind):
     assert images.labels(0, 40) is None and f"{path} is not read as classes: " in images.notes[0]
 
 
+@pytest.mark.parametrize("name", ["labels", "arr_1"])
+def test_labels_of_another_number_in_an_archive_are_said(tmp_path, name):
+    np.savez(tmp_path / "x.npz", arr_0=pixels(40, 1), **{name: np.arange(39)})
+    images = open_images(tmp_path / "x.npz")
+    told = f"{tmp_path / 'x.npz'} holds 39 labels and 40 images; the labels are not read as classes"
+    assert images.labels(0, 40) is None and images.notes == [told]
+    np.savez(tmp_path / "y.npz", arr_0=pixels(40, 1), arr_1=np.eye(40))  # one-hot rows, or anything else
+    assert open_images(tmp_path / "y.npz").notes == []
+
+
 def test_what_was_said_of_labels_stays_when_images_are_read(tmp_path):
     folder = write_images(tmp_path / "a", pixels(2, 1))
     frames = [Image.fromarray(np.full((12, 12), level, np.uint8)) for level in (0, 90)]

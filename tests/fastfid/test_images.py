@@ -188,10 +188,13 @@ def test_numbered_folders_are_classes_on_request_only(tmp_path):
         assert parts.notes == [f"{told} (--class-folders) takes them"]
         asked = open_images(source, class_folders=True)
         assert asked.labels(0, 5) == ["00000"] * 4 + ["00001"] and asked.notes == []
-    for names in (("00", "a7"), ("0f3", "b10"), ("train", "Test"), ("chunk_1", "chunk_12"), ("rank0", "rank1")):
+    for names in (
+        ("00", "a7"), ("0f3", "b10"), ("train", "Test"), ("chunk_1", "chunk_12"), ("rank0", "rank1"),
+        ("00af", "1b2c"), ("d41d8cd98f00b204", "e3b0c44298fc1c14"),
+    ):  # fmt: skip
         folder = write(tmp_path / names[0] / "set", {f"{part}/x.png": images[0] for part in names})
         assert open_images(folder).labels(0, 2) is None
         assert open_images(folder, class_folders=True).labels(0, 2) == sorted(names)
-    for name in ("0007", "n01440764", "00000_cat", "part", "cafe"):  # 10,000 classes have four digits
+    for name in ("0007", "n01440764", "00000_cat", "part", "cafe", "ff0"):  # 10,000 classes have four digits
         classes = open_images(write(tmp_path / name, {f"{name}/x.png": images[0], "0001/x.png": images[1]}))
         assert classes.labels(0, 2) == sorted(["0001", name]) and classes.notes == []

@@ -94,6 +94,17 @@ def test_a_folder_of_images_passes_over_its_tars(shards):
     assert len(source) == 1 and "passed over 3 in" in source.notes[0]
 
 
+def test_what_lies_beside_shards_is_counted(shards):
+    """Also shards that are not read: compressed ones, and those of a folder within."""
+    tar(shards / "s-03.tar.gz", {"a.png": encoded(picture(0))}, "w:gz")
+    (shards / "more").mkdir()
+    tar(shards / "more/s-04.tar", {"a.png": encoded(picture(0))})
+    (shards / "s-05.zip").write_bytes(b"")
+    source = open_images(shards)
+    assert len(source) == 3 and source.notes[1].startswith(f"passed over 3 in {shards}: ")
+    assert all(f"1 {kind}" in source.notes[1] for kind in (".gz", ".tar", ".zip"))
+
+
 def test_damaged_and_compressed_tars_are_refused(tmp_path):
     path = tar(tmp_path / "x.tar", {"a.png": encoded(picture(0, 200, 200))})
     path.write_bytes(path.read_bytes()[:50_000])
