@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fastfid.rewards.checks import computed_in
 from fastfid.rewards.per_image import ROUNDINGS
 from fastfid.rewards.protocol import PreparedSet, SetReward
 from fastfid.runtime.devices import as_tensor
@@ -89,7 +90,8 @@ class CheckedSet:
             )
         if numbers.is_floating_point() and len(numbers):
             largest = numbers.abs().max().item()
-            self.rounding = max(self.rounding, ROUNDINGS * torch.finfo(numbers.dtype).eps * largest)
+            eps = torch.finfo(computed_in(found, numbers)).eps
+            self.rounding = max(self.rounding, ROUNDINGS * eps * largest)
         return numbers.detach().to(torch.float64)
 
 

@@ -9,6 +9,11 @@ from fastfid.runtime.devices import as_tensor
 from fastfid.swap.checks import check_rows, checked_swap
 
 
+def computed_in(returned: object, numbers: Tensor) -> torch.dtype:
+    """The type in which a user's function computed `numbers`: of a list float32, because `tolist` hides the type."""
+    return torch.float32 if isinstance(returned, list | tuple) and numbers.is_floating_point() else numbers.dtype
+
+
 def checked_real(real: object) -> Tensor:
     """Features of real images [n, d], n ≥ 2, without gradient; ValueError for anything else."""
     real = as_tensor(real, "real").detach()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastfid.rewards.checks import checked_labels, labels_of_added
+from fastfid.rewards.checks import checked_labels, computed_in, labels_of_added
 from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.errors import first_line
 from fastfid.swap.checks import check_rows, checked_swap
@@ -90,7 +90,7 @@ class ScoreReward:
         """The set of scores [N, 1], N ≥ 2; labels are not used."""
         scores = as_tensor(rows, "rows").detach()
         check_rows(scores, "rows", 1)
-        _check_different(scores, self.name)
+        _check_different(scores, self.name, scores.dtype)
         return ScoredSet(_column(scores), lambda rows, labels: _column(rows), None, (1,), dtype=scores.dtype)
 
 
@@ -99,9 +99,9 @@ def _column(scores: Tensor) -> Tensor:
     return scores[:, 0].to(torch.float64)
 
 
-def _check_different(scores: Tensor, name: str) -> None:
-    """ValueError where all scores [N] or [N, 1] are equal up to the rounding of their dtype."""
-    eps = torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0
+def _check_different(scores: Tensor, name: str, dtype: torch.dtype) -> None:
+    """ValueError where all scores [N] or [N, 1] are equal up to the rounding of the dtype they were computed in."""
+    eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
     exact = scores.to(torch.float64)
     if exact.max() - exact.min() <= ROUNDINGS * eps * exact.abs().max():
         raise ValueError(
@@ -128,18 +128,17 @@ class CallableReward:
         if images.ndim < 2 or len(images) < 2:
             raise ValueError(f"rows must be at least 2 images [N, ...], got shape {tuple(images.shape)}")
         of_set = None if labels is None else checked_labels(labels, len(images))
-        found = self._returned(images, of_set)
-        _check_different(found, self.name)
-        shape = tuple(images.shape[1:])
-        return ScoredSet(found.to(torch.float64), self.scores, of_set, shape, dtype=found.dtype)
+        scores, dtype = self._returned(images, of_set)
+        _check_different(scores, self.name, dtype)
+        return ScoredSet(scores, self.scores, of_set, tuple(images.shape[1:]), dtype=dtype)
 
     def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Rewards [n] float64 on the images' device; ValueError as above, except for equal rewards."""
-        return self._returned(images, labels).to(torch.float64)
+        return self._returned(images, labels)[0]
 
     @torch.no_grad()
-    def _returned(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """What the function returns [n] in its own dtype, checked."""
+    def _returned(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, torch.dtype]:
+        """What the function returns [n], checked, as float64, and the dtype that it was computed in."""
         version = images._version
         try:
             returned = self.function(images, labels)
@@ -170,4 +169,4 @@ class CallableReward:
                 f"reward {self.name} returned NaN or infinity for {len(bad)} of {len(images)} images, first image "
                 f"{bad[0].item()}; return finite numbers"
             )
-        return scores
+        return scores.to(torch.float64), computed_in(returned, found)

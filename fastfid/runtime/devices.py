@@ -131,7 +131,8 @@ def as_tensor(value: Any, name: str = "an argument", meta: bool = False) -> Tens
     Device arrays come by DLPack, which makes torch's stream wait for the one that computes them;
     `__cuda_array_interface__`, by which torch takes those that have nothing else, does not.  An array is copied where
     torch has no such tensor: of another byte order than the machine's, read backwards, or of strides that are no
-    multiple of its items.  float8 becomes float32, long doubles float64.
+    multiple of its items.  float8 becomes float32, long doubles float64; Python's own floats are
+    float64, in lists as well.
 
     ValueError, in one sentence with `name`, for a sparse tensor, for one on the device meta unless `meta` allows it,
     and for what is no array of numbers.
@@ -159,7 +160,19 @@ def _as_tensor(value: Any, name: str) -> Tensor:
     device_array = hasattr(value, "__cuda_array_interface__")
     if hasattr(value, "__dlpack__") and (device_array or not hasattr(value, "__array__")):
         return torch.utils.dlpack.from_dlpack(value)
-    return torch.as_tensor(value)
+    try:
+        x = torch.as_tensor(value)
+    except ValueError as ragged:  # rows of several lengths, of which the message does not name the argument
+        raise TypeError(first_line(ragged)) from None
+    # torch takes Python's floats for its default type, float32, which keeps seven of their sixteen digits
+    return torch.as_tensor(value, dtype=torch.float64) if x.is_floating_point() and _holds_floats(value) else x
+
+
+def _holds_floats(value: Any) -> bool:
+    """Whether this is a number of Python, or a list that begins with one; those of NumPy and torch have their type."""
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return isinstance(value, int | float)
 
 
 def _as_torch_has_it(array: np.ndarray) -> bool:

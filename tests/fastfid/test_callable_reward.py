@@ -53,6 +53,17 @@ def test_lists_arrays_and_integers_are_rewards():
         assert prepared.scores.dtype == torch.float64 and prepared.scores.tolist() == list(range(20))
 
 
+def test_floats_of_a_list_keep_their_digits_and_may_have_been_float32():
+    """tolist() tells no type, so equal images are recognised as those of float32 are."""
+    exact = [1 / 3 + i / 7 for i in range(20)]
+    prepared = CallableReward(lambda x, y: exact[: len(x)], "exact").prepare(IMAGES)
+    assert prepared.scores.tolist() == exact
+    single = CallableReward(lambda x, y: torch.tensor(exact).tolist(), "single").prepare(IMAGES)
+    assert prepared.rounding == pytest.approx(single.rounding) and single.rounding > 1e-8
+    with pytest.raises(ValueError, match="gives all 20 images the same reward"):
+        CallableReward(lambda x, y: [1 / 3, *[1 / 3 * (1 + 1e-7)] * 19], "equal").prepare(IMAGES)
+
+
 def test_scores_from_elsewhere_are_a_reward():
     scores = brightness(IMAGES, LABELS)
     expected = CallableReward(brightness, "brightness").prepare(IMAGES, LABELS)

@@ -61,6 +61,7 @@ LAYOUTS = {
     "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
     "long double": lambda x: x.astype(np.longdouble) if x.dtype.kind == "f" else x,
     "without masked values": np.ma.masked_invalid,
+    "lists": lambda x: x.tolist(),
     "read-only": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
     "negated when read": lambda x: torch.complex(torch.zeros(x.shape).double(), -torch.tensor(x).double()).conj().imag,
 }
@@ -136,7 +137,7 @@ ARGUMENTS = {
 
 def values_of(given, dtype):
     """A copy of the values in rows."""
-    return torch.tensor(np.array(given, dtype)) if isinstance(given, np.ndarray) else given.clone()
+    return given.clone() if isinstance(given, torch.Tensor) else torch.tensor(np.array(given, dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
