@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -38,24 +40,34 @@ def load_config(path: Path) -> Config:
 
 def texts_in(path: Path) -> dict[str, str]:
     """The fields of a file of --config that are texts, by name; ValueError if the file cannot be read."""
-    values = read_yaml(path, CONFIG_BYTES, "correct --config")
+    values = _given(path)
     return {k: v for k, v in values.items() if isinstance(v, str)} if isinstance(values, dict) else {}
 
 
 def with_file(default: Config, path: Path) -> Config:
     """`default` with the fields of a file of --config; ValueError, in one sentence, as `with_plain_values`."""
-    values = read_yaml(path, CONFIG_BYTES, "correct --config")
-    try:
+    values = _given(path)
+    with _named(path):
         return with_plain_values(default, values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"--config {path}: {error}") from None
 
 
 def values_in(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
     """The fields of a file of --config whose types are `hints`, by name; ValueError, in one sentence, otherwise."""
-    values = read_yaml(path, CONFIG_BYTES, "correct --config")
-    try:
+    values = _given(path)
+    with _named(path):
         return _converted(values, hints)
+
+
+def _given(path: Path) -> Any:
+    """The plain value of a file of --config."""
+    return read_yaml(path, CONFIG_BYTES, "correct --config")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Inside the block, an error about the fields of a file of --config names the file."""
+    try:
+        yield
     except (ValueError, TypeError) as error:
         raise ValueError(f"--config {path}: {error}") from None
 

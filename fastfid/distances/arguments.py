@@ -20,8 +20,18 @@ def check_kid(subsets: int, subset_size: int, degree: int, gamma: float | None, 
     """ValueError for an argument of `kid` that no features suit."""
     check_whole("subsets", subsets, 1, "an average needs at least 1 subset")
     check_whole("subset_size", subset_size, 2, "an unbiased estimate needs at least 2 rows")
-    check_whole("seed", seed, 0, f"NumPy's generators take whole numbers from 0 to {MOST_SEED}", MOST_SEED)
+    check_seed(seed)
     check_polynomial(degree, gamma, coef)
+
+
+def check_seed(seed: int) -> None:
+    """ValueError unless NumPy's generators take `seed`."""
+    check_whole("seed", seed, 0, f"NumPy's generators take whole numbers from 0 to {MOST_SEED}", MOST_SEED)
+
+
+def check_torch_seed(seed: int) -> None:
+    """ValueError unless torch's generators take `seed`."""
+    check_whole("seed", seed, 0, "torch's generators take whole numbers from 0 to 2^63 − 1", 2**63 - 1)
 
 
 def check_polynomial(degree: int, gamma: float | None, coef: float) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastfid.distances.arguments import check_whole
+from fastfid.distances.arguments import check_torch_seed, check_whole
 from fastfid.distances.rows import BLOCK_ROWS, blocks, checked_pair, mean_row
 
 DIRECTIONS = 1000  # of the paper
@@ -103,6 +103,7 @@ class SortedReal:
 
     def __init__(self, real: Tensor, directions: int = DIRECTIONS, seed: int = 0):
         check_whole("directions", directions, 1, "a mean over directions needs at least 1")
+        check_torch_seed(seed)
         self.centre, self.dim = mean_row(real), real.shape[1]
         self.directions = orthogonal_directions(directions, self.dim, seed).to(real.device)
         self._sorted = project(real, self.centre, self.directions).sort(dim=1).values

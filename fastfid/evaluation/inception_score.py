@@ -17,14 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfid.distances.class_scores import ClassProbabilities
+from fastfid.distances.arguments import check_seed
+from fastfid.distances.class_scores import ClassProbabilities, depends_on_order, order_warning
 from fastfid.evaluation.intervals import jackknife_variance, normal_interval
 from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.results import Details, Score
-
-# The order of the images matters if it changes the mean score by more than both of these: 3 standard deviations over
-# the parts (another permutation changes the mean by less than one), and 1% of the score.
-ORDER_SPREADS, ORDER_PART = 3, 0.01
 
 
 def classifier_score(pair: Pair) -> Score | str:
@@ -59,6 +56,8 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
     """
     if not isinstance(splits, Integral) or not 1 <= splits <= len(logits):
         raise ValueError(f"splits is {splits} for {len(logits)} rows; it must be from 1 to their number")
+    if seed is not None:
+        check_seed(seed)
     bounds = _equal_parts(len(logits), splits)
     mean, std = _mean_and_deviation(_parts(logits, bounds, seed))
     if seed is None and (mixed := _score_in_mixed_order(logits, bounds, mean)) is not None:
@@ -66,20 +65,12 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
     return mean, std
 
 
-def order_warning(label: str, score: float, mixed: float) -> str:
-    """A warning that the order of the images changes the score of their splits."""
-    return (
-        f"{label} is {score:.4g} in the order of the images and {mixed:.4g} in mixed order: the splits differ, as for "
-        "images sorted by class; mix the images"
-    )
-
-
 def _score_in_mixed_order(logits: Tensor, bounds: Sequence[int], score: float, seed: int = 2020) -> float | None:
     """The mean score of the same parts of permuted rows; None if `score` differs from it by chance only."""
     if len(bounds) < 3:  # one part has no order
         return None
     mixed, spread = _mean_and_deviation(_parts(logits, bounds, seed))
-    return mixed if abs(score - mixed) > max(ORDER_SPREADS * spread, ORDER_PART * mixed) else None
+    return mixed if depends_on_order(score, mixed, spread) else None
 
 
 def _equal_parts(n: int, parts: int) -> list[int]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tqdm import tqdm
 
+from fastfid.distances.class_scores import order_warning
 from fastfid.evaluation.classes_and_outliers import missing_outliers
 from fastfid.evaluation.frechet_scores import fd_infinity_score, fd_score, sfid_score
-from fastfid.evaluation.inception_score import classifier_score, order_warning
+from fastfid.evaluation.inception_score import classifier_score
 from fastfid.evaluation.kernel_scores import cmmd_score, kid_score, mmd_score
 from fastfid.evaluation.neighbour_scores import coverage_score, density_score, precision_score, recall_score
 from fastfid.evaluation.pair import Pair

@@ -38,7 +38,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastfid.distances.arguments import check_choice, check_flag, check_kid, check_neighbour, check_whole
+from fastfid.distances.arguments import (
+    check_choice,
+    check_flag,
+    check_kid,
+    check_neighbour,
+    check_torch_seed,
+    check_whole,
+)
 from fastfid.distances.frechet import frechet_distance
 from fastfid.distances.kid_mmd import kid
 from fastfid.distances.moments import FeatureMoments
@@ -333,6 +340,7 @@ class SlicedWasserstein(Metric[RowsSide]):
 
     def __init__(self, feature: Feature = None, directions: int = DIRECTIONS, *, seed: int = 0, **options: Any) -> None:
         check_whole("directions", directions, 1, "a mean over directions needs at least 1")
+        check_torch_seed(seed)
         super().__init__(feature, **options)
         self.directions, self.seed = directions, seed
 

@@ -25,7 +25,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastfid.distances.arguments import check_whole
+from fastfid.distances.arguments import check_torch_seed, check_whole
 from fastfid.distances.rows import blocks, mean_row
 from fastfid.distances.sliced_wasserstein import (
     CHUNK,
@@ -51,7 +51,7 @@ class SlicedWassersteinReward:
 
     def __init__(self, real: object, *, directions: int = DIRECTIONS, seed: int = 0, name: str = "sliced_wasserstein"):
         check_whole("directions", directions, 1, "a mean over directions needs at least 1")
-        check_whole("seed", seed, 0, "torch's generators take whole numbers from 0 to 2^63 − 1", 2**63 - 1)
+        check_torch_seed(seed)
         self.name, self.real = name, checked_real(real)
         self.centre = mean_row(self.real)
         self.directions = orthogonal_directions(directions, self.real.shape[1], seed).to(self.real.device)

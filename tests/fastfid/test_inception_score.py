@@ -23,6 +23,7 @@ from fastfid.evaluation.pair import Pair
 from fastfid.evaluation.scores import compute
 from fastfid.evaluation.settings import Settings
 from fastfid.evaluation.sides import SideInNetwork
+from fastfid.metrics.inception_score import InceptionScore
 from fastfid.protocols import protocol_named
 from tests.support.repeated_draws import held, lower_limit, rows
 from tests.support.small_network import features
@@ -100,6 +101,20 @@ def test_images_sorted_by_class_are_said():
             order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
             inception_score(logits[order], 10, None)
         inception_score(mixed, 4, None), inception_score(logits, 1, None), inception_score(logits, 4)
+
+
+def test_the_metric_says_that_images_are_sorted():
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(8 * np.eye(10)[np.repeat(np.arange(10), 30)] + rng.normal(size=(300, 10)))
+    metric = InceptionScore(None, seed=None)
+    metric.update(logits)
+    with pytest.warns(UserWarning, match="the score is .* in the order of the images and .* in mixed order"):
+        metric.compute()
+    mixed = InceptionScore(None, seed=None)
+    mixed.update(logits[torch.from_numpy(rng.permutation(300))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixed.compute()
 
 
 def test_an_evaluation_says_that_images_are_sorted():

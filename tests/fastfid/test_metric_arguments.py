@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from fastfid import kid, mmd, prdc, precision_recall
+from fastfid.metrics.inception_score import InceptionScore
+from fastfid.metrics.memorization import MemorizationInformedFrechetInceptionDistance as MiFID
 from fastfid.metrics.metrics import (
     FrechetDistance,
     FrechetInceptionDistance,
     KernelInceptionDistance,
     PrecisionRecall,
+    SlicedWasserstein,
 )
 from tests.support.given_features import filled, rows
 
@@ -48,6 +51,11 @@ KID_UNFIT = [
 METRIC_UNFIT = [
     *((KernelInceptionDistance, unfit) for unfit in KID_UNFIT),
     *((PrecisionRecall, {"nearest_k": k}) for k in (0, -1, 2.5, "3", True, None)),
+    *((InceptionScore, {"splits": splits}) for splits in (0, -1, 2.5, True, None)),
+    *((InceptionScore, {"seed": seed}) for seed in (-1, 2**32, 1.5, True)),
+    *((SlicedWasserstein, {"directions": count}) for count in (0, -1, 2.5, True, None)),
+    *((SlicedWasserstein, {"seed": seed}) for seed in (-1, 1.5, None)),
+    *((MiFID, {"cosine_distance_eps": part}) for part in (0.0, -0.1, 1.5, float("nan"), "1", None)),
     *((PrecisionRecall, {"distances": name}) for name in ("half", None)),
     *(
         (kind, {flag: value})

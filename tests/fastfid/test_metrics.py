@@ -16,11 +16,15 @@ import fastfid.features.inception
 from fastfid import FeatureExtractor, FeatureMoments, frechet_distance, kid, precision_recall
 from fastfid.features.extractor import evaluation_mode
 from fastfid.metrics.inception_layer import InceptionLayer
+from fastfid.metrics.inception_score import InceptionScore
+from fastfid.metrics.memorization import MemorizationInformedFrechetInceptionDistance as MiFID
 from fastfid.metrics.metrics import (
     FrechetDistance,
     FrechetInceptionDistance,
     KernelInceptionDistance,
+    Metric,
     PrecisionRecall,
+    SlicedWasserstein,
 )
 from tests.support.given_features import D, Given, filled, rows
 
@@ -118,6 +122,9 @@ MODULE_METRICS = {
     "fd": FrechetDistance,
     "kid": lambda network: KernelInceptionDistance(network, subsets=3, subset_size=20),
     "pr": PrecisionRecall,
+    "sliced": lambda network: SlicedWasserstein(network, 30),
+    "mifid": MiFID,
+    "is": lambda network: InceptionScore(network, splits=2),
     "extractor": lambda network: FrechetDistance(FeatureExtractor.from_module(network, D)),
 }
 
@@ -148,7 +155,8 @@ def test_networks_compute_in_evaluation_mode(name):
         modes = [part.training for part in network.modules()]
         for images, is_real in ((real, True), (fake, False)):
             for batch in images.split(size):
-                metric.update(batch, real=is_real)
+                if not (is_real and name == "is"):  # which has no real side
+                    metric.update(batch, real=is_real)
         assert modes == [part.training for part in network.modules()]
         values = metric.compute()
         values = values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else [values]
@@ -161,18 +169,26 @@ def test_networks_compute_in_evaluation_mode(name):
 
 
 def expected_of(name, network, real, fake):
-    """The metric's first number from features of the network in evaluation mode."""
+    """The metric's first number of features of the network in evaluation mode."""
     modes = {part: part.training for part in network.modules()}
     with torch.no_grad():
         x, y = network.eval()(real), network(fake)
     for part, mode in modes.items():
         part.training = mode
-    if name == "kid":
-        return torch.tensor(kid(x, y, 3, 20).mean, dtype=torch.float64)
-    if name == "pr":
-        return torch.tensor(precision_recall(x, y)["precision"], dtype=torch.float64)
-    moments = [FeatureMoments.from_features(features) for features in (x, y)]
-    return torch.tensor(frechet_distance(*moments), dtype=torch.float64)
+    metric = MODULE_METRICS[name](None)
+    if name != "is":
+        metric.update(x, real=True)
+    metric.update(y, real=False)
+    value = metric.compute()
+    return next(iter(value.values())) if isinstance(value, dict) else value[0] if isinstance(value, tuple) else value
+
+
+def test_every_metric_is_tried_with_a_module():
+    kinds = {type(MODULE_METRICS[name](None)) for name in MODULE_METRICS if name != "extractor"}
+    below = [*Metric.__subclasses__()]
+    for kind in below:
+        below += kind.__subclasses__()
+    assert kinds == {kind for kind in below if kind.__module__.startswith("fastfid.")}
 
 
 def test_modes_come_back_after_an_error_and_to_owners_of_methods():
