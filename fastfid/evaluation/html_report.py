@@ -54,7 +54,7 @@ OUTLIERS = {
 def write_report(result: EvaluationResult, path: str | Path) -> Path:
     """Write the report of `result` to `path`, whole or not at all, and return the path."""
     page = report_html(result)
-    write_atomically(path, lambda file: file.write(page.encode()))
+    write_atomically(path, lambda file: file.write(page.encode("utf-8", "backslashreplace")))  # names of files
     return Path(path)
 
 

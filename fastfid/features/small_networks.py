@@ -20,6 +20,7 @@ from fastfid.features.preparation import HALF_RANGE
 from fastfid.runtime.errors import one_line
 from fastfid.runtime.hashes import file_sha256
 from fastfid.runtime.input_files import reading
+from fastfid.runtime.tensor_files import read_tensors
 
 SMALL = "small:"  # prefix of a name whose rest is a file
 FORMAT = "fastfid.small/1"  # in the metadata; the number grows when a key changes its meaning
@@ -105,16 +106,13 @@ class SmallNet(nn.Module):
 
 def load_small_net(path: str | Path) -> SmallNet:
     """A trained SmallNet in evaluation mode, frozen; FileNotFoundError or ValueError for any other file."""
-    from safetensors import safe_open
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; train small networks by `python -m sit_rl.pretrain features --images FOLDER`"
         )
     with reading(path, "train it again", "as a small network"):
-        with safe_open(path, "pt") as file:
-            state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        state, metadata = read_tensors(path)
         try:
             net = SmallNet(SmallNetConfig.from_metadata(metadata))
             net.load_state_dict(state)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.hashes import file_sha256
 from fastfid.runtime.input_files import reading
+from fastfid.runtime.tensor_files import read_tensors
 from fastfid.runtime.torch_file_checks import check_tensors, check_torch_file
 
 
@@ -31,14 +32,12 @@ def unfit_weights(weights: str | Path, kind: str, error: Exception) -> ValueErro
 
 def read_state(weights: str | Path) -> dict[str, Tensor]:
     """Tensors by name from .safetensors or a torch file; no code of the file runs."""
-    from safetensors.torch import load_file
-
     path = Path(weights)
     if not path.exists():
         raise FileNotFoundError(f"no weights file at {path}; pass the path of the downloaded weights")
     with reading(path, "download it again", how="by torch"):
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
+            return read_tensors(path)[0]
         check_torch_file(path)
         state = dict(torch.load(path, map_location="cpu", weights_only=True))
         check_tensors(path, (x for x in state.values() if isinstance(x, Tensor)))

@@ -22,7 +22,7 @@ def sha256(parts: Iterable[bytes | memoryview | str | Tensor]) -> str:
         if isinstance(part, Tensor):
             digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
-            digest.update(part.encode() if isinstance(part, str) else part)
+            digest.update(part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part)  # names of files
     return digest.hexdigest()
 
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import zipfile
 from pathlib import Path
 from typing import IO, BinaryIO
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 
 from fastfid.runtime.atomic_files import write_atomically
-from fastfid.runtime.hashes import READ_BYTES, sha256
+from fastfid.runtime.hashes import sha256
 from fastfid.runtime.input_files import json_of, reading
+from fastfid.runtime.tensor_files import HEADER_BYTES, NO_SUM, SUM, read_tensors, with_sum
 
 # First bytes of a zip file (PKWARE's APPNOTE, local file header). Files of torch ≥ 1.6 are zip files.
 ZIP_START = b"PK\x03\x04"
 # First bytes of a Git LFS pointer, which stands for a file that was not fetched (git-lfs, docs/spec.md).
 LFS_START = b"version https://git-lfs"
-# A safetensors file begins with the length of its JSON header. Its reader accepts headers up to 100 MB.
-HEADER_BYTES, LONGEST_HEADER = 8, 100_000_000
-# Entry of the metadata: SHA-256 of the whole file with zeros in place of the entry's 64 digits.
-SUM = "sit_rl_sha256"
-NO_SUM = "0" * 64
+LONGEST_HEADER = 100_000_000  # bytes of a header of safetensors that its reader accepts
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -54,33 +49,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     """All tensors, mapped, and the metadata; ValueError, with a diagnosis, for any other file and for a damaged one."""
     with reading(path, "download or copy it again", "as safetensors"):
         try:
-            with safe_open(path, "pt") as file:
-                tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            return read_tensors(path)
         except Exception:  # safetensors raises its own type, which has no public name in older releases
             told = damage(path)
             if told is None:
                 raise
             raise ValueError(told) from None
-    if SUM in metadata and _sum_of(path, metadata[SUM]) != metadata[SUM]:
-        raise ValueError(
-            f"{path} is damaged, or another program has changed it: its SHA-256 is not the one in its metadata; copy "
-            f"or make it again, or save it without the metadata entry {SUM}"
-        )
-    return tensors, {key: value for key, value in metadata.items() if key != SUM}
-
-
-def with_sum(head: bytes, before: str, after: str) -> bytes:
-    """The first bytes of a file, up to the end of its header, with another hash in the metadata."""
-    entry = '"' + SUM + '":"{}"'
-    return head.replace(entry.format(before).encode(), entry.format(after).encode())
-
-
-def _sum_of(path: Path, stated: str) -> str:
-    """The hash of a file as its metadata should state it; `stated` is what they do state."""
-    with open(path, "rb") as file:
-        length = file.read(HEADER_BYTES)
-        head = with_sum(length + file.read(int.from_bytes(length, "little")), stated, NO_SUM)
-        return sha256(itertools.chain([head], iter(lambda: file.read(READ_BYTES), b"")))
 
 
 def damage(path: Path) -> str | None:

@@ -1,6 +1,7 @@
 """eval, diff, stats and convert: what they print and write, and one sentence for bad input."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -260,6 +261,25 @@ def test_names_of_files_do_not_command_the_terminal(tmp_path, capsys):
     for _, out, err in printed:
         assert all(c.isprintable() or c in "\n\t" for c in out + err)
     assert "\\x1b]0;owned\\x07\\x9b31m\\u202e" in printed[1][2]
+
+
+def test_names_of_files_that_are_not_utf8_lose_nothing(tmp_path, capsys):
+    """Linux names files by bytes; they are told as escapes, in the report as well."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for i, image in enumerate(pixels(30, 1)):
+        Image.fromarray(image).save(folder / os.fsdecode(b"caf\xe9 %02d.png" % i))
+    (folder / os.fsdecode(b"zz \xe9.png")).write_bytes(b"damaged")
+    (folder / os.fsdecode(b"notes.\xe9")).write_bytes(b"")
+    options = ("--skip-corrupt", "--no-cache", "--network", "fashion-a", "--metrics", "fd,outliers")
+    status, out, _ = run(capsys, "eval", folder, folder, *options, "--html", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert status == 0 and "caf\\udce9 0" in out and "caf\\udce9 0" in page and "zz \\udce9.png" in page
+    status, out, _ = run(capsys, "eval", folder, folder, *options, "--json")
+    assert status == 0 and json.loads(out)["outliers"]
+    assert run(capsys, "stats", folder, tmp_path / os.fsdecode(b"\xe9.npz"), *options[:4])[0] == 0
+    status, out, _ = run(capsys, "info", tmp_path / os.fsdecode(b"\xe9.npz"))
+    assert status == 0 and "zz \\udce9.png" in out
 
 
 def test_a_count_below_0_is_refused(sets, capsys):

@@ -15,7 +15,7 @@ from tests.support.own_pictures import class_folders
 
 ROOT = Path(__file__).parents[2]
 # Texts without names of files: help, and the end of a rank; the embedded assets are made by developers.
-PLAIN = {"cli.py", "command_line.py", "ranks/process_group.py", "pretraining/embedded.py"}
+PLAIN = {"cli.py", "command_line.py", "ranks/process_group.py", "ranks/preemption.py", "pretraining/embedded.py"}
 HOSTILE = "\x1b]0;owned\x07\x9b31m\u202e"
 
 

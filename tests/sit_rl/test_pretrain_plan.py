@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastfid import feature_extractor
-from fastfid.features.small_networks import SmallNet, SmallNetConfig
+from fastfid.features.small_networks import SmallNet, SmallNetConfig, load_small_net
+from fastfid.features.weight_files import read_state
 from sit_rl.components.image_sets import ImageSet
 from sit_rl.files.tensor_files import write_safetensors
 from sit_rl.pretraining import networks
@@ -108,6 +109,23 @@ def test_a_small_network_comes_back_from_its_file(tmp_path):
     assert not torch.allclose(swapped, expected, atol=1e-3)  # it sees colour
     assert found(images[:, :1]).shape == (4, 5) and found(torch.nn.functional.pad(images, (2, 2, 2, 2))).shape == (4, 5)
     assert found.name == "small:a" and "16x16" in found.preprocessing
+
+
+def test_a_damaged_small_network_is_refused(tmp_path):
+    """Another bit of its weights would give other features without a word."""
+    config = SmallNetConfig(channels=1, side=8, widths=(4, 4), dim=3, outputs=2)
+    path = tmp_path / "a.safetensors"
+    tensors = {key: value.contiguous() for key, value in SmallNet(config).state_dict().items()}
+    write_safetensors(path, tensors, config.to_metadata())
+    good = path.read_bytes()
+    start = 8 + int.from_bytes(good[:8], "little")
+    for i in range(start, len(good), 41):
+        path.write_bytes(good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :])
+        for read in (load_small_net, read_state):
+            with pytest.raises(ValueError, match="a.safetensors is damaged, or another program has changed it"):
+                read(path)
+    path.write_bytes(good)
+    assert set(read_state(path)) == set(tensors) == set(load_small_net(path).state_dict())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from sit_rl.config import Config, resolve
+from sit_rl.files.lock import held
 from sit_rl.study import __main__ as study_command
 from sit_rl.study import jobs as study_jobs
 from sit_rl.study import one_run
@@ -239,6 +241,17 @@ def test_a_folder_of_another_study_is_refused(tmp_path, capsys, pretended):
     assert (
         "a-24-steps-seed-0 holds a run with another --lr; choose another --out, or delete it" in capsys.readouterr().err
     )
+
+
+def test_two_studies_in_one_folder_are_one(tmp_path, capsys, pretended):
+    """The second command changes nothing, and names the first."""
+    words = write_study(tmp_path, rows={"a": {"lr": 0.1}})
+    out = tmp_path / "out"
+    out.mkdir()
+    with held(out / study_command.LOCK, "--out", out), pytest.raises(SystemExit) as ended:
+        study_command.main([words[0], "--out", str(out)])
+    assert ended.value.code == 2 and f"is in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert list(out.iterdir()) == []
 
 
 def test_a_tiny_study_from_end_to_end(tmp_path, capsys, command, monkeypatch):
