@@ -25,6 +25,7 @@ from sit_rl.models.loading import load_model
 from sit_rl.models.merging import Members, MergePolicy, simplex_grid
 from sit_rl.models.sit import SiT
 from sit_rl.ranks.process_group import world_size
+from sit_rl.reward.advantages import CONSTANT, equal, standard_scores
 from sit_rl.rollout import Pieces, Rollout
 from sit_rl.sampling.guidance import Model
 from sit_rl.sampling.random_streams import Stream, sample_normal
@@ -81,8 +82,8 @@ class Merging(Estimator):
                 each.searched[1].index_add_(0, points, torch.ones(len(points), device=policy.device))
             return torch.zeros_like(advantage)
         mean = advantage.view(-1, size).mean(1)
-        spread = mean.std() if len(mean) > 1 else mean.new_zeros(())
-        scaled = (mean - mean.mean()) / spread if spread > 0 else torch.zeros_like(mean)
+        same = equal(mean, CONSTANT * float(advantage.abs().max()))  # a mean of values that cancel has their rounding
+        scaled = torch.zeros_like(mean) if same else standard_scores(mean)
         return scaled.repeat_interleave(size)
 
     def minibatches(self, kept: torch.Tensor, step: int) -> Iterator[list[int]]:

@@ -63,6 +63,18 @@ def test_the_policy_learns_the_coefficients_that_the_reward_wants(models):
     assert distance < 0.4 * (torch.full((3,), 1 / 3) - WANTED).norm()
 
 
+def test_subsets_of_equal_rewards_get_nothing(models):
+    """Their means differ by rounding, which would otherwise count as much as any difference."""
+    learner, estimator = learner_of(models)
+    for same in (torch.tensor([0.1, 0.2]), torch.tensor([1.3, -1.3]), torch.tensor([0.1, -0.1]) * 1e6):
+        advantage = same.double().repeat(SUBSETS) * (1 + 1e-15 * torch.arange(2.0 * SUBSETS, dtype=torch.float64))
+        assert advantage.view(-1, SIZE).mean(1).unique().numel() > 1
+        assert not estimator.credit(learner, advantage, advantage.new_zeros(SUBSETS), 0).any()
+    one_better = torch.tensor([1.3, -1.3]).double().repeat(SUBSETS)
+    one_better[0] += 1e-6
+    assert estimator.credit(learner, one_better, one_better.new_zeros(SUBSETS), 0)[0] > 1
+
+
 def test_the_grid_takes_its_best_point(models):
     learner, estimator = learner_of(models, "grid", steps=3, reference="refresh", refresh_every=3)
     grid = torch.softmax(simplex_grid(3, 3 * SUBSETS), 1)

@@ -54,6 +54,18 @@ def test_mixed_sizes_become_squares_by_the_crop_that_was_asked_for(tmp_path):
     assert squeezed[0, 0, 0] < 60 and squeezed[0, 0, 1] > 140
 
 
+def test_images_of_several_frames_are_said(tmp_path, capsys):
+    for i in range(2):
+        frames = [Image.fromarray(drawing(i)), Image.fromarray(drawing(i + 2))]
+        buffer = io.BytesIO()
+        frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:])
+        write(tmp_path, {f"{i}.tif": buffer.getvalue(), f"{i}.png": encoded(drawing(i))})
+    prepare(open_source("--images", tmp_path), 16, "centre")
+    assert (
+        f"note: of 2 images with several frames in {tmp_path} the first frame is read: 0.tif" in capsys.readouterr().out
+    )
+
+
 def test_a_line_of_pixels_is_not_padded_to_gigabytes(tmp_path):
     """A PNG of some hundred bytes; its square would have 400 million pixels."""
     Image.new("RGB", (20_000, 1), (9, 9, 9)).save(tmp_path / "line.png")
