@@ -13,6 +13,6 @@ def say(text: str) -> None:
 
     Names of files may have them.
     """
-    if is_main():
+    if is_main() and sys.stdout is not None:  # None: Python's value for a closed descriptor
         tqdm.write(printable(text))
         sys.stdout.flush()

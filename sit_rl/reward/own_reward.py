@@ -26,6 +26,7 @@ from fastfid.features.own_network import depends_on_batch
 from fastfid.images.source import ImageSource
 from fastfid.rewards.checked_reward import CheckedReward, CheckedSet
 from fastfid.rewards.per_image import ScoreReward
+from fastfid.runtime.devices import as_tensor
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.imported_objects import load_object, source_sha256
 from fastfid.statistics.peer_files import holds_statistics
@@ -140,7 +141,7 @@ class _Pixels:
 def features_of(owner: Any, name: str, images: torch.Tensor, width: int | None = None) -> torch.Tensor:
     """What a set reward's `features` returns for images [n, c, h, w], checked: finite, [n, width]."""
     try:
-        found = torch.as_tensor(owner.features(images)).detach()
+        found = as_tensor(owner.features(images), "the result").detach()
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
