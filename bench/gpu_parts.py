@@ -185,6 +185,8 @@ def prepare(sizes: Sizes) -> Iterator[Values]:
     calls: dict[str, Callable[[], object]] = {
         "prepare": lambda: SwapEngine(p.real, p.reference),
         "prepare and first score": lambda: SwapEngine(p.real, p.reference).score(p.removed, p.added),
+        "prepare, eigh on the host": lambda: SwapEngine(p.real, p.reference, eigensolver="host"),
+        "prepare with its weight plans": lambda: SwapEngine(p.real, p.reference).ready_for(M, 1),
         "eigh in float64": lambda: torch.linalg.eigh(cov),
     }
     for name, seconds in medians(calls, rounds=2).items():

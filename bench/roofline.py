@@ -50,6 +50,9 @@ GRAM_TILE, MOMENT_TILE = 128, 64
 # next that a stream needs for kernels without work, 2 to 4 µs on current GPUs (assumed, not measured here).
 LAUNCHES, LAUNCH = 64, 3e-6
 
+# The same of all scores of a trainer's step: subsets, single swaps, rows left out.
+STEP_LAUNCHES = 224
+
 
 class Plan(NamedTuple):
     """Nodes Q, functions F, and weighted positions: Σ over functions of the length of their slice."""

@@ -5,7 +5,7 @@
 
 A step generates images, decodes them, extracts features, scores swaps, and updates the generator.  The first three and
 the update are divided among the GPUs.  The reward is not: every rank needs all scores, so each computes them from the
-gathered features, and the eigendecomposition of the rolling reference is one matrix on one GPU.  So its part of a step
+gathered features, and the preparation of the rolling reference is one matrix on one GPU.  So its part of a step
 grows with the number of GPUs, and at some number it reaches 5%.
 
     rollout, update     counted flops / (GPUs · peak · UTILISATION) of sit_rl.runs.gpu_plan
@@ -13,7 +13,7 @@ grows with the number of GPUs, and at some number it reaches 5%.
                         (GPUs − 1)/GPUs of them pass each GPU's link
     features            one gather of the step's float32 features
     swaps               bench.roofline's bound of a score, per candidate, times SLOWER
-    eigendecomposition  EIGH_SECONDS of float64 at d = 2048, beside the update where that takes longer
+    prepare             EIGH_SECONDS and PLAN_SECONDS, less the update and the rollout that they run beside
 
 Everything that is assumed has its source below.  Nothing here has run on a GPU.
 """
@@ -44,6 +44,9 @@ NVLINK, NETWORK, PER_MACHINE = 450e9, 50e9, 8
 # A float64 eigendecomposition of order 2048 on a current GPU: 0.2 to 0.5 s are reported for cuSOLVER; unmeasured here.
 EIGH_SECONDS = 0.35
 
+# The weight plan of that reference on a core of the host, measured at d = 2048.
+PLAN_SECONDS = 0.1
+
 # How much slower than the sum of its bounds a score is taken: between 1.5 and 2 is usual for chains of small kernels.
 SLOWER = 2.0
 
@@ -58,7 +61,7 @@ class Step(NamedTuple):
     weights      gathers and sums of FSDP, not overlapped
     features     the gather of features
     swaps        scores of all candidates, on every GPU
-    eigen        what the eigendecomposition adds beyond the update it runs beside
+    prepare      what eigendecomposition and weight plan add beyond the update and the rollout that they run beside
     """
 
     gpus: int
@@ -66,17 +69,17 @@ class Step(NamedTuple):
     weights: float
     features: float
     swaps: float
-    eigen: float
+    prepare: float
 
     @property
     def whole(self) -> float:
         """Seconds of the step."""
-        return self.divided + self.weights + self.features + self.swaps + self.eigen
+        return self.divided + self.weights + self.features + self.swaps + self.prepare
 
     @property
     def reward_part(self) -> float:
-        """The part of the step that the reward takes: features' gather, swaps, eigendecomposition."""
-        return (self.features + self.swaps + self.eigen) / self.whole
+        """The part of the step that the reward takes: features' gather, swaps, preparation."""
+        return (self.features + self.swaps + self.prepare) / self.whole
 
 
 @cache
@@ -91,16 +94,16 @@ def step_on(gpus: int, gpu: str = "H100") -> Step:
     config, phases, parameters = counted()
     peak = PEAKS[gpu]["bf16"] * UTILISATION
     update = phases["update"] / config.steps / peak / gpus
-    others = sum(phases[name] for name in ("rollout", "refresh")) / config.steps / peak / gpus
+    rollout, refresh = (phases[name] / config.steps / peak / gpus for name in ("rollout", "refresh"))
     swaps = config.reward.images_per_step / roofline.M * _seconds_a_candidate(gpu)
     link = NVLINK if gpus <= PER_MACHINE else NETWORK
     return Step(
         gpus,
-        others + update,
+        rollout + refresh + update,
         _weights_seconds(config, gpus, link, parameters),
         4 * D * config.reward.images_per_step * (gpus - 1) / gpus / link,
         swaps,
-        max(0.0, EIGH_SECONDS - update),
+        max(0.0, EIGH_SECONDS + PLAN_SECONDS - update - rollout),
     )
 
 
@@ -130,12 +133,17 @@ def gpus_at(part: float, gpu: str = "H100") -> int:
 def table(gpu: str = "H100") -> str:
     """A Markdown table of the steps, and the number at which the reward takes 5%."""
     heading = ["GPUs", "generate, features, update", "weights, gradients", "gather features", "swaps"]
-    heading += ["eigendecomposition", "step", "reward"]
+    heading += ["prepare", "step", "reward"]
     lines = [f"| {' | '.join(heading)} |", "|---:|" + 7 * "---:|"]
     for step in (step_on(gpus, gpu) for gpus in COUNTS):
         seconds = " | ".join(_shown(x) for x in (*step[1:], step.whole))
         lines.append(f"| {step.gpus:,} | {seconds} | {100 * step.reward_part:.2g}% |")
-    lines.append(f"\nThe reward takes {PART:.0%} of a step from {gpus_at(PART, gpu):,} GPUs on (computed for {gpu}).")
+    launches = roofline.STEP_LAUNCHES * roofline.LAUNCH
+    lines.append(
+        f"\nThe reward takes {PART:.0%} of a step from {gpus_at(PART, gpu):,} GPUs on (computed for {gpu}). The "
+        f"launches of its kernels, which CUDA graphs would save, take at most {_shown(launches)}: "
+        f"{100 * launches / step_on(COUNTS[-1], gpu).whole:.2g}% of a step on {COUNTS[-1]:,} GPUs."
+    )
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from fastfid.distances.rows import blocks
 from fastfid.swap.engine import SwapEngine
 from fastfid.swap.influence import curvature
 
-OPTIONS = ("tol", "dtype", "backend", "method", "workspace")
+OPTIONS = ("tol", "dtype", "backend", "method", "workspace", "eigensolver")
 ROWS = 1024  # float64 rows of a block: 16 MiB at d = 2048
 
 
@@ -28,7 +28,7 @@ class FrechetReward:
 
     real     `FeatureMoments`, a pair (mean [d], cov [d, d]), or a `RealFactor`
     device   of the sets; None: where the real moments are
-    options  of `SwapEngine`: tol, dtype, backend, method, workspace
+    options  of `SwapEngine`: tol, dtype, backend, method, workspace, eigensolver
     """
 
     def __init__(
@@ -42,6 +42,10 @@ class FrechetReward:
         if unknown:
             raise ValueError(f"{unknown[0]} is no option of SwapEngine; choose from {', '.join(OPTIONS)}")
         self.name, self.real, self.options = name, RealFactor.of(real, device), options
+
+    def with_options(self, **changed: Any) -> FrechetReward:
+        """The same reward with other options of `SwapEngine`."""
+        return FrechetReward(self.real, self.name, **(self.options | changed))
 
     def prepare(self, rows: object, labels: object = None) -> FrechetSet:
         """The set of features [N, d]; labels are not used.  ValueError as in `SwapEngine`."""

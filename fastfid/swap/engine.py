@@ -37,7 +37,7 @@ from fastfid.swap.checks import check_device, check_indices, check_rows, checked
 from fastfid.swap.chunks import HOST_CHUNK, Workbench, changes_of
 from fastfid.swap.device_calls import changes_by_plan, is_deferred
 from fastfid.swap.influence import influence_of
-from fastfid.swap.nodes import NodeSets
+from fastfid.swap.nodes import NodeSets, highest
 from fastfid.swap.options import DEFAULT_TOL, DEFAULT_WORKSPACE, EngineOptions
 from fastfid.swap.phases import PhaseTimer
 from fastfid.swap.prepared_reference import PreparedReference, prepare_reference, replaced_rows
@@ -58,6 +58,7 @@ class SwapEngine:
                         "newton_schulz" or "polar_express" by products alone (errors: linalg/iterative_roots.py)
     workspace           bytes of temporary memory, 256 MiB in host memory and 2 GiB on a device; more candidates are
                         handled in chunks
+    eigensolver         "device": a reference is decomposed where it is; "host": in host memory, and the vectors travel
 
     A reference that has lost a direction the real set has (N ≤ d, constant features) is computed in float64 with a
     shift s of its spectrum, which errs by at most 2√c·max(m_r, m_a)·√s (swap/nodes.py); `report()` returns s.  Results
@@ -75,13 +76,15 @@ class SwapEngine:
         backend: str = "auto",
         method: str = "logdet",
         workspace: int | None = None,
+        eigensolver: str = "device",
     ):
         features = as_tensor(reference_features, "reference_features").detach()
         choice = choose(backend, features.device)
         tol = DEFAULT_TOL.get(dtype, 0.0) if tol is None else tol
         if workspace is None:
             workspace = DEFAULT_WORKSPACE.get(features.device.type, DEFAULT_WORKSPACE["cpu"])
-        self._options = EngineOptions(tol, dtype, method, workspace, backend, cpp=choice.name == "cpp")
+        cpp = choice.name == "cpp"
+        self._options = EngineOptions(tol, dtype, method, workspace, backend, cpp, eigensolver)
         self._real = RealFactor.of(real, features.device)
         if self._real.mean.device != features.device:
             raise ValueError(
@@ -98,9 +101,11 @@ class SwapEngine:
 
     def _prepare(self, features: Tensor) -> None:
         """Make features [N, d] the reference."""
-        timer = PhaseTimer(features.device)
+        timer, options = PhaseTimer(features.device), self._options
         with timer.phase("prepare"), full_float32(features.device):
-            self._prepared = prepare_reference(self._scaled_real, features, self._options.dtype, self._chunk_bytes)
+            self._prepared = prepare_reference(
+                self._scaled_real, features, options.dtype, self._chunk_bytes, options.eigensolver
+            )
         self._nodes = NodeSets(self._prepared, self._options)
         self._report = self._report.then(Report(seconds=timer.seconds))
 
@@ -111,6 +116,20 @@ class SwapEngine:
     @property
     def _chunk_bytes(self) -> int:
         return min(self._options.workspace, HOST_CHUNK)
+
+    def ready_for(self, *removals: int) -> SwapEngine:
+        """Make the nodes and weight plans that the first `change` with so many rows removed would make; the engine.
+
+        For a thread that prepares a reference beside other work: 0.1 s each at d = 2048.  Plans of a singular spectrum
+        depend on the new rows, and are left to the call.
+        """
+        with self._turn:
+            timer = PhaseTimer(self._prepared.device)
+            for m_r in removals:
+                if self._options.method == "logdet" and self._prepared.rank and not self._prepared.is_singular(m_r):
+                    self._nodes.regular(highest(self._prepared.lambda_max, 0.0), m_r, self._options.dtype, timer)
+            self._report = self._report.then(Report(seconds=timer.seconds))
+        return self
 
     # ------------------------------------------------------------------------------------------------ what it holds
 
@@ -260,5 +279,6 @@ class SwapEngine:
             "backend": report.choice.name,
             "backend_why": report.choice.why,
             "workspace": options.workspace,
+            "eigensolver": options.eigensolver,
             "seconds": dict(report.seconds),
         }

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fastfid.linalg.eigensolver import EIGENSOLVERS
+
 METHODS = ("logdet", "eigh", "newton_schulz", "polar_express")
 
 # Chosen so that the error stays below 1e-4 (float32) and 1e-7 (float64) of the standard deviation over candidates.
@@ -18,8 +20,9 @@ DEFAULT_WORKSPACE = {"cpu": 256 << 20, "cuda": 2 << 30}
 class EngineOptions:
     """Settings of one `SwapEngine`, which documents them; ValueError for one that is out of its range.
 
-    backend  as requested: "auto" | "cpp" | "triton" | "torch"
-    cpp      whether the request and the device lead to the compiled extension
+    backend      as requested: "auto" | "cpp" | "triton" | "torch"
+    cpp          whether the request and the device lead to the compiled extension
+    eigensolver  one of EIGENSOLVERS
     """
 
     tol: float
@@ -28,6 +31,7 @@ class EngineOptions:
     workspace: int
     backend: str
     cpp: bool
+    eigensolver: str = "device"
 
     def __post_init__(self) -> None:
         if self.dtype not in DEFAULT_TOL:
@@ -40,6 +44,8 @@ class EngineOptions:
             )
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.eigensolver not in EIGENSOLVERS:
+            raise ValueError(f"eigensolver must be one of {', '.join(EIGENSOLVERS)}, got {self.eigensolver!r}")
         if self.workspace < 1:
             raise ValueError(
                 f"workspace must be a positive number of bytes, got {self.workspace}; "

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fastfid.distances.moments import FeatureMoments
 from fastfid.distances.real_side import PreparedMoments
+from fastfid.linalg.eigensolver import eigh, right_singular
 
 # Λ counts as singular below this share of λ_max: a symmetric eigensolver's absolute error, some 1e-16·λ_max, would then
 # exceed 1e-5 of the eigenvalue.  Such references get a singular value decomposition and float64 throughout.
@@ -99,16 +100,17 @@ class PreparedReference:
 
 @torch.no_grad()
 def prepare_reference(
-    real: PreparedMoments, features: Tensor, dtype: torch.dtype, chunk_bytes: int
+    real: PreparedMoments, features: Tensor, dtype: torch.dtype, chunk_bytes: int, eigensolver: str = "device"
 ) -> PreparedReference:
     """Eigenbasis, projected rows and distance of the reference features [N, d], N ≥ 2 (equation 1).
 
     dtype        torch.float32 or torch.float64, of the projected rows
     chunk_bytes  temporary memory while rows are projected
+    eigensolver  one of EIGENSOLVERS of linalg/eigensolver.py
     """
     moments = FeatureMoments.from_features(features)
     trace, gap = moments.cov.trace().item(), real.mean - moments.mean
-    spectrum, basis, clipped = _eigenbasis(real.root, moments, features)
+    spectrum, basis, clipped = _eigenbasis(real.root, moments, features, eigensolver)
     scale = spectrum.max().item() if spectrum.numel() and spectrum.max() > 0 else 1.0
     spectrum = (spectrum / scale).contiguous()
     lambda_min, lambda_max = (x.item() for x in spectrum.aminmax()) if spectrum.numel() else (0.0, 0.0)
@@ -147,18 +149,20 @@ def require_finite(values: Tensor) -> None:
         )
 
 
-def _eigenbasis(root: Tensor, moments: FeatureMoments, features: Tensor) -> tuple[Tensor, Tensor, int]:
+def _eigenbasis(
+    root: Tensor, moments: FeatureMoments, features: Tensor, eigensolver: str
+) -> tuple[Tensor, Tensor, int]:
     """λ [r] ≥ 0 and U [r, r] of R Σ_g Rᵀ, and how many λ are zero; from the rows themselves where it is singular."""
     if len(features) - 1 >= root.shape[0]:
         product = root @ moments.cov @ root.T
         require_finite(product)
-        spectrum, basis = torch.linalg.eigh(product)
+        spectrum, basis = eigh(product, eigensolver)
         if spectrum.numel() == 0 or spectrum[0] > SINGULAR * spectrum[-1]:
             return spectrum, basis, 0
-    return _singular_basis(features, moments.mean, root.T / math.sqrt(len(features) - 1))
+    return _singular_basis(features, moments.mean, root.T / math.sqrt(len(features) - 1), eigensolver)
 
 
-def _singular_basis(features: Tensor, mean: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, int]:
+def _singular_basis(features: Tensor, mean: Tensor, weights: Tensor, eigensolver: str) -> tuple[Tensor, Tensor, int]:
     """The same from Z = (X − μ_g) Rᵀ/√(N−1) = V √Λ Uᵀ by singular values, whose small ones keep their digits.
 
     `weights` is Rᵀ/√(N−1) [d, r].  Z has the singular values of its QR triangle, which is built from blocks of rows.
@@ -168,7 +172,7 @@ def _singular_basis(features: Tensor, mean: Tensor, weights: Tensor) -> tuple[Te
         block = (rows.to(torch.float64) - mean) @ weights
         triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
     require_finite(triangle)
-    _, values, basis_t = torch.linalg.svd(triangle, full_matrices=True)
+    values, basis_t = right_singular(triangle, eigensolver)
     largest = values.max() if values.numel() else values.new_zeros(())
     noise = max(len(features), len(basis_t)) * torch.finfo(torch.float64).eps * largest
     spectrum = triangle.new_zeros(triangle.shape[1])

@@ -49,6 +49,12 @@ class RewardOptions:
         flag="reward_device",
         machine=True,
     )
+    eigensolver: Literal["auto", "device", "host"] = option(
+        "auto",
+        "where a reference set on a GPU is decomposed, beside the update: device: there, in a side stream; host: in a "
+        "thread; auto: as was faster in the first steps, which the log tells",
+        machine=True,
+    )
 
     @property
     def images_per_step(self) -> int:

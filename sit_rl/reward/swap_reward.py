@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from fastfid import PreparedSet, swap_credit
+from fastfid import FrechetReward, PreparedSet, swap_credit
 from fastfid.rewards.frechet import FrechetSet
 from sit_rl.components.build import Components
 from sit_rl.config import Config
@@ -26,6 +26,7 @@ from sit_rl.options.reward import RewardOptions
 from sit_rl.ranks.background import BackgroundWorker
 from sit_rl.reward.components import Component, RewardSide, reward_side
 from sit_rl.reward.rolling_reference import ReferenceSet
+from sit_rl.reward.solver_trial import SolverTrial
 from sit_rl.sampling.random_streams import Stream, generator
 
 
@@ -66,29 +67,62 @@ class SwapReward:
     a thread prepares them (for FD, an eigendecomposition) beside other work, on a GPU in a stream of its own: during
     the update if the reference set rolls, during the rollout if it was refreshed. Scores cannot overlap with other
     work: they need the last feature, and the first advantage needs them.
+
+    trial  chooses the eigensolver on a GPU under --eigensolver auto; a new one unless given
+    say    is told the choice
     """
 
     def __init__(
-        self, options: RewardOptions, seed: int, side: RewardSide, reference: ReferenceSet, conditions: Conditions
+        self,
+        options: RewardOptions,
+        seed: int,
+        side: RewardSide,
+        reference: ReferenceSet,
+        conditions: Conditions,
+        trial: SolverTrial | None = None,
+        say: Callable[[str], None] = print,
     ):
         self.options, self.seed, self.side, self.conditions = options, seed, side, conditions
         self.device = reward_device(options, reference.features.device)
         beside = options.device == "cpu" or self.device.type == "cuda"
         self._beside = BackgroundWorker("reward", self.device) if beside else None
+        self.trial = (trial or SolverTrial()) if self._has_a_choice() else None
+        self._say = say
         self.renew(reference)
 
     def renew(self, reference: ReferenceSet) -> None:
         """Take a new reference set and begin to prepare each component for it."""
         self.reference = replace(reference, features=reference.features.to(self.device))
-        work = partial(prepared_sets, self.side.components, self.reference.features, self.reference.labels)
-        self._prepared = work() if self._beside is None else self._beside.submit(work)
+        components = solved(self.side.components, self._eigensolver())
+        work = partial(prepared_sets, components, self.reference.features, self.reference.labels)
+        self._prepared: list[PreparedSet] | Future[list[PreparedSet]]
+        if self._beside is None:
+            self._prepared = work()
+        else:
+            self._prepared = self._beside.submit(lambda: ready_for_scores(work(), self.options))
 
     @property
     def prepared(self) -> list[PreparedSet]:
         """The present reference set under each component; waits until it is ready."""
         if isinstance(self._prepared, Future):
             self._prepared = self._prepared.result()
+            if self.trial is not None:
+                self.trial.end()
         return self._prepared
+
+    def _has_a_choice(self) -> bool:
+        """Whether a device's solver and the host's differ, and neither was asked for."""
+        of_frechet = any(isinstance(each.reward, FrechetReward) for each in self.side.components)
+        return self.device.type == "cuda" and of_frechet and self.options.eigensolver == "auto"
+
+    def _eigensolver(self) -> str:
+        """Where the next reference set is decomposed; says a choice when it is made."""
+        if self.trial is None:
+            return "host" if self.options.eigensolver == "host" else "device"
+        told = self.trial.decide()
+        if told is not None:
+            self._say(told)
+        return self.trial.begin()
 
     @property
     def distance(self) -> float:
@@ -208,6 +242,24 @@ def prepared_sets(components: Sequence[Component], rows: torch.Tensor, labels: t
         with named(component):
             prepared.append(component.reward.prepare(rows[:, component.columns], labels.to(rows.device)))
     return prepared
+
+
+def ready_for_scores(prepared: list[PreparedSet], options: RewardOptions) -> list[PreparedSet]:
+    """The sets, with all that their first scores would make: of subsets, and of single images."""
+    for each in prepared:
+        if isinstance(each, FrechetSet):
+            each.engine.ready_for(options.replace, *((1,) if options.credit == "image" else ()))
+    return prepared
+
+
+def solved(components: Sequence[Component], eigensolver: str) -> list[Component]:
+    """The components, with this eigensolver in each Fréchet distance."""
+    return [
+        replace(each, reward=each.reward.with_options(eigensolver=eigensolver))
+        if isinstance(each.reward, FrechetReward)
+        else each
+        for each in components
+    ]
 
 
 @contextmanager

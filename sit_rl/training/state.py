@@ -23,6 +23,7 @@ from sit_rl.ranks.messages import say
 from sit_rl.ranks.process_group import is_main
 from sit_rl.reward.components import RewardSide
 from sit_rl.reward.rolling_reference import ReferenceSet
+from sit_rl.reward.solver_trial import SolverTrial
 from sit_rl.reward.step_control import StepControl, not_comparable
 from sit_rl.reward.swap_reward import SwapReward, reward_device, reward_side_of
 from sit_rl.runs.log import Clock
@@ -124,6 +125,7 @@ class State:
             "config": self.config.to_dict(),
             "conditions": self.conditions.identity,
             "extensions": self.extensions,
+            "eigensolver": None if self.reward is None or self.reward.trial is None else self.reward.trial.state(),
         }
 
     def extend(self, earlier: dict[str, Any]) -> None:
@@ -142,10 +144,10 @@ class State:
             }
         )
 
-    def reward_of(self, reference: ReferenceSet) -> SwapReward:
+    def reward_of(self, reference: ReferenceSet, trial: SolverTrial | None = None) -> SwapReward:
         """The reward with its first reference set."""
         assert self.side is not None, "an estimator that has a reward was started with its side"
-        return SwapReward(self.config.reward, self.config.seed, self.side, reference, self.conditions)
+        return SwapReward(self.config.reward, self.config.seed, self.side, reference, self.conditions, trial, say)
 
     def load(self, path: Path, values: dict[str, Any], components: Components) -> None:
         """Load the tensors of checkpoint `path` and its plain values, which `read_values` has read."""
@@ -168,7 +170,7 @@ class State:
         if values["reference"] is not None:
             features = images["reference.features"].to(components.device)
             whole = ReferenceSet(features, images["reference.labels"], **values["reference"])
-            self.reward = self.reward_of(whole)
+            self.reward = self.reward_of(whole, SolverTrial(values.get("eigensolver")))  # earlier versions have none
         if self.control is not None:
             self.control.pace = values.get("pace", 1.0)
             if "control.rows" in images:

@@ -8,11 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import roofline
-from fastfid import _C, SwapEngine
+from fastfid import _C, RealFactor, SwapEngine
 from fastfid.linalg import weight_plan
 from fastfid.linalg.device_plan import DevicePlan
-from fastfid.swap import device_calls
+from fastfid.swap import device_calls, nodes
 from fastfid.swap.by_plan import node_grams
+from tests.support.kernel_stand_ins import stand_ins
 from tests.support.pretend_cuda import Account, pretended
 from tests.support.swap_sets import make, moments, rare
 
@@ -135,37 +136,11 @@ def test_a_changed_reference_is_noticed():
                 getattr(engine, call)(*(x.to(cuda) for x in tensors(removed, added)))
 
 
-class StandIns:
-    """The kernels of a call, each one launch and one output of the right shape or two; what they compute is nothing."""
-
-    MAX_K = 128
-    DTYPES = (torch.float32,)
-
-    def plan_grams(self, w, functions, first, *_):
-        return w.new_zeros(len(w), len(first), w.shape[1], w.shape[1])
-
-    def ldl_logdet(self, grams, m_r, slack):
-        kind = {"dtype": torch.float64}
-        return grams.new_zeros(grams.shape[:2], **kind), grams.new_ones(len(grams), **kind)
-
-    def factor_obstacle(self, *_):
-        return ""
-
-    def centre_sums(self, added, *_):
-        total, parts = added.new_zeros(len(added), added.shape[2]).double(), added.new_zeros(4, len(added)).double()
-        return total, *parts.unbind()
-
-    def project(self, x, mean, projection):
-        return x.new_zeros(len(x), projection.shape[1])
-
-
 def test_a_call_launches_as_little_as_the_roofline_says():
     real, reference, removed, added = make(N=300, d=12)
     out, rows = tensors(removed, added.astype(np.float32))
     account = Account()
-    with pretended(account) as cuda, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastfid.backend.triton_obstacle", lambda *_: "")
-        patch.setattr("fastfid.triton_kernels.load", lambda name: StandIns())
+    with pretended(account) as cuda, stand_ins():
         engine, given = on(cuda, real, reference), (out.to(cuda), rows.to(cuda))
         engine.change(*given)
         account.waits.clear()
@@ -251,3 +226,50 @@ def test_memory_is_what_is_counted(m_r, m_a, d, needs_grad):
             engine.change(*given)
     allowed = 24 * told[-1]
     assert allowed / 4 <= memory.most <= allowed
+
+
+def test_the_host_may_decompose_a_devices_reference(monkeypatch):
+    """Of a regular and of a singular spectrum: the same numbers, by a matrix in host memory."""
+    places = []
+    for name in ("eigh", "svd"):
+        solve = getattr(torch.linalg, name)
+        monkeypatch.setattr(
+            torch.linalg, name, lambda x, *rest, f=solve, **kw: places.append(x.device) or f(x, *rest, **kw)
+        )
+    for kind in ("plain", "constant in reference"):
+        real, reference, removed, added = make(kind)
+        out, rows = tensors(removed, added)
+        expected = on("cpu", real, reference, dtype=torch.float64).change(out, rows)
+        with pretended() as cuda:
+            mean, cov = moments(real)
+            factor = RealFactor((mean.to(cuda), cov.to(cuda)))
+            places.clear()
+            engine = SwapEngine(factor, torch.from_numpy(reference).to(cuda), dtype=torch.float64, eigensolver="host")
+            assert {place.type for place in places} == {"cpu"} and engine.prepared.spectrum.device == cuda
+            found = engine.change(out.to(cuda), rows.to(cuda)).cpu()
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    with pytest.raises(ValueError, match="eigensolver must be one of device, host, got 'gpu'"):
+        on("cpu", real, reference, eigensolver="gpu")
+
+
+def test_a_reference_that_was_made_ready_needs_no_plan_in_a_call(monkeypatch):
+    """Of subsets and of single images, swapped and left out: the same numbers as without."""
+    made, plan = [], nodes.weight_plan
+    monkeypatch.setattr(nodes, "weight_plan", lambda *arguments: made.append(arguments) or plan(*arguments))
+    real, reference, removed, added = make(N=300, d=10)
+    out, rows = tensors(removed, added)
+    found = []
+    with pretended() as cuda:
+        given = out.to(cuda), rows.to(cuda)
+        for ready in (False, True):
+            engine = on(cuda, real, reference)
+            if ready:
+                engine.ready_for(out.shape[1], 1)
+            count = len(made)
+            found.append([engine.change(*given).cpu(), engine.change_each(*given).cpu(), engine.leave_one_out().cpu()])
+            assert len(made) - count == (0 if ready else 2)
+        assert engine.report()["seconds"]["plan"] > 0
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    lost = SwapEngine(moments(real), reference[:5]).ready_for(2)  # a singular spectrum waits for the new rows
+    assert len(made) == 4 and lost.report()["nodes"] == 0

@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from bench import roofline
 from fastfid import FrechetReward, SwapEngine
+from fastfid.swap import nodes
 from sit_rl.config import Config
 from sit_rl.models.conditions import Conditions
 from sit_rl.reward.components import Component, RewardSide
 from sit_rl.reward.rolling_reference import ReferenceSet
+from sit_rl.reward.solver_trial import SolverTrial
 from sit_rl.reward.swap_reward import SwapReward
-from tests.support.pretend_cuda import pretended
+from tests.support.kernel_stand_ins import stand_ins
+from tests.support.pretend_cuda import Account, pretended
 
 N, D, B, M = 120, 6, 5, 8
 
@@ -106,10 +110,10 @@ def test_on_the_cpu_beside_the_device_it_is_prepared_meanwhile_and_says_the_same
     rewards = {device: setup(reward_device=device)[0] for device in ("auto", "cpu")}
     new, go, threads = setup()[3], threading.Event(), []
 
-    def slow(*arguments):
+    def slow(*arguments, **options):
         threads.append(threading.current_thread())
         assert go.wait(60)
-        return SwapEngine(*arguments)
+        return SwapEngine(*arguments, **options)
 
     for device, reward in rewards.items():
         removed = reward.propose(0)
@@ -129,10 +133,10 @@ def test_on_a_gpu_it_is_prepared_beside_the_update_and_says_the_same(monkeypatch
     host, real, reference, new = setup()
     go, threads = threading.Event(), []
 
-    def slow(*arguments):
+    def slow(*arguments, **options):
         threads.append(threading.current_thread())
         assert go.wait(60)
-        return SwapEngine(*arguments)
+        return SwapEngine(*arguments, **options)
 
     with pretended() as cuda:
         moments = torch.from_numpy(real.mean(0)).to(cuda), torch.from_numpy(np.cov(real.T)).to(cuda)
@@ -150,6 +154,76 @@ def test_on_a_gpu_it_is_prepared_beside_the_update_and_says_the_same(monkeypatch
     host.roll(removed, new, host.labels_of(removed, 0))
     torch.testing.assert_close(found, host.score(host.propose(1), new + 1).image, rtol=0, atol=1e-4)
     assert threads[0] is not threading.main_thread()
+
+
+class Run:
+    """Rolling steps of a reward on the pretended device, whose solvers take given seconds of a clock of their own."""
+
+    def __init__(self, cuda, monkeypatch, seconds, **changes):
+        host, real, rows, new = setup(**changes)
+        self.new, self.solvers, self.said, self.now = new.to(cuda), [], [], 0.0
+
+        def engine(*arguments, eigensolver):
+            self.solvers.append(eigensolver)
+            self.now += seconds[eigensolver]
+            return SwapEngine(*arguments, eigensolver=eigensolver)
+
+        monkeypatch.setattr("fastfid.rewards.frechet.SwapEngine", engine)
+        moments = torch.from_numpy(real.mean(0)).to(cuda), torch.from_numpy(np.cov(real.T)).to(cuda)
+        side = RewardSide((Component("fd", 1.0, slice(None), FrechetReward(moments)),))
+        reference = ReferenceSet(torch.from_numpy(rows).to(cuda), host.reference.labels)
+        trial = SolverTrial(clock=lambda: self.now)
+        self.reward = SwapReward(host.options, 0, side, reference, host.conditions, trial, self.said.append)
+
+    def steps(self, first, last):
+        """Credits of the steps first … last − 1."""
+        found = []
+        for i in range(first, last):
+            removed = self.reward.propose(i)
+            found.append(self.reward.score(removed, self.new + i).image.cpu())
+            self.reward.roll(removed, self.new + i, self.reward.labels_of(removed, i))
+        assert self.reward.prepared  # the last preparation is done, too
+        return found
+
+
+def test_the_solver_beside_which_steps_are_faster_goes_on(monkeypatch):
+    """They take turns, the log tells the choice once, and the numbers are those of either."""
+    seconds = {"device": 3.0, "host": 1.0}
+    with pretended() as cuda:
+        run = Run(cuda, monkeypatch, seconds)
+        found = run.steps(0, 9)
+        told = list(run.said)
+        asked = Run(cuda, monkeypatch, seconds, eigensolver="device")
+        expected = asked.steps(0, 3)
+    assert run.solvers[:10] == [*["device", "host"] * 4, "host", "host"] and set(asked.solvers[-3:]) == {"device"}
+    assert len(told) == 1 and "--eigensolver host " in told[0] and "take 1 s, and 3 s" in told[0] and not asked.said
+    for a, b in zip(found, expected, strict=False):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_what_is_prepared_beside_the_update_is_all_that_scores_need(monkeypatch):
+    """The weight plans, of subsets and of single images, too; kernels that compute nothing stand for Triton's.
+
+    A step's scores launch as little as the roofline says, and the host waits once for each of the three calls.
+    """
+    account, threads, plan = Account(), [], nodes.weight_plan
+
+    def watched(*arguments):
+        threads.append(threading.current_thread())
+        return plan(*arguments)
+
+    monkeypatch.setattr(nodes, "weight_plan", watched)
+    with pretended(account) as cuda, stand_ins():
+        run = Run(cuda, monkeypatch, {"device": 1.0, "host": 1.0})
+        run.new = run.new.float()
+        run.steps(0, 1)
+        removed = run.reward.propose(1).to(cuda)
+        account.waits.clear()
+        account.launches = 0
+        run.reward.score(removed, run.new)
+        found, waits = account.launches, list(account.waits)
+    assert waits == ["tolist"] * 3 and 60 < found <= roofline.STEP_LAUNCHES
+    assert len(threads) == 2 * 2 and threading.main_thread() not in threads
 
 
 def test_an_engine_that_fails_in_its_thread_fails_the_step():
