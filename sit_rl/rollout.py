@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,21 +73,48 @@ def generate(
     pieces: Pieces | None = None,
     label: str = "sample",
 ) -> Rollout:
+    """`generate_by_each` with one sampler."""
+    (made,) = generate_by_each(
+        components, model, labels, [sampler], seed=seed, step=step, batch=batch, initial=initial, noisy=noisy,
+        keep_path=keep_path, pieces=pieces, label=label,
+    )  # fmt: skip
+    return made
+
+
+def generate_by_each(
+    components: Components,
+    model: GeneratorModel,
+    labels: torch.Tensor,
+    samplers: Sequence[SamplerConfig],
+    *,
+    seed: int,
+    step: int,
+    batch: int,
+    initial: Stream = Stream.INITIAL,
+    noisy: Stream = Stream.SDE,
+    keep_path: bool = False,
+    pieces: Pieces | None = None,
+    label: str = "sample",
+) -> list[Rollout]:
     """Sample image i of class labels[i] from the noise of (seed, step, i), for this rank's share of the images.
 
     A batch is `batch` consecutive global indices, for any number of ranks. Every matrix product therefore has the
     same shape, and a sample the same bits, on one rank and on many. Preempted between two batches if the run was told
     to stop.
 
-    pieces  divides a batch among several models, which are used in place of `model`
+    samplers  of each, all images.  Their batches are one stream, the longest first, so that the cores of a CPU end at
+              about the same time
+    pieces    divides a batch among several models, which are used in place of `model`
     """
     check_labels(labels, len(components.conditions), "the model's classes")
     mine = owned_samples(len(labels), batch)
 
-    def draw(rows: range) -> Drawn:
-        return _join_drawn([draw_piece(*piece) for piece in ([(rows, model)] if pieces is None else pieces(rows))])
+    def draw(task: tuple[int, range]) -> tuple[int, Drawn]:
+        number, rows = task
+        several = [(rows, model)] if pieces is None else pieces(rows)
+        return number, _join_drawn([draw_piece(*piece, samplers[number]) for piece in several])
 
-    def draw_piece(rows: range, model: GeneratorModel) -> Drawn:
+    def draw_piece(rows: range, model: GeneratorModel, sampler: SamplerConfig) -> Drawn:
         y = to_device(labels[rows.start : rows.stop], components.device)
         noise = to_device(sample_normal(seed, initial, step, rows, components.sample_shape), components.device)
         step_noise = noise_source(seed, noisy, step, rows, sampler, noise) if noise_draws(sampler) else None
@@ -100,23 +127,30 @@ def generate(
         states, log_prob = torch.stack(path.states, dim=1), torch.stack(path.log_prob, dim=1)
         return Drawn(rows, y, path.states[-1], states, log_prob)
 
-    def decode(drawn: Drawn) -> Rollout:
+    def decode(task: tuple[int, Drawn]) -> tuple[int, Rollout]:
+        number, drawn = task
         images = components.decode(drawn.samples)
-        return Rollout(
+        return number, Rollout(
             drawn.indices, drawn.labels, drawn.samples, images.cpu(), components.reward_net(images),
             drawn.states, drawn.log_prob,
         )  # fmt: skip
 
-    parts = []
+    parts: list[list[Rollout]] = [[] for _ in samplers]
     batches = [range(start, min(start + batch, mine.stop)) for start in range(mine.start, mine.stop, batch)]
-    with tqdm(total=len(mine), desc=label, unit="image", leave=False, disable=not is_main()) as bar:
-        for part in map_in_two_stages(draw, decode, batches, components.device):
-            parts.append(part)
+    longest = sorted(range(len(samplers)), key=lambda number: -samplers[number].steps)
+    tasks = [(number, rows) for number in longest for rows in batches]
+    total = len(samplers) * len(mine)
+    with tqdm(total=total, desc=label, unit="image", leave=False, disable=not is_main()) as bar:
+        for number, part in map_in_two_stages(draw, decode, tasks, components.device):
+            parts[number].append(part)
             bar.update(len(part.indices))
             if overdue():
                 break
     stop_if_overdue()
-    return _join(parts) if parts else _nothing(mine, components, sampler if keep_path else None)
+    return [
+        _join(found) if found else _nothing(mine, components, sampler if keep_path else None)
+        for found, sampler in zip(parts, samplers, strict=True)
+    ]
 
 
 def noise_source(

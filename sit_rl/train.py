@@ -55,7 +55,7 @@ from sit_rl.runs.results import extension_in_words
 from sit_rl.runs.resume import checkpoint_to_resume
 from sit_rl.runs.run_folder import locked_folder, prepare_folder
 from sit_rl.runs.summary import PROGRESS, SUMMARY, metrics_in_line, summary_table
-from sit_rl.training.held_out import METRICS, evaluate_model
+from sit_rl.training.held_out import METRICS, evaluate_by_each
 from sit_rl.training.live import Live
 from sit_rl.training.loop import train
 from sit_rl.training.state import State, exported, read_values, require_own, start
@@ -235,15 +235,16 @@ def announce_extension(config: Config, state: State, values: dict[str, Any] | No
 def evaluate_both(config: Config, components: Components, state: State, when: str, live: Live) -> None:
     """Evaluate under each sampler that has no result yet; save the result, and the first images in the run folder."""
     done = state.evaluations.setdefault(when, {})
-    for name, sampler in (("ode", config.evaluation.ode), ("sde", config.evaluation.sde)):
-        if name in done:
-            continue
+    samplers = {"ode": config.evaluation.ode, "sde": config.evaluation.sde}
+    missing = {name: sampler for name, sampler in samplers.items() if name not in done}
+    results = evaluate_by_each(
+        components, state.learner.averaged(), missing, config.evaluation.images,
+        seed=config.seed, batch=config.rollout.batch, grid=GRID, first=config.evaluation.every_images,
+        label=f"evaluate {{}} {when}", detailed=True,
+    )  # fmt: skip
+    for name, sampler in missing.items():
         with state.clock.phase("evaluate"):
-            result = evaluate_model(
-                components, state.learner.averaged(), sampler, config.evaluation.images,
-                seed=config.seed, batch=config.rollout.batch, grid=GRID, first=config.evaluation.every_images,
-                label=f"evaluate {name} {when}", detailed=True,
-            )  # fmt: skip
+            _, result = next(results)
             done[name] = result.metrics | result.details
             if is_main():
                 save_samples(config.run_folder, f"{when}_{name}", result.images)

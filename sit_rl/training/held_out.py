@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.ranks.collectives import gather_owned
 from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import is_main
-from sit_rl.rollout import generate
+from sit_rl.rollout import Rollout, generate_by_each
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream
 from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.training.intervals_and_classes import details
@@ -41,9 +42,17 @@ class Evaluation:
 
 
 def evaluate_model(
+    components: Components, model: GeneratorModel, sampler: SamplerConfig, count: int, **options: Any
+) -> Evaluation:
+    """`evaluate_by_each` with one sampler, and its other arguments."""
+    ((_, found),) = evaluate_by_each(components, model, {"": sampler}, count, **options)
+    return found
+
+
+def evaluate_by_each(
     components: Components,
     model: GeneratorModel,
-    sampler: SamplerConfig,
+    samplers: Mapping[str, SamplerConfig],
     count: int,
     *,
     seed: int,
@@ -52,22 +61,37 @@ def evaluate_model(
     first: int = 0,
     label: str = "evaluate",
     detailed: bool = False,
-) -> Evaluation:
-    """Sample `count` images, `batch` at a time, and compare them with the held-out real images.
+) -> Iterator[tuple[str, Evaluation]]:
+    """Under each sampler, sample `count` images, `batch` at a time, and compare them with the held-out real images.
 
     Image i always has the noise of (seed, i) and class i mod classes, or the prompt whose turn it is. So two models are
     compared like for like, and a smaller count uses the first of the same images. Returns the first `grid` images as
     well, and with `detailed` intervals and classes. Metrics that need real features are None where the real side is a
     statistics file. They are the main rank's; the others get None.
 
+    On a CPU the samplers' batches are one stream, which keeps all cores busy.  Elsewhere each sampler's result comes
+    before the next one begins, so that a run can save it.
+
     first  also FD of the first so many images, which is that of a smaller count
+    label  of the progress bar and of errors; {} becomes the sampler's name
     """
     labels = components.conditions.balanced(count)
-    made = generate(
-        components, model, labels, sampler, seed=seed, step=EVALUATION_STEP, batch=batch,
-        initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label,
-    )  # fmt: skip
-    require_finite(f"samples of '{label}'", made.samples)
+    names = list(samplers)
+    for together in [names] if components.device.type == "cpu" else [[name] for name in names]:
+        made = generate_by_each(
+            components, model, labels, [samplers[name] for name in together], seed=seed, step=EVALUATION_STEP,
+            batch=batch, initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label.format(" and ".join(together)),
+        )  # fmt: skip
+        for name, images in zip(together, made, strict=True):
+            require_finite(f"samples of '{label.format(name)}'", images.samples)
+            yield name, _evaluation(components, images, labels, batch, grid, first, detailed)
+
+
+def _evaluation(
+    components: Components, made: Rollout, labels: torch.Tensor, batch: int, grid: int, first: int, detailed: bool
+) -> Evaluation:
+    """What the images of this rank and of the others are found to be; arguments as of `evaluate_by_each`."""
+    count = len(labels)
     others = [each.net for each in components.networks[1:]]
     parts = [made.features, *features_of(others, made.images)]
     features = [gather_owned(part, count, batch) for part in parts]

@@ -31,7 +31,7 @@ from sit_rl.runs.forecast import Forecast
 from sit_rl.runs.log import GRID_COLUMNS, RunLog
 from sit_rl.runs.summary import kind_of, metrics_in_line
 from sit_rl.sampling.random_streams import Stream
-from sit_rl.training.held_out import evaluate_model
+from sit_rl.training.held_out import evaluate_by_each
 from sit_rl.training.learning_rate import set_learning_rate
 from sit_rl.training.live import Live
 from sit_rl.training.state import State, save_snapshots
@@ -273,17 +273,15 @@ def quick_evaluation(
     config: Config, components: Components, state: State, log: RunLog
 ) -> dict[str, dict[str, float | None]]:
     """Both samplers on fewer images, for the curve; distances of few images are too large, at all points alike."""
-    samplers, model = {"ode": config.evaluation.ode, "sde": config.evaluation.sde}, state.learner.averaged()
-    out, told = {}, []
-    for name, sampler in samplers.items():
-        done = evaluate_model(
-            components, model, sampler, config.evaluation.every_images,
-            seed=config.seed, batch=config.rollout.batch, grid=GRID_COLUMNS**2, label=f"evaluate {name}",
-        )  # fmt: skip
+    samplers, out, told = {"ode": config.evaluation.ode, "sde": config.evaluation.sde}, {}, []
+    for name, done in evaluate_by_each(
+        components, state.learner.averaged(), samplers, config.evaluation.every_images,
+        seed=config.seed, batch=config.rollout.batch, grid=GRID_COLUMNS**2, label="evaluate {}",
+    ):  # fmt: skip
         log.images(f"samples/{name}", done.images, state.step)
         if is_main():
             save_samples(config.run_folder, f"now_{name}", done.images)
         out[name] = done.metrics
-        told.append(f"{kind_of(sampler)} {metrics_in_line(done.metrics, ('fd', 'fd_b', 'recall'))}")
+        told.append(f"{kind_of(samplers[name])} {metrics_in_line(done.metrics, ('fd', 'fd_b', 'recall'))}")
     say(f"step {state.step} of {config.steps}, {config.evaluation.every_images} images: {'; '.join(told)}")
     return out
