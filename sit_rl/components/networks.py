@@ -15,6 +15,8 @@ from sit_rl.components.real_side import RealSide
 from sit_rl.files.paths import listed, reading
 from sit_rl.files.weights import weights_of
 from sit_rl.options.files import AUTO_JUDGES, NO_JUDGE, FileOptions
+from sit_rl.ranks.cpu_batches import map_batches
+from sit_rl.ranks.transfer import to_device
 
 # What --judge-features auto chooses from: the embedded judges, and one ImageNet network, best first, with the packages
 # that it needs.
@@ -87,3 +89,19 @@ def load_network(name: str, weights: str | None, device: torch.device) -> Featur
     """A feature network; its weights come from a file of --weights if one was given."""
     with reading("--weights", weights) if weights else nullcontext():
         return feature_extractor(name, weights, device)
+
+
+def features_by_each(nets: Sequence[FeatureExtractor], images: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """Features float32 [n, d] by each network of uint8 images [n, C, H, W] in host memory, `size` at a time.
+
+    All networks are on one device.  They read a batch in turn, so that it is sent there once.
+    """
+    if not nets or not len(images):
+        return [torch.empty((0, net.dim), device=net.device) for net in nets]
+    device = nets[0].device
+
+    def by_each(batch: torch.Tensor) -> list[torch.Tensor]:
+        there = to_device(batch, device)
+        return [net(there) for net in nets]
+
+    return [torch.cat(parts) for parts in zip(*map_batches(by_each, images.split(size), device), strict=True)]

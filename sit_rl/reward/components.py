@@ -23,10 +23,10 @@ from fastfid import (
 )
 from fastfid.runtime.even_steps import evenly_spaced
 from sit_rl.components.build import Components
+from sit_rl.components.networks import features_by_each
 from sit_rl.components.real_side import RealSide
 from sit_rl.components.try_own_parts import two_images
 from sit_rl.config import Config
-from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.reward.own_reward import OwnReward, Reader, load_flagged_reward
 from sit_rl.reward_names import PYTHON, ComponentName, networks_of
 
@@ -67,9 +67,7 @@ class RewardSide:
         more = sum(each.dim for each in self.networks) + sum(each.width for each in self.readers)
         if not more or not len(images):  # a rank may own no image
             return features if not more else features.new_empty(0, features.shape[1] + more)
-        parts, batches = [features], images.split(batch)
-        for net in self.networks:
-            parts.append(torch.cat(list(map_batches(net, batches, net.device))))
+        parts, batches = [features, *features_by_each(self.networks, images, batch)], images.split(batch)
         for reader in self.readers:
             read = [reader.rows(*some) for some in zip(batches, labels.split(batch), strict=True)]
             parts.append(torch.cat(read).to(features))

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from fastfid import FeatureExtractor, frechet_distance, kid, mmd
+from fastfid import frechet_distance, kid, mmd
+from fastfid.distances.kid_mmd import kid_and_mmd
 from sit_rl.components.build import Components
+from sit_rl.components.networks import features_by_each
 from sit_rl.learner.guards import require_finite
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.ranks.collectives import gather_owned
-from sit_rl.ranks.cpu_batches import map_batches
 from sit_rl.ranks.process_group import is_main
 from sit_rl.rollout import Rollout, generate_by_each
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream
@@ -22,6 +23,7 @@ from sit_rl.training.intervals_and_classes import details
 from sit_rl.training.network_judge import NEAREST_K, distance, judges_of
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1_000  # torch-fidelity's
+FEATURE_BATCH = 250  # images: features of a batch of another size may differ by rounding
 # Of the reward's first network; fd_b of the first judge.
 METRICS = ("fd", "kid", "mmd", "fd_b", "precision", "recall", "density", "coverage")
 
@@ -93,7 +95,7 @@ def _evaluation(
     """What the images of this rank and of the others are found to be; arguments as of `evaluate_by_each`."""
     count = len(labels)
     others = [each.net for each in components.networks[1:]]
-    parts = [made.features, *features_of(others, made.images)]
+    parts = [made.features, *features_by_each(others, made.images, FEATURE_BATCH)]
     features = [gather_owned(part, count, batch) for part in parts]
     images = gather_owned(made.images, count, batch, first=grid)
     metrics = measure(components, features)
@@ -115,10 +117,21 @@ def measure(components: Components, features: list[torch.Tensor]) -> dict[str, A
     out["fd_b"] = networks[second.net.name]["fd"] if second else None
     real, made = components.heldout.features, features[0]
     if real is not None:
-        size = min(KID_SUBSET_SIZE, len(real), len(made))
-        out["kid"] = float(kid(real, made, subsets=KID_SUBSETS, subset_size=size))
-        out["mmd"] = float(mmd(real, made, kernel="gaussian", bandwidth="median"))
+        out["kid"], out["mmd"] = kernel_distances(real, made)
     return out | {"networks": networks}
+
+
+def kernel_distances(real: torch.Tensor, made: torch.Tensor) -> tuple[float, float]:
+    """KID, whose subsets have at most as many images as a side, and MMD; of features [n, d].
+
+    They share their products unless there are so many pairs that KID alone computes each subset's apart.  Then sharing
+    would round otherwise.
+    """
+    size = min(KID_SUBSET_SIZE, len(real), len(made))
+    if len(real) * len(made) <= KID_SUBSETS * size**2:
+        of_subsets, of_all, _, _ = kid_and_mmd(real, made, KID_SUBSETS, size)
+        return float(of_subsets), float(of_all)
+    return float(kid(real, made, subsets=KID_SUBSETS, subset_size=size)), float(mmd(real, made))
 
 
 def distances(components: Components, features: list[torch.Tensor]) -> dict[str, dict[str, Any]]:
@@ -146,11 +159,3 @@ def floor(components: Components) -> dict[str, float | None]:
 def real_against_real(components: Components, count: int) -> dict[str, dict[str, Any]]:
     """The scores of every network for `count` of the reward's real images: the row to compare generated ones with."""
     return {name: judge.real_scores(count) for name, judge in judges_of(components).items()}
-
-
-def features_of(nets: list[FeatureExtractor], images: torch.Tensor, size: int = 250) -> list[torch.Tensor]:
-    """Features of uint8 images [n, ...] by several networks, in one pass over batches of the images."""
-    if not nets or not len(images):
-        return [torch.empty((0, net.dim), device=net.device) for net in nets]
-    batches = map_batches(lambda batch: [net(batch) for net in nets], images.split(size), nets[0].device)
-    return [torch.cat(parts) for parts in zip(*batches, strict=True)]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fastfid import FeatureMoments, feature_extractor
+from fastfid import FeatureMoments, feature_extractor, kid, mmd
 from sit_rl import train
+from sit_rl.components import networks
 from sit_rl.components.build import build_components
 from sit_rl.components.image_sets import load_embedded
 from sit_rl.training import held_out
@@ -64,3 +65,27 @@ def test_on_a_gpu_a_result_comes_before_the_next_sampler_begins(config, monkeypa
         name, _ = next(results)
         assert name == "ode" and begun == [["ode"]]
         assert next(results)[0] == "sde" and begun == [["ode"], ["sde"]]
+
+
+def test_networks_read_each_batch_from_the_device_that_got_it_once(monkeypatch):
+    nets, sent = [feature_extractor(name) for name in ("fashion-a", "fashion-d")], []
+    images = load_embedded("heldout").images[:7]
+    expected = [torch.cat([net(part) for part in images.split(3)]) for net in nets]
+    monkeypatch.setattr(networks, "to_device", lambda x, device: sent.append(len(x)) or x.to(device))
+    found = networks.features_by_each(nets, images, 3)
+    assert sent == [3, 3, 1] and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert [x.shape for x in networks.features_by_each(nets, images[:0], 3)] == [(0, net.dim) for net in nets]
+
+
+@pytest.mark.parametrize("count", [40, 700])
+def test_kernel_distances_have_the_bits_of_each_alone(monkeypatch, count):
+    """Of few images, which share their products, and of so many that KID takes each subset apart."""
+    monkeypatch.setattr(held_out, "KID_SUBSET_SIZE", 30)
+    together, inner = [], held_out.kid_and_mmd
+    monkeypatch.setattr(held_out, "kid_and_mmd", lambda *given: together.append(1) or inner(*given))
+    rng = torch.Generator().manual_seed(0)
+    real, made = torch.randn(300, 7, generator=rng), torch.randn(count, 7, generator=rng) + 0.3
+    size, options = 30, {"kernel": "gaussian", "bandwidth": "median"}
+    expected = float(kid(real, made, subsets=100, subset_size=size)), float(mmd(real, made, **options))
+    assert held_out.kernel_distances(real, made) == expected
+    assert bool(together) == (count == 40)
