@@ -1,13 +1,15 @@
 """Compare runs; for seeds of one configuration also mean and spread: `python -m sit_rl.compare runs/A runs/B …`.
 
-Takes run folders or copies of their summary.json; prints a Markdown table.  Only runs of the same settings, networks
-and real images share a mean; a line below the table tells why others do not.
+Takes run folders or copies of their summary.json; prints a Markdown table of the runs, and one of every network that
+judged them.  Only runs of the same settings, networks and real images share a mean; a line at the end tells why others
+do not.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from sit_rl.command_line import run_command
 from sit_rl.config import MACHINE_FIELDS
 from sit_rl.files.paths import listed, names_or_paths, require_paths
 from sit_rl.ranks.messages import say
+from sit_rl.runs.columns import GROUPS
+from sit_rl.runs.network_figure import network_groups
 from sit_rl.runs.summary import (
     SAMPLERS,
     SUMMARY,
@@ -33,6 +37,11 @@ from sit_rl.runs.summary import (
 Summary = dict[str, Any]  # of summary.json
 # Columns of relative change: heading, key in summary.json; each under both samplers.
 CHANGES = (("FD", "fd"), ("2nd network", "fd_b"), ("recall", "recall"))
+# Columns of relative change in the table of networks: heading, key of a network's scores.
+NETWORK_CHANGES = (
+    ("FD", "fd"), ("sliced W₂", "sliced_w2"),
+    ("precision", "precision"), ("recall", "recall"), ("coverage", "coverage"),
+)  # fmt: skip
 # Fields that may differ between repetitions of one run: the seed, and fields that do not influence the result.
 REPETITION_FIELDS = ("seed", *MACHINE_FIELDS, "evaluate_every", "evaluate_every_images")
 # Keys of the protocol that must agree within a mean, beside the networks: real images and samplers.
@@ -64,7 +73,8 @@ def decisive(summary: Summary) -> dict[str, Any]:
         key: {name: net.get(name) for name in ("name", "preprocessing", "weights_sha256")}
         for key, net in summary["protocol"]["networks"].items()
     }
-    return config | protocol | {"networks": networks}
+    every = {"every_network": summary["protocol"].get("all_networks"), "roles_of_networks": network_groups(summary)}
+    return config | protocol | {"networks": networks} | every
 
 
 def unlike(first: Summary, other: Summary) -> list[str]:
@@ -75,7 +85,7 @@ def unlike(first: Summary, other: Summary) -> list[str]:
 
 
 def compare(summaries: list[Summary], names: list[str] | None = None) -> str:
-    """A Markdown table: a row per run, one with mean ± standard deviation for repetitions, and what was not averaged.
+    """Markdown: a row per run, one with mean ± standard deviation for repetitions, every network, what has no mean.
 
     names  of the runs, such as their folders; what their configs tell unless given
     """
@@ -83,14 +93,53 @@ def compare(summaries: list[Summary], names: list[str] | None = None) -> str:
     kinds = [" or ".join(dict.fromkeys(pair)) for pair in zip(*map(sampler_kinds, summaries), strict=True)]
     head = ["folder", "run", "data", "network", "images", *(f"{kind} FD" for kind in kinds)]
     head += [f"Δ {name}, {kind}" for name, _ in CHANGES for kind in kinds]
-    rows = [head, [*["---"] * 4, *["---:"] * (len(head) - 4)]]
+    rows = [head]
     alike = groups(summaries)
     for group in alike:
         rows += [_run_row(s, named[id(s)]) for s in group]
         if len(group) > 1:
             rows.append(_spread_row(group))
-    table = "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
-    return "\n".join([table, *_notes(alike, named)])
+    tables = [markdown(rows, words=4), *(network_table(group, named) for group in alike)]
+    return "\n".join(["\n\n".join(filter(None, tables)), *_notes(alike, named)])
+
+
+def network_table(group: list[Summary], named: dict[int, str]) -> str:
+    """Markdown: a row for each network and sampler, with means ± standard deviations over the group's runs.
+
+    FD and FDr are means before and after training. Empty for summaries of earlier versions, which have no networks.
+
+    named  names of the runs, by the id of their summaries
+    """
+    roles = network_groups(group[0])
+    if not roles:
+        return ""
+    rows = [["network", "role", "sampler", "FD", "FDr", *(f"Δ {name}" for name, _ in NETWORK_CHANGES)]]
+    for sampler, kind in zip(SAMPLERS, sampler_kinds(group[0]), strict=True):
+        rows += [[name, GROUPS[seen], kind, *_network_cells(group, sampler, name)] for name, seen in roles.items()]
+    title = ", ".join(filter(None, ["every network", _repetitions(group), listed([named[id(s)] for s in group])]))
+    return f"{title}:\n\n{markdown(rows, words=3)}"
+
+
+def _network_cells(group: list[Summary], sampler: str, name: str) -> list[str]:
+    """FD, FDr and the changes of one network under one sampler."""
+    before, after = ([summary[when][sampler]["networks"][name] for summary in group] for when in ("before", "after"))
+    pairs = [f"{_mean(before, key)} → {_mean(after, key)}" for key in ("fd", "fdr")]
+    changed = [
+        [relative_change(first.get(key), last.get(key)) for first, last in zip(before, after, strict=True)]
+        for _, key in NETWORK_CHANGES
+    ]
+    return [*pairs, *map(spread, changed)]
+
+
+def _mean(scores: list[dict[str, Any]], key: str) -> str:
+    values = [each.get(key) for each in scores]
+    return "–" if None in values else f"{statistics.mean(values):.3g}"
+
+
+def markdown(rows: list[list[str]], words: int) -> str:
+    """The rows as a Markdown table whose first `words` columns are words and whose others are numbers."""
+    ruled = [rows[0], [*["---"] * words, *["---:"] * (len(rows[0]) - words)], *rows[1:]]
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in ruled)
 
 
 def _cell(text: str) -> str:
@@ -121,13 +170,25 @@ def _data(summary: Summary) -> str:
 
 
 def _spread_row(group: list[Summary]) -> list[str]:
-    columns = list(zip(*(changes(s) for s in group), strict=True))
-    cells = [
-        "–" if None in column else f"{percent(statistics.mean(column))} ± {statistics.stdev(column):.1%}"
-        for column in columns
-    ]
+    columns = zip(*(changes(s) for s in group), strict=True)
+    return ["", _repetitions(group), *[""] * 5, *map(spread, columns)]
+
+
+def _repetitions(group: list[Summary]) -> str:
+    """What the numbers of a group are; empty for one run."""
+    if len(group) == 1:
+        return ""
     repeated = len({summary["config"]["seed"] for summary in group}) < len(group)
-    return ["", f"mean ± sd of {len(group)} {'runs' if repeated else 'seeds'}", *[""] * 5, *cells]
+    return f"mean ± sd of {len(group)} {'runs' if repeated else 'seeds'}"
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean ± standard deviation of relative changes; – if one is missing, and one value alone as it is."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return percent(None)
+    deviation = f" ± {statistics.stdev(known):.1%}" if len(known) > 1 else ""
+    return percent(statistics.mean(known)) + deviation
 
 
 def _notes(alike: list[list[Summary]], named: dict[int, str]) -> list[str]:

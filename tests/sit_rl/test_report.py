@@ -15,7 +15,7 @@ from sit_rl.runs.html_report import write_run_report
 from sit_rl.runs.log import Clock, RunLog, read_metrics
 from sit_rl.runs.results import network_table
 from sit_rl.runs.summary import percent, summary_table, table_rows
-from tests.support.run_summaries import METRICS, metrics_lines, summary, summary_with_everything
+from tests.support.run_summaries import METRICS, metrics_lines, networks, summary, summary_with_everything
 
 
 def test_table_has_changes_and_leaves_out_what_is_missing():
@@ -211,6 +211,53 @@ def test_runs_that_were_measured_otherwise_are_in_no_common_mean(change, named):
     second["protocol"] |= change
     text = compare.compare([first, second], ["a", "b"])
     assert "mean ± sd" not in text and f"a and b differ in {named}" in text
+
+
+def seeds_with_networks(factors):
+    """A run's summary for each factor of its FD after training, with three networks; seeds from 0."""
+    found = []
+    for seed, factor in enumerate(factors):
+        one = summary()
+        one["config"] |= {"estimator": "x", "reference": "fresh", "credit": "image", "seed": seed}
+        one["before"] = {sampler: METRICS | {"networks": networks(1.0)} for sampler in ("ode", "sde")}
+        one["after"] = {sampler: METRICS | {"networks": networks(factor)} for sampler in ("ode", "sde")}
+        one["protocol"]["all_networks"] = [{"name": name, "weights_sha256": name} for name in networks(1.0)]
+        found.append(one)
+    return found
+
+
+def test_every_network_has_a_mean_and_a_spread_over_the_seeds():
+    runs = seeds_with_networks((0.5, 0.7))
+    runs[1]["after"]["sde"]["networks"]["net-b"] |= {"recall": 0.44, "sliced_w2": None}
+    _, title, table = compare.compare(runs, ["a", "b"]).split("\n\n")
+    assert title == "every network, mean ± sd of 2 seeds, a and b:"
+    head, _, *rows = [[cell.strip() for cell in line[2:-2].split(" | ")] for line in table.splitlines()]
+    assert [row[:3] for row in rows] == [
+        [name, role, kind]
+        for kind in ("ODE", "SDE")
+        for name, role in (("net-a", "rewarded"), ("net-b", "never seen"), ("net-<c>", "never seen"))
+    ]
+    of = {(row[0], row[2]): dict(zip(head, row, strict=True)) for row in rows}
+    # −50% and −30%: mean −40%, standard deviation 0.2/√2
+    assert of["net-a", "ODE"]["FD"] == "2 → 1.2" and of["net-a", "ODE"]["FDr"] == "0.5 → 0.3"
+    assert of["net-a", "ODE"]["Δ FD"] == of["net-<c>", "SDE"]["Δ sliced W₂"] == "-40.0% ± 14.1%"
+    assert of["net-b", "SDE"]["Δ recall"] == "+5.0% ± 7.1%" and of["net-b", "SDE"]["Δ sliced W₂"] == "–"
+    assert of["net-b", "ODE"]["Δ recall"] == "+0.0% ± 0.0%"
+
+
+def test_one_run_shows_its_networks_without_a_spread():
+    text = compare.compare(seeds_with_networks((0.5,)), ["a"])
+    assert "\n\nevery network, a:\n\n" in text and "| net-b | never seen | ODE |" in text and "±" not in text
+
+
+def test_runs_judged_by_other_networks_or_roles_are_in_no_common_mean():
+    first, second, third = seeds_with_networks((0.5, 0.5, 0.5))
+    second["protocol"]["all_networks"][2]["weights_sha256"] = "other"
+    for when in ("before", "after"):
+        third[when] = {sampler: METRICS | {"networks": networks(1.0, rewarded="net-b")} for sampler in ("ode", "sde")}
+    text = compare.compare([first, second, third], ["a", "b", "c"])
+    assert "mean ± sd" not in text and text.count("every network, ") == 3
+    assert "a and b differ in every network\n" in text and "a and c differ in roles of networks" in text
 
 
 def test_a_change_has_no_negative_zero():
