@@ -41,6 +41,7 @@ BLOCKS_AHEAD = 1  # encoded blocks that are read in advance; memory does not dep
 PART = re.compile(r"\d{5,}|(batch|block|bucket|chunk|dir|folder|group|part|rank|shard|split|worker)[-_ ]?\d+", re.I)
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "heldout", "held-out"})
 HASH = re.compile(r"[0-9a-f]+", re.I)  # digits of a hash, as 00/ to ff/ of content-addressed stores
+SHORT_HASH = 3  # digits at most of which all may well be numbers, or all letters
 MOST_PATHS = 100  # most paths to one folder; links inside linked folders double them at every level
 LABELS = "labels.npy"  # classes of a folder's images in the order of their names, as `sit_rl.sample` writes them
 FILES_A_TASK = 32  # files that a thread takes at a time, to spread the cost of passing work to it
@@ -377,16 +378,16 @@ def open_zip(path: Path, skip_corrupt: bool, workers: int | None, class_folders:
 def _are_parts(names: set[str]) -> bool:
     """Whether all folders look like parts of a set: numbered, the splits of a data set, or named by hashes.
 
-    Names by hashes have one length, and both letters and digits among them; the classes 0 to 9 are no hashes.
+    Names by hashes have one length, and both letters and digits among them; the classes 0 to 9 are no hashes.  Of long
+    names most have both, as five of six hashes of four digits have.
     """
     if all(map(PART.fullmatch, names)) or {name.lower() for name in names} <= SPLITS:
         return True
-    together = "".join(names)
-    return (
-        all(map(HASH.fullmatch, names))
-        and len({len(name) for name in names}) == 1
-        and not (together.isdigit() or together.isalpha())
-    )
+    if not all(map(HASH.fullmatch, names)) or len({len(name) for name in names}) > 1:
+        return False
+    together, mixed = "".join(names), sum(not (name.isdigit() or name.isalpha()) for name in names)
+    long = len(together) > SHORT_HASH * len(names)
+    return 2 * mixed > len(names) if long else not (together.isdigit() or together.isalpha())
 
 
 def _class_folders(members: list[str]) -> list[str] | None:

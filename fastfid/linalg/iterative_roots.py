@@ -155,6 +155,7 @@ def trace_sqrt_terms(
 ) -> TraceSqrtTerms:
     """`trace_sqrt_product` with the eigenvalues it clipped and the residual of its iteration."""
     _check_options(method, precision, iterations, lower, workspace, backend)
+    cov_a, cov_b = as_tensor(cov_a, "cov_a"), as_tensor(cov_b, "cov_b")
     a, b = _checked_covariances(cov_a, "cov_a"), _checked_covariances(cov_b, "cov_b")
     batch = _check_fit(a, b)
     if len(b) == 1 < len(a):  # tr √(Σ_a Σ_b) is symmetric: factor the shared side
@@ -360,7 +361,6 @@ def _check_options(method: str, precision: str, iterations: int, lower: float, w
 
 def _checked_covariances(cov: Tensor, name: str) -> Tensor:
     """`cov` as [1 or B, d, d]."""
-    cov = as_tensor(cov)
     if cov.ndim not in (2, 3) or cov.shape[-1] != cov.shape[-2] or cov.shape[-1] == 0:
         raise ValueError(f"{name} must be [d, d] or [B, d, d], got shape {tuple(cov.shape)}; stack covariances first")
     if not cov.is_floating_point():

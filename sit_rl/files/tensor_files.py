@@ -19,6 +19,7 @@ from fastfid.runtime.tensor_files import HEADER_BYTES, NO_SUM, SUM, read_tensors
 ZIP_START = b"PK\x03\x04"
 # First bytes of a Git LFS pointer, which stands for a file that was not fetched (git-lfs, docs/spec.md).
 LFS_START = b"version https://git-lfs"
+LARGEST_FILE = 1 << 63  # bytes; no file system has larger ones
 LONGEST_HEADER = 100_000_000  # bytes of a header of safetensors that its reader accepts
 
 
@@ -91,8 +92,9 @@ def _safetensors_bytes(head: bytes, file: BinaryIO) -> tuple[int, bool]:
         return 0, False  # another format
     try:
         entries = json_of(file.read(length))
-        return HEADER_BYTES + length + max(
-            e["data_offsets"][1] for name, e in entries.items() if name[:2] != "__"
-        ), True
+        end = max(e["data_offsets"][1] for name, e in entries.items() if name[:2] != "__")
+        if not 0 <= end <= LARGEST_FILE:
+            raise ValueError("no file ends there")
+        return HEADER_BYTES + length + end, True
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return HEADER_BYTES + length, False  # the header is truncated

@@ -151,6 +151,7 @@ def test_networks_compute_in_evaluation_mode(name):
     for size in (60, 7):
         metric = MODULE_METRICS[name](network)
         metric.train()  # as a module that holds it does
+        network.train()  # as its owner does, who trains it
         network[3].eval()
         modes = [part.training for part in network.modules()]
         for images, is_real in ((real, True), (fake, False)):

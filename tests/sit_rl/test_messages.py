@@ -21,11 +21,11 @@ HOSTILE = "\x1b]0;owned\x07\x9b31m\u202e"
 
 @pytest.fixture
 def told(capsys):
-    """What was printed since the last call, in which nothing commands a terminal."""
+    """What was printed since the last call, in which nothing but a progress bar's return commands a terminal."""
 
     def read():
         out, err = capsys.readouterr()
-        assert all(c.isprintable() or c in "\n\t" for c in out + err)
+        assert all(c.isprintable() or c in "\n\t\r" for c in out + err)
         assert "\\x1b]0;owned\\x07\\x9b31m\\u202e" in out + err
         return out + err
 

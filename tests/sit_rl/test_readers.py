@@ -192,6 +192,7 @@ def test_heads_that_no_model_has(tmp_path, state, heads):
 HEADERS = [
     DEEP, '{"a":' * 100_000, "[]", "7", '{"a": 7}', '{"a": {"data_offsets": [0, NaN]}}', '{"a": {"data_offsets": "x"}}',
     '{"a": {"data_offsets": [0, "x"]}}', '{"a": {"data_offsets": [0, 1e999]}}',
+    '{"a": {"data_offsets": [0, 1' + "0" * 900 + "]}}",
 ]  # fmt: skip
 
 
