@@ -23,6 +23,7 @@ from fastfid.triton_kernels import trial
 from sit_rl import train
 from sit_rl.models import attention
 from sit_rl.models.sit import SiT, SiTConfig
+from sit_rl.ranks.background import BackgroundWorker
 from sit_rl.runs.log import Clock
 from tests.support.device_cases import ADDED, ENGINE, METRICS, REAL, REFERENCE, REMOVED, engine_on
 
@@ -185,6 +186,18 @@ def test_projection_and_sums_kernels():
     torch.testing.assert_close(
         found.double(), project.project_ref(added.flatten(0, 1), mean, matrix), rtol=1e-4, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("eigensolver", ["device", "host"])
+def test_a_reference_is_prepared_in_a_thread_and_a_stream_beside_the_loop(eigensolver):
+    """As the trainer does: the results are there when the future is, and any stream may use them."""
+    worker = BackgroundWorker("test", CUDA)
+    real, reference = FeatureMoments.from_features(REAL.to(CUDA)), REFERENCE.to(CUDA)
+    begun = worker.submit(lambda: SwapEngine(real, reference, eigensolver=eigensolver).ready_for(REMOVED.shape[1]))
+    busy = torch.randn(512, 512, device=CUDA) @ torch.randn(512, 512, device=CUDA)
+    scores = begun.result().score(REMOVED.to(CUDA), ADDED.to(CUDA))
+    torch.testing.assert_close(scores.cpu(), engine_on(CPU).score(REMOVED, ADDED), rtol=1e-4, atol=1e-6)
+    assert torch.isfinite(busy).all()
 
 
 def test_a_call_waits_once():
