@@ -39,9 +39,9 @@ AXIS_TICKS = (-1.0, -0.1, -0.01, 0.01, 0.1, 1.0)
 # What is written beside a score's name.
 BETTER = {
     **dict.fromkeys(
-        ("fd", "fdr", "sfid", "fd_infinity", "kid", "mmd", "cmmd", "sliced_wasserstein"), "lower is better"
+        ("fd", "fdr", "sfid", "fd_infinity", "kid", "mmd", "cmmd", "sliced_wasserstein"), "↓ lower is better"
     ),
-    **dict.fromkeys(("is", "precision", "recall", "density", "coverage"), "higher is better"),
+    **dict.fromkeys(("is", "precision", "recall", "density", "coverage"), "↑ higher is better"),
 }
 
 # Key of the outliers → verb of the heading, colour of the numbers, note.

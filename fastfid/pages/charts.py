@@ -15,12 +15,22 @@ import numpy as np
 
 # Of the drawing, in CSS pixels of a phone's column; a wider screen shows two charts side by side, a little larger.
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 34  # room for the numbers of the axes
+LEFT, RIGHT, TOP, BOTTOM = 48, 22, 10, 34  # room for the numbers of the axes
 TICKS = 5  # about as many numbers on an axis
 HOVERED = 150  # most points of a line that can be hovered: two pixels each
+KEY = (26, 12)  # width and height of a line's sample in the legend
 ROWS = 60  # most rows of a table
 BINS = 30  # of a histogram
-COLORS = 4  # of style.css
+COLORS = 4  # of style.css, for lines without a colour of their own
+# Two families of colours of style.css, so that each line of two groups has its own and the groups are told apart.
+COLD, WARM = (1, 3, 4, 5), (2, 6, 7, 8)
+# Shapes of a mark: what is drawn around its middle.
+SHAPES = {
+    "circle": "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0",
+    "square": "m-3.2 -3.2h6.4v6.4h-6.4z",
+    "diamond": "m0 -4.6l4.6 4.6l-4.6 4.6l-4.6 -4.6z",
+    "triangle": "m0 -4.4l4.4 7.6h-8.8z",
+}
 
 Point = tuple[float, float]
 
@@ -32,20 +42,22 @@ class Line:
     points  (x, y); a y that is not finite leaves a gap
     kind    line: joined; dots: single marks; dashed: joined by dashes, with marks; bars: the outline of a histogram,
             whose points are the middles of its bins
-    color   1 to 4; by the order of the lines unless given
+    color   1 to 8; by the order of the lines unless given
+    mark    a shape of SHAPES at every point; without one, dots, dashed lines and single points have circles
     """
 
     name: str
     points: Sequence[Point]
     kind: Literal["line", "dots", "dashed", "bars"] = "line"
     color: int | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True)
 class Chart:
     """What the macro `chart` draws; lengths in the units of the SVG.
 
-    lines   [{name, color, path, marks [{x, y}], hover [{x, y, text}], dashed}]
+    lines   [{name, color, path, marks [path], hover [{x, y, text}], dashed, key}], key being the mark of the legend
     levels  [{y, name}], horizontal lines
     head, rows  of the table
     more    what the table leaves out, or ""
@@ -63,6 +75,7 @@ class Chart:
     rows: list[list[str]]
     more: str
     size: tuple[int, int] = (WIDTH, HEIGHT)
+    key: tuple[int, int] = KEY
     box: dict[str, int] = field(
         default_factory=lambda: {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
     )
@@ -88,7 +101,7 @@ def chart(
         return None
     shown = [(value, name) for value, name in levels if value is not None and math.isfinite(value)]
     points = [p for line in lines for p in line.points if _finite(p)]
-    x_axis = Axis.over([x for x, _ in points], LEFT, WIDTH - RIGHT)
+    x_axis = Axis.over([x for line in lines for x in _reach(line)], LEFT, WIDTH - RIGHT)
     heights = [y for _, y in points] + [value for value, _ in shown] + ([0.0] if from_zero else [])
     y_axis = Axis.over(heights, HEIGHT - BOTTOM, TOP, rounded=True)
     rows, more = _table(lines)
@@ -165,6 +178,13 @@ def _step(low: float, high: float) -> float:
     return float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999))
 
 
+def _reach(line: Line) -> list[float]:
+    """The places that a line takes on the horizontal axis; a bar reaches half of its width to both sides."""
+    places = [x for x, y in line.points if _finite((x, y))]
+    half = (places[1] - places[0]) / 2 if line.kind == "bars" and len(places) > 1 else 0.0
+    return [x + side for x in places for side in ((-half, half) if half else (0.0,))]
+
+
 def _finite(point: Point) -> bool:
     return all(math.isfinite(value) for value in point)
 
@@ -173,14 +193,16 @@ def _drawn(line: Line, color: int, x_axis: Axis, y_axis: Axis) -> dict[str, Any]
     """A line in the units of the SVG."""
     places = [(x_axis.place(x), y_axis.place(y)) if _finite((x, y)) else None for x, y in line.points]
     known = [(point, place) for point, place in zip(line.points, places, strict=True) if place is not None]
-    marked = known if line.kind in ("dots", "dashed") or len(known) == 1 else []
+    marked = known if line.mark or line.kind in ("dots", "dashed") or len(known) == 1 else []
+    shape = SHAPES[line.mark or "circle"]
     stride = max(1, -(-len(known) // HOVERED))
     return {
         "name": line.name,
         "color": color,
         "dashed": line.kind == "dashed",
         "path": _path(line, places, y_axis),
-        "marks": [{"x": x, "y": y} for _, (x, y) in marked],
+        "marks": [f"M{x} {y}{shape}" for _, (x, y) in marked],
+        "key": f"M{KEY[0] / 2} {KEY[1] / 2}{shape}" if marked else "",
         "hover": [
             {"x": x, "y": y, "text": f"{line.name}: {number(value)} at {number(at)}"}
             for (at, value), (x, y) in known[::stride]

@@ -24,12 +24,22 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#888888"
+# For two groups of lines: the families of fastfid/pages/charts.py on a white ground.
+COLD, WARM = ("#2166ac", "#6b4fa0", "#2e7d5b", "#0b8299"), ("#c8532f", "#b0307a", "#946c00", "#8a4a2b")
+Samples = dict[str, Pixels]  # by the names of `save_samples`
 
 
 def save_samples(folder: Path, name: str, images: torch.Tensor) -> None:
     """Save the first evaluation images uint8 [n, C, H, W] for the report, as figures/<name>.npy."""
     (folder / "figures").mkdir(exist_ok=True)
     write_atomically(_samples_file(folder, name), lambda file: np.save(file, images.numpy()))
+
+
+def all_saved_samples(folder: Path) -> Samples:
+    """The images that `save_samples` wrote of every evaluation, each file read once."""
+    names = [f"{when}_{sampler}" for sampler in SAMPLERS for when in ("before", "now", "after")]
+    found = {name: saved_samples(folder, name) for name in names}
+    return {name: images for name, images in found.items() if images is not None}
 
 
 def saved_samples(folder: Path, name: str) -> Pixels | None:
@@ -91,9 +101,9 @@ def draw_curve(summary: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
     return png(figure)
 
 
-def draw_samples(folder: Path, kinds: list[str]) -> bytes | None:
-    """Sample grids before and after training, side by side, one row per sampler; None without the files."""
-    images = [[saved_samples(folder, f"{when}_{sampler}") for when in ("before", "after")] for sampler in SAMPLERS]
+def draw_samples(samples: Samples, kinds: list[str]) -> bytes | None:
+    """Sample grids before and after training, side by side, one row per sampler; None where some are missing."""
+    images = [[samples.get(f"{when}_{sampler}") for when in ("before", "after")] for sampler in SAMPLERS]
     if any(each is None for row in images for each in row):
         return None
     plt = pyplot()

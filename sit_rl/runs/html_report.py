@@ -14,11 +14,11 @@ from sit_rl.config import resolve
 from sit_rl.files.atomic import write_bytes, write_text
 from sit_rl.files.lock import is_held
 from sit_rl.presets import PRESETS
-from sit_rl.runs.figure_files import draw_curve, draw_samples, saved_samples
+from sit_rl.runs.figure_files import Samples, all_saved_samples, draw_curve, draw_samples
 from sit_rl.runs.log import GRID_COLUMNS, PHASES, read_metrics
 from sit_rl.runs.network_figure import draw_networks, gap_in_words
 from sit_rl.runs.report_charts import distance_charts, network_charts, training_charts
-from sit_rl.runs.results import changes_in_words, class_table, extensions_in_words, network_table, sampler_table
+from sit_rl.runs.results import changes_in_words, class_table, extensions_in_words, network_tables, sampler_table
 from sit_rl.runs.run_folder import LOCK
 from sit_rl.runs.settings_table import settings_table
 from sit_rl.runs.summary import SAMPLERS, load_results, results_file, sampler_kinds, summary_table
@@ -37,8 +37,9 @@ def write_run_report(folder: Path) -> Path:
         status = summary.get("status", "finished")
         if status == "running" and not is_held(folder / LOCK):
             status = "its process has ended without a word; the same command resumes it"
-        page = _page(folder, summary, records, status)
-        figures = _figures(folder, summary, records) if status == "finished" else {}
+        samples = all_saved_samples(folder)
+        page = _page(folder, summary, records, status, samples)
+        figures = _figures(summary, records, samples) if status == "finished" else {}
     for name, figure in figures.items():
         (folder / "figures").mkdir(exist_ok=True)
         write_bytes(folder / "figures" / f"{name}.png", figure)
@@ -47,17 +48,17 @@ def write_run_report(folder: Path) -> Path:
     return path
 
 
-def _figures(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, bytes]:
+def _figures(summary: dict[str, Any], records: list[dict[str, Any]], samples: Samples) -> dict[str, bytes]:
     """The PNG files of figures/, by name."""
     drawn = {
         "networks": draw_networks(summary, records),
         "curve": draw_curve(summary, records),
-        "samples": draw_samples(folder, sampler_kinds(summary)),
+        "samples": draw_samples(samples, sampler_kinds(summary)),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], status: str) -> str:
+def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], status: str, samples: Samples) -> str:
     """The HTML document. The template escapes all values."""
     finished, running = status == "finished", status == "running"
     return template("sit_rl.runs", "report.html.jinja").render(
@@ -69,10 +70,10 @@ def _page(folder: Path, summary: dict[str, Any], records: list[dict[str, Any]], 
         extensions=extensions_in_words(summary),
         tables=[sampler_table(summary, records, sampler) for sampler in SAMPLERS if sampler in summary["before"]],
         notes=summary_table(summary).splitlines()[-2:] if finished else [],
-        networks=network_table(summary),
+        networks=network_tables(summary),
         network_charts=network_charts(summary, records) if finished else [],
         gap=gap_in_words(summary, records).splitlines() if finished else [],
-        flips=_flips(folder, sampler_kinds(summary)),
+        flips=_flips(samples, sampler_kinds(summary)),
         distances=distance_charts(summary, records),
         training=training_charts(records),
         classes=[table for sampler in SAMPLERS if (table := class_table(summary, sampler))],
@@ -100,13 +101,13 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _flips(folder: Path, kinds: list[str]) -> list[dict[str, Any]]:
+def _flips(samples: Samples, kinds: list[str]) -> list[dict[str, Any]]:
     """For each sampler, images before training and the newest ones, of the same noise and labels."""
     found = []
     for sampler, kind in zip(SAMPLERS, kinds, strict=True):
-        before, after = (saved_samples(folder, f"{when}_{sampler}") for when in ("before", "after"))
+        before, after = (samples.get(f"{when}_{sampler}") for when in ("before", "after"))
         name = "newest evaluation" if after is None else "after training"
-        later = saved_samples(folder, f"now_{sampler}") if after is None else after
+        later = samples.get(f"now_{sampler}") if after is None else after
         if before is not None and later is not None:
             both = [
                 {"name": title, "png": png(tile(images, GRID_COLUMNS), PICTURE)}

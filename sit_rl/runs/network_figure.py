@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+from fastfid.pages.charts import SHAPES
 from sit_rl.runs.columns import GROUPS, columns
-from sit_rl.runs.figure_files import BLUE, ORANGE
+from sit_rl.runs.figure_files import COLD, WARM
 from sit_rl.runs.summary import SAMPLERS, percent, relative_change, sampler_kinds
 
-COLOURS = {True: BLUE, False: ORANGE}
+Colour = TypeVar("Colour", int, str)
+# Names of the marks in matplotlib.
+MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
 # A gap that changed by less, of the first FD, is called steady: FD of 500 images moves by some percent between draws.
 STEADY = 0.05
 CHANGES = ("precision", "recall", "coverage", "sliced_w2")  # columns of relative changes after FD's
@@ -27,6 +30,16 @@ def network_groups(summary: Mapping[str, Any]) -> dict[str, bool]:
     """Name → whether it was rewarded, of a run's networks; empty for a summary of an earlier version."""
     before = summary["before"]["ode"].get("networks") or {}
     return {name: scores["rewarded"] for name, scores in before.items()}
+
+
+def line_styles(groups: Mapping[str, bool], colours: Mapping[bool, Sequence[Colour]]) -> dict[str, tuple[Colour, str]]:
+    """Name → colour and mark of its line: no two alike among the first 16 networks of a group."""
+    shapes = list(SHAPES)
+    styles = {}
+    for rewarded, family in colours.items():
+        for i, name in enumerate(name for name, group in groups.items() if group == rewarded):
+            styles[name] = family[i % len(family)], shapes[(i + i // len(family)) % len(shapes)]
+    return styles
 
 
 def network_rows(summary: Mapping[str, Any], sampler: str) -> list[list[str]]:
@@ -104,20 +117,20 @@ def draw_networks(summary: Mapping[str, Any], records: list[dict[str, Any]]) -> 
     from matplotlib.figure import Figure
 
     curves = {sampler: curve(summary, records, sampler) for sampler in SAMPLERS}
-    if not all(curves.values()) or not network_groups(summary):
+    groups = network_groups(summary)
+    if not all(curves.values()) or not groups:
         return None
     figure = Figure(figsize=(9, 3.8))
     panels = figure.subplots(1, 2, sharey=True)
+    styles = line_styles(groups, {True: COLD, False: WARM})
     for axes, sampler, kind in zip(panels, SAMPLERS, sampler_kinds(dict(summary)), strict=True):
         points = curves[sampler]
         steps, first = [step for step, _ in points], points[0][1]
-        for rewarded, style in ((True, "o-"), (False, "s--")):
-            names = [name for name, group in network_groups(summary).items() if group == rewarded]
-            for i, name in enumerate(names):
-                label = f"{name}, {GROUPS[rewarded]}".replace("$", r"\$")  # not as a formula
-                heights = [fds[name] / first[name] for _, fds in points]
-                shade = 1 - 0.6 * i / max(1, len(names))
-                axes.plot(steps, heights, style, color=COLOURS[rewarded], alpha=shade, ms=4, label=label)
+        for name, rewarded in sorted(groups.items(), key=lambda item: not item[1]):  # rewarded ones first
+            label = f"{name}, {GROUPS[rewarded]}".replace("$", r"\$")  # not as a formula
+            heights = [fds[name] / first[name] for _, fds in points]
+            colour, shape = styles[name]
+            axes.plot(steps, heights, "-" if rewarded else "--", marker=MARKERS[shape], color=colour, ms=4, label=label)
         axes.axhline(1, color="black", lw=0.6)
         images = summary["before"][sampler]["first_images"]["images"]
         axes.set(xlabel="training step", title=f"{kind}, {images} images", ylim=(0, None))

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fastfid.pages.charts import Chart, Line, chart, histogram
+from fastfid.pages.charts import COLD, WARM, Chart, Line, chart, histogram
 from sit_rl.runs.columns import GROUPS
-from sit_rl.runs.network_figure import curve, network_groups
+from sit_rl.runs.network_figure import curve, line_styles, network_groups
 from sit_rl.runs.summary import SAMPLERS, sampler_kinds
 
 Records = list[dict[str, Any]]
@@ -52,14 +52,18 @@ def distance_charts(summary: dict[str, Any], records: Records) -> list[Chart]:
 
 
 def network_charts(summary: dict[str, Any], records: Records) -> list[Chart]:
-    """For each sampler, FD of every network in units of the base model's: rewarded ones against those never seen."""
+    """For each sampler, FD of every network in units of the base model's.
+
+    Rewarded networks have cold colours and solid lines, those never seen warm colours and dashed lines.
+    """
     groups = network_groups(summary)
+    styles = line_styles(groups, {True: COLD, False: WARM})
     drawn = []
     for sampler, kind in zip(SAMPLERS, sampler_kinds(summary), strict=True):
         points = curve(summary, records, sampler)
         lines = [
             Line(f"{name}, {GROUPS[rewarded]}", [(step, fds[name] / points[0][1][name]) for step, fds in points],
-                 "line" if rewarded else "dashed", 1 if rewarded else 2)
+                 "line" if rewarded else "dashed", *styles[name])
             for name, rewarded in groups.items() if points
         ]  # fmt: skip
         counted = summary["before"].get(sampler, {}).get("first_images") or {}
@@ -130,7 +134,7 @@ def _by_count(summary: dict[str, Any]) -> Chart | None:
                 lines.append(Line(f"{kind}, {when}", points, "line" if sampler == "ode" else "dashed", color))
     return chart(
         "Fréchet distance against the number of images", lines, "generated images", f"FD ({_network(summary)})",
-        note="A distance of few images is biased upwards. Where a line is flat, more images would change little.",
+        note="The first images of an evaluation. Few images raise a distance on average; chance moves it both ways.",
     )  # fmt: skip
 
 
@@ -162,8 +166,12 @@ def _components(records: Records) -> list[Chart | None]:
 
     def lines(value: Callable[[str, dict[str, Any]], float]) -> list[Line]:
         return [
-            Line(name, [(r["step"], value(name, r["components"][name])) for r in mixed if name in r["components"]])
-            for name in mixed[0]["components"]
+            Line(
+                name,
+                [(r["step"], value(name, r["components"][name])) for r in mixed if name in r["components"]],
+                color=COLD[i % len(COLD)],
+            )  # as the rewarded networks have
+            for i, name in enumerate(mixed[0]["components"])
         ]
 
     first = {name: part["distance"] for name, part in mixed[0]["components"].items()}

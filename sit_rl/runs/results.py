@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastfid.pages.charts import number
+from sit_rl.runs.columns import GROUPS
 from sit_rl.runs.network_figure import network_groups
 from sit_rl.runs.summary import ROWS, SAMPLERS, percent, relative_change, sampler_kinds
 
@@ -115,20 +116,22 @@ def extension_in_words(extension: dict[str, Any], schedule: str | None) -> str:
     )
 
 
-def network_table(summary: dict[str, Any]) -> dict[str, Any] | None:
-    """{head, rows} of the networks that judged, rewarded or never seen; None where the summary has none."""
-    rows = []
+def network_tables(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """{title, head, rows} for each sampler, of the networks that judged; none for a summary of an earlier version."""
+    tables = []
     for sampler, kind in zip(SAMPLERS, sampler_kinds(summary), strict=True):
         before, after = (summary[when].get(sampler, {}).get("networks", {}) for when in ("before", "after"))
-        for name, found in (after or before).items():
-            cells = [_pair(before.get(name, {}).get(key), after.get(name, {}).get(key)) for key, _, _ in OF_NETWORKS]
-            rows.append([name, "rewarded" if found.get("rewarded") else "never seen", kind, *cells])
-    if not rows:
-        return None
-    kept = [i for i in range(len(OF_NETWORKS)) if any(row[3 + i] for row in rows)]
-    head = ["network", "", "sampler"]
-    head += [f"{OF_NETWORKS[i][1]} {'↓' if OF_NETWORKS[i][2] else '↑'}" for i in kept]
-    return {"head": head, "rows": [[*row[:3], *(row[3 + i] for i in kept)] for row in rows]}
+        found = after or before
+        kept = [each for each in OF_NETWORKS if any(scores.get(each[0]) is not None for scores in found.values())]
+        rows = [
+            [f"{name}, {GROUPS[bool(scores.get('rewarded'))]}"]
+            + [_pair(before.get(name, {}).get(key), after.get(name, {}).get(key)) for key, _, _ in kept]
+            for name, scores in found.items()
+        ]
+        if rows:
+            head = ["network", *(f"{label} {'↓' if lower else '↑'}" for _, label, lower in kept)]
+            tables.append({"title": f"{kind} sampler", "head": head, "rows": rows})
+    return tables
 
 
 def class_table(summary: dict[str, Any], sampler: str) -> dict[str, Any] | None:
@@ -140,7 +143,7 @@ def class_table(summary: dict[str, Any], sampler: str) -> dict[str, Any] | None:
     order = sorted(last, key=lambda name: (last[name]["recall"], name))
     rows = [
         [str(name), f"{last[name]['images']:,}", f"{last[name]['real']:,}"]
-        + [_pair(before.get(name, {}).get(key), after.get(name, {}).get(key), 3) for key in OF_CLASSES]
+        + [_pair(before.get(name, {}).get(key), after.get(name, {}).get(key)) for key in OF_CLASSES]
         for name in order
     ]
     kind = sampler_kinds(summary)[SAMPLERS.index(sampler)]
@@ -153,6 +156,6 @@ def _classes(summary: dict[str, Any], when: str, sampler: str) -> list[dict[str,
     return found
 
 
-def _pair(before: float | None, after: float | None, digits: int = 4) -> str:
-    """before → after; one number where there is only one."""
-    return " → ".join(f"{value:.{digits}g}" for value in (before, after) if value is not None)
+def _pair(before: float | None, after: float | None) -> str:
+    """before → after, with three digits, so that a phone has room; one number where there is only one."""
+    return " → ".join(f"{value:.3g}" for value in (before, after) if value is not None)

@@ -57,6 +57,10 @@ def table_rows(summary: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+# Keys of `floor`, in words.
+OF_FLOOR = {"fd": "FD", "fd_b": "second network"}
+
+
 def protocol(config: Config, components: Components, side: RewardSide | None, metrics: Iterable[str]) -> dict[str, Any]:
     """How the numbers of summary.json were measured: metrics, networks, images, reward, samplers, weights."""
     nets = {"fd": components.networks[0], "fd_b": components.judge}
@@ -120,7 +124,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         for row in rows
     ]
     names = {key: net["name"] for key, net in protocol["networks"].items()}
-    floor = [f"{k} {v:.4f}" for k, v in summary["floor"].items() if v is not None]
+    floor = [f"{OF_FLOOR.get(k, k)} {v:.4f}" for k, v in summary["floor"].items() if v is not None]
     count = protocol["heldout_images"]
     own = "the reward's own real statistics" + (f" of {count}" if count else "")
     held = count_in_words(count, "held-out") if floor else own
@@ -129,8 +133,8 @@ def summary_table(summary: dict[str, Any]) -> str:
         f"against {held}; {protocol['samplers']['ode']}; {protocol['samplers']['sde']}"
     )
     lines.append(
-        f"{'real against real: ' + '  '.join(floor) + '; ' if floor else ''}"
-        f"{summary['images_generated']} images generated; "
+        f"{'real images against real images: ' + ', '.join(floor) + '; ' if floor else ''}"
+        f"{summary['images_generated']:,} images generated; "
         f"{summary['seconds']['total']:.0f} s{_reward_share(summary['seconds'])}"
     )
     return "\n".join(lines)

@@ -47,6 +47,10 @@ def test_no_page_is_wider_than_its_screen(chromium, pages, name, view):
     with opened(chromium, pages[name], view) as tab:
         tab.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         assert tab.evaluate("document.documentElement.scrollWidth") <= view.width
+        hidden = (
+            "[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth + 1).length"
+        )
+        assert tab.evaluate(hidden) == 0  # no column is out of sight
         small_text = tab.evaluate(
             "[...document.querySelectorAll('p, td, th, small, figcaption, summary')].filter("
             "each => parseFloat(getComputedStyle(each).fontSize) < 11).length"

@@ -45,7 +45,9 @@ def test_html_report(tmp_path):
     assert page.count('<img alt="Samples and real images') == 2  # drawn by chance
     assert f"<b>{result['fd'].value:.5g}</b>" in page and f"{result['fd'].interval[0]:.4g} to" in page
     assert page.count('<svg class="whisker"') == len(result.scores)  # an interval beside each
-    assert "<i>cat" not in page and page.index("dog</td>") < page.index("&lt;i&gt;cat</td>")  # the worst class first
+    assert "<i>cat" not in page and page.index("dog</span>") < page.index(
+        "&lt;i&gt;cat</span>"
+    )  # the worst class first
     assert "<b>0.800</b><br><small>0.700 to 0.900</small>" in page
     assert (
         'name="viewport"' in page and "prefers-color-scheme: dark" in page and "reference" not in visible(page).lower()
@@ -87,4 +89,4 @@ def test_whiskers_differ_and_do_not_saturate(share):
 def test_fd_against_the_number_of_samples():
     result = evaluate(features(900, 1), features(500, 2), metrics=["fd", "fd_infinity"])
     page = report_html(result)
-    assert "against the number of samples" in page and page.count('class="mark"') == 15
+    assert "against the number of samples" in page and page.count('class="mark"') == 15 + 1  # and the legend's

@@ -1,11 +1,12 @@
 """Templates of HTML pages escape what they show and miss nothing silently; charts show what they are given."""
 
 import math
+import re
 
 import jinja2
 import pytest
 
-from fastfid.pages.charts import HOVERED, ROWS, Axis, Line, chart, histogram, number
+from fastfid.pages.charts import HOVERED, ROWS, SHAPES, Axis, Line, chart, histogram, number
 from fastfid.pages.templates import template
 
 
@@ -42,7 +43,26 @@ def test_a_chart_draws_every_point_where_it_is():
     assert [point["text"] for point in first["hover"]] == ["a: 1 at 0", "a: 3 at 2"]
     assert drawn.rows == [["0", "1", ""], ["1", "", "2"], ["2", "3", ""]] and drawn.more == ""
     heights = {text: y for y, text in drawn.y_ticks}
-    assert first["hover"][1]["y"] == heights["3"] < second["marks"][0]["y"] < first["hover"][0]["y"] == heights["1"]
+    assert first["hover"][1]["y"] == heights["3"] < second["hover"][0]["y"] < first["hover"][0]["y"] == heights["1"]
+    assert second["marks"] == [f"M{second['hover'][0]['x']} {heights['2']}{SHAPES['circle']}"]
+
+
+def test_a_legend_shows_a_line_as_it_is_drawn():
+    points = [(0, 1.0), (1, 2.0)]
+    lines = [Line("a", points, mark="square"), Line("b", points, "dashed", 6, "diamond"), Line("c", points, "dots")]
+    drawn = chart("t", lines, "x", "y")
+    page = (
+        template("fastfid.pages", "page.html.jinja")
+        .environment.from_string("{% import 'parts.html.jinja' as parts %}{{ parts.chart(drawn) }}")
+        .render(drawn=drawn)
+    )
+    legend = page.partition('<div class="legend">')[2].partition("</div>")[0]
+    keys = legend.split("<svg ")[1:]
+    assert [('class="curve"' in key, "curve dashed" in key) for key in keys] == [
+        (True, False), (False, True), (False, False),
+    ]  # fmt: skip
+    assert all(SHAPES[shape] in key for shape, key in zip(("square", "diamond", "circle"), keys, strict=True))
+    assert "key s6" in keys[1]
 
 
 def test_a_chart_without_numbers_is_none():
@@ -67,6 +87,8 @@ def test_a_histogram_counts_every_value():
     drawn = histogram("t", {"a": [0.0, 0.1, 0.9, 1.0] * 5, "b": [0.5] * 3}, "x", "y")
     counts = [sum(float(row[column]) for row in drawn.rows) for column in (1, 2)]
     assert counts == [20, 3]
+    outline = re.findall(r"[ML]([\d.-]+) ", drawn.lines[0]["path"])
+    assert drawn.box["left"] <= float(outline[0]) < float(outline[-1]) <= drawn.box["right"]  # whole bars
 
 
 def test_numbers_are_short():

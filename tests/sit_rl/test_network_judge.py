@@ -1,16 +1,21 @@
 """Every network judges every evaluation: the numbers are fastfid's, and no reward judges itself."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from fastfid import FeatureMoments, frechet_distance, prdc, sliced_wasserstein
 from fastfid.features.names import FASHION_NETS
+from fastfid.pages import templates
+from fastfid.pages.charts import COLD, WARM
 from sit_rl.components import networks as networks_module
 from sit_rl.components.networks import NetworkSides, judges_of
 from sit_rl.components.real_side import RealSide
 from sit_rl.config import Config, resolve
 from sit_rl.presets import PRESETS
-from sit_rl.runs.network_figure import curve, draw_networks, gap_in_words, network_rows, network_table
+from sit_rl.runs import figure_files
+from sit_rl.runs.network_figure import curve, draw_networks, gap_in_words, line_styles, network_rows, network_table
 from sit_rl.train import parse
 from sit_rl.training.network_judge import SCORES, NetworkJudge
 
@@ -152,6 +157,16 @@ def test_a_run_without_judges_says_so():
     earlier = {when: dict.fromkeys(("ode", "sde"), {"fd": 1.0}) for when in ("before", "after")}
     earlier |= {key: summary[key] for key in ("config", "protocol")}
     assert gap_in_words(earlier, []) == network_table(earlier) == "" and draw_networks(earlier, []) is None
+
+
+def test_every_network_has_a_line_of_its_own_in_the_colours_of_its_group():
+    groups = {f"net-{i}": i % 2 == 0 for i in range(24)}
+    styles = line_styles(groups, {True: COLD, False: WARM})
+    assert len(set(styles.values())) == 24
+    assert all(colour in (COLD if groups[name] else WARM) for name, (colour, _) in styles.items())
+    css = (Path(templates.__file__).parent / "templates" / "style.css").read_text()
+    for family, hexes in ((COLD, figure_files.COLD), (WARM, figure_files.WARM)):
+        assert all(f"--c{color}: {hexa}" in css for color, hexa in zip(family, hexes, strict=True))
 
 
 def test_table_and_figure():

@@ -110,7 +110,7 @@ def test_run_writes_everything_it_promises(smoke):
         "outputs",
         "predicted",
         "FD, second network",
-        "real against real",
+        "real images against real images",
         "report.html",
         "never seen",
         "the gap is",
