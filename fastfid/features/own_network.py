@@ -107,6 +107,7 @@ class OwnNetwork(nn.Module):
     def __init__(self, network: Callable[[Tensor], object], prepare: Callable[[Tensor], Tensor], name: str):
         super().__init__()
         self.network, self.prepare, self.name = network, prepare, name
+        self.tried: tuple[int, tuple[int, ...]] | None = None  # d of a trial, and its images' shape
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [n, d] of images [n, c, h, w]; ValueError for anything else."""
@@ -123,6 +124,12 @@ class OwnNetwork(nn.Module):
             raise ValueError(
                 f"the network {self.name} returned shape {tuple(features.shape)} for {len(images)} images; return "
                 f"features ({len(images)}, d): pool its maps, or flatten them"
+            )
+        if self.tried is not None and features.shape[1] != self.tried[0]:
+            d, here, (dim, there) = features.shape[1], tuple(images.shape[1:]), self.tried
+            raise ValueError(
+                f"the network {self.name} returned {d} features for images {here} and {dim} for images {there}; make "
+                f"them as many for all images, or give it the attribute dim = {d}"
             )
         return features
 
@@ -197,7 +204,9 @@ def _extractor(found: Callable[[Tensor], object], name: str, device: torch.devic
         device=device,
     )
     dim, side = getattr(found, "dim", None), getattr(found, "side", None)
-    extractor.dim = _trial_dim(extractor, side) if dim is None else _checked_dim(dim, name)
+    if dim is None:
+        network.tried = _trial(extractor, side)
+    extractor.dim = network.tried[0] if network.tried else _checked_dim(dim, name)
     return extractor
 
 
@@ -231,8 +240,8 @@ def _checked_dim(dim: object, name: str) -> int:
     return dim
 
 
-def _trial_dim(extractor: FeatureExtractor, side: int | None) -> int:
-    """Width d, by a trial on two images of noise, in colour, then in grey; ValueError if no size works."""
+def _trial(extractor: FeatureExtractor, side: int | None) -> tuple[int, tuple[int, ...]]:
+    """Width d and an image's shape, by a trial on two of noise, in colour, then in grey; ValueError if none works."""
     first: ValueError | None = None
     random = torch.Generator().manual_seed(SEED)
     for pixels in TRIAL_SIDES if side is None else (side,):
@@ -247,5 +256,5 @@ def _trial_dim(extractor: FeatureExtractor, side: int | None) -> int:
         else:
             continue
         try_network(extractor, images)
-        return extractor.dim
+        return extractor.dim, tuple(images.shape[1:])
     raise ValueError(f"{first}; it may state the side and the dim of its features as attributes")

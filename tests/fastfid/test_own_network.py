@@ -40,6 +40,9 @@ def halves(images):
     assert images.dtype == torch.uint8
     return images.float().flatten(1)[:, :4]
 
+def by_channel(images):
+    return images.float().mean((2, 3))
+
 def stated(images):
     return images.float().mean((2, 3)) * torch.ones(7)
 stated.dim, stated.name = 7, "seven"
@@ -149,6 +152,14 @@ def test_what_is_no_network(folder, name, message):
     with pytest.raises(ValueError) as error:
         feature_extractor(f"{folder}/nets_of_mine.py:{name}")
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_other_widths_for_other_images_are_told_with_the_remedy(folder):
+    network = feature_extractor(f"{folder}/nets_of_mine.py:by_channel")
+    grey = torch.zeros(2, 1, 9, 9, dtype=torch.uint8)
+    assert network(grey.expand(-1, 3, -1, -1)).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"1 features for images \(1, 9, 9\) and 3 for images .*attribute dim = 1"):
+        network(grey)
 
 
 def test_a_function_whose_batch_norm_trains_is_refused(folder):
