@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fastfid import FeatureExtractor, FeatureMoments
 from fastfid.identity import NetworkFeatures, mismatch
 from fastfid.images.open import open_images
-from fastfid.images.source import ImageSource
+from fastfid.images.source import ImageSource, counted
 from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import Statistics, read_statistics
 from sit_rl.models.generator_model import GeneratorModel
@@ -23,6 +23,7 @@ from sit_rl.ranks.preemption import stop_if_told
 
 # Images per batch: large enough for the CPU's convolutions to be efficient, small enough for their workspace.
 FEATURE_BATCH = 250
+FEWEST_REAL = 2  # of which there is a covariance; fastfid's warnings tell where the images are fewer than features
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ def validate_real(source: Path, nets: list[FeatureExtractor]) -> None:
     """
     if not holds_statistics(source):
         images = open_images(source)
+        if len(images) < FEWEST_REAL:
+            raise ValueError(
+                f"{source} holds {counted(len(images), 'image')}; a distance needs thousands of real images"
+            )
         next(iter(images.batches(1)))
         for note in images.notes:
             say(f"note: {note}")

@@ -316,9 +316,13 @@ def family_of(folder: Path) -> Family:
         )
     name = read_json(index).get("_class_name")
     if not isinstance(name, str) or name not in FAMILIES:
+        found = "has a model_index.json without _class_name"
+        if isinstance(name, str):
+            found = f"is a {shown(name)}, whose transformer is not known here"
+        *others, last = FAMILIES
         raise ValueError(
-            f"--model diffusers:{folder} is a {shown(str(name))}, whose transformer is not known here; choose a "
-            f"{', '.join(FAMILIES)}, or write a builder around its transformer (docs/guides/own-model.md)"
+            f"--model diffusers:{folder} {found}; choose a {', '.join(others)} or {last}, or "
+            "write a builder around its transformer (docs/guides/own-model.md)"
         )
     try:
         family = FAMILIES[name].read(folder)

@@ -268,4 +268,5 @@ def named(component: Component) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"reward component {component.name}: {error}") from error
+        known = str(error).startswith(f"reward {component.name} ")  # of a user's own code
+        raise ValueError(f"{error}" if known else f"reward component {component.name}: {error}") from error

@@ -16,7 +16,7 @@ from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.models.pipeline_families import Family, Rows, family_of
 from sit_rl.models.pipeline_model import Autoencoder, PipelineModel
 from sit_rl.models.prompt_embeddings import Embeddings
-from sit_rl.models.published_pipelines import published
+from sit_rl.models.published_pipelines import PUBLISHED, published
 from sit_rl.models.sit import SiT, SiTConfig
 
 # FLOPs per image outside the generator, counted in the same way: the decoder of diffusers' AutoencoderKL from 32×32
@@ -58,8 +58,14 @@ class Decoding:
 
 
 def planned_family(folder: Path) -> Family:
-    """The pipeline of a folder, or a published one of this name."""
-    return published(folder) or family_of(folder)
+    """The pipeline of a folder, or a published one of this name; FileNotFoundError where there is neither."""
+    known = published(folder)
+    if known is None and not folder.exists():
+        raise FileNotFoundError(
+            f"--model diffusers:{folder} does not exist; a plan takes a local folder of a pipeline, or one of "
+            f"the names {', '.join(PUBLISHED)}"
+        )
+    return known or family_of(folder)
 
 
 @cache

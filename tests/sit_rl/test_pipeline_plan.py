@@ -63,4 +63,5 @@ def test_memory_of_frozen_weights_is_counted_once():
 def test_a_name_that_is_not_published_is_one_sentence(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--dry-run", "--model", "diffusers:sd9", "--prompts", "p", "--real", "r"])
-    assert "--model diffusers:sd9 does not exist" in " ".join(capsys.readouterr().err.split())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "--model diffusers:sd9 does not exist" in told and "one of the names sd3-medium" in told

@@ -171,6 +171,9 @@ def test_another_folder_is_one_sentence(folders, prompts, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
     with pytest.raises(ValueError, match="is a StableDiffusionXLPipeline, whose transformer is not known here"):
         load_pipeline(tmp_path, prompts)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="has a model_index.json without _class_name; choose a"):
+        load_pipeline(tmp_path, prompts)
     with pytest.raises(ValueError, match="--image-size is 18; images of .* have a multiple of 4 pixels"):
         load_pipeline(folders("sd3"), prompts, image_size=18)
     with pytest.raises(ValueError, match="--image-size is 64; the positions of .* reach 32 pixels"):
