@@ -1,10 +1,11 @@
 """Hook of the site: the reference of the code, made from the code.
 
     reference/commands.md          what `--help` of every command prints, and `--help-all` where there is more
-    reference/fastfid/ROOM.md      the public names of fastfid that a room defines
+    reference/fastfid/ROOM.md      the public names of fastfid that a room defines, and those that a page imports
     reference/sit_rl/ROOM.md       the modules of a room of sit_rl
 
-Names are read from the sources (fastfid/api.py and the files of sit_rl), so that a new one has its place by itself.
+Names are read from the sources (fastfid/api.py, the files of sit_rl) and from the code blocks of the pages, so that a
+new one has its place by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,22 +41,36 @@ FASTFID_ROOMS = {
     "images": "Reading images",
     "statistics": "Statistics files",
     "linalg": "Matrix roots",
+    "runtime": "Processes and devices",
 }
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def public_names() -> dict[str, list[str]]:
-    """The room of fastfid → full paths of its public names: those of fastfid/api.py, then those of the room itself."""
+    """The room of fastfid → full paths: names of fastfid/api.py, of the room itself, and imported by a page."""
     rooms: dict[str, list[str]] = {}
-    for path in (ROOT / "fastfid/api.py", *sorted((ROOT / "fastfid").glob("*/__init__.py"))):
-        for name in imported_names(path):
-            room = rooms.setdefault(name.split(".")[1], [])
-            room += [name] if name not in room else []
+    files = (ROOT / "fastfid/api.py", *sorted((ROOT / "fastfid").glob("*/__init__.py")))
+    for name in [*(name for path in files for name in imported_names(path.read_text())), *names_in_pages()]:
+        room = rooms.setdefault(name.split(".")[1], [])
+        room += [name] if name not in room else []
     return rooms
 
 
-def imported_names(path: Path) -> list[str]:
-    """Full paths of the names of fastfid that a file imports for others."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+def names_in_pages() -> list[str]:
+    """Full paths of what the Python blocks of the pages import from a file of fastfid, or of that file."""
+    pages = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    blocks = [block for page in pages for block in BLOCK.findall(page.read_text())]
+    found = [name for block in blocks for name in imported_names(block)]
+    return [name for name in found if _file_of(name).is_file() or _file_of(name.rpartition(".")[0]).is_file()]
+
+
+def _file_of(module: str) -> Path:
+    return ROOT / f"{module.replace('.', '/')}.py"
+
+
+def imported_names(code: str) -> list[str]:
+    """Full paths of the names that code imports from the rooms of fastfid."""
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     ours = [node for node in nodes if node.module and node.module.startswith("fastfid.")]
     return [f"{node.module}.{name.name}" for node in ours for name in node.names]
 
@@ -85,7 +101,11 @@ def pages() -> dict[str, str]:
 
 def _public_name(path: str) -> str:
     room, short = path.split(".")[1], path.split(".")[-1]
-    place = "fastfid" if path in imported_names(ROOT / "fastfid/api.py") else f"fastfid.{room}"
+    shown = {"fastfid": "api.py", f"fastfid.{room}": f"{room}/__init__.py"}
+    place = next(
+        (place for place, file in shown.items() if path in imported_names((ROOT / "fastfid" / file).read_text())),
+        path.rpartition(".")[0],
+    )
     return f'::: {path}\n    options:\n      heading: "{place}.{short}"\n      toc_label: "{short}"\n'
 
 
@@ -108,8 +128,12 @@ def _overview() -> str:
 
 def _first_sentence(path: str) -> str:
     module, name = path.rsplit(".", 1)
-    body = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text()).body
-    node = next((n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name), None)
+    node: ast.AST | None
+    if _file_of(path).is_file():
+        node = ast.parse(_file_of(path).read_text())
+    else:
+        body = ast.parse(_file_of(module).read_text()).body
+        node = next((n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name), None)
     text = (ast.get_docstring(node) or "") if node else ""
     return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
 

@@ -26,7 +26,8 @@ from tests.support.small_network import pixels, write_images
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sit_rl/slurm/README.md", *DOCS]
+BESIDE_DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "sit_rl/slurm/README.md", "examples/emoji/README.md")
+PAGES = [*(ROOT / name for name in BESIDE_DOCS), *DOCS]
 
 SHOWN = {"", "text", "math", "diff"}  # languages of blocks that hold no code
 PARSED = {"json": json.loads, "yaml": yaml.safe_load}
