@@ -126,8 +126,12 @@ def open_array_file(path: Path, value_range: tuple[float, float] | None) -> Arra
 
 
 def _notes(path: Path, count: int, labels: np.ndarray | None, unread: list[str]) -> list[str]:
-    """Sentences on labels of another number than that of the images, and on the images that are not read."""
+    """Sentences on labels that are not one for each image, and on the images that are not read."""
     notes = []
+    if labels is not None and labels.ndim == 2 and len(labels) == count:
+        notes.append(
+            f"{path} holds labels of shape {labels.shape}; a class is one number or name, so they are not read"
+        )
     if labels is not None and labels.ndim == 1:
         held = f"{counted(len(labels), 'label')} and {counted(count, 'image')}"
         notes.append(f"{path} holds {held}; the labels are not read as classes")
@@ -191,7 +195,8 @@ def _check_number_type(name: str, array: Tensor | np.ndarray, value_range: tuple
     if dtype.startswith(("float", "bfloat")):
         if value_range is None:
             raise ValueError(
-                f"{name} is {dtype} and does not tell its range; pass value_range=(0, 1) or (-1, 1) (--value-range 0,1)"
+                f"{name} is {dtype} and does not tell its range; pass value_range=(0, 1) or (-1, 1) "
+                "(--value-range 0,1), or save it as uint8"
             )
     elif dtype != "uint8":
         raise ValueError(f"{name} is {dtype}; images are uint8, or float with a value_range")

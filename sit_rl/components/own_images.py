@@ -29,6 +29,7 @@ from sit_rl.sampling.random_streams import Stream, generator
 WHITE = 255
 # Fewest images of a model: below it neither a network nor a covariance can be estimated.
 FEWEST = 280
+MEAN_OF_A_CLASS = 2  # images: one to train on, and one that may be held out
 FEWEST_HELDOUT = 40  # a covariance of the smallest networks' 32 features needs more images than features
 # Largest share of held-out images that may have a near-duplicate in training before the two sets count as the same.
 MOST_SHARED = 0.5
@@ -67,6 +68,17 @@ def open_source(flag: str, path: Path, class_folders: bool = False) -> Source:
         labels = images.labels(0, len(images))
         names = tuple(images.image_name(i) for i in range(len(images)))
         return Source(flag, path, images, names, None if labels is None else tuple(labels))
+
+
+def check_classes(source: Source) -> None:
+    """ValueError where labels are no classes, such as one number of its own for each image."""
+    classes = len(set(source.labels or ()))
+    if classes > len(source) / MEAN_OF_A_CLASS:
+        raise ValueError(
+            f"{source.flag} {source.path} has {counted(len(source), 'image')} in {classes} classes, such as "
+            f"{shown(str((source.labels or ('',))[0]))!r}; a class needs at least {MEAN_OF_A_CLASS} images on average: "
+            "give labels that name classes, or none"
+        )
 
 
 def sides_of(source: Source) -> list[tuple[int, int]]:

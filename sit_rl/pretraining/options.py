@@ -19,6 +19,7 @@ from sit_rl.components.own_images import (
     FEWEST,
     OwnImages,
     Source,
+    check_classes,
     open_source,
     prepare,
     record_of,
@@ -74,6 +75,7 @@ def load_images(options: OwnOptions) -> tuple[OwnImages, list[tuple[str, str]]]:
     if len(source) < FEWEST:
         count = "1 image" if len(source) == 1 else f"{len(source)} images"
         raise ValueError(f"--images {options.images} holds {count}; a generator needs at least {FEWEST}")
+    check_classes(source)
     labelled = source.labels is not None and len(set(source.labels)) > 1
     size, why = (options.size, "--size") if options.size else choose_size(sides_of(source))
     pixels = prepare(source, size, options.crop)

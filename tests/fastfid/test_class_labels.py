@@ -78,8 +78,11 @@ def test_labels_of_another_number_in_an_archive_are_said(tmp_path, name):
     images = open_images(tmp_path / "x.npz")
     told = f"{tmp_path / 'x.npz'} holds 39 labels and 40 images; the labels are not read as classes"
     assert images.labels(0, 40) is None and images.notes == [told]
-    np.savez(tmp_path / "y.npz", arr_0=pixels(40, 1), arr_1=np.eye(40))  # one-hot rows, or anything else
-    assert open_images(tmp_path / "y.npz").notes == []
+    np.savez(tmp_path / "y.npz", arr_0=pixels(40, 1), **{name: np.eye(40)})  # one-hot rows
+    told = f"{tmp_path / 'y.npz'} holds labels of shape (40, 40); a class is one number or name, so they are not read"
+    assert open_images(tmp_path / "y.npz").notes == [told]
+    np.savez(tmp_path / "z.npz", arr_0=pixels(40, 1), **{name: np.ones((3, 4))})  # something else
+    assert open_images(tmp_path / "z.npz").notes == []
 
 
 def test_what_was_said_of_labels_stays_when_images_are_read(tmp_path):

@@ -265,6 +265,13 @@ def test_flags_that_do_not_fit_the_images_are_refused(refused, images, words, to
     assert re.search(told, refused(pretrain, "base", "--images", images, *words.format(images=images).split()))
 
 
+def test_labels_that_are_no_classes_are_refused(refused, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=pixels, labels=np.linspace(0, 1, 300))
+    told = refused(pretrain, "base", "--images", "x.npz", "--out", "y")
+    assert "--images x.npz has 300 images in 300 classes, such as '0'; a class needs at least 2 images" in told
+
+
 def test_wrong_shapes_and_labels_are_refused(refused, tmp_path, images):
     np.savez(tmp_path / "x.npz", images=np.zeros((300, 16, 16, 5), np.uint8))
     assert "has shape (300, 16, 16, 5)" in refused(pretrain, "base", "--images", "x.npz", "--out", "y")
