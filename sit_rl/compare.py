@@ -132,8 +132,8 @@ def _network_cells(group: list[Summary], sampler: str, name: str) -> list[str]:
 
 
 def _mean(scores: list[dict[str, Any]], key: str) -> str:
-    values = [each.get(key) for each in scores]
-    return "–" if None in values else f"{statistics.mean(values):.3g}"
+    values = [each[key] for each in scores if each.get(key) is not None]
+    return f"{statistics.mean(values):.3g}" if len(values) == len(scores) else "–"
 
 
 def markdown(rows: list[list[str]], words: int) -> str:
