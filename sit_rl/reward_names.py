@@ -71,10 +71,11 @@ def _component(word: str, network: str) -> ComponentName:
     kind, colon, source = name.partition(":")
     if kind not in (*KINDS, PYTHON) and object_name(name):
         kind, source = PYTHON, name
+    other = f"another network than {network}" if network else "its network"  # none is known before the preset is
     if kind not in (*KINDS, PYTHON):
         raise ValueError(
-            f"--reward {word}: unknown component {kind!r}; choose {', '.join(KINDS)}, each with :NETWORK for another "
-            f"network than {network}, or your own, {FORM}"
+            f"--reward {word}: unknown component {kind!r}; choose {', '.join(KINDS)}, each with :NETWORK for {other}, "
+            f"or your own, {FORM}"
         )
     if kind == PYTHON and not object_name(source):
         raise ValueError(f"--reward {word}: write {FORM}, a function or a set reward")

@@ -144,7 +144,7 @@ class CallableReward:
             returned = self.function(images, labels)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the caller says which option to lower
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit would end a run without a word
             what = f"{type(error).__name__} for images {tuple(images.shape)}"
             raise ValueError(f"reward {self.name} raised {what}: {first_line(error)}") from error
         if images._version != version:

@@ -165,6 +165,9 @@ def _check_attributes(text: str, own: nn.Module) -> None:
         raise ValueError(
             f"--model {text} has conditions {conditions!r}; it must be a positive number, or a list of names"
         )
+    twice = [name for name in conditions if conditions.count(name) > 1] if of_names else []
+    if twice:
+        raise ValueError(f"--model {text} names the condition {twice[0]!r} twice; give each its own name")
     if not isinstance(getattr(own, "null_condition", None), (int, type(None))):
         raise ValueError(f"--model {text} has null_condition {own.null_condition!r}; it must be a number, or None")
 
@@ -204,6 +207,8 @@ def _check_outputs(text: str, model: OwnModel) -> None:
             f"--model {text}: {model.predicts} gives {found} for its sample_shape {shape}; it must give "
             f"{' or '.join(map(str, wanted))}"
         )
+    if out.dtype not in (torch.float32, torch.bfloat16, torch.float16):  # a sampler's steps would turn into it
+        raise ValueError(f"--model {text}: {model.predicts} gives {out.dtype} for torch.float32; return x.dtype")
     if model.decoder is None:
         return
     with _raising(text, f"decode was called on samples {list(x.shape)}"):

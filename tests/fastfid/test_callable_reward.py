@@ -1,5 +1,7 @@
 """A Python function as a reward: its changes, and what it must not return."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,10 @@ def with_nan(images, labels):
     return rewards
 
 
+def leaving(images, labels):
+    sys.exit(3)
+
+
 def raising(images, labels):
     raise KeyError("weights of the model")
 
@@ -109,6 +115,7 @@ def writing(images, labels):
         (lambda x, y: 0.1 * (1 + 1e-7 * torch.arange(20) / 19), "^reward mine gives all 20 images the same reward 0.1"),
         (lambda x, y: [3] * len(x), "^reward mine gives all 20 images the same reward 3"),
         (lambda x, y: torch.zeros(20), "^reward mine gives all 20 images the same reward 0"),
+        (leaving, r"^reward mine raised SystemExit for images \(20, 3, 4, 4\): 3$"),
         (raising, r"^reward mine raised KeyError for images \(20, 3, 4, 4\): it has no 'weights of the model'$"),
         (lambda x: x, r"^reward mine raised TypeError"),
         (writing, "^reward mine wrote into its images"),

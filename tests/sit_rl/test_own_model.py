@@ -173,6 +173,8 @@ GOOD = """
         ("(3, 4, 4)", "(3, 4)", r"has sample_shape \(3, 4\); it must be three positive numbers"),
         ("(3, 4, 4)", "(3, 4, 0)", "it must be three positive numbers"),
         (", 2\n", ", 0\n", "has conditions 0; it must be a positive number, or a list of names"),
+        (", 2\n", ", ['a', 'b', 'a']\n", "names the condition 'a' twice; give each its own name"),
+        ("return x", "return x.double()", "velocity gives torch.float64 for torch.float32; return x.dtype"),
         ("return x", "return x[:, :2]", r"velocity gives \[2, 2, 4, 4\] for its sample_shape .3, 4, 4.; it must give"),
         ("return x", "return 'x'", "velocity gives a str"),
         ("return x", "return self.y", r"raised AttributeError .* when velocity was called on x \[2, 3, 4, 4\]"),

@@ -69,3 +69,8 @@ def test_words_that_name_no_component(words, message):
     with pytest.raises(ValueError) as error:
         components_of(words, "fashion-a")
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_an_unknown_component_is_told_before_a_network_is_known():
+    with pytest.raises(ValueError, match="each with :NETWORK for its network, or your own, package.module:NAME"):
+        components_of(("fid",), "")
