@@ -66,11 +66,13 @@ def require_finite_weights(parameters: Iterable[tuple[str, nn.Parameter]], step:
 
 @torch.no_grad()
 def require_deterministic(model: GeneratorModel, device: torch.device) -> None:
-    """ValueError if the model gives two outputs for one input: dropout of labels or activations is on."""
+    """ValueError if the model gives NaN, or two outputs for one input: dropout of labels or activations is on."""
     shape = model.sample_shape
     x, t = torch.zeros((COPIES, *shape), device=device), torch.full((COPIES,), 0.5, device=device)
     y = torch.zeros(COPIES, dtype=torch.long, device=device)
     first, second = model(x, t, y), model(x, t, y)
+    if not torch.isfinite(first).all():
+        raise ValueError("the model gives NaN or infinity for samples of zeros at half of its time; check its weights")
     if not float((first - second).abs().max()) <= SAME * float(first.abs().max()):
         raise ValueError(
             "the model gives different velocities for the same input: dropout, of labels or another, is on and would "

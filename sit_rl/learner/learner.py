@@ -70,6 +70,8 @@ class Learner:
                 "--parallel ddp, or --precision float32"
             )
         module = trainable_copy(base, config, share=self.parallel != "fsdp")
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError("every parameter of the model is frozen (requires_grad_(False)); leave free what to train")
         frozen = [p for p in module.parameters() if not p.requires_grad] if config.update.lora else []
         self._start(module, device, frozen if self.parallel != "fsdp" else [])
 

@@ -1,5 +1,6 @@
 """Each guard stops a run for the one thing it watches, and says what, where, and what to do."""
 
+import copy
 import json
 import random
 import re
@@ -55,6 +56,13 @@ def test_label_dropout_is_noticed(model):
     for _ in range(20):  # it misses with probability 1e-6 a time
         with pytest.raises(ValueError, match="dropout, of labels or another, is on"):
             guards.require_deterministic(WithLabelDropout(model), torch.device("cpu"))
+
+
+def test_a_model_of_nan_is_not_taken_for_dropout(model):
+    broken = copy.deepcopy(model)
+    next(broken.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="the model gives NaN or infinity for samples of zeros"):
+        guards.require_deterministic(broken, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -61,6 +61,12 @@ def test_a_copy_with_another_forward_is_its_own(base):
     assert not torch.equal(learner.sampler()(*question()), before)
 
 
+def test_a_model_without_anything_to_train_is_one_sentence(base):
+    base.frozen = frozenset(name for name, _ in base.named_parameters())
+    with pytest.raises(ValueError, match="every parameter of the model is frozen"):
+        Learner(base, CONFIG)
+
+
 def test_recomputed_activations_give_the_same_gradients_bit_for_bit(base):
     gradients, calls = [], []
     for recompute in (False, True):
