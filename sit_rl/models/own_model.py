@@ -190,14 +190,17 @@ def _check_conditions(text: str, model: OwnModel, prompts: Prompts | None) -> No
         )
 
 
-@torch.no_grad()
 def _check_outputs(text: str, model: OwnModel) -> None:
-    """ValueError unless the generator and its decoder give tensors of the right shape and type."""
+    """ValueError unless the generator and its decoder give tensors of the right shape and type, with a gradient."""
     channels, height, width = shape = model.sample_shape
     x, t = torch.zeros(TRIAL, *shape), torch.linspace(0, 1, TRIAL) * (1 if model.predicts == "velocity" else 999)
     condition = torch.arange(TRIAL) % len(model.conditions)
-    with _raising(text, f"{model.predicts} was called on x {list(x.shape)}, t {list(t.shape)} and condition {[TRIAL]}"):
-        out: Any = getattr(model.own, model.predicts)(x, t, condition)
+    called = f"{model.predicts} was called on x {list(x.shape)}, t {list(t.shape)} and condition"
+    with _raising(text, f"{called} {[TRIAL]}"):
+        out: Any = getattr(model.own, model.predicts)(x.requires_grad_(), t, condition)
+    if model.null_condition is not None:
+        with _raising(text, f"{called} {model.null_condition}, its null_condition"), torch.no_grad():
+            getattr(model.own, model.predicts)(x, t, torch.full_like(condition, model.null_condition))
     wanted = [[TRIAL, channels, height, width]]
     if model.predicts == "noise":
         wanted.append([TRIAL, 2 * channels, height, width])
@@ -209,9 +212,13 @@ def _check_outputs(text: str, model: OwnModel) -> None:
         )
     if out.dtype not in (torch.float32, torch.bfloat16, torch.float16):  # a sampler's steps would turn into it
         raise ValueError(f"--model {text}: {model.predicts} gives {out.dtype} for torch.float32; return x.dtype")
+    if not out.requires_grad:
+        raise ValueError(
+            f"--model {text}: {model.predicts} gives no gradient; call it without torch.no_grad and without .detach()"
+        )
     if model.decoder is None:
         return
-    with _raising(text, f"decode was called on samples {list(x.shape)}"):
+    with _raising(text, f"decode was called on samples {list(x.shape)}"), torch.no_grad():
         images: Any = model.decoder(x)
     fits = isinstance(images, torch.Tensor) and images.dtype == torch.uint8 and images.ndim == 4
     if not fits or len(images) != TRIAL or images.shape[1] not in (1, 3):

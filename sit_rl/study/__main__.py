@@ -22,6 +22,7 @@ from sit_rl.config import Config, resolve
 from sit_rl.files.atomic import folder, writing
 from sit_rl.files.lock import held
 from sit_rl.files.paths import listed
+from sit_rl.presets import FASHION
 from sit_rl.ranks.messages import say
 from sit_rl.runs.forecast import aligned, evaluation_cost, evaluations
 from sit_rl.study.jobs import Job, Pool, devices, jobs_of, unfinished
@@ -30,8 +31,8 @@ from sit_rl.study.report import write_study
 from sit_rl.study.results import collect, lines_of
 
 LOCK = "study.lock"
-# What the default run takes on two 2.5 GHz cores (README.md), by which --dry-run predicts others.
-DEFAULT_RUN_CORE_SECONDS = 2 * 541
+# What the default run takes on two cores (README.md), by which --dry-run predicts others.
+DEFAULT_RUN_CORE_SECONDS = 2 * 532
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def run(arguments: StudyArguments) -> None:
 def plan(jobs: list[Job], left: list[Job], places: int) -> str:
     """Aligned lines: the runs, those that are left, and what they cost."""
     cost = sum(_cost(job) for job in left)
-    hours = cost / _whole(resolve(Config())) * DEFAULT_RUN_CORE_SECONDS / 3600
+    hours = cost / _whole(resolve(FASHION)) * DEFAULT_RUN_CORE_SECONDS / 3600
     rows = list(dict.fromkeys(job.row for job in jobs))
     lines = {
         "study": f"{len(jobs)} runs of {len(rows)} rows, {len(left)} of them left, {places} at a time",

@@ -179,6 +179,12 @@ GOOD = """
         ("return x", "return 'x'", "velocity gives a str"),
         ("return x", "return self.y", r"raised AttributeError .* when velocity was called on x \[2, 3, 4, 4\]"),
         ("build =", "Model.decode = lambda self, x: x\n    build =", "decode gives torch.float32 .* torch.uint8"),
+        ("return x", "return x.detach()", "velocity gives no gradient; call it without torch.no_grad and"),
+        (
+            "return x",
+            "return x + torch.zeros(2)[condition, None, None, None]\n        null_condition = 2",
+            r"raised IndexError .* on x \[2, 3, 4, 4\], t \[2\] and condition 2, its null_condition; correct it",
+        ),
         ("build =", "Model.null_condition = 'no'\n    build =", "has null_condition 'no'; it must be a number"),
     ],
 )  # fmt: skip
