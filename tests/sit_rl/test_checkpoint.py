@@ -90,6 +90,14 @@ def test_a_foreign_tensor_file_is_refused_and_other_files_are_not(saved):
     assert "copy.safetensors is not listed in SHA256SUMS" in refusal(newest)
 
 
+@pytest.mark.parametrize("text", ["[]", "7", "null", "[" * 100_000, ""])
+def test_values_that_are_no_table_are_refused(saved, text):
+    newest = checkpoint.latest(saved)
+    (newest / "state.json").write_text(text)
+    with pytest.raises(ValueError, match="cannot be read .*; delete it to resume from the one before, step-000001$"):
+        checkpoint.load_values(newest)
+
+
 def test_without_one_before_the_sentence_says_so(saved):
     older, newest = checkpoint.checkpoints(saved)
     (older / "state.json").unlink()
