@@ -290,11 +290,17 @@ TENSORS = {
 }
 
 
+REMEDIES = {
+    "sparse": "save its .to_dense()", "csr": "save its .to_dense()", "meta": "without values",
+    "float8": "save its .float()",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", TENSORS)
 @pytest.mark.filterwarnings("ignore")  # torch's, of sparse and quantised tensors
 def test_odd_tensors_are_one_sentence(tmp_path, kind):
     torch.save(TENSORS[kind](), tmp_path / "x.pt")
-    sentence(read_statistics, tmp_path / "x.pt")
+    assert REMEDIES.get(kind, "") in sentence(read_statistics, tmp_path / "x.pt")
     torch.save({"mu": TENSORS[kind](), "sigma": TENSORS[kind]()}, tmp_path / "x.pt")
     sentence(read_statistics, tmp_path / "x.pt")
 
