@@ -162,14 +162,15 @@ class Pool:
             job.config.save(job.folder / CONFIG)
             words = [*PROCESS, str(job.folder / CONFIG)]
             words += [] if job.row.trained else ["--evaluate-only"]
-            with open(job.folder / OUTPUT, "wb") as output:
+            with open(job.folder / OUTPUT, "ab") as output:  # a killed study's run may still be writing its end
+                begin = output.tell()
                 process = subprocess.Popen(words, stdout=output, stderr=output, env=os.environ | place)
                 self.running[process.pid] = process
                 code = process.wait()
                 del self.running[process.pid]
             if code == 0 and job.result() is None:
                 return "stopped before its end; the same command goes on", time.perf_counter() - started
-            return ("" if code == 0 else failure(code, job.folder / OUTPUT)), time.perf_counter() - started
+            return ("" if code == 0 else failure(code, job.folder / OUTPUT, begin)), time.perf_counter() - started
         finally:
             free.put(place)
 
@@ -197,9 +198,9 @@ class Pool:
             signal.signal(signal.SIGTERM, before)
 
 
-def failure(code: int, output: Path) -> str:
-    """Why a process ended with another status than 0, with the last line that it printed."""
-    lines = output.read_bytes().decode(errors="replace").splitlines()
+def failure(code: int, output: Path, begin: int = 0) -> str:
+    """Why a process ended with another status than 0, with the last line that it printed behind byte `begin`."""
+    lines = output.read_bytes()[begin:].decode(errors="replace").splitlines()
     told = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()] or [""]
     how = f"killed by signal {-code}" if code < 0 else f"failed with status {code}"
     return f"{how}: {told[-1].strip()[:LAST_WORDS]} (see {output})"
