@@ -130,7 +130,7 @@ def test_a_whole_checkpoint_from_elsewhere_is_refused(trained, other):
     run, config = trained
     older, newest = checkpoint.checkpoints(run / "checkpoints")
     aside = newest.rename(run / "aside")
-    for source, reason in ((other, "is of a run with another --"), (older, "is of step 1, not of its")):
+    for source, reason in ((other, "is of a run with another --"), (older, "is of step 1, not its name's")):
         shutil.copytree(source, newest)
         told = refusal(config)
         assert told is not None and reason in told and f"checkpoint {newest}" in told

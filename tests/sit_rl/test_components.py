@@ -108,8 +108,9 @@ def test_the_trainer_reads_the_statistics_that_fastfid_reads(tmp_path, name):
 
 
 def test_files_beside_the_real_images_are_told(tmp_path, capsys):
-    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "a.png")
-    (tmp_path / "b.svg").write_text("<svg/>")
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / name)
+    (tmp_path / "c.svg").write_text("<svg/>")
     validate_real(tmp_path, [])
     assert f"note: passed over 1 in {tmp_path}" in capsys.readouterr().out
 

@@ -53,7 +53,8 @@ def test_a_refused_run_leaves_no_folder(forked, command, tmp_path):
     (result,) = forked.run({"argv": command(tmp_path / "a" / "b", "--stop-fd", "nan")})
     assert result["code"] == 2 and not (tmp_path / "a").exists()
     (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "0.png").write_bytes(b"damaged")  # seen after the lock is taken
+    for name in ("0.png", "1.png"):
+        (tmp_path / "real" / name).write_bytes(b"damaged")  # seen after the lock is taken
     (result,) = forked.run({"argv": command(tmp_path / "a" / "b", "--real", tmp_path / "real")})
     assert result["code"] == 2 and "0.png" in result["out"] and not (tmp_path / "a").exists(), result["out"]
 
