@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+import torch
 from torch import Tensor
 
 from fastfid.runtime.errors import shown
@@ -58,8 +59,21 @@ def check_torch_file(path: Path) -> None:
 
 
 def check_tensors(path: Path, tensors: Iterable[Tensor]) -> None:
-    """ValueError or NoRoom if the tensors have more values than the file can hold, as expanded tensors do."""
-    check_growth(path, sum(x.numel() * x.element_size() for x in tensors))
+    """ValueError for tensors without a plain array of values in memory, as sparse ones and those of the device meta.
+
+    ValueError or NoRoom if they have more values than the file can hold, as expanded tensors do.
+    """
+    size = 0
+    for x in tensors:
+        if x.layout != torch.strided:
+            layout = str(x.layout).removeprefix("torch.")
+            raise ValueError(f"{path} holds a {layout} tensor; save its .to_dense()")
+        if x.device.type != "cpu":
+            raise ValueError(
+                f"{path} holds a tensor on the device {x.device}, without values; save it from a device that has them"
+            )
+        size += x.numel() * x.element_size()
+    check_growth(path, size)
 
 
 @contextmanager

@@ -192,15 +192,9 @@ def _checked_features(path: Path, array: np.ndarray | Tensor) -> Tensor:
 
 def _plain(path: Path, tensor: Tensor) -> Tensor:
     """The tensor without gradient; ValueError unless it is one of plain numbers, all of which the file holds."""
-    told = None
-    if tensor.layout != torch.strided:
-        told = f"{str(tensor.layout).removeprefix('torch.')} tensor; save its .to_dense()"
-    elif tensor.device.type != "cpu":
-        told = f"tensor on the device {tensor.device}, without values; save it from a device that has them"
-    elif tensor.is_floating_point() and tensor.dtype not in FEATURE_TYPES:
-        told = f"tensor of {str(tensor.dtype).removeprefix('torch.')}; save its .float()"
-    if told is not None:
-        raise ValueError(f"{path} holds a {told}")
+    if tensor.is_floating_point() and tensor.dtype not in FEATURE_TYPES:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{path} holds a tensor of {dtype}; save its .float()")
     check_tensors(path, [tensor])
     return tensor.detach()
 

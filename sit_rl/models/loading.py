@@ -209,13 +209,17 @@ def _fill(kind: type[SiT], state: dict[str, torch.Tensor], metadata: dict[str, s
 
 
 def _check_tensors(state: dict[str, torch.Tensor], model: SiT) -> None:
-    """ValueError for a state whose tensors are not those of the model."""
+    """ValueError for a state whose tensors are not those of the model, or are not floats."""
     if wrong := differences_of(model.state_dict(), state):
         c = model.config
         raise ValueError(
             f"{wrong}, where its other tensors are those of a {type(model).__name__} of width {c.width}, depth "
             f"{c.depth} and patch {c.patch_size}; choose another file"
         )
+    for key, value in state.items():
+        if not value.is_floating_point():  # quantised weights, say, whose scale is elsewhere
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise ValueError(f"{key} is of {dtype}, not of a float type; choose another file")
 
 
 def differences_of(expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str:

@@ -186,7 +186,9 @@ def state():
 @pytest.mark.parametrize("heads", ["0", "-2", "3", "x", "9" * 5000, ""])
 def test_heads_that_no_model_has(tmp_path, state, heads):
     save_file(state, tmp_path / "x.safetensors", metadata={"heads": heads, "architecture": "sit"})
-    sentence(load_model, tmp_path / "x.safetensors")
+    told = sentence(load_model, tmp_path / "x.safetensors")
+    assert "is not of an architecture that sit_rl knows: " in told
+    assert heads not in ("0", "-2", "3") or f"width 32 is not a multiple of heads {heads}" in told
 
 
 HEADERS = [
@@ -210,14 +212,45 @@ def test_headers_of_safetensors_of_another_kind(tmp_path, header):
 
 
 def test_states_of_another_kind(tmp_path, state):
-    name = "x_embedder.proj.weight"
-    for other in (
-        {}, [], 3, {"ema": 3}, {"ema": {"a": 3}}, {"model": []}, {name: 3}, {1: 2}, {name: torch.zeros(())},
-        state | {name: torch.eye(3).to_sparse()}, state | {name: torch.zeros(3, device="meta")},
-        state | {name: torch.zeros(1).expand(10**9, 3, 4, 4)}, {key: value[None] for key, value in state.items()},
-    ):  # fmt: skip
+    name, unknown = "x_embedder.proj.weight", "is not of an architecture that sit_rl knows: "
+    for other, told in (
+        ({}, f"{unknown}not a SiT checkpoint: it has no tensor"),
+        ([], "holds a list, not a state dict"),
+        (3, "holds a int, not a state dict"),
+        ({"ema": 3}, "holds a int, not a state dict"),
+        ({"ema": {"a": 3}}, "holds a int among its weights"),
+        ({"model": []}, "has no 'ema' weights; choose --weights model"),
+        ({name: 3}, "holds a int among its weights"),
+        ({1: 2}, "holds a int among its weights"),
+        ({1: torch.zeros(2)}, f"{unknown}1 is not the name of a tensor"),
+        ({name: torch.zeros(())}, unknown),
+        ({"blocks.x": torch.zeros(2)} | state, unknown),
+        (state | {name: torch.zeros(1).expand(10**9, 3, 4, 4)}, "claims to hold 192,0"),
+        ({key: value[None] for key, value in state.items()}, unknown),
+    ):
         torch.save(other, tmp_path / "x.pt")
-        sentence(load_model, tmp_path / "x.pt")
+        assert told in sentence(load_model, tmp_path / "x.pt"), other
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_that_are_no_plain_floats_are_refused(tmp_path, state, suffix):
+    """A model of them would end in a traceback later, or make other images."""
+    name = "x_embedder.proj.weight"
+    kinds = {
+        "sparse": (state[name].to_sparse(), "sparse_coo tensor; save its .to_dense()"),
+        "meta": (state[name].to("meta"), "tensor on the device meta, without values"),
+        "int8": (state[name].to(torch.int8), f"{name} is of int8, not of a float type"),
+        "complex": (state[name].to(torch.complex64), f"{name} is of complex64, not of a float type"),
+    }
+    for kind, (tensor, told) in kinds.items():
+        changed, path = state | {name: tensor}, tmp_path / f"x{suffix}"
+        if suffix == ".pt":
+            torch.save(changed, path)
+        elif kind == "int8":
+            save_file(changed, path)
+        else:
+            continue  # such a file cannot hold them
+        assert told in sentence(load_model, path), kind
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
