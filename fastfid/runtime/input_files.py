@@ -35,6 +35,9 @@ KINDS = {
     stat.S_IFCHR: "device", stat.S_IFBLK: "device",
 }  # fmt: skip
 
+# The memory limit of the control group, as in a container, by versions 2 and 1.
+GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
 # How torch, safetensors and zlib say that the system refused memory.
 REFUSED_MEMORY = re.compile(r"(can't|cannot|failed to|unable to) allocate|not enough memory|out of memory", re.I)
 
@@ -197,8 +200,8 @@ def _address_limit() -> int | None:
 
 
 def _group_limit() -> int | None:
-    """The memory limit of the control group, as in a container; its file differs between versions 1 and 2."""
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    """The memory limit of the control group; None without one."""
+    for place in GROUP_LIMITS:
         try:
             return int(Path(place).read_text())
         except (OSError, ValueError):  # absent, or "max"

@@ -13,6 +13,7 @@ from torch.distributed.run import get_args_parser
 
 from fastfid.__main__ import main as fastfid_main
 from sit_rl import evaluate, sample, train
+from sit_rl.generation.recipe import OFFICIAL, SAMPLERS
 from tests.support.documents import DOCS, PAGES, ROOT
 
 README_LINES = 180  # a newcomer reads it in five minutes
@@ -153,6 +154,24 @@ def test_samplers_in_the_docs_exist():
             sample.parse_sampler(name)
 
 
+def test_official_samplers_guide_as_the_docs_say():
+    """Three channels: those that the page on samplers names, and the command of the page on ImageNet."""
+    text = " ".join((ROOT / "docs" / "samplers.md").read_text().split())
+    (named,) = re.findall(r"((?:`[\w-]+`(?:,| and)? )+)guide three of a latent's four channels", text)
+    guides_three = {name for name, sampler in SAMPLERS.items() if sampler.guidance_channels == 3}
+    assert set(re.findall(r"`([\w-]+)`", named)) == guides_three == OFFICIAL.keys()
+    (all_of_them,) = re.findall(r"`([\w=,-]+)` guides all", text)
+    assert sample.parse_sampler(all_of_them, guidance=4.0).guidance_channels == 0
+    assert "With guidance, `sit-ode` agrees with the official loop within the solver's tolerance" in text
+
+    page = (ROOT / "docs" / "imagenet.md").read_text()
+    (words,) = [words for words in commands_of(page) if "--guidance" in words]
+    name, scale = (words[words.index(flag) + 1] for flag in ("--sampler", "--guidance"))
+    sampler = sample.parse_sampler(name, guidance=float(scale))
+    assert (sampler.guidance, sampler.guidance_channels) == (4.0, 3)
+    assert "Three of the four latent channels are guided, as in the official code." in page
+
+
 # --- links, paths, functions, tests ----------------------------------------------------------------------------------
 
 
@@ -195,8 +214,9 @@ def test_functions_in_the_docs_exist(page):
         assert name in names_defined_in(ROOT / path), f"{path}::{name}"
 
 
-def test_tests_in_verified_exist():
-    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "verified.md").read_text())
+@pytest.mark.parametrize("page", ["verified.md", "reliability.md"])
+def test_tests_in_the_docs_exist(page):
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / page).read_text())
     assert len(named) > 30
     for file, test in named:
         assert f"def {test}(" in next((ROOT / "tests").rglob(file)).read_text(), f"{file}::{test}"

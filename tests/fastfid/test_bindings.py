@@ -45,37 +45,58 @@ def longs(*values):
     return np.array(values, np.int64)
 
 
-# Products of these wrap round to what the other arrays hold.
+FEWER, BEYOND = "are fewer than its terms ask for", "do not fit its terms"
+SLICE, ENDS = "a slice of the plan must have 1 to 256 positions", "plan groups must end with the last slice"
+# Products of these wrap round to what the other arrays hold; and what is said.
 PLANS = {
-    "terms of 2**62": {"terms": longs(2**62)},
-    "terms that wrap": {
-        "terms": longs(2**62, 2**62, 2**62, 2**62 + 1),
-        "bounds": longs(0, 1, 2, 3, 4),
-        "group_ends": longs(4),
-    },
-    "terms below 0": {"terms": longs(-1)},
-    "functions of a group of 2**62": {"group_terms": longs(2**62)},
-    "functions of a group that wrap": {"group_terms": longs(2**63 - 1), "mixes": np.empty(0)},
-    "bounds that wrap": {"bounds": longs(0, -(2**63), 1), "terms": longs(1, 1), "group_ends": longs(2)},
-    "bounds that fall": {"bounds": longs(0, 2, 1), "terms": longs(1, 1), "group_ends": longs(2)},
-    "group ends of 2**62": {"group_ends": longs(2**62)},
-    "group ends below 0": {"group_ends": longs(-(2**62))},
-    "groups that end twice": {"group_ends": longs(1, 1), "group_terms": longs(1, 1)},
-    "no bounds": {"bounds": longs()},
-    "no coefficients": {"coefficients": np.ones((0, 1))},
-    "coefficients of one axis": {"coefficients": np.ones(1)},
-    "functions too many": {"functions": np.ones(2)},
-    "mixes too many": {"mixes": np.ones(2)},
-    "coefficients too many": {"coefficients": np.ones((2, 1))},
+    "terms of 2**62": (FEWER, {"terms": longs(2**62)}),
+    "terms that wrap": (
+        FEWER,
+        {
+            "terms": longs(2**62, 2**62, 2**62, 2**62 + 1),
+            "bounds": longs(0, 1, 2, 3, 4),
+            "group_ends": longs(4),
+        },
+    ),
+    "terms below 0": (SLICE, {"terms": longs(-1)}),
+    "functions of a group of 2**62": (FEWER, {"group_terms": longs(2**62)}),
+    "functions of a group that wrap": (FEWER, {"group_terms": longs(2**63 - 1), "mixes": np.empty(0)}),
+    "bounds that wrap": (SLICE, {"bounds": longs(0, -(2**63), 1), "terms": longs(1, 1), "group_ends": longs(2)}),
+    "bounds that fall": (SLICE, {"bounds": longs(0, 2, 1), "terms": longs(1, 1), "group_ends": longs(2)}),
+    "a wide slice": (SLICE, {"bounds": longs(0, 257), "functions": np.ones(257)}),
+    "a wide group": (
+        "a group of the plan may have 512 positions at most",
+        {
+            "bounds": longs(0, 256, 512, 513),
+            "terms": longs(1, 1, 1),
+            "functions": np.ones(513),
+            "group_ends": longs(3),
+            "mixes": np.ones(3),
+        },
+    ),
+    "group ends of 2**62": (ENDS, {"group_ends": longs(2**62)}),
+    "group ends below 0": (ENDS, {"group_ends": longs(-(2**62))}),
+    "groups that end twice": (
+        "a group of the plan must have slices",
+        {"group_ends": longs(1, 1), "group_terms": longs(1, 1)},
+    ),
+    "no bounds": ("plan bounds must run from 0", {"bounds": longs()}),
+    "no coefficients": (FEWER, {"coefficients": np.ones((0, 1))}),
+    "coefficients of one axis": ("plan coefficients must be", {"coefficients": np.ones(1)}),
+    "functions too many": (BEYOND, {"functions": np.ones(2)}),
+    "mixes too many": (BEYOND, {"mixes": np.ones(2)}),
+    "coefficients too many": (BEYOND, {"coefficients": np.ones((2, 1))}),
 }
 
 
 @pytest.mark.parametrize("function", SWAPS)
 @pytest.mark.parametrize("kind", PLANS)
 def test_plans_are_checked_by_division(function, kind):
-    rank = 4 if kind == "terms that wrap" else 1
-    with pytest.raises(ValueError, match="plan"):
-        swap(function, np.full((3, rank), 0.1), added=np.full((2, 1, rank), 0.1), of=plan(**PLANS[kind]))
+    told, changed = PLANS[kind]
+    bounds = changed.get("bounds", longs(1))
+    rank = bounds[-1] if len(bounds) else 1
+    with pytest.raises(ValueError, match=told):
+        swap(function, np.full((3, rank), 0.1), added=np.full((2, 1, rank), 0.1), of=plan(**changed))
 
 
 @pytest.mark.parametrize("function", SWAPS)

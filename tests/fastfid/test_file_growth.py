@@ -35,14 +35,20 @@ def test_a_bound_by_the_files_size_and_the_machines_memory(tmp_path, monkeypatch
     assert file_bytes(path) == 1000
 
 
-def test_the_memory_is_no_more_than_the_limit_of_the_process():
+def test_the_memory_is_no_more_than_the_limit_of_the_process(tmp_path, monkeypatch):
+    """The least of the machine's memory, of `ulimit -v`, and of the control group's, which may be "max"."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     assert memory_bytes() > 1 << 26
-    resource.setrlimit(resource.RLIMIT_AS, (1 << 42, hard))
+    monkeypatch.setattr(input_files, "_machine_memory", lambda: 1 << 42)
+    monkeypatch.setattr(input_files, "GROUP_LIMITS", (tmp_path / "absent", tmp_path / "memory.max"))
+    (tmp_path / "memory.max").write_text("max\n")
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, hard))
     try:
-        assert memory_bytes() < 1 << 42
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 36, hard))
-        assert memory_bytes() <= 1 << 36
+        assert memory_bytes() == 1 << 36
+        (tmp_path / "memory.max").write_text(f"{1 << 35}\n")
+        assert memory_bytes() == 1 << 35
+        monkeypatch.setattr(input_files, "_machine_memory", lambda: 1 << 34)
+        assert memory_bytes() == 1 << 34
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
@@ -65,6 +71,7 @@ def test_torch_files_that_inflate_beyond_proportion(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "x.pt") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     zipped(tmp_path / "y.pt", members, zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was inflated"))
     for read in (read_statistics, read_state):
         assert "claims to hold" in sentence(read, tmp_path / "y.pt")
 

@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -219,14 +220,17 @@ def test_bitmaps_of_5_6_5_bits_are_read(tmp_path):
 # --- decoders ----------------------------------------------------------------------------------------------------
 
 
-def png_with_empty_profile():
-    chunk = struct.pack(">I", 0) + b"iCCP" + struct.pack(">I", 0x2EDC2C23)
+def png_with_empty_profile(place):
+    """A PNG with an empty iCCP chunk, at which Pillow raises IndexError: as it opens the image, or as it decodes it."""
+    chunk = struct.pack(">I", 0) + b"iCCP" + struct.pack(">I", zlib.crc32(b"iCCP"))
     content = encoded(picture(0, 8, 8))
-    return content[:33] + chunk + content[33:]
+    at = {"before the pixels": 33, "behind them": len(content) - 12}[place]  # the header's end, the last chunk
+    return content[:at] + chunk + content[at:]
 
 
-def test_a_png_with_an_empty_profile_is_skipped(tmp_path):
-    files = {"a.png": encoded(picture(0, 8, 8)), "b.png": png_with_empty_profile()}
+@pytest.mark.parametrize("place", ["before the pixels", "behind them"])
+def test_a_png_with_an_empty_profile_is_skipped(tmp_path, place):
+    files = {"a.png": encoded(picture(0, 8, 8)), "b.png": png_with_empty_profile(place)}
     for source in (write(tmp_path / "f", files), pack(tmp_path / "f.zip", files)):
         assert "b.png in" in error_of(source)
         images = open_images(source, skip_corrupt=True)

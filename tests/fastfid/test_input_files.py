@@ -16,6 +16,7 @@ from fastfid.features.weight_files import read_state
 from fastfid.runtime import input_files
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.input_files import NoRoom, json_of, read_text, reading
+from fastfid.runtime.mapped_arrays import open_numpy
 from fastfid.statistics.peer_files import holds_statistics
 from fastfid.statistics.statistics import read_statistics
 from tests.support.hostile_files import npy, sentence, zipped
@@ -178,6 +179,7 @@ HEADERS = {
     "nothing": b"",
     "text": b"1.0 2.0 3.0\n",
 }
+HEADERS_TOLD = {"more than there is": "its header claims 8,000,000,000,000,000,000 bytes and it holds 64"}
 
 
 @pytest.mark.parametrize("kind", HEADERS)
@@ -186,7 +188,10 @@ def test_headers_are_checked_before_anything_is_mapped(tmp_path, kind):
     zipped(tmp_path / "x.npz", {"mu.npy": HEADERS[kind], "sigma.npy": HEADERS[kind], "arr_0.npy": HEADERS[kind]})
     zipped(tmp_path / "y.npz", {"features.npy": HEADERS[kind]}, zipfile.ZIP_DEFLATED)
     for name in ("x.npy", "x.npz", "y.npz"):
-        sentence(read_statistics, tmp_path / name)
+        assert HEADERS_TOLD.get(kind, "") in sentence(read_statistics, tmp_path / name)
+    if HEADERS[kind].startswith(np.lib.format.MAGIC_PREFIX):
+        with pytest.raises(ValueError):  # without the boundary, too
+            open_numpy(tmp_path / "x.npy")
     for name in ("x.npy", "x.npz"):
         assert "cannot be read by NumPy" in sentence(open_images, tmp_path / name)
 
@@ -228,12 +233,16 @@ KINDS = {
     "invalid characters": {"mu": MU, "sigma": SIGMA, "provenance": np.array([2**31], "<u4").view("<U1")[0:1]},
     "wide features": {"features": np.zeros((2, 40_000), np.float32)},
 }
+KINDS_TOLD = {
+    "no dimensions": "has a mu and a sigma without entries, d = 0", "wide features": "claims to hold 12,800,000,000",
+    "count below 0": "has a count -5",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_odd_statistics_are_one_sentence(tmp_path, kind):
     np.savez(tmp_path / "x.npz", **KINDS[kind])
-    sentence(read_statistics, tmp_path / "x.npz")
+    assert KINDS_TOLD.get(kind, "") in sentence(read_statistics, tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("count", [40, np.int64(40), np.float64(40), np.array([40]), np.array(40, ">i2")])
@@ -292,7 +301,7 @@ TENSORS = {
 
 REMEDIES = {
     "sparse": "save its .to_dense()", "csr": "save its .to_dense()", "meta": "without values",
-    "float8": "save its .float()",
+    "float8": "save its .float()", "expanded": "claims to hold", "expanded both ways": "claims to hold",
 }  # fmt: skip
 
 
@@ -303,12 +312,15 @@ def test_odd_tensors_are_one_sentence(tmp_path, kind):
     assert REMEDIES.get(kind, "") in sentence(read_statistics, tmp_path / "x.pt")
     torch.save({"mu": TENSORS[kind](), "sigma": TENSORS[kind]()}, tmp_path / "x.pt")
     sentence(read_statistics, tmp_path / "x.pt")
+    if kind.startswith("expanded"):
+        assert "claims to hold" in sentence(read_state, tmp_path / "x.pt")
 
 
 def test_tensors_with_a_gradient_and_bfloat16_are_read(tmp_path):
     x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
     torch.save(x.clone().requires_grad_(), tmp_path / "x.pt")
-    assert torch.equal(read_statistics(tmp_path / "x.pt").features, x)
+    features = read_statistics(tmp_path / "x.pt").features
+    assert torch.equal(features, x) and not features.requires_grad
     torch.save(torch.nn.Parameter(x.bfloat16()), tmp_path / "x.pt")
     assert torch.equal(read_statistics(tmp_path / "x.pt").features, x.bfloat16())
     torch.save({"mu": x[0].clone().requires_grad_(), "sigma": torch.eye(3)}, tmp_path / "x.pt")

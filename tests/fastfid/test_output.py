@@ -32,6 +32,7 @@ def speak():
         pass
     sys.stderr.write("–\n")
     warnings.warn("ü", stacklevel=1)
+    print("x" * 2 * io.DEFAULT_BUFFER_SIZE)  # written at once
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252", "utf-16"])
@@ -41,7 +42,8 @@ def test_characters_that_an_encoding_lacks_become_escapes(monkeypatch, encoding)
         speak()
     lines = out.buffer.getvalue().decode(encoding).splitlines()
     arrows = encoding.startswith("utf")
-    assert lines == ["a → b caf\\udce9 0.png", "FD ↓"] if arrows else ["a \\u2192 b caf\\udce9 0.png", "FD \\u2193"]
+    shown = ["a → b caf\\udce9 0.png", "FD ↓"] if arrows else ["a \\u2192 b caf\\udce9 0.png", "FD \\u2193"]
+    assert lines[:-1] == shown
     assert "3/3" in err.buffer.getvalue().decode(encoding)
 
 

@@ -125,6 +125,14 @@ def test_zip_bombs_are_refused(tmp_path, monkeypatch):
     assert "it holds 2000 bytes, more than 1000" in error_of(write(tmp_path / "y", {"a.png": content}))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_packed_by_another_method_is_refused(tmp_path, method):
+    """Python inflates such a member at once, whatever size the zip claims."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr("a.png", encoded(picture(0)))
+    assert "packed by another method than deflate" in error_of(tmp_path / "x.zip")
+
+
 def test_a_zip_that_understates_its_members_inflates_no_more(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(64 << 20))
