@@ -209,27 +209,28 @@ def _fill(kind: type[SiT], state: dict[str, torch.Tensor], metadata: dict[str, s
 
 
 def _check_tensors(state: dict[str, torch.Tensor], model: SiT) -> None:
-    """ValueError for a state whose tensors are not those of the model, or are not floats."""
+    """ValueError for a state whose tensors are not those of the model."""
     if wrong := differences_of(model.state_dict(), state):
         c = model.config
         raise ValueError(
             f"{wrong}, where its other tensors are those of a {type(model).__name__} of width {c.width}, depth "
             f"{c.depth} and patch {c.patch_size}; choose another file"
         )
-    for key, value in state.items():
-        if not value.is_floating_point():  # quantised weights, say, whose scale is elsewhere
-            dtype = str(value.dtype).removeprefix("torch.")
-            raise ValueError(f"{key} is of {dtype}, not of a float type; choose another file")
 
 
 def differences_of(expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str:
-    """The first tensors that are missing, unknown or of another shape, and how many more; empty if none is."""
+    """The first tensors that are missing, unknown, of another shape, or no floats, and how many more; empty if none."""
     wrong = [f"{key} is missing" for key in expected if key not in state]
     wrong += [f"{key} is unknown" for key in state if key not in expected]
     wrong += [
         f"{key} is {_shape(state[key].shape)}, not {_shape(value.shape)}"
         for key, value in expected.items()
         if key in state and state[key].shape != value.shape
+    ]
+    wrong += [
+        f"{key} is of {str(state[key].dtype).removeprefix('torch.')}, not of a float type"  # quantised, say
+        for key, value in expected.items()
+        if key in state and value.is_floating_point() and not state[key].is_floating_point()
     ]
     more = f" and {len(wrong) - NAMED_DIFFERENCES} more" if len(wrong) > NAMED_DIFFERENCES else ""
     return ", ".join(wrong[:NAMED_DIFFERENCES]) + more

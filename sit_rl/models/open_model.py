@@ -135,6 +135,6 @@ def _fill(path: Path, module: torch.nn.Module, state: dict[str, torch.Tensor]) -
 
 
 def _check(path: Path, kind: str, expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
-    """ValueError that names the first tensors that are missing, unknown or of another shape."""
+    """ValueError that names the first `differences_of` the state."""
     if wrong := differences_of(expected, state):
         raise ValueError(f"{path} holds other weights than those of {kind}: {wrong}; pass the file of its weights")

@@ -15,6 +15,7 @@ from sit_rl.config import Config
 from sit_rl.files.importing import load_object
 from sit_rl.files.prompts import read_prompts
 from sit_rl.models.loading import read_state
+from sit_rl.models.open_model import load_weights
 from sit_rl.models.own_model import build_own_model
 from sit_rl.sampling.guidance import bind
 from sit_rl.sampling.ode_and_sde_steps import sample as integrate
@@ -100,6 +101,23 @@ def test_its_weights_are_trained_further_from_a_file(run, real, tmp_path):
     assert before.keys() == after.keys() and changed == ["paint.2.weight"]
     kept, _ = final(tmp_path / "run")
     assert {name.split(".")[-3] for name in kept if name.startswith("model.")} == {"lora_A", "lora_B"}
+
+
+def test_a_file_without_plain_floats_is_none_of_its_weights(tmp_path):
+    """Integers of the right shapes, such as quantised weights, would be taken for the weights themselves."""
+    model, path = build_own_model(MODEL), tmp_path / "x.pt"
+    state = model.own.state_dict()
+    weight = state["look.weight"]
+    for odd, told in (
+        (weight.to(torch.int8), "look.weight is of int8, not of a float type; pass the file of its weights"),
+        (weight.to("meta"), "holds a tensor on the device meta, without values"),
+    ):
+        torch.save(state | {"look.weight": odd}, path)
+        with pytest.raises(ValueError, match=rf"x.pt .*{told}"):
+            load_weights(model, path)
+    torch.save(state | {"look.weight": weight.bfloat16()}, path)
+    load_weights(model, path)
+    assert torch.equal(model.own.look.weight, weight.bfloat16().float())
 
 
 class Noise(nn.Module):
