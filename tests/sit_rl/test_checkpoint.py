@@ -1,5 +1,6 @@
 """Checkpoints against damage: of every file, by a byte, a cut, zeros, a swap and a deletion."""
 
+import resource
 import shutil
 import subprocess
 
@@ -96,6 +97,23 @@ def test_values_that_are_no_table_are_refused(saved, text):
     (newest / "state.json").write_text(text)
     with pytest.raises(ValueError, match="cannot be read .*; delete it to resume from the one before, step-000001$"):
         checkpoint.load_values(newest)
+
+
+def test_a_write_that_the_system_refuses_keeps_what_was_there(saved):
+    """A file may have no more bytes, as on a full disk, in the midst of a shard."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = checkpoint.Writer(saved, 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not save .*step-000003 \(.*too large.*make room and run the same"):
+            writer.save(3, {"x": torch.zeros(1 << 16)}, {"step": 3})
+            writer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in checkpoint.checkpoints(saved)] == ["step-000001", "step-000002"]
+    assert refusal(checkpoint.latest(saved)) is None
+    checkpoint.clean(saved)
+    assert not list(saved.glob(".*"))
 
 
 def test_without_one_before_the_sentence_says_so(saved):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -171,9 +172,12 @@ def test_the_parts_of_an_index_are_one_model(parts, tmp_path, capsys):
         load_model(part)
 
 
-def test_indices_that_do_not_fit_their_parts_are_refused(parts):
+def test_indices_that_do_not_fit_their_parts_are_refused(parts, tmp_path):
     index, places, part = parts
-    outside = {**places, "pos_embed": "../model-00001-of-00002.safetensors"}
+    whole = index.with_name(places["pos_embed"])
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(whole, tmp_path / "elsewhere")  # a part that has the tensor, and does not lie beside the index
+    outside = {**places, "pos_embed": f"elsewhere/{whole.name}"}
     wrong = {**places, "pos_embed": part.name}
     for content, told in (
         ("{", "is not an index of weights files"), ("[1]", "is not an index"), ('{"weight_map": 1}', "is not an index"),
