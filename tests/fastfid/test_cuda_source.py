@@ -180,5 +180,7 @@ def test_cuda_launch_without_a_device():
     assert status in (0, 35, 100)
     # an empty launch reads no address: it succeeds with a device and reports the missing one otherwise
     assert _C.ldl_logdet_cuda(0, 0, 0, 0, count=0, nodes=1, k=8, removed=4, slack=SLACK, is_double=False) == status
-    with pytest.raises(ValueError, match="k <= 256"):
-        _C.ldl_logdet_cuda(0, 0, 0, 0, count=1, nodes=1, k=257, removed=4, slack=SLACK, is_double=False)
+    sizes = {"count": 2, "nodes": 1, "k": 8, "removed": 4}
+    for wrong in ({"k": 257}, {"k": 0}, {"count": -1}, {"count": 2**62}, {"nodes": 0}, {"nodes": 3}, {"removed": 9}):
+        with pytest.raises(ValueError, match="need count >= 0 .* 1 <= k <= 256"):
+            _C.ldl_logdet_cuda(0, 0, 0, 0, **(sizes | wrong), slack=SLACK, is_double=False)
