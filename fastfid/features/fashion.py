@@ -17,6 +17,7 @@ from fastfid.features.preparation import HALF_RANGE
 from fastfid.runtime.errors import first_line
 from fastfid.runtime.hashes import file_sha256
 from fastfid.runtime.tensor_files import read_tensors
+from fastfid.runtime.torch_file_checks import Damaged
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -111,9 +112,9 @@ def load_fashion_net(name: str, path: str | Path | None = None) -> FashionNet:
     net, weights = build_fashion_net(name), _fashion_weights(name, path)
     try:
         net.load_state_dict(read_tensors(weights)[0])
+    except Damaged:  # it names the file and the remedy
+        raise
     except Exception as unfit:  # safetensors and torch may raise anything for a wrong file
-        if str(weights) in str(unfit):  # it is damaged
-            raise
         reason = first_line(unfit)
         raise ValueError(f"{weights} does not hold the weights of {name} ({reason}); pass the right file") from None
     return net.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fastfid.runtime.hashes import READ_BYTES, sha256
+from fastfid.runtime.torch_file_checks import Damaged
 
 # Entry of the metadata: SHA-256 of the whole file with zeros in place of the entry's 64 digits.
 SUM = "sit_rl_sha256"
@@ -17,7 +18,7 @@ HEADER_BYTES = 8
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors, mapped, and the metadata; ValueError for a file that does not fit its own hash.
+    """All tensors, mapped, and the metadata; Damaged for a file that does not fit its own hash.
 
     For any other file what safetensors raises.
     """
@@ -26,7 +27,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, "pt") as file:
         tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     if SUM in metadata and _sum_of(path, metadata[SUM]) != metadata[SUM]:
-        raise ValueError(
+        raise Damaged(
             f"{path} is damaged, or another program has changed it: its SHA-256 is not the one in its metadata; copy "
             f"or make it again, or save it without the metadata entry {SUM}"
         )
