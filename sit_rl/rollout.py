@@ -62,29 +62,6 @@ def generate(
     components: Components,
     model: GeneratorModel,
     labels: torch.Tensor,
-    sampler: SamplerConfig,
-    *,
-    seed: int,
-    step: int,
-    batch: int,
-    initial: Stream = Stream.INITIAL,
-    noisy: Stream = Stream.SDE,
-    keep_path: bool = False,
-    pieces: Pieces | None = None,
-    label: str = "sample",
-) -> Rollout:
-    """`generate_by_each` with one sampler."""
-    (made,) = generate_by_each(
-        components, model, labels, [sampler], seed=seed, step=step, batch=batch, initial=initial, noisy=noisy,
-        keep_path=keep_path, pieces=pieces, label=label,
-    )  # fmt: skip
-    return made
-
-
-def generate_by_each(
-    components: Components,
-    model: GeneratorModel,
-    labels: torch.Tensor,
     samplers: Sequence[SamplerConfig],
     *,
     seed: int,
@@ -102,8 +79,8 @@ def generate_by_each(
     same shape, and a sample the same bits, on one rank and on many. Preempted between two batches if the run was told
     to stop.
 
-    samplers  of each, all images.  Their batches are one stream, the longest first, so that the cores of a CPU end at
-              about the same time
+    samplers  each makes all images, and has a rollout in the result.  Their batches are one stream, the longest first,
+              so that the cores of a CPU end at about the same time
     pieces    divides a batch among several models, which are used in place of `model`
     """
     check_labels(labels, len(components.conditions), "the model's classes")

@@ -290,7 +290,9 @@ def test_a_rank_without_samples_has_them_on_its_device(command, tmp_path, monkey
     with pretended() as cuda:
         config = train.parse([*command(tmp_path / "run"), "--compile", "off"])
         components = build_components(config, cuda, progress=False)
-        made = generate(components, components.model, torch.arange(10), config.rollout.sampler, seed=0, step=0, batch=5)
+        (made,) = generate(
+            components, components.model, torch.arange(10), [config.rollout.sampler], seed=0, step=0, batch=5
+        )
         assert {x.device for x in (made.samples, made.features, made.labels)} == {cuda}
         assert made.images.device == CPU
 

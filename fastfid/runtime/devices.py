@@ -131,8 +131,8 @@ def as_tensor(value: Any, name: str = "an argument", meta: bool = False) -> Tens
     Device arrays come by DLPack, which makes torch's stream wait for the one that computes them;
     `__cuda_array_interface__`, by which torch takes those that have nothing else, does not.  An array is copied where
     torch has no such tensor: of another byte order than the machine's, read backwards, or of strides that are no
-    multiple of its items.  float8 becomes float32, long doubles float64; Python's own floats are
-    float64, in lists as well.
+    multiple of its items.  float8 becomes float32, long doubles float64; Python's own floats are float64, in lists as
+    well.
 
     ValueError, in one sentence with `name`, for a sparse tensor, for one on the device meta unless `meta` allows it,
     and for what is no array of numbers.

@@ -16,7 +16,7 @@ from sit_rl.learner.guards import require_finite
 from sit_rl.models.generator_model import GeneratorModel
 from sit_rl.ranks.collectives import gather_owned
 from sit_rl.ranks.process_group import is_main
-from sit_rl.rollout import Rollout, generate_by_each
+from sit_rl.rollout import Rollout, generate
 from sit_rl.sampling.random_streams import EVALUATION_STEP, Stream
 from sit_rl.sampling.sampler_config import SamplerConfig
 from sit_rl.training.intervals_and_classes import details
@@ -80,7 +80,7 @@ def evaluate_by_each(
     labels = components.conditions.balanced(count)
     names = list(samplers)
     for together in [names] if components.device.type == "cpu" else [[name] for name in names]:
-        made = generate_by_each(
+        made = generate(
             components, model, labels, [samplers[name] for name in together], seed=seed, step=EVALUATION_STEP,
             batch=batch, initial=Stream.EVALUATE, noisy=Stream.EVALUATE_SDE, label=label.format(" and ".join(together)),
         )  # fmt: skip

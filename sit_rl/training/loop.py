@@ -85,8 +85,8 @@ def train_step(config: Config, components: Components, state: State, estimator: 
         removed = reward.propose(step)
         labels = reward.labels_of(removed, step)
         with clock.phase("rollout"):
-            rollout = generate(
-                components, state.learner.sampler(), labels, estimator.sampler(step),
+            (rollout,) = generate(
+                components, state.learner.sampler(), labels, [estimator.sampler(step)],
                 seed=config.seed, step=step, batch=config.rollout.batch,
                 keep_path=estimator.keeps_path, label="roll out",
                 pieces=estimator.pieces(state.learner, step),
@@ -143,8 +143,8 @@ def refreshed(config: Config, components: Components, state: State, estimator: E
     if state.reward is not None and not due:
         return state.reward
     labels = components.conditions.balanced(config.reward.reference_size)
-    made = generate(
-        components, state.learner.sampler(), labels, estimator.sampler(state.step),
+    (made,) = generate(
+        components, state.learner.sampler(), labels, [estimator.sampler(state.step)],
         seed=config.seed, step=state.step, batch=config.rollout.batch,
         initial=Stream.REFERENCE, noisy=Stream.REFERENCE_SDE, label="reference set",
     )  # fmt: skip

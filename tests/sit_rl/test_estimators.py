@@ -56,20 +56,22 @@ def small(estimator, **changes):
 
 
 def roll(components, model, estimator, step=0):
-    return generate(
-        components, model, LABELS, estimator.sampler(step), seed=0, step=step, batch=20, keep_path=estimator.keeps_path
-    )
+    (made,) = generate(
+        components, model, LABELS, [estimator.sampler(step)], seed=0, step=step, batch=20,
+        keep_path=estimator.keeps_path,
+    )  # fmt: skip
+    return made
 
 
 def train(components, estimator, steps=12):
     """Reward brightness; returns mean brightness before and after, with one fixed noise."""
     learner, levels = Learner(components.model, estimator.config), []
     for step in range(steps + 1):
-        evaluation = generate(
+        (evaluation,) = generate(
             components,
             learner.sampler(),
             LABELS,
-            SamplerConfig("ode", "heun", 4),
+            [SamplerConfig("ode", "heun", 4)],
             seed=9,
             step=0,
             batch=20,
@@ -180,7 +182,7 @@ def test_nan_gradient_leaves_the_weights_alone(components):
 
 def test_labels_out_of_range_are_named(components):
     with pytest.raises(ValueError, match="label 2 is out of range: the model's classes are numbered 0 to 1"):
-        generate(components, components.model, torch.tensor([0, 2]), SamplerConfig(), seed=0, step=0, batch=2)
+        generate(components, components.model, torch.tensor([0, 2]), [SamplerConfig()], seed=0, step=0, batch=2)
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(components):

@@ -52,13 +52,13 @@ def test_one_stream_has_the_bits_of_one_sampler_after_the_other(config, threads)
 
 def test_on_a_gpu_a_result_comes_before_the_next_sampler_begins(config, monkeypatch):
     """A run saves it: an evaluation of a large model takes hours."""
-    begun, inner = [], held_out.generate_by_each
+    begun, inner = [], held_out.generate
 
     def watched(components, model, labels, chosen, **options):
         begun.append([sampler.kind for sampler in chosen])
         return inner(components, model, labels, chosen, **options)
 
-    monkeypatch.setattr(held_out, "generate_by_each", watched)
+    monkeypatch.setattr(held_out, "generate", watched)
     with pretended() as cuda:
         components = build_components(config, cuda, progress=False)
         results = evaluate_by_each(components, components.model, samplers(config), 10, seed=0, batch=5)

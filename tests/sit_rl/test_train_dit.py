@@ -99,8 +99,8 @@ def rolled(chain, precision="float32", batch=4, shape=LATENT, std=0.1):
     )  # fmt: skip
     estimator = build_estimator(resolve(config), components)
     learner = Learner(model, estimator.config)
-    paths = generate(
-        components, learner.sampler(), torch.arange(8) % shape.num_classes, estimator.sampler(0), seed=0, step=0,
+    (paths,) = generate(
+        components, learner.sampler(), torch.arange(8) % shape.num_classes, [estimator.sampler(0)], seed=0, step=0,
         batch=batch, keep_path=True,
     )  # fmt: skip
     return model, estimator, learner, paths
